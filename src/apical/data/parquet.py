@@ -1,0 +1,239 @@
+"""Image data sets in Parquet files, laid out as on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from apical.data._optional import import_optional
+from apical.data._splits import ALIASES, Split, canonical_split, choose_split
+from apical.data.arrays import ImageArrays
+from apical.data.decoding import Decode, decode_all
+from apical.errors import DataError
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+class _Block(NamedTuple):
+    """One row group of one file."""
+
+    path: Path
+    row_group: int
+    first_row: int  # in the file
+    num_rows: int
+
+
+def find_parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """Group the Parquet files in a folder and its direct subfolders by split.
+
+    The file's name tells the split, else its folder's:
+    ``train-00000-of-00002.parquet``, ``data/val.parquet`` and ``test/0000.parquet`` are all understood; others are
+    listed under ``""``.
+    """
+    files: dict[str, list[Path]] = {}
+    for path in sorted((*folder.glob("*.parquet"), *folder.glob("*/*.parquet"))):
+        names = (path.stem, *path.relative_to(folder).parent.parts)
+        split = next((found for found in map(canonical_split, names) if found), "")
+        files.setdefault(split, []).append(path)
+    return files
+
+
+def is_parquet_folder(folder: Path) -> bool:
+    """Whether there are Parquet files in the folder or its direct subfolders."""
+    return any(find_parquet_files(folder).values())
+
+
+class ParquetImages(Dataset[tuple[Tensor, int]]):
+    """Images of one split, read and decoded one by one; works with a DataLoader and its workers.
+
+    Compressed images are fetched by row group, and the last few groups are kept. Shuffle with `BlockShuffleSampler`,
+    which stays within a few groups at a time, rather than with ``shuffle=True``.
+
+    Args:
+        folder: holds the Parquet files, directly or one folder below.
+        split: which of them.
+        decode: how to turn bytes into a tensor; give a size where images differ.
+        transform: applied to each decoded image (uint8, (C, H, W)).
+        cached_images: row groups are kept up to this many images in each process.
+
+    Attributes:
+        labels: int64, (N,).
+        classes: names from the Hub's metadata, else the labels as text.
+        block_lengths: number of images in each row group, in order.
+
+    Raises:
+        DataError: there are no files of this split, a column is missing, or labels are missing or out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: Split = "train",
+        decode: Decode | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        cached_images: int = 4096,
+    ) -> None:
+        self.decode = Decode() if decode is None else decode
+        self.transform = transform
+        self.cached_images = cached_images
+        files = find_parquet_files(Path(folder))
+        paths = _files_of_split(files, split, Path(folder))
+        labelled = [path for name, group in files.items() if name for path in group]
+        self._image_column = _column(paths, IMAGE_COLUMNS)
+        self.labels, self.classes = _read_labels(paths, labelled)
+        self._blocks = [block for path in paths for block in _row_groups(path)]
+        self.block_lengths = tuple(block.num_rows for block in self._blocks)
+        self._ends = list(accumulate(self.block_lengths))
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        source, where = self._source(index)
+        image = self.decode(source, where)
+        return (image if self.transform is None else self.transform(image)), int(self.labels[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": OrderedDict()}
+
+    def sources(self) -> Iterator[tuple[bytes | Path, str]]:
+        """All encoded images with their place (file and row), in order."""
+        return map(self._source, range(len(self)))
+
+    def _source(self, index: int) -> tuple[bytes | Path, str]:
+        number = bisect_right(self._ends, index)
+        block = self._blocks[number]
+        offset = index - (self._ends[number] - block.num_rows)
+        where = f"{block.path} row {block.first_row + offset}"
+        value = self._read(number)[offset].as_py()
+        if isinstance(value, dict):
+            content, path = value.get("bytes"), value.get("path")
+            value = content if content is not None else block.path.parent / path if path else None
+        if not isinstance(value, (bytes, Path)):
+            raise DataError(f"{where}: no image; bytes, or a struct of bytes and path, expected")
+        return value, where
+
+    def _read(self, number: int) -> Any:
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        block = self._blocks[number]
+        with _open(block.path) as file:
+            try:
+                # Arrow's threads do not survive a fork into a DataLoader's workers.
+                table = file.read_row_group(block.row_group, columns=[self._image_column], use_threads=False)
+            except Exception as error:
+                raise DataError(f"{block.path}: cannot read row group {block.row_group}: {error}") from error
+        self._cache[number] = table.column(0)
+        while len(self._cache) > 1 and sum(map(len, self._cache.values())) > self.cached_images:
+            self._cache.popitem(last=False)
+        return self._cache[number]
+
+
+def read_parquet(folder: str | Path, split: Split = "train", decode: Decode | None = None) -> ImageArrays:
+    """Read all images of a split into memory.
+
+    Raises:
+        DataError: as `ParquetImages`; an image cannot be read; sizes differ and ``decode`` has none.
+    """
+    images = ParquetImages(folder, split, decode, cached_images=1)
+    return ImageArrays(decode_all(images.sources(), len(images), images.decode), images.labels, images.classes)
+
+
+def _open(path: Path) -> Any:
+    parquet = import_optional("pyarrow.parquet", "pyarrow", "data", "reading Parquet")
+    try:
+        return parquet.ParquetFile(path)
+    except Exception as error:
+        raise DataError(f"{path}: cannot read the Parquet file: {error}") from error
+
+
+def _files_of_split(files: dict[str, list[Path]], split: str, folder: Path) -> Sequence[Path]:
+    named = {name: group for name, group in files.items() if name}
+    if not named:
+        found = ", ".join(path.name for path in files.get("", [])[:5]) or "none"
+        splits = ", ".join(ALIASES)
+        raise DataError(
+            f"{folder}: Parquet files or their folders must be named after a split ({splits}), found {found}"
+        )
+    chosen = choose_split(named, split, folder)
+    if len({path.parent for path in chosen}) > 1:
+        parents = sorted({str(path.parent.relative_to(folder)) for path in chosen})
+        raise DataError(f"{folder}: several folders hold a {split!r} split, name one of them: {', '.join(parents)}")
+    return chosen
+
+
+def _column(paths: Sequence[Path], candidates: Sequence[str]) -> str:
+    for path in paths:
+        with _open(path) as file:
+            names = file.schema_arrow.names
+        found = [name for name in candidates if name in names]
+        if not found:
+            raise DataError(f"{path}: no column named {' or '.join(candidates)}; it has {', '.join(names)}")
+    return found[0]
+
+
+def _row_groups(path: Path) -> Iterator[_Block]:
+    first_row = 0
+    with _open(path) as file:
+        sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+    for number, num_rows in enumerate(sizes):
+        yield _Block(path, number, first_row, num_rows)
+        first_row += num_rows
+
+
+def _read_labels(paths: Sequence[Path], labelled: Sequence[Path]) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels of ``paths``; without names in the metadata, the classes are those of all ``labelled`` files together."""
+    column = _column(paths, LABEL_COLUMNS)
+    values = [value for path in paths for value in _label_column(path, column)]
+    classes = _class_names(paths[0], column)
+    if not classes:
+        others = {value for path in labelled if path not in paths for value in _label_column(path, column)}
+        everything = others | set(values)
+        if all(isinstance(value, int) for value in everything):
+            classes = tuple(str(number) for number in range(max(everything, default=-1) + 1))
+        else:
+            classes = tuple(sorted(map(str, everything)))
+    position = {name: number for number, name in enumerate(classes)}
+    numbers = [value if isinstance(value, int) else position.get(str(value), -1) for value in values]
+    labels = torch.tensor(numbers, dtype=torch.int64)
+    wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
+    if len(wrong):
+        raise DataError(
+            f"{paths[0].parent}: {len(wrong)} of {len(labels)} labels are none of the {len(classes)} classes, the "
+            f"first is {values[int(wrong[0])]!r} (-1 marks splits published without labels: use another split)"
+        )
+    return labels, classes
+
+
+def _label_column(path: Path, column: str) -> list[Any]:
+    with _open(path) as file:
+        if column not in file.schema_arrow.names:
+            return []
+        values: list[Any] = file.read(columns=[column], use_threads=False).column(0).to_pylist()
+    for row, value in enumerate(values):
+        if not isinstance(value, (int, str)):
+            raise DataError(f"{path} row {row}: the label must be a whole number or a text, got {value!r}")
+    return values
+
+
+def _class_names(path: Path, column: str) -> tuple[str, ...]:
+    with _open(path) as file:
+        metadata = (file.schema_arrow.metadata or {}).get(b"huggingface")
+    try:
+        return tuple(json.loads(metadata)["info"]["features"][column]["names"]) if metadata else ()
+    except (ValueError, KeyError, TypeError):  # metadata without class names is common
+        return ()

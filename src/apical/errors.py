@@ -1,0 +1,55 @@
+"""The exceptions that apical raises on purpose.
+
+Every one says what was got, what was expected, where (module path, file or option) and how to mend it. All derive
+from `ApicalError`; those that a caller's argument or file can cause are `ValueError` too.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ApicalError",
+    "BudgetError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LoadError",
+    "ResizeError",
+    "TraceError",
+    "TrainingError",
+]
+
+
+class ApicalError(Exception):
+    """Base of every error that apical raises on purpose."""
+
+
+class TraceError(ApicalError, ValueError):
+    """A model cannot be analysed: it does not run, export or confirm its groups on the example inputs."""
+
+
+class ResizeError(ApicalError, ValueError):
+    """A resize was refused before anything changed: the keep set, the model or the optimizer does not fit."""
+
+
+class LoadError(ApicalError, ValueError):
+    """A saved model folder is damaged, unsafe, or does not belong to the model it is loaded into."""
+
+
+class BudgetError(ApicalError, ValueError):
+    """A budget cannot be read, or no reachable network meets it."""
+
+
+class ConfigError(ApicalError, ValueError):
+    """A configuration or recipe holds a value that cannot work."""
+
+
+class DataError(ApicalError, ValueError):
+    """A data set is missing, unreadable or not in the layout it was said to have."""
+
+
+class CheckpointError(ApicalError, ValueError):
+    """A checkpoint cannot be written or read, is torn, or belongs to another run."""
+
+
+class TrainingError(ApicalError, RuntimeError):
+    """Training cannot go on, for instance because the loss is no longer finite."""

@@ -1,0 +1,34 @@
+"""The networks of the experiments, as ordinary modules without any knowledge of growing."""
+
+from apical.models.deeplab import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
+from apical.models.gpt import GPT
+from apical.models.lstm_lm import LSTMLanguageModel
+from apical.models.mobilenet import MobileNetV1, mobilenet_v1
+from apical.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
+from apical.models.resnet_cifar import CifarResNet, resnet20, resnet56
+from apical.models.unet import UNet
+from apical.models.vgg import CifarVGG16, vgg16
+from apical.models.wide_resnet import WideResNet, wrn28_10
+
+__all__ = [
+    "GPT",
+    "CifarResNet",
+    "CifarVGG16",
+    "DeepLabV3",
+    "LSTMLanguageModel",
+    "MobileNetV1",
+    "ResNet",
+    "UNet",
+    "WideResNet",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "mobilenet_v1",
+    "resnet18",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "resnet101",
+    "vgg16",
+    "wrn28_10",
+]

@@ -1,0 +1,28 @@
+"""Changing a model's sizes: planned, checked, applied whole or not at all, with a store for what is absent."""
+
+from apical.resizing._dry_run import Example, confirm, without
+from apical.resizing._gates import zero_gates_
+from apical.resizing._guards import refuse_wrapped
+from apical.resizing._indexing import TemplateMap
+from apical.resizing._report import ResizeReport, TensorChange
+from apical.resizing._resize import lookup, resize_
+from apical.resizing._selection import Selection, check_selection
+from apical.resizing._store import DormantStore
+from apical.resizing._trace import trace
+
+__all__ = [
+    "DormantStore",
+    "Example",
+    "ResizeReport",
+    "Selection",
+    "TemplateMap",
+    "TensorChange",
+    "check_selection",
+    "confirm",
+    "lookup",
+    "refuse_wrapped",
+    "resize_",
+    "trace",
+    "without",
+    "zero_gates_",
+]

@@ -1,0 +1,171 @@
+"""The dry run that decides: on a copy, gate-to-zero and physical removal must agree, else the part is frozen."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.resizing._gates import zero_gates_
+from apical.resizing._resize import resize_
+from apical.structure import ChannelGroup, CostTerm, Frozen, SizeAxis, SkippableBlock, Structure, quiet_rng
+
+Part = ChannelGroup | SkippableBlock
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of the model."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    state_outputs: tuple[int | str, ...] = ()
+
+    def run(self, model: nn.Module) -> list[Tensor]:
+        """All output tensors but carried states."""
+        with quiet_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            outputs: Any = model(*self.args, **self.kwargs)
+        if isinstance(outputs, dict):
+            outputs = {k: v for k, v in outputs.items() if k not in self.state_outputs}
+        elif isinstance(outputs, (tuple, list)):
+            outputs = [v for i, v in enumerate(outputs) if i not in self.state_outputs]
+        return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def confirm(structure: Structure, model: nn.Module, example: Example) -> Structure:
+    """The structure without what the dry run refutes; ``model`` is a copy that may be used freely."""
+    twin, example, tolerance = _testbed(model, example)
+    parts: list[Part] = [*structure.groups, *structure.blocks]
+    refuted: dict[str, str] = {}
+
+    def refute(candidates: Sequence[Part]) -> None:
+        reason = _disagreement(structure, twin, example, candidates, tolerance)
+        if reason is None or not candidates:
+            return
+        kinds: dict[str, list[Part]] = {}
+        for part in candidates:
+            kinds.setdefault(re.sub(r"\d+", "#", part.name), []).append(part)
+        if len(candidates) == 1:
+            refuted[candidates[0].name] = reason
+        elif len(kinds) > 1:
+            split = len(kinds) // 2
+            for half in (list(kinds.values())[:split], list(kinds.values())[split:]):
+                refute([part for kind in half for part in kind])
+        else:
+            first = _disagreement(structure, twin, example, candidates[:1], tolerance)
+            if first is not None:  # the same construction throughout the network
+                refuted.update({part.name: first for part in candidates})
+            else:
+                refute(candidates[: len(candidates) // 2])
+                refute(candidates[len(candidates) // 2 :])
+
+    for _ in range(4):
+        known = len(refuted)
+        refute([p for p in parts if p.name not in refuted])
+        if len(refuted) == known:
+            break
+    left = [p for p in parts if p.name not in refuted]
+    if left and _disagreement(structure, twin, example, left, tolerance) is not None:
+        refuted.update({p.name: "refuted together with other groups" for p in left})
+    return without(structure, refuted)
+
+
+def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
+    """A float64 copy with nothing trivially zero (a float32 copy where the model cannot run in float64)."""
+    twin = _disturbed(copy.deepcopy(model).double())
+    wide = Example(_double(example.args), _double(example.kwargs), example.state_outputs)
+    try:
+        if all(bool(t.isfinite().all()) for t in wide.run(twin) if t.is_floating_point()):
+            return twin, wide, 1e-10
+    except Exception:  # the model insists on its dtype
+        pass
+    return _disturbed(copy.deepcopy(model)), example, 1e-3
+
+
+def _double(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map(
+        lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
+    )
+
+
+@torch.no_grad()
+def _disturbed(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
+            parameter.add_(noise(parameter) * torch.where(spread > 1e-3, 0.1 * spread, torch.full_like(spread, 0.05)))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(0.1 * noise(buffer))
+        elif name.endswith("running_var"):
+            buffer.mul_(0.75 + 0.5 * torch.rand(buffer.shape, generator=generator).to(buffer))
+    return model
+
+
+def _disagreement(
+    structure: Structure, twin: nn.Module, example: Example, parts: Sequence[Part], tolerance: float
+) -> str | None:
+    """Why removing about half of each part's units differs from zeroing their gates; None if it does not."""
+    generator = torch.Generator().manual_seed(0)
+    keep: dict[str, list[int]] = {}
+    for part in parts:
+        if isinstance(part, ChannelGroup):
+            order = torch.randperm(part.size, generator=generator).tolist()
+            keep[part.name] = sorted(order[: max(1, (part.size + 1) // 2)])
+    skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
+    gated, removed = copy.deepcopy(twin), copy.deepcopy(twin)
+    zero_gates_(gated, structure, keep, skip)
+    try:
+        resize_(removed, structure, keep, skip)
+        found = example.run(removed)
+    except Exception as problem:
+        first = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
+        return f"without some of it the forward pass fails: {type(problem).__name__}: {first}"
+    for expected, got in zip(example.run(gated), found, strict=True):
+        if expected.shape != got.shape:
+            return f"without some of it the output has shape {tuple(got.shape)} instead of {tuple(expected.shape)}"
+        scale = expected.abs().max().item() if expected.numel() else 0.0
+        error = (expected - got).abs().max().item() if expected.numel() else 0.0
+        if not error <= tolerance * max(scale, 1e-30):
+            return f"a gate of zero does not equal its absence (relative difference {error / max(scale, 1e-30):.1g})"
+    return None
+
+
+def without(structure: Structure, refuted: Mapping[str, str]) -> Structure:
+    """The structure with some groups and blocks frozen."""
+    if not refuted:
+        return structure
+    groups = tuple(g for g in structure.groups if g.name not in refuted)
+    index = {g.name: i for i, g in enumerate(groups)}
+    where = [index.get(g.name) for g in structure.groups]
+
+    def axis(a: SizeAxis) -> SizeAxis:
+        fixed = sum(n * structure.groups[g].size for g, n in a.counts if where[g] is None)
+        return SizeAxis(a.base + fixed, tuple((w, n) for g, n in a.counts if (w := where[g]) is not None))
+
+    def term(t: CostTerm) -> CostTerm:
+        return CostTerm(t.coefficient, tuple(axis(a) for a in t.axes), t.modules)
+
+    frozen = [Frozen(g.name, g.size, refuted[g.name]) for g in structure.groups if g.name in refuted]
+    notes = [f"block {b.name} stays: {refuted[b.name]}" for b in structure.blocks if b.name in refuted]
+    return replace(
+        structure,
+        groups=groups,
+        blocks=tuple(b for b in structure.blocks if b.name not in refuted),
+        frozen=(*structure.frozen, *frozen),
+        attributes=tuple(replace(a, axis=axis(a.axis)) for a in structure.attributes if axis(a.axis).counts),
+        terms=tuple(term(t) for t in structure.terms),
+        param_axes=tuple(term(t) for t in structure.param_axes),
+        notes=(*structure.notes, *notes),
+    )

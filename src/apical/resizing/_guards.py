@@ -1,0 +1,83 @@
+"""Refusing models that cannot be resized in place, before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from apical.errors import ApicalError, ResizeError
+from apical.resizing._indexing import TemplateMap
+from apical.resizing._selection import Selection
+
+WRAPPERS = {
+    "DistributedDataParallel": "pass ddp.module, and wrap it again after the resize",
+    "DataParallel": "pass the inner .module",
+    "FullyShardedDataParallel": "sharded parameters cannot be resized in place",
+    "OptimizedModule": "pass the model from before torch.compile (model._orig_mod), and compile it again after a resize",
+    "ScriptModule": "pass the Python module that was scripted",
+    "RecursiveScriptModule": "pass the Python module that was scripted",
+}
+
+
+def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
+    """Raise for wrapped models, models without parameters, on the meta device, or on several devices."""
+    if not isinstance(model, nn.Module):
+        raise error(f"expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        advice = WRAPPERS.get(type(module).__name__)
+        if advice:
+            raise error(f"{name or 'the model'} is wrapped in {type(module).__name__}: {advice}")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if not tensors:
+        raise error(f"{type(model).__name__} has no parameters")
+    lazy = [n for n, t in tensors if isinstance(t, nn.parameter.UninitializedTensorMixin)]
+    if lazy:
+        raise error(f"{lazy[0]} is not initialised yet (lazy module): run one forward pass first")
+    meta = [n for n, t in tensors if t.is_meta]
+    if meta:
+        raise error(f"{meta[0]} is on the meta device and holds no values: materialise the model first")
+    devices: dict[torch.device, str] = {}
+    for name, tensor in tensors:
+        devices.setdefault(tensor.device, name)
+    if len(devices) > 1:
+        shown = ", ".join(f"{n} on {d}" for d, n in devices.items())
+        raise error(f"the model is spread over several devices ({shown}); move it to one with model.to(device)")
+
+
+def check_matches(model: nn.Module, template: TemplateMap, selection: Selection, whose: str, stored: bool) -> None:
+    """Raise unless the model's tensors have the shapes that the selection says."""
+    live = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    problems = []
+    for name in template.structure.tensors:
+        expected = template.shape(name, selection)
+        for alias in template.live_names(name, selection):
+            if alias not in live:
+                problems.append(f"{alias} is missing (expected shape {expected})")
+            elif tuple(live[alias].shape) != expected:
+                problems.append(f"{alias} has shape {tuple(live[alias].shape)}, expected {expected}")
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        advice = (
+            "pass the store of the model's earlier resizes"
+            if stored
+            else "if it was resized before, pass the DormantStore of that resize; else trace this model"
+        )
+        raise ResizeError(f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice.capitalize()}.")
+
+
+def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise for parameters with hooks, which a new parameter would lose, and for optimizers of other models."""
+    for name, parameter in model.named_parameters():
+        if getattr(parameter, "_backward_hooks", None) or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ResizeError(f"{name} has hooks on the tensor itself, which a resized parameter would lose: remove "
+                              "them before the resize and register them again after it")  # fmt: skip
+    own = {id(p) for p in model.parameters()}
+    for optimizer in optimizers:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if held and not any(id(p) in own for p in held):
+            raise ResizeError(
+                f"the {type(optimizer).__name__} passed as optimizer holds none of the model's parameters: it belongs "
+                "to another model, or was made before the model was changed or moved"
+            )

@@ -1,0 +1,343 @@
+"""`resize_`: the one function that changes a model's sizes. It plans, checks, and applies whole or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from apical.errors import ResizeError
+from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped
+from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
+from apical.resizing._optimizer import rekey_, resized_state, restored_state
+from apical.resizing._report import ResizeReport, TensorChange
+from apical.resizing._selection import Selection, check_selection
+from apical.resizing._store import DormantStore
+from apical.structure import Keep, Structure, lies_in, module_refresh
+
+
+@dataclass(frozen=True)
+class Move:
+    """A tensor's way from the old to the new selection; an index of None means that it is absent."""
+
+    name: str
+    old: TensorIndex | None
+    new: TensorIndex | None
+
+
+@dataclass
+class NewTensors:
+    """What was computed for one model (the user's, or a copy of it) and waits to be installed."""
+
+    namespace: str
+    model: nn.Module
+    tensors: dict[str, Tensor | None] = field(default_factory=dict)  # None: the tensor leaves with its block
+    changes: list[TensorChange] = field(default_factory=list)
+
+
+def resize_(
+    model: nn.Module,
+    structure: Structure,
+    keep: Keep,
+    skip: Iterable[str] = (),
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    store: DormantStore | None = None,
+    *,
+    copies: Sequence[nn.Module] = (),
+    optimizer_state: Literal["carry", "reset"] = "carry",
+) -> ResizeReport:
+    """Resize a model in place to the kept positions, with everything that depends on their sizes.
+
+    Weights, gradients, BatchNorm statistics and optimizer state follow their channels; module attributes
+    (``out_channels``, ``hidden_size``, …) say the new sizes; a skipped block becomes ``nn.Identity`` in its parent.
+    Everything is computed and checked before the first change: after an error the model and optimizer are as before.
+    Resized parameters are *new* ``nn.Parameter`` objects in the *same* optimizer, so that a loss computed before
+    the resize may still be alive, and learning-rate schedulers and gradient scalers stay valid.
+
+    Args:
+        model: the model that was traced, unwrapped (not under DDP or ``torch.compile``).
+        structure: what `apical.trace` returned for it.
+        keep: sorted positions to keep, by group name, counted in the template; groups not named keep everything.
+        skip: names of the blocks to leave out.
+        optimizer: the optimizer (or several) that trains the model.
+        store: keeps what leaves, so that a later call can bring it back bit-identical. Without a store, what leaves
+            is lost, and the model cannot be resized again by this structure.
+        copies: other models of the same class and shape to resize alike, such as an exponential moving average
+            (``torch.optim.swa_utils.AveragedModel``).
+        optimizer_state: ``"carry"`` refuses optimizer state that is not shaped like its parameter (Adafactor's
+            factored moments); ``"reset"`` drops it and names it in the report.
+
+    Returns:
+        What was changed.
+
+    Raises:
+        ResizeError: if ``keep`` or ``skip`` is not a possible choice, the model does not fit the structure, is
+            wrapped, on the meta device or on several devices, or the optimizer belongs to another model.
+
+    Example:
+        >>> import torch, apical
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> structure = apical.trace(net, torch.zeros(1, 3))
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        >>> report = apical.resize_(net, structure, {"0": [0, 3, 5]}, optimizer=sgd)
+        >>> print(net[2])
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    start = time.perf_counter()
+    refuse_wrapped(model, ResizeError)
+    if optimizer_state not in ("carry", "reset"):
+        raise ResizeError(f"optimizer_state must be 'carry' or 'reset', got {optimizer_state!r}")
+    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    target = check_selection(structure, keep, skip)
+    before = store.current(structure) if store is not None else Selection.full(structure)
+    twins = [c.module if isinstance(c, AveragedModel) else c for c in copies]
+    template = TemplateMap(structure)
+    for twin, whose in [(model, "the model"), *((t, f"copy {i}") for i, t in enumerate(twins))]:
+        check_matches(twin, template, before, whose, stored=store is not None)
+    check_parameters(model, optimizers)
+    resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")
+    prepared = [
+        resize.prepare(ns, m) for ns, m in [("", model), *((f"copy{i}/", t) for i, t in enumerate(twins))]
+    ]
+    attributes = resize.commit(prepared)
+    if store is not None:
+        store.bind(structure, target)
+    return ResizeReport(
+        changed=tuple(prepared[0].changes),
+        dropped=tuple(sorted(target.skip - before.skip)),
+        restored=tuple(sorted(before.skip - target.skip)),
+        attributes=attributes,
+        reset=tuple(dict.fromkeys(resize.reset)),
+        sizes={name: len(kept) for name, kept in target.keep.items()},
+        seconds=time.perf_counter() - start,
+    )
+
+
+class _Resize:
+    """One resize: moves are planned from indices, tensors prepared aside, and only then installed."""
+
+    def __init__(self, template: TemplateMap, before: Selection, after: Selection, store: DormantStore | None,
+                 optimizers: Sequence[Optimizer], may_reset: bool) -> None:  # fmt: skip
+        self.template, self.before, self.after, self.store = template, before, after, store
+        self.optimizers, self.may_reset = optimizers, may_reset
+        self.specs = template.structure.tensors
+        self.reset: list[str] = []
+        self.moves = list(self._moves())
+        self.states: list[dict[str, dict[str, Any] | None]] = [{} for _ in optimizers]
+
+    def _moves(self) -> Iterator[Move]:
+        for name in self.specs:
+            was, is_ = (self.template.present(name, s) for s in (self.before, self.after))
+            old = self.template.index(name, self.before) if was else None
+            new = self.template.index(name, self.after) if is_ else None
+            if (old is None) != (new is None) or (old is not None and new is not None and not same_index(old, new)):
+                yield Move(name, old, new)
+
+    # ---- preparing ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, namespace: str, model: nn.Module) -> NewTensors:
+        """Compute every new tensor, gradient and optimizer state; nothing of the model changes."""
+        result = NewTensors(namespace, model)
+        for move in self.moves:
+            live = None if move.old is None else lookup(model, self.template.live_names(move.name, self.before)[0])
+            value = self._transfer(namespace + move.name, live, move)
+            if value is None:
+                result.tensors[move.name] = None
+            else:
+                reference = live if live is not None else self._waiting(namespace, move.name)
+                result.tensors[move.name] = self._dress(value, reference, live, move)
+                if live is not None and value.shape != live.shape:
+                    result.changes.append(TensorChange(move.name, tuple(live.shape), tuple(value.shape)))
+            if self.specs[move.name].is_parameter and not namespace:
+                self._prepare_states(move, live)
+        return result
+
+    def _waiting(self, namespace: str, name: str) -> Tensor | None:
+        """The tensor object of an absent block, for its flags (requires_grad, memory format, device)."""
+        for key, module in (self.store.modules if self.store else {}).items():
+            block = key.removeprefix(namespace)
+            if key == namespace + block and name.startswith(block + "."):
+                return lookup(module, name[len(block) + 1 :])
+        return None
+
+    def _transfer(self, key: str, live: Tensor | None, move: Move) -> Tensor | None:
+        """Put the live part of a tensor into the store and take the new part out (None if it leaves)."""
+        if self.store is None:
+            if live is None or move.old:
+                raise ResizeError(f"{move.name} cannot come back: no DormantStore holds what left")
+            return None if move.new is None else gather(live.detach(), move.new)
+        if live is not None:
+            full = self.store.hold(key, self.specs[move.name].shape, live)
+            scatter_(full, move.old or {}, live.detach())
+        if move.new is None:
+            return None
+        stored = self.store.full(key)
+        if stored is None:
+            raise ResizeError(f"{move.name} cannot come back: the store has never held it")
+        part = gather(stored, move.new)
+        return part if live is None else part.to(live.device)
+
+    def _dress(self, value: Tensor, reference: Tensor | None, live: Tensor | None, move: Move) -> Tensor:
+        """Give a new tensor what its predecessor had: device, memory format, gradient, flags."""
+        if reference is not None:
+            value = value.to(reference.device)
+            for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+                if reference.dim() == rank and reference.is_contiguous(memory_format=layout):
+                    value = value.contiguous(memory_format=layout) if not reference.is_contiguous() else value
+        if not self.specs[move.name].is_parameter:
+            return value
+        parameter = nn.Parameter(value, requires_grad=reference.requires_grad if reference is not None else True)
+        if reference is not None:
+            vars(parameter).update(vars(reference))
+        if live is not None and live.grad is not None:
+            full = torch.zeros(self.specs[move.name].shape, dtype=live.grad.dtype, device=live.grad.device)
+            scatter_(full, move.old or {}, live.grad)
+            parameter.grad = gather(full, move.new or {})
+        return parameter
+
+    def _prepare_states(self, move: Move, live: Tensor | None) -> None:
+        for i, optimizer in enumerate(self.optimizers):
+            key = f"optimizer{i}/{move.name}"
+            if isinstance(live, nn.Parameter):
+                moved = resized_state(optimizer, move.name, live, key, lambda k, v: self._transfer(k, v, move),
+                                      self.reset, self.may_reset)  # fmt: skip
+                if move.new is None and moved is not None and self.store is not None:
+                    self.store.keep_other(key, moved)
+                self.states[i][move.name] = moved
+            elif self.store is not None:
+                entries = {k: gather(full, move.new or {}) for k, full in self.store.below(key + "/").items()}
+                self.states[i][move.name] = restored_state(key, entries, self.store.take_other(key))
+
+    # ---- installing ----------------------------------------------------------------------------------------------
+
+    def commit(self, prepared: Sequence[NewTensors]) -> dict[str, int]:
+        """Install what was prepared; if anything raises, undo and raise `ResizeError`."""
+        undo: list[Callable[[], None]] = []
+        model = prepared[0].model
+        canonical = {alias: name for name, spec in self.specs.items() for alias in (name, *spec.aliases)}
+        old_names = {id(p): canonical[n] for n, p in model.named_parameters() if n in canonical}
+        try:
+            for new in prepared:
+                self._swap_blocks(new, undo)
+                self._install(new, undo)
+            attributes = [self._set_attributes(new.model, undo) for new in prepared][0]
+            new_parameters = {n: p for n, p in prepared[0].tensors.items() if self.specs[n].is_parameter}
+            for i, optimizer in enumerate(self.optimizers):
+                undo.append(_remember(optimizer))
+                rekey_(optimizer, i, old_names, new_parameters, self.states[i], self.store)
+        except Exception as problem:
+            for step in reversed(undo):
+                step()
+            raise ResizeError(f"the resize was undone: {type(problem).__name__}: {problem}") from problem
+        return attributes
+
+    def _swap_blocks(self, new: NewTensors, undo: list[Callable[[], None]]) -> None:
+        for block in sorted(self.after.skip - self.before.skip):
+            module = _replace(new.model, block, nn.Identity(), undo)
+            if self.store is not None:
+                waiting = self.store.modules
+                waiting[new.namespace + block] = module
+                undo.append(lambda k=new.namespace + block: waiting.pop(k))  # type: ignore[misc]
+        for block in sorted(self.before.skip - self.after.skip):
+            if self.store is None:
+                raise ResizeError(f"block {block} cannot come back: no DormantStore holds it")
+            module = self.store.modules.pop(new.namespace + block)
+            waiting = self.store.modules
+            undo.append(lambda k=new.namespace + block, m=module: waiting.update({k: m}))  # type: ignore[misc]
+            _replace(new.model, block, module, undo)
+
+    def _install(self, new: NewTensors, undo: list[Callable[[], None]]) -> None:
+        for name, tensor in new.tensors.items():
+            if tensor is not None:
+                for alias in self.template.live_names(name, self.after):
+                    _set(new.model, alias, tensor, undo)
+        returned = self.before.skip - self.after.skip
+        for name, spec in self.specs.items():  # parameters that a returning block shares with the rest
+            inside = [n for n in (name, *spec.aliases) if any(lies_in(n, b) for b in returned)]
+            if spec.aliases and inside and name not in new.tensors:
+                source = next(n for n in self.template.live_names(name, self.before))
+                for alias in inside:
+                    _set(new.model, alias, lookup(new.model, source), undo)
+
+    def _set_attributes(self, model: nn.Module, undo: list[Callable[[], None]]) -> dict[str, int]:
+        sizes = [len(self.after.keep[g.name]) for g in self.template.structure.groups]
+        found: dict[str, int] = {}
+        touched: dict[str, nn.Module] = {}
+        for spec in self.template.structure.attributes:
+            if any(lies_in(spec.module, b) for b in self.after.skip):
+                continue
+            module = model.get_submodule(spec.module)
+            value = spec.axis.length(sizes)
+            if getattr(module, spec.attribute) != value:
+                undo.append(lambda m=module, a=spec.attribute, v=getattr(module, spec.attribute): setattr(m, a, v))  # type: ignore[misc]
+                setattr(module, spec.attribute, value)
+                found[f"{spec.module}.{spec.attribute}".lstrip(".")] = value
+        for name in (m.name for m in self.moves if m.new is not None):
+            path = name.rpartition(".")[0]
+            while path not in touched and not any(lies_in(path, b) for b in self.after.skip):
+                touched[path] = model.get_submodule(path)
+                path = path.rpartition(".")[0]
+        for module in touched.values():
+            refresh = module_refresh(module)
+            if refresh is not None:
+                before = dict(vars(module))
+                undo.append(lambda m=module, v=before: vars(m).update(v))  # type: ignore[misc]
+                refresh(module)
+        return found
+
+
+def lookup(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this name."""
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), leaf)
+    if not isinstance(tensor, Tensor):
+        raise ResizeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    return tensor
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor, undo: list[Callable[[], None]]) -> None:
+    """Install a parameter or buffer through the module, so that modules which cache theirs (nn.LSTM) notice."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, leaf)
+    undo.append(lambda: setattr(module, leaf, old))
+    setattr(module, leaf, tensor)
+    if isinstance(module, nn.RNNBase) and tensor.is_cuda:
+        module.flatten_parameters()
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module, undo: list[Callable[[], None]]) -> nn.Module:
+    """Put a module in the place of another, which is returned."""
+    parent_path, _, child = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
+    old = parent._modules[child]
+    if old is None:
+        raise ResizeError(f"{path} is not there")
+    module.train(old.training)
+    parent._modules[child] = module
+    undo.append(lambda: parent._modules.update({child: old}))
+    return old
+
+
+def _remember(optimizer: Optimizer) -> Callable[[], None]:
+    """A function that puts the optimizer's parameters and state back as they are now."""
+    groups = [(g, list(g["params"]), list(g["param_names"]) if "param_names" in g else None)
+              for g in optimizer.param_groups]  # fmt: skip
+    state = dict(optimizer.state)
+
+    def restore() -> None:
+        for group, params, names in groups:
+            group["params"][:] = params
+            if names is not None:
+                group["param_names"][:] = names
+        optimizer.state.clear()
+        optimizer.state.update(state)
+
+    return restore

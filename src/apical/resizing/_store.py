@@ -1,0 +1,94 @@
+"""The dormant store: what is absent from the model, kept at full size so that it can come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.errors import ResizeError
+from apical.resizing._selection import Selection
+from apical.structure import Structure
+
+
+class DormantStore:
+    """Keeps the values of absent channels, units and blocks, with optimizer state and copies.
+
+    One store serves one model: pass the same object to every `resize_` of it.
+
+    Args:
+        device: where the values wait, for instance ``"cpu"`` to free accelerator memory; by default they stay on
+            the device of their tensor.
+
+    Attributes:
+        selection: what is present in the model now; None before the first resize.
+
+    Example:
+        >>> import torch, apical
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> structure = apical.trace(net, torch.zeros(1, 3))
+        >>> before = net[0].weight.detach().clone()
+        >>> store = apical.DormantStore()
+        >>> _ = apical.resize_(net, structure, {"0": [0, 2]}, store=store)
+        >>> net[0].out_features
+        2
+        >>> _ = apical.resize_(net, structure, {}, store=store)
+        >>> torch.equal(net[0].weight, before)
+        True
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.device = None if device is None else torch.device(device)
+        self.selection: Selection | None = None
+        self._structure: Structure | None = None
+        self._full: dict[str, Tensor] = {}
+        self._other: dict[str, Any] = {}  # optimizer state that is not shaped like its parameter (step counts)
+        self.modules: dict[str, nn.Module] = {}  # absent blocks by namespace and path
+        self.order: dict[str, list[str]] = {}  # parameter names of each optimizer's parameter groups
+
+    def current(self, structure: Structure) -> Selection:
+        """What the model holds now, in terms of ``structure``."""
+        if self._structure is not None and self._structure is not structure and self._structure != structure:
+            raise ResizeError("this DormantStore belongs to another structure; use one store per traced model")
+        return self.selection if self.selection is not None else Selection.full(structure)
+
+    def bind(self, structure: Structure, selection: Selection) -> None:
+        """Note what the model holds after a resize."""
+        self._structure, self.selection = structure, selection
+
+    def full(self, key: str) -> Tensor | None:
+        """The full-size values under a key, if any were stored."""
+        return self._full.get(key)
+
+    def hold(self, key: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """The full-size buffer under a key, made of zeros if there is none yet."""
+        if key not in self._full:
+            self._full[key] = torch.zeros(shape, dtype=like.dtype, device=self.device or like.device)
+        return self._full[key]
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        """The full-size values whose key starts with ``prefix``."""
+        return {k: v for k, v in self._full.items() if k.startswith(prefix)}
+
+    def keep_other(self, key: str, value: dict[str, Any]) -> None:
+        """Remember optimizer state of an absent parameter that has no positions."""
+        self._other[key] = value
+
+    def take_other(self, key: str) -> dict[str, Any] | None:
+        """Hand it back."""
+        return self._other.pop(key, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain containers that restore the store's values (`load_state_dict`)."""
+        return {
+            "full": {k: v.clone() for k, v in self._full.items()},
+            "other": dict(self._other),
+            "order": {k: list(v) for k, v in self.order.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put saved values back; the model must have been resized to the saved selection with this store before."""
+        self._full = {k: v.clone() for k, v in state["full"].items()}
+        self._other = dict(state["other"])
+        self.order = {k: list(v) for k, v in state["order"].items()}

@@ -1,0 +1,78 @@
+"""`trace`: propose a structure from the graph, then let the dry run decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.errors import TraceError
+from apical.resizing._dry_run import Example, confirm
+from apical.resizing._guards import refuse_wrapped
+from apical.structure import Structure, analysis_copy, propose
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any],
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_outputs: Sequence[int | str] = (),
+) -> Structure:
+    """Find what can be removed from a model and brought back: channels, hidden units, heads, residual blocks.
+
+    The model is exported with ``torch.export`` (non-strict, eval mode) from a copy, so that it is left exactly as it
+    was. Channel identities are followed through the graph; then a dry run in float64 checks that removing a part
+    equals zeroing its gate. What does not pass, reaches the output, or goes through an operation without a rule is
+    listed in ``structure.frozen`` with the reason.
+
+    Args:
+        model: any ``nn.Module``, unwrapped; its present sizes become the template.
+        example_inputs: positional arguments of one call, on the model's device; `Structure.macs` prices this call.
+        example_kwargs: keyword arguments of the call.
+        state_outputs: positions (tuple) or keys (dict) of outputs that carry a recurrent state from call to call,
+            whose size may therefore change. All other outputs keep their size.
+
+    Returns:
+        The structure: pure data, printable, serialisable.
+
+    Raises:
+        TraceError: if the model is wrapped, on several devices or on meta, does not run on the inputs, cannot be
+            exported, or has nothing that can be removed.
+
+    Example:
+        >>> import torch, apical
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        >>> structure = apical.trace(net, torch.zeros(1, 3, 8, 8))
+        >>> [(g.name, g.size) for g in structure.groups]
+        [('0', 8)]
+        >>> structure.frozen[0].reason
+        "reaches the model's output"
+        >>> structure.macs({"0": range(4)}) / structure.macs()
+        0.5
+    """
+    refuse_wrapped(model, TraceError)
+    if isinstance(example_inputs, Tensor):
+        example_inputs = (example_inputs,)
+    if not isinstance(example_inputs, (tuple, list)):
+        raise TraceError(
+            f"example_inputs must be a tensor or a tuple of the model's arguments, got {type(example_inputs).__name__}"
+        )
+    args, kwargs = tuple(example_inputs), dict(example_kwargs or {})
+    _check_devices(model, (args, kwargs))
+    twin = analysis_copy(model)
+    structure = propose(twin, args, kwargs, state_outputs)
+    structure = confirm(structure, twin, Example(args, kwargs, tuple(state_outputs)))
+    if not structure.groups and not structure.blocks:
+        reasons = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in structure.frozen[:8])
+        raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {reasons or 'It has no layers.'}")
+    return structure
+
+
+def _check_devices(model: nn.Module, inputs: Any) -> None:
+    device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
+    for leaf in torch.utils._pytree.tree_leaves(inputs):
+        if isinstance(leaf, Tensor) and leaf.device != device and leaf.dim() > 0:
+            raise TraceError(f"an example input is on {leaf.device}, the model on {device}: move the input there")

@@ -1,0 +1,42 @@
+"""What can be removed from a model: groups, blocks, gate sites and their cost, found by analysing its graph."""
+
+from apical.structure._analyse import analysis_copy, propose, quiet_rng, tensor_specs
+from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
+from apical.structure._registry import module_refresh, register_module, register_op
+from apical.structure._types import (
+    AttributeAxis,
+    ChannelGroup,
+    Frozen,
+    Keep,
+    ParamSlice,
+    SkippableBlock,
+    Structure,
+    TensorSpec,
+)
+from apical.structure._values import ParamValue, Value
+from apical.structure._walk import Walk
+
+__all__ = [
+    "AttributeAxis",
+    "ChannelGroup",
+    "CostModel",
+    "CostTerm",
+    "Frozen",
+    "Keep",
+    "ParamSlice",
+    "ParamValue",
+    "SizeAxis",
+    "SkippableBlock",
+    "Structure",
+    "TensorSpec",
+    "Value",
+    "Walk",
+    "analysis_copy",
+    "lies_in",
+    "module_refresh",
+    "propose",
+    "quiet_rng",
+    "register_module",
+    "register_op",
+    "tensor_specs",
+]

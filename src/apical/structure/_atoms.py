@@ -1,0 +1,135 @@
+"""Channel identities ("atoms") and the equivalences between them.
+
+An atom stands for one position along one dimension of one parameter. Tracing joins atoms that must live and die
+together; the classes that remain are the units of the channel groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FIXED = -1  # the id of a position that no parameter produces, so that nothing can remove it
+
+
+class Atoms:
+    """A growing set of atoms with a union-find over them, vectorised over index tensors."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._edges: list[tuple[Tensor, Tensor]] = []
+        self._labels = torch.empty(0, dtype=torch.long)
+        self._frozen: list[tuple[Tensor, str]] = []
+
+    def new(self, n: int) -> Tensor:
+        """``n`` fresh atoms  # (n,)"""
+        self.count += n
+        return torch.arange(self.count - n, self.count)
+
+    def join(self, a: Tensor, b: Tensor) -> None:
+        """Declare a[i] and b[i] the same unit, for tensors of one (broadcast) shape; fixed positions are left out."""
+        a, b = torch.broadcast_tensors(a, b)
+        a, b = shrink_constant_dims(a, b)
+        a, b = a.reshape(-1), b.reshape(-1)
+        real = (a >= 0) & (b >= 0) & (a != b)
+        if bool(real.any()):
+            self._edges.append((a[real], b[real]))
+
+    def join_all(self, ids: Tensor) -> None:
+        """Declare all these atoms one unit."""
+        ids = ids.reshape(-1)
+        ids = ids[ids >= 0]
+        if ids.numel() > 1:
+            self.join(ids[:-1], ids[1:])
+
+    def freeze(self, ids: Tensor, reason: str) -> None:
+        """Units with one of these atoms cannot be removed."""
+        (ids,) = shrink_constant_dims(ids)
+        ids = ids.reshape(-1).unique()
+        ids = ids[ids >= 0]
+        if ids.numel():
+            self._frozen.append((ids, reason))
+
+    def labels(self) -> Tensor:
+        """The smallest atom of each atom's class  # (count,)"""
+        known = self._labels
+        labels = torch.cat([known, torch.arange(known.numel(), self.count)])
+        if self._edges:
+            a = torch.cat([e[0] for e in self._edges])
+            b = torch.cat([e[1] for e in self._edges])
+            labels = _propagate(labels, a, b)
+            self._edges = [(torch.arange(self.count), labels)]
+        self._labels = labels
+        return labels
+
+    def frozen_reasons(self) -> dict[int, str]:
+        """For each frozen class (by its label) the first reason given."""
+        labels = self.labels()
+        reasons: dict[int, str] = {}
+        for ids, reason in self._frozen:
+            for label in labels[ids].unique().tolist():
+                reasons.setdefault(label, reason)
+        return reasons
+
+
+def _propagate(labels: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    while True:
+        low = torch.minimum(labels[a], labels[b])
+        new = labels.clone()
+        new.scatter_reduce_(0, labels[a], low, "amin")
+        new.scatter_reduce_(0, labels[b], low, "amin")
+        new.scatter_reduce_(0, a, low, "amin")
+        new.scatter_reduce_(0, b, low, "amin")
+        while True:  # pointer jumping
+            jumped = new[new]
+            if torch.equal(jumped, new):
+                break
+            new = jumped
+        if torch.equal(new, labels):
+            return labels
+        labels = new
+
+
+# ---- id tensors: one atom per element, constant dimensions held with stride 0 ------------------------------------
+
+
+def is_constant(ids: Tensor, dim: int) -> bool:
+    """Whether the ids are known not to vary along ``dim`` (size 1 or stride 0)."""
+    return ids.shape[dim] == 1 or ids.stride(dim) == 0
+
+
+def varying_dims(ids: Tensor) -> list[int]:
+    """Dimensions along which the ids vary (after `compress`)."""
+    return [d for d in range(ids.dim()) if not is_constant(ids, d)]
+
+
+def shrink_constant_dims(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Cut every dimension along which none of these equally shaped tensors varies down to length 1."""
+    for d in range(tensors[0].dim()):
+        if tensors[0].shape[d] > 1 and all(is_constant(t, d) for t in tensors):
+            tensors = tuple(t.narrow(d, 0, 1) for t in tensors)
+    return tensors
+
+
+def compress(ids: Tensor) -> Tensor:
+    """The same ids, with stride 0 along every dimension in which they do not vary."""
+    for d in range(ids.dim()):
+        if ids.shape[d] > 1 and ids.stride(d) != 0:
+            first = ids.narrow(d, 0, 1)
+            if torch.equal(first.expand_as(ids), ids):
+                ids = first.expand(ids.shape)
+    return ids
+
+
+def spread(vector: Tensor, shape: tuple[int, ...] | torch.Size, dim: int) -> Tensor:
+    """A vector of ids laid along ``dim`` of ``shape``, constant elsewhere."""
+    view = [1] * len(shape)
+    view[dim] = vector.numel()
+    return vector.view(view).expand(tuple(shape))
+
+
+def replay(fn: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    """Apply a structural operation to ids and compress the result."""
+    return compress(fn(ids))

@@ -1,0 +1,266 @@
+"""From joined atoms to channel groups, gate sites, size axes and the list of what is frozen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apical.structure._atoms import varying_dims
+from apical.structure._cost import CostTerm, SizeAxis
+from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, TensorSpec
+from apical.structure._values import AxisKey
+from apical.structure._walk import Walk
+
+HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "heads", "nhead", "num_attention_heads", "num_kv_heads",
+                   "num_key_value_heads", "n_kv_heads")  # fmt: skip
+WIDTH_ATTRIBUTES = ("attn_dim", "inner_dim", "all_head_size", "attention_dim", "inner_width", "attn_width")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything that follows from the equivalences between atoms."""
+
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[Frozen, ...]
+    attributes: tuple[AttributeAxis, ...]
+    terms: tuple[CostTerm, ...]
+    param_axes: tuple[CostTerm, ...]
+
+
+def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
+    """Turn the walk's findings into groups (units alike in every respect), in the order of the forward pass."""
+    resolve_rectangles(walk)
+    _size_attributes(walk)
+    labels = walk.atoms.labels()
+    reasons = _frozen_labels(walk, labels)
+    alive = torch.ones(walk.atoms.count, dtype=torch.bool)
+    alive[torch.tensor(list(reasons), dtype=torch.long)] = False
+    sites = _site_pairs(walk, labels)
+    membership = _membership(walk, labels, alive)
+    groups: list[ChannelGroup] = []
+    group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long)  # label -> group
+    taken: dict[str, int] = defaultdict(int)
+    summed = _summed_labels(walk, labels)
+    for units in _alike(walk, labels, alive, sites):
+        group = _group(walk, units, membership, sites, taken, summed)
+        if isinstance(group, str):
+            reasons.update((label, group) for label in units)
+        else:
+            group_of[torch.tensor(units)] = len(groups)
+            groups.append(group)
+    sizer = _Sizer(labels, group_of, [g.size for g in groups])
+    return Assembly(
+        tuple(groups),
+        _frozen_list(walk, labels, reasons),
+        tuple(AttributeAxis(m, a, axis) for (m, a), ids in walk.attributes.items() if (axis := sizer(ids)).counts),
+        tuple(_term(t.coefficient, t.axes, sizer, (t.module,)) for t in walk.terms),
+        tuple(_param_term(walk, name, spec, sizer) for name, spec in tensors.items() if spec.is_parameter),
+    )
+
+
+def resolve_rectangles(walk: Walk) -> None:
+    """Join what must go together so that every view of several channel dimensions stays rectangular."""
+    while True:
+        labels = walk.atoms.labels()
+        changed = False
+        for rectangle in walk.rectangles:
+            ids = rectangle.ids
+            if bool((ids < 0).any()):
+                walk.atoms.freeze(ids, "a view splits channels of which some are fixed")
+                continue
+            table = labels[ids]
+            last = ids.dim() - 1
+            allowed = [last] if rectangle.columns_only else range(ids.dim())
+            if any(_depends_only_on(table, d) for d in allowed):
+                continue
+            columns = ids.reshape(-1, ids.shape[-1])
+            walk.atoms.join(columns, columns[:1].expand_as(columns))
+            changed = True
+        if not changed:
+            return
+
+
+def _depends_only_on(table: Tensor, dim: int) -> bool:
+    first = table
+    for d in range(table.dim()):
+        if d != dim:
+            first = first.narrow(d, 0, 1)
+    return torch.equal(first.expand_as(table), table)
+
+
+def _size_attributes(walk: Walk) -> None:
+    """Tie ``num_heads`` and the like to the units that a view lays out."""
+    labels = walk.atoms.labels()
+    for path, ids in walk.splits:
+        if bool((ids < 0).any()):
+            continue
+        narrow = ids
+        for d in range(ids.dim()):
+            if d not in varying_dims(ids):
+                narrow = narrow.narrow(d, 0, 1)
+        table = labels[narrow]
+        for d in range(table.dim()):
+            if table.shape[d] > 1 and _depends_only_on(table, d):
+                vector = narrow
+                for other in range(table.dim()):
+                    if other != d:
+                        vector = vector.narrow(other, 0, 1)
+                for name in (*HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES):
+                    walk.attribute(name, vector.reshape(-1), path=path)
+
+
+def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
+    reasons = walk.atoms.frozen_reasons()
+    written = torch.zeros(walk.atoms.count, dtype=torch.bool)
+    read = torch.zeros(walk.atoms.count, dtype=torch.bool)
+    for key in walk.producers:
+        written[labels[walk.axes[key]]] = True
+    for reading in walk.readings:
+        read[labels[reading.ids[reading.ids >= 0]]] = True
+    for label in labels.unique().tolist():
+        if not written[label]:
+            reasons.setdefault(label, "no layer that can shrink writes it")
+        elif not read[label]:
+            reasons.setdefault(label, "no layer reads it")
+    return reasons
+
+
+def _site_pairs(walk: Walk, labels: Tensor) -> dict[int, set[AxisKey]]:
+    """For each label the axes at which its gate must sit."""
+    pairs: dict[frozenset[AxisKey], list[Tensor]] = defaultdict(list)
+    for reading in walk.readings:
+        pairs[reading.site].append(labels[reading.ids[reading.ids >= 0]])
+    found: dict[int, set[AxisKey]] = defaultdict(set)
+    for site, vectors in pairs.items():
+        for label in torch.cat(vectors).unique().tolist():
+            found[label] |= site
+    return found
+
+
+Membership = dict[int, dict[AxisKey, list[int]]]
+
+
+def _membership(walk: Walk, labels: Tensor, alive: Tensor) -> Membership:
+    members: Membership = defaultdict(lambda: defaultdict(list))
+    for key, ids in walk.axes.items():
+        own = labels[ids]
+        for position, label in enumerate(own.tolist()):
+            if alive[label]:
+                members[label][key].append(position)
+    return members
+
+
+def _alike(walk: Walk, labels: Tensor, alive: Tensor, sites: Mapping[int, set[AxisKey]]) -> list[list[int]]:
+    """Labels partitioned by what they own: how many positions of each axis, attribute and cost, and which sites."""
+    generator = torch.Generator().manual_seed(0)
+    code = torch.zeros(walk.atoms.count, dtype=torch.long)
+    seen: set[tuple[int, int, int]] = set()
+    vectors = [*walk.axes.values(), *walk.attributes.values(), *(a for t in walk.terms for a in t.axes)]
+    for ids in vectors:
+        mark = (ids.data_ptr(), ids.numel(), ids.stride(0) if ids.dim() else 0)
+        salt = torch.randint(1, 2**62, (1,), generator=generator)
+        if mark not in seen:
+            seen.add(mark)
+            own = ids.reshape(-1)
+            code.index_add_(0, labels[own[own >= 0]], salt.expand(int((own >= 0).sum())))
+    salts = {key: int(torch.randint(1, 2**62, (1,), generator=generator)) for key in walk.axes}
+    for label, keys in sites.items():
+        code[label] ^= sum(salts.get(k, 0) for k in keys) % 2**62
+    parts: dict[int, list[int]] = defaultdict(list)
+    for label in labels.unique().tolist():
+        if alive[label]:
+            parts[int(code[label])].append(label)
+    order = {int(label): i for i, label in enumerate(torch.cat([labels[walk.axes[k]] for k in walk.producers]).tolist()[::-1])}
+    return sorted(parts.values(), key=lambda part: -max(order.get(label, -1) for label in part))
+
+
+def _group(
+    walk: Walk,
+    units: list[int],
+    membership: Membership,
+    sites: Mapping[int, set[AxisKey]],
+    taken: dict[str, int],
+    summed: set[int],
+) -> ChannelGroup | str:
+    """The group of these alike units, or the reason why they are frozen."""
+    keys = list(membership[units[0]])
+    order = sorted(units, key=lambda u: next((membership[u][k] for k in walk.producers if k in membership[u]), [0]))
+    slices = {key: ParamSlice(*key, tuple(tuple(membership[u][key]) for u in order)) for key in keys}
+    gate = tuple(slices[k] for k in keys if k in sites[units[0]])
+    if not gate:
+        return "no parameter can hold its gate"
+    if len(units) == 1:
+        return "all its channels must go together (or there is only one)"
+    writers = [k for k in walk.producers if k in slices]
+    path = writers[0][0].rpartition(".")[0] or writers[0][0]
+    taken[path] += 1
+    name = path if taken[path] == 1 else f"{path}:{taken[path]}"
+    stream = len(writers) > 1 and any(u in summed for u in units)
+    return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate)
+
+
+def _summed_labels(walk: Walk, labels: Tensor) -> set[int]:
+    found: set[int] = set()
+    for ids in walk.summed:
+        flat = ids
+        for d in range(ids.dim()):
+            if d not in varying_dims(ids):
+                flat = flat.narrow(d, 0, 1)
+        flat = flat.reshape(-1)
+        found.update(labels[flat[flat >= 0]].unique().tolist())
+    return found
+
+
+class _Sizer:
+    """Turns vectors of ids into size axes."""
+
+    def __init__(self, labels: Tensor, group_of: Tensor, sizes: list[int]) -> None:
+        self._group = group_of[labels] if labels.numel() else labels
+        self._sizes = sizes
+
+    def __call__(self, ids: Tensor) -> SizeAxis:
+        real = ids.reshape(-1)
+        owner = self._group[real[real >= 0]]
+        counts: list[tuple[int, int]] = []
+        for group, n in zip(*(t.tolist() for t in owner[owner >= 0].unique(return_counts=True)), strict=True):
+            if n % self._sizes[group]:
+                raise AssertionError(f"units of group {group} do not share an axis evenly")
+            counts.append((group, n // self._sizes[group]))
+        return SizeAxis(int(ids.numel() - (owner >= 0).sum()), tuple(counts))
+
+
+def _term(coefficient: int, axes: Iterable[Tensor], sizer: _Sizer, modules: tuple[str, ...]) -> CostTerm:
+    kept = []
+    for axis in (sizer(a) for a in axes):
+        if axis.counts:
+            kept.append(axis)
+        else:
+            coefficient *= axis.base
+    return CostTerm(coefficient, tuple(kept), modules)
+
+
+def _param_term(walk: Walk, name: str, spec: TensorSpec, sizer: _Sizer) -> CostTerm:
+    coefficient, axes = 1, []
+    for dim, size in enumerate(spec.shape):
+        if (name, dim) in walk.axes:
+            axes.append(walk.axes[(name, dim)])
+        else:
+            coefficient *= size
+    owners = dict.fromkeys(n.rpartition(".")[0] for n in (name, *spec.aliases))
+    return _term(coefficient, axes, sizer, tuple(owners))
+
+
+def _frozen_list(walk: Walk, labels: Tensor, reasons: Mapping[int, str]) -> tuple[Frozen, ...]:
+    found: list[Frozen] = []
+    for name, dim in walk.producers:
+        counts: dict[str, int] = defaultdict(int)
+        for label in labels[walk.axes[(name, dim)]].tolist():
+            if label in reasons:
+                counts[reasons[label]] += 1
+        path = name.rpartition(".")[0] or name
+        found.extend(Frozen(path, n, reason) for reason, n in counts.items())
+    return tuple(dict.fromkeys(found))

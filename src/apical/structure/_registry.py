@@ -1,0 +1,115 @@
+"""Registries through which operations and module types are taught to the tracer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from apical.structure._walk import Walk
+
+OpRule = Callable[..., Any]
+ModuleRefresh = Callable[[Any], None]
+
+_OP_RULES: dict[str, OpRule] = {}
+_MODULE_REFRESH: dict[type[nn.Module], ModuleRefresh] = {}
+
+
+def register_op(*ops: str) -> Callable[[OpRule], OpRule]:
+    """Register how channel identities pass through an operation.
+
+    The decorated function gets the `Walk` and the node's arguments, with every tensor replaced by its value
+    (`Value` or `ParamValue`), and returns the value, or a tuple of the values, of the results. An operation
+    without a rule freezes every channel that enters it.
+
+    Args:
+        ops: names as ``"namespace::name"``, without the overload (``"aten::relu"``, ``"mylib::fused_norm"``).
+
+    Raises:
+        ValueError: if an operation has a rule already.
+
+    Example:
+        >>> from apical.structure import register_op
+        >>> @register_op("mylib::scaled_relu")
+        ... def scaled_relu(walk, x, scale):
+        ...     return x  # same shape, same channels, and zero where x is zero
+    """
+
+    def decorate(rule: OpRule) -> OpRule:
+        for op in ops:
+            if op in _OP_RULES:
+                raise ValueError(f"operation {op!r} has a rule already: {_OP_RULES[op].__qualname__}")
+            _OP_RULES[op] = rule
+        return rule
+
+    return decorate
+
+
+def register_module(module_type: type[nn.Module]) -> Callable[[ModuleRefresh], ModuleRefresh]:
+    """Register how a module type (and its subclasses) restates its sizes after its tensors were resized.
+
+    The decorated function gets a module whose parameters already have their new shapes, and sets the attributes
+    that its ``forward`` reads. Standard modules and attributes with standard names (``out_channels``,
+    ``num_heads``, …) need no registration.
+
+    Raises:
+        ValueError: if the type is registered already.
+
+    Example:
+        >>> from torch import nn
+        >>> from apical.structure import register_module
+        >>> class Mixer(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.up, self.slots = nn.Linear(4, 8), 8
+        >>> @register_module(Mixer)
+        ... def refresh_mixer(module):
+        ...     module.slots = module.up.weight.shape[0]
+    """
+
+    def decorate(refresh: ModuleRefresh) -> ModuleRefresh:
+        if module_type in _MODULE_REFRESH:
+            raise ValueError(f"{module_type.__qualname__} is registered already")
+        _MODULE_REFRESH[module_type] = refresh
+        return refresh
+
+    return decorate
+
+
+def module_refresh(module: nn.Module) -> ModuleRefresh | None:
+    """The function registered for the module's type, or for the nearest base class that has one."""
+    for cls in type(module).__mro__:
+        if cls in _MODULE_REFRESH:
+            return _MODULE_REFRESH[cls]
+    return None
+
+
+def op_name(target: Any) -> str:
+    """``"aten::add"`` for ``aten.add.Tensor`` and for the in-place ``aten.add_.Tensor``."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return getattr(target, "__name__", str(target))
+    name: str = schema.name
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def op_rule(target: Any) -> OpRule | None:
+    """The rule of an operation: a registered one, else that of elementwise operations if it is one."""
+    rule = _OP_RULES.get(op_name(target))
+    if rule is None and torch.Tag.pointwise in getattr(target, "tags", ()):
+        rule = _OP_RULES["pointwise"]
+    return rule
+
+
+def mutates_first_argument(target: Any) -> bool:
+    """Whether the operation writes into its first argument (``relu_``)."""
+    schema = getattr(target, "_schema", None)
+    if schema is None or not schema.arguments:
+        return False
+    alias = schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+

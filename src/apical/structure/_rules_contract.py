@@ -1,0 +1,327 @@
+"""Rules for operations that sum over channels: convolution, linear layers, matrix products, attention, embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.structure._atoms import spread, varying_dims
+from apical.structure._registry import register_op
+from apical.structure._rules_elementwise import FIXED_SIZE, meet_fixed, meet_param
+from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, param_axis_along
+from apical.structure._walk import Walk
+
+WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
+
+
+# ---- convolution ------------------------------------------------------------------------------------------------
+
+
+@register_op("aten::conv1d", "aten::conv2d", "aten::conv3d")
+def conv(walk: Walk, x: Value, weight: AnyValue, bias: Any = None, stride: Any = 1, padding: Any = 0,
+         dilation: Any = 1, groups: int = 1) -> Value:  # fmt: skip
+    """Convolution, weight (out, in / groups, *kernel)."""
+    return _convolve(walk, x, weight, bias, groups, transposed=False)
+
+
+@register_op("aten::conv_transpose1d", "aten::conv_transpose2d", "aten::conv_transpose3d")
+def conv_transpose(walk: Walk, x: Value, weight: AnyValue, bias: Any = None, stride: Any = 1, padding: Any = 0,
+                   output_padding: Any = 0, groups: int = 1, dilation: Any = 1) -> Value:  # fmt: skip
+    """Transposed convolution, weight (in, out / groups, *kernel)."""
+    return _convolve(walk, x, weight, bias, groups, transposed=True)
+
+
+@register_op("aten::convolution")
+def convolution(walk: Walk, x: Value, weight: AnyValue, bias: Any, stride: Any, padding: Any, dilation: Any,
+                transposed: bool, output_padding: Any, groups: int) -> Value:  # fmt: skip
+    """The general form of both."""
+    return _convolve(walk, x, weight, bias, groups, transposed)
+
+
+def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, transposed: bool) -> Value:
+    if not isinstance(weight, ParamValue):
+        walk.freeze_value(x, WEIGHT_COMPUTED)
+        walk.freeze_value(bias, WEIGHT_COMPUTED)
+        walk.cost(_numel(walk.out_shape) * _numel(weight.shape[1:]))
+        return Value(walk.out_shape)
+    spatial = len(weight.shape) - 2
+    channel_dim = len(x.shape) - spatial - 1
+    incoming = walk.channel_ids(x, channel_dim)
+    pixels = _numel((x.shape if transposed else walk.out_shape)[channel_dim + 1 :]) * _numel(x.shape[:channel_dim])
+    pixels *= _numel(weight.shape[2:])
+    if groups == 1:
+        ids, zeros = _dense_convolution(walk, x, weight, incoming, pixels, transposed)
+    else:
+        ids, zeros = _grouped_convolution(walk, weight, incoming, groups, pixels, transposed)
+    walk.attribute("in_channels", incoming)
+    walk.attribute("out_channels", ids)
+    zeros |= _add_bias(walk, bias, ids)
+    return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), zeros)
+
+
+def _dense_convolution(
+    walk: Walk, x: Value, weight: ParamValue, incoming: Tensor | None, pixels: int, transposed: bool
+) -> tuple[Tensor, frozenset[AxisKey]]:
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    ids, out_key = _weight_axis(walk, weight, out_dim, produce=True)
+    columns, in_key = _weight_axis(walk, weight, in_dim)
+    _read_columns(walk, x, incoming, columns, in_key)
+    walk.cost(pixels, columns, ids)
+    return ids, frozenset([out_key])
+
+
+def _grouped_convolution(
+    walk: Walk, weight: ParamValue, incoming: Tensor | None, groups: int, pixels: int, transposed: bool
+) -> tuple[Tensor, frozenset[AxisKey]]:
+    """Group by group: a convolution group's input and output channels are one unit."""
+    if not weight.whole:
+        raise LookupError("the weight of a grouped convolution is a view of a parameter")
+    rows, key = _weight_axis(walk, weight, 0)  # (out,), or (in,) when transposed
+    walk.meet_rows(rows.view(groups, -1))
+    if incoming is None:
+        walk.atoms.freeze(rows, "a grouped convolution over fixed channels")
+    else:
+        table = incoming.view(groups, -1)
+        walk.meet_rows(table)
+        walk.meet(table[:, 0], rows.view(groups, -1)[:, 0], FIXED_SIZE)
+    ids = rows
+    if transposed:
+        ids = rows.view(groups, -1)[:, 0].repeat_interleave(weight.shape[1])
+    walk.cost(pixels * weight.shape[1], rows)
+    walk.attribute("groups", rows.view(groups, -1)[:, 0])
+    return ids, frozenset([key])
+
+
+def _weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False) -> tuple[Tensor, AxisKey]:
+    """The atoms along one dimension of a weight (a vector even where it has size 1), and the axis they lie on."""
+    found = param_axis_along(weight, dim)
+    if found is None:
+        if weight.shape[dim] != 1 or not weight.whole:
+            raise LookupError("the weight is an expanded view")
+        found = (dim, torch.zeros(1, dtype=torch.long))
+    pdim, indices = found
+    axis = walk.produce(weight.name, pdim) if produce else walk.axis(weight.name, pdim)
+    return axis[indices], (weight.name, pdim)
+
+
+def _read_columns(walk: Walk, x: Value, incoming: Tensor | None, columns: Tensor, key: AxisKey) -> None:
+    if incoming is None:
+        if not x.flexible:
+            walk.atoms.freeze(columns, "reads a tensor without channels")
+        return
+    walk.meet(incoming, columns, "reads channels of which some are fixed")
+    walk.read(columns, x.zeros, key)
+
+
+def _add_bias(walk: Walk, bias: Any, ids: Tensor) -> frozenset[AxisKey]:
+    if bias is None:
+        return frozenset()
+    if not isinstance(bias, ParamValue):
+        walk.atoms.freeze(ids, "the bias is computed in the forward pass")
+        return frozenset()
+    vector, key = _weight_axis(walk, bias, len(bias.shape) - 1)
+    walk.meet(ids, vector, FIXED_SIZE)
+    return frozenset([key])
+
+
+# ---- linear algebra ---------------------------------------------------------------------------------------------
+
+
+@register_op("aten::linear")
+def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value:
+    """x W^T + b, weight (out, in)."""
+    labels = _letters(len(x.shape) - 1)
+    result = contract(walk, x, labels + "y", weight, "zy", labels + "z")
+    if isinstance(x, Value):
+        walk.attribute("in_features", _ids_or_none(walk, weight, 1))
+    ids = None if result.ids is None else walk.channel_ids(result, -1)
+    walk.attribute("out_features", ids)
+    if bias is None or ids is None:
+        return result
+    extra = _add_bias(walk, bias, ids)
+    return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | extra)
+
+
+def _ids_or_none(walk: Walk, weight: AnyValue, dim: int) -> Tensor | None:
+    return walk.param_ids(weight, dim) if isinstance(weight, ParamValue) else None
+
+
+@register_op("aten::matmul", "aten::bmm", "aten::mm")
+def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> Value:
+    """Matrix product with broadcast batch dimensions."""
+    if len(a.shape) < 2 or len(b.shape) < 2:
+        raise LookupError("a product with a vector")
+    batch = _letters(max(len(a.shape), len(b.shape)) - 2)
+    la = batch[len(batch) - (len(a.shape) - 2) :] + "xy"
+    lb = batch[len(batch) - (len(b.shape) - 2) :] + "yz"
+    return contract(walk, a, la, b, lb, batch + "xz")
+
+
+@register_op("aten::addmm", "aten::baddbmm")
+def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, **kwargs: Any) -> Value:
+    """bias + a b."""
+    result = matmul(walk, a, b)
+    if isinstance(bias, ParamValue) and result.ids is not None:
+        meet_param(walk, result.ids, bias)
+        keys = frozenset((bias.name, d) for d in range(len(bias.shape)))
+        return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | keys)
+    if isinstance(bias, Value) and bias.ids is not None:
+        raise LookupError("a product added to channels")
+    return Value(result.shape, result.ids)
+
+
+@register_op("aten::einsum")
+def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = None) -> Value:
+    """A contraction of two operands without repeated or elided labels."""
+    left, _, out = equation.replace(" ", "").partition("->")
+    labels = left.split(",")
+    if len(operands) != 2 or "." in equation or any(len(set(x)) < len(x) for x in labels) or not out:
+        raise LookupError(f"einsum {equation}")
+    return contract(walk, operands[0], labels[0], operands[1], labels[1], out)
+
+
+@register_op("aten::scaled_dot_product_attention")
+def attention(walk: Walk, query: AnyValue, key: AnyValue, value: AnyValue, mask: Any = None, dropout: float = 0.0,
+              is_causal: bool = False, *, scale: Any = None, enable_gqa: bool = False) -> Value:  # fmt: skip
+    """softmax(q k^T) v with shapes (…, heads, tokens, width per head): heads are units where they are separate."""
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = _repeat_heads(key, repeats), _repeat_heads(value, repeats)
+    batch = _letters(len(query.shape) - 2)
+    scores = contract(walk, query, batch + "xy", key, batch + "zy", batch + "xz")
+    if scores.ids is not None and isinstance(mask, Value):
+        meet_fixed(walk, scores.ids, mask.shape)
+    if scores.ids is not None and isinstance(mask, ParamValue):
+        meet_param(walk, scores.ids, mask)
+    weights = Value(scores.shape, scores.ids, None)
+    return contract(walk, weights, batch + "xz", value, batch + "zw", batch + "xw")
+
+
+def _repeat_heads(value: AnyValue, repeats: int) -> AnyValue:
+    if not isinstance(value, Value):
+        raise LookupError("keys or values that are parameters")
+    shape = (*value.shape[:-3], value.shape[-3] * repeats, *value.shape[-2:])
+    ids = None if value.ids is None else value.ids.repeat_interleave(repeats, dim=-3)
+    return Value(shape, ids, value.zeros)
+
+
+def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -> Value:
+    """The product of two tensors summed over the labels that ``out`` lacks, as in einsum.
+
+    Labels that both operands and the result have are batch labels: a unit that varies along one is a whole slice
+    there (a head). Labels that are summed join the operands' channels, which the operation then reads.
+    """
+    if isinstance(a, ParamValue) and isinstance(b, ParamValue):
+        raise LookupError("a product of two parameters")
+    if isinstance(a, ParamValue):
+        a, la, b, lb = b, lb, a, la
+    if not isinstance(a, Value):
+        raise LookupError("a product of two parameters")
+    sizes: dict[str, int] = {}
+    for label, size in [*zip(la, a.shape, strict=True), *zip(lb, b.shape, strict=True)]:
+        sizes[label] = max(size, sizes.get(label, 1))
+    shape = tuple(sizes[label] for label in out)
+    if isinstance(b, ParamValue):
+        ids, zeros, axes = _with_weight(walk, a, la, b, lb, out)
+    else:
+        ids, zeros, axes = _with_activation(walk, a, la, b, lb, out)
+    walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
+    placed = None
+    if ids is not None:
+        label, vector = ids
+        placed = spread(vector, shape, out.index(label))
+    return Value(shape, placed, zeros)
+
+
+Labelled = tuple[tuple[str, Tensor] | None, frozenset[AxisKey] | None, dict[str, Tensor]]
+
+
+def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str) -> Labelled:
+    if any(label in la and label in out for label in lw if sizes_differ_from_one(w, lw.index(label))):
+        raise LookupError("a parameter with batch dimensions")
+    moving = {la[d] for d in varying_dims(a.ids)} if a.ids is not None else set()
+    summed = [label for label in lw if label in la]
+    free = [label for label in lw if label not in la and label in out]
+    if len(summed) != 1 or len(free) != 1 or moving - set(summed):
+        raise LookupError("an outer product of channels, or a sum over several dimensions")
+    ids, out_key = _weight_axis(walk, w, lw.index(free[0]), produce=True)
+    columns, in_key = _weight_axis(walk, w, lw.index(summed[0]))
+    incoming = walk.channel_ids(a, la.index(summed[0]))
+    _read_columns(walk, a, incoming, columns, in_key)
+    return (free[0], ids), frozenset([out_key]), {free[0]: ids, summed[0]: columns}
+
+
+def sizes_differ_from_one(value: AnyValue, dim: int) -> bool:
+    """Whether the dimension is not a broadcast one."""
+    return value.shape[dim] != 1
+
+
+def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> Labelled:
+    moving_a = [la[d] for d in varying_dims(a.ids)] if a.ids is not None else []
+    moving_b = [lb[d] for d in varying_dims(b.ids)] if b.ids is not None else []
+    batch = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label in la and label in lb and label in out]
+    if len(batch) > 1:
+        raise LookupError("channels vary along several batch dimensions")
+    if batch:
+        vector = _whole_slices(walk, a, la, b, lb, batch[0])
+        return (batch[0], vector), b.zeros if b.zeros is not None else a.zeros, {batch[0]: vector}
+    axes: dict[str, Tensor] = {}
+    summed = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label not in out]
+    for label in summed:
+        theirs = [walk.channel_ids(v, lv.index(label)) for v, lv in ((a, la), (b, lb))]
+        if theirs[0] is None or theirs[1] is None or label not in moving_a or label not in moving_b:
+            fixed = [t for t, m in zip(theirs, (moving_a, moving_b), strict=True) if t is not None and label in m]
+            walk.atoms.freeze(fixed[0], FIXED_SIZE)
+            axes[label] = fixed[0]
+            continue
+        walk.meet(theirs[0], theirs[1], FIXED_SIZE)
+        walk.read(theirs[0], a.zeros if a.zeros is not None else b.zeros, None)
+        axes[label] = theirs[0]
+    free = [(label, v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) for label in m if label in out]
+    if len(free) > 1:
+        raise LookupError("an outer product of channels")
+    if not free:
+        return None, None, axes
+    label, value, labels = free[0]
+    vector_or_none = walk.channel_ids(value, labels.index(label))
+    assert vector_or_none is not None
+    return (label, vector_or_none), value.zeros, {**axes, label: vector_or_none}
+
+
+def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, label: str) -> Tensor:
+    """Join everything in each slice along a batch label; returns one id per slice."""
+    vectors = []
+    for value, labels in ((a, la), (b, lb)):
+        found = walk.channel_ids(value, labels.index(label))
+        if found is not None:
+            vectors.append(found)
+        elif not value.flexible and value.shape[labels.index(label)] > 1:
+            vectors.append(torch.full((value.shape[labels.index(label)],), -1))
+    for other in vectors[1:]:
+        if other.numel() == vectors[0].numel():
+            walk.meet(vectors[0], other, FIXED_SIZE)
+    return vectors[0]
+
+
+@register_op("aten::embedding")
+def embedding(walk: Walk, weight: AnyValue, indices: Any, *args: Any) -> Value:
+    """Rows of a table, weight (entries, width)."""
+    if not isinstance(weight, ParamValue):
+        raise LookupError("a table that is computed in the forward pass")
+    ids, key = _weight_axis(walk, weight, 1, produce=True)
+    walk.attribute("embedding_dim", ids)
+    return Value(walk.out_shape, spread(ids, walk.out_shape, len(walk.out_shape) - 1), frozenset([key]))
+
+
+def _letters(n: int) -> str:
+    return "abcdefghijklmnopqrstuv"[:n]
+
+
+def _numel(shape: Sequence[int]) -> int:
+    n = 1
+    for s in shape:
+        n *= s
+    return n

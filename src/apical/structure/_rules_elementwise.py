@@ -1,0 +1,223 @@
+"""Rules for elementwise operations: the ids of all operands are joined, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.structure._atoms import shrink_constant_dims, spread, varying_dims
+from apical.structure._registry import op_name, register_op
+from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
+from apical.structure._walk import Walk
+
+FIXED_SIZE = "meets a tensor whose size does not follow the channels"
+
+# f(0) = 0, so that a channel that is zero before is zero after
+KEEPS_ZERO = frozenset(
+    "relu relu6 leaky_relu rrelu elu celu selu gelu silu mish hardswish tanh hardtanh softshrink hardshrink tanhshrink "
+    "softsign sin tan asin atan sinh asinh atanh erf expm1 log1p sqrt square abs neg sign floor ceil round trunc frac "
+    "positive nan_to_num div true_divide floor_divide pow mul multiply clamp clamp_min clamp_max threshold "
+    "masked_fill".split()
+)
+SUMS = frozenset("add sub subtract maximum minimum fmax fmin where".split())
+PRODUCTS = frozenset("mul multiply".split())
+
+
+@register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu")
+def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
+    """Any elementwise operation with broadcasting."""
+    name = op_name(walk.target).split("::")[-1]
+    if name in ("where", "masked_fill"):
+        mask, args = (args[0], args[1:]) if name == "where" else (args[1], (args[0], *args[2:]))
+        operands = [a for a in args if isinstance(a, (Value, ParamValue))]
+        result = join_operands(walk, operands, [mask] if isinstance(mask, (Value, ParamValue)) else [])
+    else:
+        operands = [a for a in (*args, *kwargs.values()) if isinstance(a, (Value, ParamValue))]
+        result = join_operands(walk, operands)
+    if isinstance(result, ParamValue):
+        return result
+    if name in SUMS and sum(isinstance(o, Value) and o.ids is not None for o in operands) > 1:
+        if result is not None:
+            walk.summed.append(result)
+    zeros = _zeros_after(name, args, operands, result)
+    flexible = all(isinstance(o, Value) and o.flexible for o in operands)
+    return Value(walk.out_shape, result, zeros, flexible)
+
+
+def join_operands(walk: Walk, operands: Sequence[AnyValue], masks: Sequence[AnyValue] = ()) -> Tensor | ParamValue | None:
+    """Join the ids of broadcast operands and return the ids of the result."""
+    shape = walk.out_shape
+    everyone = [*operands, *masks]
+    params = [o for o in everyone if isinstance(o, ParamValue)]
+    values = [o for o in everyone if isinstance(o, Value)]
+    ids: Tensor | None = None
+    for value in values:
+        if value.ids is not None:
+            ids = _join_two(walk, ids, value, shape)
+    if ids is None:
+        if len(params) == 1 and all(_numel(v.shape) == 1 for v in values) and _numel(params[0].shape) == _numel(shape):
+            only = params[0]
+            return ParamValue(only.name, only.shape, only.coords, only.whole)
+        for param in params:
+            walk.freeze_value(param, "meets a tensor without channels")
+        return None
+    for value in values:
+        if value.ids is None and not value.flexible:
+            meet_fixed(walk, ids, value.shape)
+    for param in params:
+        ids = meet_param(walk, ids, param)
+    return ids
+
+
+def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ...]) -> Tensor:
+    """Join the result's ids so far with one more operand's."""
+    assert value.ids is not None
+    theirs = value.ids.expand(shape)
+    if ids is None:
+        return theirs
+    sizes = _aligned(value.shape, shape)
+    ours, others = varying_dims(ids), varying_dims(theirs)
+    missing = [d for d in ours if sizes[d] == 1 and shape[d] > 1]  # the operand is broadcast along our channels
+    if missing and not others:
+        return ids  # a single channel that gates many: it joins nothing
+    if not ours and others and all(d not in varying_dims(ids) for d in others):
+        if all(ids.shape[d] == shape[d] for d in others) and bool((ids >= 0).all()) and _numel(value.shape) > 1:
+            return theirs  # the result so far was a single channel, broadcast
+    if missing:
+        walk.atoms.freeze(ids, "outer product or sum of two sets of channels")
+        walk.atoms.freeze(theirs, "outer product or sum of two sets of channels")
+        return ids
+    walk.meet(*_flat(ids, theirs), FIXED_SIZE)
+    return torch.where(ids < 0, theirs, ids) if bool((ids < 0).any()) else ids
+
+
+def meet_fixed(walk: Walk, ids: Tensor, shape: tuple[int, ...]) -> None:
+    """Freeze the ids if a tensor of this fixed shape has a size along the dimension where they vary."""
+    sizes = _aligned(shape, tuple(ids.shape))
+    if any(sizes[d] > 1 for d in varying_dims(ids)):
+        walk.atoms.freeze(ids, FIXED_SIZE)
+
+
+def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> Tensor:
+    """Join a parameter's positions with the ids of the activation that it is broadcast against."""
+    offset = ids.dim() - len(param.shape)
+    varying = varying_dims(ids)
+    for d, size in enumerate(param.shape):
+        if size == 1:
+            continue
+        vector = walk.param_ids(param, d)
+        if vector is None:
+            if d + offset in varying:
+                walk.atoms.freeze(ids, FIXED_SIZE)
+        elif d + offset in varying:
+            walk.meet(*_flat(ids, spread(vector, ids.shape, d + offset)), FIXED_SIZE)
+        else:
+            walk.atoms.freeze(vector, "meets a dimension that is not a channel")
+    return ids
+
+
+def _zeros_after(name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
+    if name in PRODUCTS:
+        gates = [_param_axes(o) for o in operands if isinstance(o, ParamValue) and _scales(o, ids)]
+        found = [z for z in (*gates, *(o.zeros for o in operands if isinstance(o, Value))) if z is not None]
+        return found[0] if found else None
+    if name in SUMS:
+        if any(isinstance(a, (int, float)) and not isinstance(a, bool) and a != 0 for a in args[:2]):
+            return None
+        return union_zeros([_param_axes(o) if isinstance(o, ParamValue) else o.zeros for o in operands])
+    if name not in KEEPS_ZERO or not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
+        return None
+    numbers = [a for a in args[1:] if isinstance(a, (int, float)) and not isinstance(a, bool)]
+    if name in ("pow", "masked_fill", "threshold") and not _fixes_zero(name, numbers):
+        return None
+    if name in ("clamp", "hardtanh", "clamp_min", "clamp_max") and not _range_holds_zero(name, args[1:]):
+        return None
+    return operands[0].zeros
+
+
+def _fixes_zero(name: str, numbers: Sequence[float]) -> bool:
+    if name == "pow":
+        return len(numbers) == 1 and numbers[0] > 0
+    return bool(numbers) and numbers[-1] == 0
+
+
+def _range_holds_zero(name: str, bounds: Sequence[Any]) -> bool:
+    if name == "clamp_max":
+        bounds = (None, *bounds)
+    low, high = (*bounds, None, None)[:2]
+    numbers = all(b is None or isinstance(b, (int, float)) for b in (low, high))
+    return numbers and (low is None or low <= 0) and (high is None or high >= 0)
+
+
+def _scales(param: ParamValue, ids: Tensor | None) -> bool:
+    """Whether a zero in the parameter can zero one channel (or, where there are no channels, the whole tensor)."""
+    if ids is None:
+        return True
+    varying = varying_dims(ids)
+    offset = ids.dim() - len(param.shape)
+    return bool(varying) and all(d >= offset and param.shape[d - offset] > 1 for d in varying)
+
+
+def union_zeros(parts: Sequence[Zeros]) -> Zeros:
+    """A sum is zero where all its terms are."""
+    total: frozenset[AxisKey] = frozenset()
+    for part in parts:
+        if part is None:
+            return None
+        total |= part
+    return total
+
+
+def _param_axes(param: ParamValue) -> frozenset[AxisKey]:
+    return frozenset((param.name, d) for d in range(max(1, len(param.coords))))
+
+
+def _aligned(shape: tuple[int, ...], to: tuple[int, ...]) -> tuple[int, ...]:
+    return (1,) * (len(to) - len(shape)) + tuple(shape)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    n = 1
+    for s in shape:
+        n *= s
+    return n
+
+
+def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = shrink_constant_dims(a, b)
+    return a.reshape(-1), b.reshape(-1)
+
+
+@register_op(
+    "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout", "aten::native_dropout",
+    "aten::contiguous", "aten::clone", "aten::alias", "aten::detach", "aten::to", "aten::_to_copy", "aten::type_as",
+    "aten::lift_fresh_copy", "aten::bernoulli", "aten::requires_grad", "aten::_assert_tensor_metadata",
+)  # fmt: skip
+def unchanged(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Operations that leave values and positions alone."""
+    return x
+
+
+@register_op("aten::prelu")
+def prelu(walk: Walk, x: Value, weight: AnyValue) -> Value:
+    """x * weight where x < 0, one weight per channel (dimension 1) or one for all."""
+    if isinstance(weight, ParamValue) and weight.shape != (1,) and x.ids is not None:
+        ids, vector = walk.channel_ids(x, 1), walk.param_ids(weight, 0)
+        if ids is not None and vector is not None:
+            walk.meet(ids, vector, FIXED_SIZE)
+            walk.attribute("num_parameters", ids)
+    return x
+
+
+@register_op(
+    "aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::ones", "aten::ones_like", "aten::new_ones",
+    "aten::full", "aten::full_like", "aten::new_full", "aten::empty", "aten::empty_like", "aten::new_empty",
+    "aten::rand", "aten::rand_like", "aten::randn", "aten::randn_like",
+)  # fmt: skip
+def created(walk: Walk, *args: Any, **kwargs: Any) -> Value:
+    """Tensors that the forward pass makes itself; whether their size follows is for the dry run to find out."""
+    is_zero = "zeros" in op_name(walk.target) or ("full" in op_name(walk.target) and 0 in args[1:])
+    return Value(walk.out_shape, None, frozenset() if is_zero else None, flexible=True)

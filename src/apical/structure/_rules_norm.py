@@ -1,0 +1,83 @@
+"""Rules for normalisation layers. Their affine is the preferred gate site of the channels that they write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+from apical.structure._atoms import is_constant, spread
+from apical.structure._registry import register_op
+from apical.structure._values import AxisKey, ParamValue, Value, Zeros
+from apical.structure._walk import Walk
+
+UNEQUAL = "the normalisation has a different number of channels"
+
+
+def _affine(walk: Walk, x: Value, dim: int, tensors: list[Any], affine: list[Any]) -> Value:
+    ids = walk.channel_ids(x, dim)
+    shape = walk.out_shape
+    if any(t is not None and not isinstance(t, ParamValue) for t in tensors):
+        raise LookupError("its parameters are computed in the forward pass")
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        vector = walk.param_ids(tensor, 0)
+        vector = walk.axis(tensor.name, 0) if vector is None else vector
+        if ids is None:
+            if not x.flexible:
+                walk.atoms.freeze(vector, "normalises a tensor without channels")
+        else:
+            walk.meet(ids, vector, UNEQUAL)
+    walk.attribute("num_features", ids)
+    walk.attribute("num_channels", ids)
+    return Value(shape, None if ids is None else spread(ids, shape, dim), _affine_zeros(affine))
+
+
+def _affine_zeros(affine: list[Any]) -> Zeros:
+    if affine[0] is None:
+        return None
+    keys: set[AxisKey] = {(p.name, 0) for p in affine if isinstance(p, ParamValue)}
+    return frozenset(keys)
+
+
+@register_op("aten::batch_norm", "aten::instance_norm", "aten::_native_batch_norm_legit_no_training")
+def batch_norm(walk: Walk, x: Value, weight: Any, bias: Any, mean: Any, var: Any, *args: Any) -> Value:
+    """Statistics and affine per channel (dimension 1)."""
+    return _affine(walk, x, 1, [weight, bias, mean, var], [weight, bias])
+
+
+@register_op("aten::group_norm")
+def group_norm(walk: Walk, x: Value, num_groups: int, weight: Any = None, bias: Any = None, *args: Any) -> Value:
+    """Statistics over groups of neighbouring channels: a group of them goes as a whole."""
+    ids = walk.channel_ids(x, 1)
+    if ids is not None:
+        if num_groups == 1 and ids.numel() > 1:
+            walk.atoms.freeze(ids, "normalised over all channels by group_norm with one group")
+        table = ids.view(num_groups, -1)
+        walk.meet_rows(table)
+        walk.attribute("num_groups", table[:, 0])
+    return _affine(walk, x, 1, [weight, bias], [weight, bias])
+
+
+@register_op("aten::layer_norm", "aten::rms_norm")
+def layer_norm(walk: Walk, x: Value, normalized_shape: Any, weight: Any = None, bias: Any = None, *args: Any) -> Value:
+    """Statistics over the last dimensions: if they hold channels, removing one would change what the others see."""
+    first = len(x.shape) - len(normalized_shape)
+    over_channels = x.ids is not None and any(not is_constant(x.ids, d) for d in range(first, len(x.shape)))
+    if over_channels:
+        walk.freeze_value(x, "normalised over channels (LayerNorm): without one of them the statistics change")
+    for p in (weight, bias):
+        walk.freeze_value(p, "belongs to a normalisation over channels")
+    zeros = _affine_zeros([weight, bias])
+    if x.ids is None or over_channels or zeros is None:
+        return Value(walk.out_shape, x.ids, zeros)
+    return Value(walk.out_shape, x.ids, None)
+
+
+@register_op("aten::native_layer_norm", "aten::native_group_norm", "aten::local_response_norm")
+def other_norm(walk: Walk, x: Value, *args: Any) -> Any:
+    """Norms that come only from hand-written calls."""
+    walk.freeze_value(x, f"normalised over channels by {walk.target}")
+    return (Value(walk.out_shape, x.ids), *(Value(s) for s in walk.out_shapes[1:]))
+
+

@@ -1,0 +1,141 @@
+"""Rules for reductions, softmax, pooling and resampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from apical.structure._atoms import is_constant, spread, varying_dims
+from apical.structure._registry import op_name, register_op
+from apical.structure._values import ParamValue, Value
+from apical.structure._walk import Walk
+
+ADDS_UP = frozenset({"sum", "linalg_vector_norm", "norm"})  # a zero channel does not change the result
+KEEPS_ZERO = ADDS_UP | {"mean", "amax", "amin", "max", "min", "var", "std", "prod", "median"}
+
+
+def _reduced_dims(x: Value, dims: Any) -> list[int]:
+    if dims is None or dims == []:
+        return list(range(len(x.shape)))
+    return sorted(d % len(x.shape) for d in ([dims] if isinstance(dims, int) else dims))
+
+
+def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
+    name = op_name(walk.target).split("::")[-1]
+    if isinstance(x, ParamValue):
+        walk.freeze_value(x, f"reduced by {name}")
+        return walk.fixed(walk.current)
+    zeros = x.zeros if name in KEEPS_ZERO else None
+    ids = x.ids
+    if ids is not None and any(d in dims for d in varying_dims(ids)):
+        _reduce_channels(walk, x, name)
+        ids = None
+        zeros = None
+    for d in sorted(dims, reverse=True):
+        if ids is not None:
+            ids = ids.narrow(d, 0, 1) if keepdim else ids.select(d, 0)
+    shapes = walk.out_shapes
+    results = tuple(Value(s, ids, zeros) for s in shapes)
+    return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
+
+
+def _reduce_channels(walk: Walk, x: Value, name: str) -> None:
+    if name in ADDS_UP and x.ids is not None and len(varying_dims(x.ids)) == 1:
+        ids = walk.channel_ids(x, varying_dims(x.ids)[0])
+        assert ids is not None
+        walk.read(ids, x.zeros, None, f"{name} over channels that no parameter can hide")
+    else:
+        walk.freeze_value(x, f"{name} over channels: without one of them the result changes")
+
+
+@register_op("aten::mean", "aten::sum", "aten::amax", "aten::amin", "aten::prod", "aten::logsumexp", "aten::std",
+             "aten::var", "aten::any", "aten::all")  # fmt: skip
+def reduction(walk: Walk, x: Any, dims: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Reductions that name their dimensions right after the tensor."""
+    if isinstance(dims, bool):  # var(x, unbiased)
+        dims, args = None, ()
+    keepdim = bool(kwargs.get("keepdim", _first_bool(args)))
+    return _reduce(walk, x, _reduced_dims(x, dims), keepdim)
+
+
+@register_op("aten::max", "aten::min", "aten::median", "aten::argmax", "aten::argmin")
+def extremum(walk: Walk, x: Any, dim: Any = None, keepdim: bool = False, *args: Any) -> Any:
+    """Extrema over one dimension (values and indices), over everything, or of two tensors."""
+    if isinstance(dim, (Value, ParamValue)):
+        raise LookupError("use maximum or minimum")
+    return _reduce(walk, x, _reduced_dims(x, dim), keepdim)
+
+
+@register_op("aten::linalg_vector_norm", "aten::norm")
+def vector_norm(walk: Walk, x: Any, order: Any = 2, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+    """p-norms: a zero adds nothing for p > 0."""
+    if not isinstance(order, (int, float)) or order <= 0:
+        raise LookupError("a norm of order 0 or less")
+    return _reduce(walk, x, _reduced_dims(x, dims), keepdim)
+
+
+def _first_bool(args: tuple[Any, ...]) -> bool:
+    return next((a for a in args if isinstance(a, bool)), False)
+
+
+@register_op("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::cumsum", "aten::sort", "aten::topk",
+             "aten::glu")  # fmt: skip
+def along_dim(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Operations that mix the positions of one dimension, which must not be the channels."""
+    name = op_name(walk.target).split("::")[-1]
+    dim = kwargs.get("dim", args[-1] if name == "glu" and args else next((a for a in args), -1))
+    if name == "topk":
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+    if not isinstance(x, Value) or x.ids is None:
+        return walk.fixed(walk.current)
+    dim = (dim if isinstance(dim, int) else -1) % len(x.shape)
+    if not is_constant(x.ids, dim):
+        if name == "glu":
+            return _glu(walk, x, dim)
+        walk.freeze_value(x, f"{name} over channels: without one of them the others change")
+        return walk.fixed(walk.current)
+    results = tuple(Value(s, _fit(x.ids, s), x.zeros if name == "cumsum" else None) for s in walk.out_shapes)
+    return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
+
+
+def _glu(walk: Walk, x: Value, dim: int) -> Value:
+    ids = walk.channel_ids(x, dim)
+    assert ids is not None
+    table = ids.view(2, -1)
+    walk.meet(table[0], table[1], "one half of a gated linear unit is fixed")
+    return Value(walk.out_shape, spread(table[0], walk.out_shape, dim), x.zeros)
+
+
+def _fit(ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    for d, n in enumerate(shape):
+        if ids.shape[d] != n:
+            ids = ids.narrow(d, 0, 1).expand(*ids.shape[:d], n, *ids.shape[d + 1 :])
+    return ids
+
+
+POOLING = {
+    f"aten::{name}{n}d": n
+    for n in (1, 2, 3)
+    for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
+}
+RESAMPLING = {
+    "aten::upsample_nearest1d": 1, "aten::upsample_nearest2d": 2, "aten::upsample_nearest3d": 3,
+    "aten::upsample_linear1d": 1, "aten::upsample_bilinear2d": 2, "aten::upsample_bicubic2d": 2,
+    "aten::upsample_trilinear3d": 3, "aten::_upsample_bilinear2d_aa": 2, "aten::_upsample_bicubic2d_aa": 2,
+    "aten::_upsample_nearest_exact1d": 1, "aten::_upsample_nearest_exact2d": 2, "aten::grid_sampler": 2,
+    "aten::grid_sampler_2d": 2, "aten::max_pool2d_with_indices": 2, "aten::reflection_pad2d": 2,
+    "aten::replication_pad2d": 2, "aten::reflection_pad1d": 1, "aten::replication_pad1d": 1,
+}  # fmt: skip
+SPATIAL = POOLING | RESAMPLING
+
+
+@register_op(*SPATIAL)
+def per_channel(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Operations on the last one to three dimensions that treat every channel alike and keep zeros."""
+    if not isinstance(x, Value):
+        raise LookupError("a parameter as an image")
+    dim = len(x.shape) - SPATIAL[op_name(walk.target)] - 1
+    ids = walk.channel_ids(x, dim)
+    results = tuple(Value(s, None if ids is None else spread(ids, s, dim), x.zeros) for s in walk.out_shapes)
+    return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]

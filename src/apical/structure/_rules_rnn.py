@@ -1,0 +1,115 @@
+"""Rules for recurrent layers: a hidden unit is its state, its gate rows, its recurrent column and its readers.
+
+Source: Wen et al., *Learning Intrinsic Sparse Structures within Long Short-Term Memory*, ICLR 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.structure._atoms import spread
+from apical.structure._registry import op_name, register_op
+from apical.structure._values import AnyValue, ParamValue, Value
+from apical.structure._walk import Walk
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+STATE = "meets a recurrent state of fixed size"
+
+
+def _units(walk: Walk, rows: ParamValue, gates: int) -> Tensor:
+    """One id per hidden unit, its gate rows joined  # (hidden,)"""
+    table = walk.axis(rows.name, 0).view(gates, -1)
+    for g in range(1, gates):
+        walk.atoms.join(table[0], table[g])
+    return table[0]
+
+
+def _layer(walk: Walk, x: Value | Tensor | None, zeros: Any, params: Sequence[Any], gates: int, steps: int) -> Tensor:
+    """One direction of one layer; ``x`` is the value that it reads, or already its ids  # -> (hidden,)"""
+    if not all(isinstance(p, ParamValue) and p.whole for p in params):
+        raise LookupError("its weights are computed in the forward pass")
+    w_ih, w_hh, *biases = params
+    units = _units(walk, w_ih, gates)
+    walk.producers[(w_ih.name, 0)] = None
+    for other in (w_hh, *biases):
+        walk.meet(units, _units(walk, other, gates), STATE)
+    recurrent = walk.axis(w_hh.name, 1)
+    walk.meet(units, recurrent, STATE)
+    walk.read(recurrent, None, (w_hh.name, 1))
+    columns = walk.axis(w_ih.name, 1)
+    incoming = walk.channel_ids(x, -1) if isinstance(x, Value) else x
+    if incoming is None:
+        walk.atoms.freeze(columns, "reads a tensor without channels")
+    else:
+        walk.meet(incoming, columns, "reads channels of which some are fixed")
+        walk.read(columns, zeros, (w_ih.name, 1))
+    for weight in (w_ih, w_hh):
+        walk.cost(steps, walk.axis(weight.name, 0), walk.axis(weight.name, 1))
+    return units
+
+
+def _meet_states(walk: Walk, states: Sequence[AnyValue], units: Tensor) -> None:
+    for state in states:
+        if not isinstance(state, Value):
+            walk.freeze_value(state, STATE)
+            walk.atoms.freeze(units, STATE)
+        elif state.ids is not None:
+            ids = walk.channel_ids(state, -1)
+            assert ids is not None
+            walk.meet(units, ids, STATE)
+        elif not state.flexible:
+            walk.atoms.freeze(units, STATE)
+
+
+@register_op("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu")
+def recurrent(walk: Walk, x: Value, states: Any, params: Any, has_biases: bool, num_layers: int, dropout: float,
+              train: bool, bidirectional: bool, batch_first: bool) -> tuple[Value, ...]:  # fmt: skip
+    """Stacked recurrent layers; torch gives all layers and directions of one module the same hidden size."""
+    kind = op_name(walk.target).split("::")[-1]
+    directions = 2 if bidirectional else 1
+    per_layer = len(params) // (num_layers * directions)
+    if per_layer != (4 if has_biases else 2):
+        raise LookupError("projections (proj_size)")
+    steps = 1
+    for n in x.shape[:-1]:
+        steps *= n
+    incoming: Value | Tensor | None = x
+    zeros = x.zeros
+    first: Tensor | None = None
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(directions):
+            start = (layer * directions + direction) * per_layer
+            units = _layer(walk, incoming, zeros, params[start : start + per_layer], GATES[kind], steps)
+            first = units if first is None else first
+            walk.meet(first, units, STATE)
+            outputs.append(units)
+        incoming, zeros = torch.cat(outputs), None
+    assert first is not None and isinstance(incoming, Tensor)
+    _meet_states(walk, states if isinstance(states, (tuple, list)) else [states], first)
+    walk.attribute("hidden_size", first)
+    walk.attribute("input_size", walk.axis(params[0].name, 1))
+    shapes = walk.out_shapes
+    output = Value(shapes[0], spread(incoming, shapes[0], len(shapes[0]) - 1))
+    return (output, *(Value(s, spread(first, s, len(s) - 1)) for s in shapes[1:]))
+
+
+@register_op("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell")
+def cell(walk: Walk, x: Value, states: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Any:
+    """One step of a recurrent layer."""
+    kind = op_name(walk.target).split("::")[-1].removesuffix("_cell")
+    steps = 1
+    for n in x.shape[:-1]:
+        steps *= n
+    params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
+    units = _layer(walk, x, x.zeros, params, GATES[kind], steps)
+    _meet_states(walk, states if isinstance(states, (tuple, list)) else [states], units)
+    walk.attribute("hidden_size", units)
+    walk.attribute("input_size", walk.axis(w_ih.name, 1))
+    shapes = walk.out_shapes
+    results = tuple(Value(s, spread(units, s, len(s) - 1)) for s in shapes)
+    return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]

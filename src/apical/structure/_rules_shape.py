@@ -1,0 +1,235 @@
+"""Rules for operations that move elements: they are replayed on the ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.structure._atoms import is_constant, spread, varying_dims
+from apical.structure._registry import register_op
+from apical.structure._rules_elementwise import FIXED_SIZE, union_zeros
+from apical.structure._values import AnyValue, ParamValue, Value
+from apical.structure._walk import Walk, structural
+
+
+@register_op("aten::view", "aten::reshape", "aten::_unsafe_view", "aten::flatten", "aten::unflatten", "aten::view_as",
+             "aten::reshape_as")  # fmt: skip
+def reshape(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
+    """Any reshape; where it splits a dimension of channels, what is kept must stay rectangular."""
+    shape = walk.out_shape
+    if isinstance(x, Value) and x.ids is not None:
+        walk.note_split(x, shape)
+    return structural(walk, x, lambda t: t.reshape(shape), split=True)
+
+
+@register_op(
+    "aten::permute", "aten::transpose", "aten::t", "aten::numpy_T", "aten::mT", "aten::movedim", "aten::swapaxes",
+    "aten::swapdims", "aten::squeeze", "aten::unsqueeze", "aten::select", "aten::slice", "aten::narrow", "aten::roll",
+    "aten::flip", "aten::repeat", "aten::tile", "aten::repeat_interleave", "aten::diagonal",
+)  # fmt: skip
+def moved(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
+    """Operations that take integers beside the tensor, called on the ids as they are."""
+    target = walk.target
+    return structural(walk, x, lambda t: target(t, *args, **kwargs))
+
+
+@register_op("aten::expand", "aten::expand_as")
+def expand(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
+    """Broadcasting made explicit; one channel spread over many joins nothing."""
+    shape = walk.out_shape
+    if isinstance(x, Value) and x.ids is not None and not varying_dims(x.ids) and x.shape != shape:
+        walk.atoms.freeze(x.ids, "a single channel that is broadcast")
+        return Value(shape, None, x.zeros, flexible=True)
+    return structural(walk, x, lambda t: t.expand(shape))
+
+
+def _parts(walk: Walk, x: AnyValue, dim: int, cut: Callable[[Tensor], Sequence[Tensor]]) -> tuple[AnyValue, ...]:
+    shapes = walk.out_shapes
+    if isinstance(x, ParamValue):
+        columns = [cut(c) for c in x.coords]
+        data = cut(x.data) if x.data is not None else [None] * len(shapes)
+        return tuple(
+            ParamValue(x.name, shapes[i], tuple(c[i] for c in columns), False, data[i]) for i in range(len(shapes))
+        )
+    if x.ids is None:
+        return tuple(Value(s, None, x.zeros, x.flexible) for s in shapes)
+    pieces = cut(x.ids)
+    if len({tuple(p.shape) for p in pieces}) == 1 and not is_constant(x.ids, dim):
+        walk.rectangle(torch.stack([walk_constant(p) for p in pieces]), columns_only=True)
+    return tuple(Value(tuple(p.shape), p, x.zeros) for p in pieces)
+
+
+def walk_constant(ids: Tensor) -> Tensor:
+    """Cut constant dimensions to length 1."""
+    for d in range(ids.dim()):
+        if is_constant(ids, d):
+            ids = ids.narrow(d, 0, 1)
+    return ids
+
+
+@register_op("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
+def split(walk: Walk, x: AnyValue, how: Any, dim: int = 0) -> tuple[AnyValue, ...]:
+    """Parts of equal size must shrink alike: the code divides whatever it gets."""
+    target = walk.target
+    return _parts(walk, x, dim % len(x.shape), lambda t: target(t, how, dim))
+
+
+@register_op("aten::unbind")
+def unbind(walk: Walk, x: AnyValue, dim: int = 0) -> tuple[AnyValue, ...]:
+    """One part per index."""
+    shapes = walk.out_shapes
+    if isinstance(x, Value) and x.ids is not None:
+        return tuple(Value(tuple(p.shape), p, x.zeros) for p in x.ids.unbind(dim))
+    if isinstance(x, ParamValue):
+        return tuple(
+            ParamValue(x.name, s, tuple(c.select(dim, i) for c in x.coords), False) for i, s in enumerate(shapes)
+        )
+    return tuple(Value(s, None, x.zeros, x.flexible) for s in shapes)
+
+
+@register_op("aten::cat", "aten::concat", "aten::concatenate")
+def cat(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
+    """Channels side by side; along other dimensions the operands' channels are joined."""
+    operands = [o for o in operands if o.shape != (0,)]
+    shape = walk.out_shape
+    dim = dim % len(shape)
+    zeros = union_zeros([o.zeros if isinstance(o, Value) else frozenset((o.name, d) for d in range(len(o.coords)))
+                         for o in operands])  # fmt: skip
+    with_ids = [o for o in operands if isinstance(o, Value) and o.ids is not None]
+    if not with_ids:
+        for o in operands:
+            walk.freeze_value(o, "joined with a tensor without channels")
+        return Value(shape, None, zeros, all(isinstance(o, Value) and o.flexible for o in operands))
+    across = sorted({d for o in with_ids if o.ids is not None for d in varying_dims(o.ids)} - {dim})
+    if len(across) > 1:
+        raise LookupError("channels vary along several dimensions")
+    if across:
+        return Value(shape, _cat_across(walk, operands, across[0], dim, shape), zeros)
+    vectors = [_vector(walk, o, dim) for o in operands]
+    return Value(shape, spread(torch.cat(vectors), shape, dim), zeros)
+
+
+def _vector(walk: Walk, operand: AnyValue, dim: int) -> Tensor:
+    """The ids of one operand along ``dim``, -1 where nothing is known."""
+    if isinstance(operand, ParamValue):
+        found = walk.param_ids(operand, dim)
+    else:
+        found = walk.channel_ids(operand, dim)
+    return torch.full((operand.shape[dim],), -1) if found is None else found.expand(operand.shape[dim])
+
+
+def _cat_across(walk: Walk, operands: Sequence[AnyValue], channel_dim: int, dim: int, shape: tuple[int, ...]) -> Tensor:
+    if any(isinstance(o, Value) and o.ids is not None and dim in varying_dims(o.ids) for o in operands):
+        raise LookupError("channels vary along several dimensions")
+    vectors = [_vector(walk, o, channel_dim) for o in operands if not (isinstance(o, Value) and o.flexible)]
+    for vector in vectors[1:]:
+        walk.meet(vectors[0], vector, FIXED_SIZE)
+    return spread(vectors[0], shape, channel_dim)
+
+
+@register_op("aten::stack")
+def stack(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
+    """A concatenation along a new dimension."""
+    dim = dim % len(walk.out_shape)
+    wide: list[AnyValue] = []
+    for o in operands:
+        shape = (*o.shape[:dim], 1, *o.shape[dim:])
+        if isinstance(o, ParamValue):
+            wide.append(ParamValue(o.name, shape, tuple(c.unsqueeze(dim) for c in o.coords), False))
+        else:
+            wide.append(Value(shape, None if o.ids is None else o.ids.unsqueeze(dim), o.zeros, o.flexible))
+    return cat(walk, wide, dim)
+
+
+@register_op("aten::index_select")
+def index_select(walk: Walk, x: AnyValue, dim: int, index: AnyValue) -> AnyValue:
+    """Positions picked by a constant index."""
+    if not isinstance(index, ParamValue) or index.data is None:
+        raise LookupError("the index is not a constant")
+    data = index.data.long()
+    if isinstance(x, Value) and x.ids is not None and not is_constant(x.ids, dim):
+        raise LookupError("an index tensor of fixed size picks channels")
+    return structural(walk, x, lambda t: t.index_select(dim, data))
+
+
+@register_op("aten::index")
+def index(walk: Walk, x: AnyValue, indices: Sequence[Any]) -> AnyValue:
+    """Advanced indexing of dimensions that hold no channels (tables of relative positions, token shuffles)."""
+    picked: list[Tensor | None] = []
+    for d, i in enumerate(indices):
+        if i is None:
+            picked.append(None)
+            continue
+        if isinstance(x, Value) and x.ids is not None and not is_constant(x.ids, d):
+            raise LookupError("an index tensor picks channels")
+        if isinstance(x, ParamValue):
+            walk.atoms.freeze(walk.axis(x.name, d) if x.whole else torch.tensor([-1]), "positions are picked by index")
+        known = isinstance(i, ParamValue) and i.data is not None
+        picked.append(i.data.cpu() if known and isinstance(i, ParamValue) and i.data is not None
+                      else torch.zeros(i.shape, dtype=torch.long))  # fmt: skip
+    return structural(walk, x, lambda t: t[tuple(slice(None) if p is None else p for p in picked)])
+
+
+@register_op("aten::pixel_shuffle")
+def pixel_shuffle(walk: Walk, x: Value, factor: int) -> AnyValue:
+    """(…, C r², H, W) to (…, C, H r, W r): r² channels make one."""
+    ids = walk.channel_ids(x, -3)
+    if ids is not None:
+        blocks = ids.view(-1, factor * factor)
+        walk.meet_rows(blocks)
+        ids = blocks[:, 0]
+    return Value(walk.out_shape, None if ids is None else spread(ids, walk.out_shape, len(x.shape) - 3), x.zeros)
+
+
+@register_op("aten::pixel_unshuffle")
+def pixel_unshuffle(walk: Walk, x: Value, factor: int) -> AnyValue:
+    """(…, C, H r, W r) to (…, C r², H, W): each channel becomes r²."""
+    ids = walk.channel_ids(x, -3)
+    if ids is not None:
+        ids = ids.repeat_interleave(factor * factor)
+    return Value(walk.out_shape, None if ids is None else spread(ids, walk.out_shape, len(x.shape) - 3), x.zeros)
+
+
+@register_op("aten::channel_shuffle", "aten::native_channel_shuffle")
+def channel_shuffle(walk: Walk, x: Value, groups: int) -> AnyValue:
+    """(groups, C / groups) transposed: every group must keep as many channels as the others."""
+    ids = walk.channel_ids(x, 1)
+    if ids is not None:
+        table = ids.view(groups, -1)
+        walk.rectangle(table, columns_only=True)
+        ids = table.t().reshape(-1)
+    return Value(walk.out_shape, None if ids is None else spread(ids, walk.out_shape, 1), x.zeros)
+
+
+@register_op("aten::pad", "aten::constant_pad_nd")
+def pad(walk: Walk, x: AnyValue, amounts: Sequence[int], mode: Any = "constant", value: float | None = None) -> AnyValue:
+    """Padding; channels that padding adds have a fixed count."""
+    if isinstance(x, ParamValue):
+        raise LookupError("a padded parameter")
+    if not isinstance(mode, str):  # constant_pad_nd(x, pad, value)
+        mode, value = "constant", mode
+    zeros = x.zeros if mode != "constant" or not value else None
+    if x.ids is None:
+        return Value(walk.out_shape, None, zeros, x.flexible)
+    ids = x.ids
+    for i in range(0, len(amounts), 2):
+        dim = ids.dim() - 1 - i // 2
+        before, after = amounts[i], amounts[i + 1]
+        size = ids.shape[dim] + before + after
+        if is_constant(ids, dim) and ids.shape[dim] > 1 or (is_constant(ids, dim) and dim >= 2):
+            ids = ids.narrow(dim, 0, 1).expand(*ids.shape[:dim], size, *ids.shape[dim + 1 :])
+        elif before or after:
+            if mode != "constant" or before < 0 or after < 0:
+                raise LookupError("padding of channels that is not zero padding")
+            ids = _pad_fixed(ids, dim, before, after)
+    return Value(tuple(ids.shape), ids, zeros)
+
+
+def _pad_fixed(ids: Tensor, dim: int, before: int, after: int) -> Tensor:
+    vector = walk_constant(ids).reshape(-1)
+    wide = torch.cat([torch.full((before,), -1), vector, torch.full((after,), -1)])
+    shape = (*ids.shape[:dim], wide.numel(), *ids.shape[dim + 1 :])
+    return spread(wide, shape, dim)

@@ -1,0 +1,222 @@
+"""The result of tracing a model, as pure data: groups, blocks, what is frozen, and what everything costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from apical.structure._cost import CostModel, CostTerm, SizeAxis
+
+Keep = Mapping[str, Sequence[int] | torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ParamSlice:
+    """The positions along one dimension of one parameter or buffer that belong to each unit of a group.
+
+    Attributes:
+        tensor: name of the parameter or buffer, as in ``model.state_dict()``.
+        dim: the dimension that is indexed.
+        positions: ``positions[u]`` lists the indices along ``dim`` that unit ``u`` owns (four gate rows for one
+            LSTM unit, 49 columns for one channel that a flatten spreads over 7x7 pixels, else usually one).
+    """
+
+    tensor: str
+    dim: int
+    positions: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """``positions`` as an integer tensor  # (units, positions per unit)."""
+        return torch.tensor(self.positions, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels (or hidden units, or heads) that can be removed one by one, each with everything that depends on it.
+
+    Attributes:
+        name: unique name, the module path of the layer that first produces the channels.
+        size: number of units in the template (the model as traced).
+        role: ``"stream"`` if several producers write the channels through additions (a residual stream), else
+            ``"inner"``.
+        members: every slice of every parameter and buffer that belongs to the units.
+        gate_site: the slices to multiply with a unit's gate, so that a gate of zero equals the unit's absence.
+    """
+
+    name: str
+    size: int
+    role: Literal["inner", "stream"]
+    members: tuple[ParamSlice, ...]
+    gate_site: tuple[ParamSlice, ...]
+
+
+@dataclass(frozen=True)
+class SkippableBlock:
+    """A residual block that becomes the identity when the tensors of its gate site are zero.
+
+    Attributes:
+        name: module path of the block.
+        gate_site: names of the parameters to multiply with the block's gate (the last affine of each branch).
+    """
+
+    name: str
+    gate_site: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that cannot be removed, and why.
+
+    Attributes:
+        name: module path of the layer that produces them.
+        size: number of channels that stay.
+        reason: why, in words for the model's author.
+    """
+
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A parameter or buffer of the template: its shape, whether it is a parameter, and its other names."""
+
+    shape: tuple[int, ...]
+    is_parameter: bool
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttributeAxis:
+    """A module attribute that states a size (``out_channels``, ``num_heads``) and how the size follows the groups."""
+
+    module: str
+    attribute: str
+    axis: SizeAxis
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be removed from a model, what cannot, and what each choice costs. Made by `apical.trace`.
+
+    Sizes and positions count in the *template*: the model as it was traced.
+
+    Attributes:
+        groups: channel groups, in the order in which the forward pass produces them.
+        blocks: residual blocks that can be left out.
+        frozen: what cannot be removed, with module path and reason.
+        tensors: every parameter and buffer of the template.
+        attributes: module attributes that follow the sizes of the groups.
+        terms: multiply-accumulates of each operation as products of group sizes.
+        param_axes: for each parameter, its dimensions as functions of group sizes.
+        notes: remarks of the tracer (operations without a rule, for example).
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    blocks: tuple[SkippableBlock, ...]
+    frozen: tuple[Frozen, ...]
+    tensors: Mapping[str, TensorSpec]
+    attributes: tuple[AttributeAxis, ...] = ()
+    terms: tuple[CostTerm, ...] = ()
+    param_axes: tuple[CostTerm, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group called ``name``; `KeyError` names the nearest if there is none."""
+        try:
+            return self._group_index[name]
+        except KeyError:
+            raise KeyError(f"no group is called {name!r}; the groups are {', '.join(self._group_index)}") from None
+
+    @cached_property
+    def _group_index(self) -> dict[str, ChannelGroup]:
+        return {g.name: g for g in self.groups}
+
+    @cached_property
+    def _macs_model(self) -> CostModel:
+        return CostModel(self.terms, [g.size for g in self.groups], [b.name for b in self.blocks])
+
+    @cached_property
+    def _params_model(self) -> CostModel:
+        return CostModel(self.param_axes, [g.size for g in self.groups], [b.name for b in self.blocks])
+
+    @cached_property
+    def _group_order(self) -> dict[str, int]:
+        return {g.name: i for i, g in enumerate(self.groups)}
+
+    @cached_property
+    def _block_order(self) -> dict[str, int]:
+        return {b.name: i for i, b in enumerate(self.blocks)}
+
+    def _price(self, model: CostModel, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> int:
+        sizes = model.full_sizes.copy()
+        for name, kept in (keep or {}).items():
+            if name not in self._group_order:
+                self.group(name)
+            sizes[self._group_order[name]] = kept if isinstance(kept, int) else len(kept)
+        skipped = [self._block_order[name] if name in self._block_order else self._no_block(name) for name in skip]
+        return model.price(sizes, skipped)
+
+    def _no_block(self, name: str) -> int:
+        raise KeyError(f"no block is called {name!r}; the blocks are {', '.join(self._block_order) or '(none)'}")
+
+    def macs(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
+        """Multiply-accumulates of one forward pass on the traced example inputs, batch included.
+
+        One multiply-add counts as one. Convolutions (padding counted as computed, as torch's flop counter does),
+        linear layers, matrix products, attention and recurrent layers are counted; elementwise operations,
+        normalisation, pooling and embeddings are not. So the value is half of what
+        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model.
+
+        Args:
+            keep: kept positions (or just their number) by group name; groups not named keep everything.
+            skip: names of the blocks that are left out.
+        """
+        return self._price(self._macs_model, keep, skip)
+
+    def num_params(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
+        """Number of parameter elements, shared parameters counted once, for a choice of ``keep`` and ``skip``."""
+        return self._price(self._params_model, keep, skip)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable copy; `Structure.from_dict` reads it back."""
+        return asdict(self) | {"tensors": {k: asdict(v) for k, v in self.tensors.items()}}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Structure:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+
+        def slices(items: Any) -> tuple[ParamSlice, ...]:
+            return tuple(
+                ParamSlice(s["tensor"], s["dim"], tuple(tuple(p) for p in s["positions"])) for s in items
+            )
+
+        return Structure(
+            groups=tuple(
+                ChannelGroup(g["name"], g["size"], g["role"], slices(g["members"]), slices(g["gate_site"]))
+                for g in data["groups"]
+            ),
+            blocks=tuple(SkippableBlock(b["name"], tuple(b["gate_site"])) for b in data["blocks"]),
+            frozen=tuple(Frozen(**f) for f in data["frozen"]),
+            tensors={
+                k: TensorSpec(tuple(t["shape"]), t["is_parameter"], tuple(t["aliases"]))
+                for k, t in data["tensors"].items()
+            },
+            attributes=tuple(
+                AttributeAxis(a["module"], a["attribute"], SizeAxis.from_dict(a["axis"])) for a in data["attributes"]
+            ),
+            terms=tuple(CostTerm.from_dict(t) for t in data["terms"]),
+            param_axes=tuple(CostTerm.from_dict(t) for t in data["param_axes"]),
+            notes=tuple(data["notes"]),
+        )
+
+    def __str__(self) -> str:
+        from apical.structure._table import structure_table
+
+        return structure_table(self)

@@ -1,0 +1,335 @@
+"""Pushing channel identities through an exported graph."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from apical.structure._atoms import Atoms, compress, is_constant, shrink_constant_dims, spread, varying_dims
+from apical.structure._registry import mutates_first_argument, op_name, op_rule
+from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along, whole_parameter
+
+
+PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow", "aten::index")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Channels that an operation sums over, and the axes at which a gate of zero hides them from it."""
+
+    ids: Tensor
+    site: frozenset[AxisKey]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Ids over several dimensions of one tensor: what is kept must be a product of positions per dimension.
+
+    Attributes:
+        ids: the atoms, one dimension per dimension that varies or is split.
+        module: path of the module whose forward pass makes the view.
+        columns_only: whether only the last dimension may shrink (the count of the others is in the code).
+    """
+
+    ids: Tensor
+    module: str
+    columns_only: bool
+
+
+@dataclass(frozen=True)
+class RawTerm:
+    """Multiply-accumulates before groups are known: integers and id vectors as factors."""
+
+    coefficient: int
+    axes: tuple[Tensor, ...]
+    module: str
+
+
+class Walk:
+    """The state of one pass over a graph, and the vocabulary in which rules are written."""
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+        self.model = model
+        self.canonical = dict(names)
+        self.atoms = Atoms()
+        self.axes: dict[AxisKey, Tensor] = {}
+        self.producers: dict[AxisKey, None] = {}
+        self.readings: list[Reading] = []
+        self.rectangles: list[Rectangle] = []
+        self.terms: list[RawTerm] = []
+        self.attributes: dict[tuple[str, str], Tensor] = {}
+        self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
+        self.summed: list[Tensor] = []  # atoms that meet another producer's in an addition
+        self.notes: list[str] = []
+        self.values: dict[fx.Node, Any] = {}
+        self.node: fx.Node | None = None
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    def run(self, graph: fx.Graph, sources: Mapping[str, str]) -> None:
+        """Visit every node; ``sources`` maps placeholders to tensor names."""
+        for node in graph.nodes:
+            self.node = node
+            if node.op == "placeholder":
+                self.values[node] = self._source(node, sources)
+            elif node.op == "get_attr":
+                self.values[node] = self.fixed(node)
+            elif node.op == "call_function":
+                self.values[node] = self._call(node)
+
+    def _source(self, node: fx.Node, sources: Mapping[str, str]) -> Any:
+        name = sources.get(node.name)
+        if name is not None:
+            tensor = self.tensor(self.canonical[name])
+            data = tensor if tensor.dtype in (torch.long, torch.int32, torch.bool, torch.uint8) else None
+            return whole_parameter(self.canonical[name], tuple(tensor.shape), data)
+        return self.fixed(node)
+
+    def _call(self, node: fx.Node) -> Any:
+        args = fx.node.map_arg(node.args, lambda n: self.values[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.values[n])
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        rule = op_rule(node.target)
+        if rule is None:
+            return self.unknown(node, args, kwargs)
+        try:
+            result = rule(self, *args, **kwargs)
+        except (LookupError, NotImplementedError) as problem:  # a case that the rule says it cannot express
+            return self.unknown(node, args, kwargs, str(problem))
+        if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
+            self._overwrite(node.args[0], result)
+        return result
+
+    def _overwrite(self, written: fx.Node, result: Any) -> None:
+        """After an in-place operation: later uses of what it wrote see its result."""
+        if op_name(written.target) in PARTIAL_VIEWS:
+            reason = "the forward pass writes into a slice of it"
+            for node in (written, *written.all_input_nodes):
+                self.freeze_value(self.values[node], reason)
+            self.freeze_value(result, reason)
+        self.values[written] = result
+
+    def unknown(self, node: fx.Node, args: Any, kwargs: Any, problem: str = "") -> Any:
+        """Freeze whatever enters an operation that has no rule, and say so once."""
+        name = op_name(node.target)
+        reason = f"{name} cannot be followed here ({problem})" if problem else f"no rule for the operation {name}"
+        touched = False
+        for value in _leaves((args, kwargs)):
+            touched |= self.freeze_value(value, reason)
+        if touched and reason not in self.notes:
+            self.notes.append(f"{reason}; what it reads is frozen")
+        return self.fixed(node)
+
+    # ---- the vocabulary of rules -----------------------------------------------------------------------------------
+
+    @property
+    def module_path(self) -> str:
+        """Path of the innermost module whose forward pass called the current operation."""
+        return node_modules(self.current)[-1] if node_modules(self.current) else ""
+
+    @property
+    def current(self) -> fx.Node:
+        """The graph node being visited."""
+        if self.node is None:
+            raise RuntimeError("rules run inside Walk.run")
+        return self.node
+
+    @property
+    def target(self) -> Any:
+        """The current operation."""
+        return self.current.target
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the current operation's (first) result."""
+        return _shapes(self.current.meta.get("val"))[0]
+
+    @property
+    def out_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of all results of the current operation."""
+        return _shapes(self.current.meta.get("val"))
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer of this name."""
+        path, _, leaf = name.rpartition(".")
+        found = getattr(self.model.get_submodule(path), leaf)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{name} is not a tensor")
+        return found
+
+    def fixed(self, node: fx.Node) -> Any:
+        """Values without channel identity for all results of a node."""
+        val = node.meta.get("val")
+        if isinstance(val, (tuple, list)):
+            return tuple(Value(s) for s in _shapes(val))
+        return Value(_shapes(val)[0]) if _shapes(val) else None
+
+    def axis(self, name: str, dim: int) -> Tensor:
+        """The atoms of a parameter's dimension  # (size,)"""
+        key = (name, dim)
+        if key not in self.axes:
+            self.axes[key] = self.atoms.new(self.tensor(name).shape[dim])
+        return self.axes[key]
+
+    def produce(self, name: str, dim: int) -> Tensor:
+        """Like `axis`, for a dimension along which the parameter writes new channels."""
+        self.producers[(name, dim)] = None
+        return self.axis(name, dim)
+
+    def read(self, ids: Tensor, zeros: Zeros, columns: AxisKey | None, reason: str = "") -> None:
+        """Note that the current operation sums over these channels.
+
+        Args:
+            ids: the channels  # (channels,)
+            zeros: axes whose zeroing makes what is read zero, None if there are none.
+            columns: the axis of the reader's own weight, the gate site if ``zeros`` is None.
+            reason: why the channels are frozen if there is neither.
+        """
+        if zeros is not None:
+            self.readings.append(Reading(ids, zeros))
+        elif columns is not None:
+            self.readings.append(Reading(ids, frozenset([columns])))
+        else:
+            self.atoms.freeze(ids, reason or "no parameter can hide these channels from their reader")
+
+    def meet(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Join two equally long id vectors; a channel that meets a fixed position is frozen."""
+        self.atoms.join(a, b)
+        self.atoms.freeze(a[b < 0], reason)
+        self.atoms.freeze(b[a < 0], reason)
+
+    def channel_ids(self, value: Value, dim: int, reason: str = "") -> Tensor | None:
+        """The ids along ``dim``, everything that shares an index there joined  # (size of dim,)"""
+        if value.ids is None:
+            return None
+        ids = value.ids
+        for d in range(ids.dim()):
+            if d != dim % ids.dim():
+                if not is_constant(ids, d):
+                    self.atoms.join(ids, ids.narrow(d, 0, 1).expand_as(ids))
+                ids = ids.narrow(d, 0, 1)
+        return ids.reshape(-1)
+
+    def freeze_value(self, value: Any, reason: str) -> bool:
+        """Freeze every channel of a value; says whether there was any."""
+        if isinstance(value, Value) and value.ids is not None:
+            self.atoms.freeze(value.ids, reason)
+            return True
+        if isinstance(value, ParamValue):
+            for dim, coords in enumerate(value.coords):
+                (indices,) = shrink_constant_dims(coords)
+                self.atoms.freeze(self.axis(value.name, dim)[indices.reshape(-1)], reason)
+        return False
+
+    def param_ids(self, value: ParamValue, dim: int) -> Tensor | None:
+        """The atoms along one dimension of a view of a parameter; None where it does not vary."""
+        found = param_axis_along(value, dim % len(value.shape)) if value.shape else None
+        if found is None:
+            return None
+        pdim, indices = found
+        return self.axis(value.name, pdim)[indices]
+
+    def cost(self, coefficient: int, *axes: Tensor | int) -> None:
+        """Count multiply-accumulates of the current operation: the product of a number and of axis lengths."""
+        tensors = []
+        for axis in axes:
+            if isinstance(axis, int):
+                coefficient *= axis
+            else:
+                tensors.append(axis)
+        self.terms.append(RawTerm(coefficient, tuple(tensors), self.module_path))
+
+    def attribute(self, name: str, ids: Tensor | None, size: int | None = None, path: str | None = None) -> None:
+        """State that an integer attribute of the calling module is the number of these positions.
+
+        Modules that have no such attribute, or another value in it (``size``, by default the number of ids), are
+        left alone.
+        """
+        path = self.module_path if path is None else path
+        try:
+            module = self.model.get_submodule(path)
+        except AttributeError:
+            return
+        value = vars(module).get(name)
+        if ids is not None and isinstance(value, int) and not isinstance(value, bool):
+            if value == (ids.numel() if size is None else size):
+                self.attributes[(path, name)] = ids
+
+    def meet_rows(self, table: Tensor) -> None:
+        """Join the entries of each row  # (rows, entries)"""
+        self.atoms.join(table[:, 1:], table[:, :1].expand_as(table[:, 1:]))
+        mixed = (table < 0).any(dim=1)
+        self.atoms.freeze(table[mixed], "shares a group of channels with positions that are fixed")
+
+    def note_split(self, value: Value, shape: tuple[int, ...]) -> None:
+        """State the sizes that a view splits a dimension of channels into, for attributes such as ``num_heads``."""
+        if value.ids is None:
+            return
+        probe = value.ids.reshape(shape)
+        dims = [d for d in varying_dims(compress(probe))]
+        if len(dims) > 1 or (len(dims) == 1 and shape[dims[0]] != value.ids.shape[varying_dims(value.ids)[0]]):
+            self.splits.append((self.module_path, compress(probe)))
+
+    def rectangle(self, ids: Tensor, columns_only: bool = False) -> None:
+        """Require that what is kept of these ids stays rectangular (they vary along several dimensions)."""
+        dims = varying_dims(ids)
+        if len(dims) > 1:
+            for d in range(ids.dim()):
+                if d not in dims:
+                    ids = ids.narrow(d, 0, 1)
+            ids = ids.reshape([ids.shape[d] for d in dims])
+            self.rectangles.append(Rectangle(ids, self.module_path, columns_only))
+
+
+def like(value: Value, shape: Sequence[int], ids: Tensor | None, zeros: Zeros) -> Value:
+    """A value of this shape, flexible if ``value`` was."""
+    return Value(tuple(shape), ids, zeros, value.flexible)
+
+
+def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], split: bool = False) -> AnyValue:
+    """The value after an operation that only moves elements, replayed on ids (or on a parameter's coordinates)."""
+    if isinstance(value, ParamValue):
+        coords = tuple(compress(fn(c)) for c in value.coords)
+        data = fn(value.data) if value.data is not None else None
+        return ParamValue(value.name, tuple(coords[0].shape) if coords else walk.out_shape, coords, False, data)
+    if value.ids is None:
+        return Value(walk.out_shape, None, value.zeros, value.flexible)
+    ids = compress(fn(value.ids))
+    if split:
+        walk.rectangle(ids)
+    return Value(tuple(ids.shape), ids, value.zeros, value.flexible)
+
+
+def channels_last_value(walk: Walk, ids: Tensor | None, dim: int, zeros: Zeros) -> Value:
+    """The current result with channel ids along ``dim``."""
+    shape = walk.out_shape
+    return Value(shape, None if ids is None else spread(ids, shape, dim % len(shape)), zeros)
+
+
+def node_modules(node: fx.Node) -> list[str]:
+    """Paths of the modules whose forward passes enclose a node, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [re.sub(r"@\d+", "", path) for path, _ in stack.values()]
+
+
+def _shapes(val: Any) -> list[tuple[int, ...]]:
+    if isinstance(val, Tensor):
+        return [tuple(int(s) for s in val.shape)]
+    if isinstance(val, (tuple, list)):
+        return [tuple(int(s) for s in v.shape) if isinstance(v, Tensor) else () for v in val]
+    return []
+
+
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, (tuple, list)):
+        return [leaf for item in tree for leaf in _leaves(item)]
+    if isinstance(tree, dict):
+        return [leaf for item in tree.values() for leaf in _leaves(item)]
+    return [tree]

@@ -1,0 +1,67 @@
+"""A short, readable training loop over plain PyTorch, with restructuring between epochs.
+
+`train` does a whole run: epochs, evaluation, checkpoints, run folder, progress. `train_one_epoch` and `evaluate` are
+its parts, for loops of your own. The loop knows a growth method by the protocol `GrowthMethod` only.
+"""
+
+from apical.training._accounting import epoch_train_macs, training_costs
+from apical.training._checkpoint import (
+    Checkpoint,
+    atomic_file,
+    has_checkpoint,
+    load_checkpoint,
+    require_plain,
+    save_checkpoint,
+)
+from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
+from apical.training._epoch import EpochStats, EvalStats, evaluate, train_one_epoch
+from apical.training._interrupt import Interrupted, InterruptGuard
+from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
+from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
+from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod
+from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
+from apical.training._run import Loaders, TrainingResult, describe_device, train, versions
+from apical.training._run_folder import RunFolder, plain
+
+__all__ = [
+    "Checkpoint",
+    "EpochStats",
+    "EvalStats",
+    "GrowthMethod",
+    "InterruptGuard",
+    "Interrupted",
+    "Loader",
+    "Loaders",
+    "MethodFactory",
+    "OptimizerConfig",
+    "PlainMethod",
+    "Progress",
+    "ProgressMode",
+    "RunFolder",
+    "ScheduleConfig",
+    "TrainingConfig",
+    "TrainingResult",
+    "atomic_file",
+    "build_optimizer",
+    "describe_device",
+    "deterministic_algorithms",
+    "epoch_train_macs",
+    "evaluate",
+    "has_checkpoint",
+    "load_checkpoint",
+    "lr_factor",
+    "make_progress",
+    "plain",
+    "random_state",
+    "require_plain",
+    "resolve_device",
+    "save_checkpoint",
+    "seed_everything",
+    "set_lr_",
+    "set_random_state",
+    "summarise_widths",
+    "train",
+    "train_one_epoch",
+    "training_costs",
+    "versions",
+]

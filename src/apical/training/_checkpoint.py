@@ -1,0 +1,243 @@
+"""Checkpoints that a crash cannot spoil: written aside, flushed, moved into place; the one before is kept."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.errors import CheckpointError
+
+FORMAT = "apical-checkpoint"
+VERSION = 1
+CURRENT, PREVIOUS, TORN = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.torn.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two epochs.
+
+    Attributes:
+        epoch: number of completed epochs.
+        identity: what must be equal for a resumed run to be the same run: its configuration, in plain containers.
+        state: the states of model, optimizer, method, generators, loader and history, by name.
+    """
+
+    epoch: int
+    identity: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Writes `checkpoint.pt`; what was there becomes `checkpoint.prev.pt`.
+
+    Whenever the process dies, at least one whole checkpoint is in the folder.
+
+    Raises:
+        CheckpointError: the state holds something else than tensors and plain containers, or the folder cannot be
+            written. The checkpoints that exist are then untouched.
+    """
+    payload = {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
+    require_plain(payload, "checkpoint")
+    path = folder / CURRENT
+    try:
+        with atomic_file(path) as aside:
+            with aside.open("wb") as stream:
+                torch.save(payload, stream)
+            flush_to_disk(aside)
+            if path.exists():
+                path.replace(folder / PREVIOUS)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise CheckpointError(
+            f"cannot write {path}: {error}. The last whole checkpoint in {folder} is untouched; free space or make "
+            "the folder writable, then resume the run."
+        ) from error
+    return path
+
+
+def load_checkpoint(
+    folder: Path, identity: Mapping[str, Any] | None = None, notify: Callable[[str], None] = lambda _: None
+) -> Checkpoint:
+    """Reads the newest whole checkpoint of a run folder, never a pickle.
+
+    A torn `checkpoint.pt` is set aside as `checkpoint.torn.pt`, the previous one is taken, and `notify` is told.
+
+    Args:
+        folder: the run folder.
+        identity: the configuration of the run that wants to resume; None accepts any.
+        notify: receives messages for people.
+
+    Raises:
+        CheckpointError: there is no checkpoint, all are torn, or it belongs to another program or another run.
+    """
+    problems: list[str] = []
+    for name in (CURRENT, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            problems.append(f"{name} does not exist")
+            continue
+        try:
+            payload = _read(path)
+        except _TornError as error:
+            problems.append(str(error))
+            if name == CURRENT and (folder / PREVIOUS).exists():
+                path.replace(folder / TORN)
+            continue
+        checkpoint = _recognise(payload, path)
+        if identity is not None:
+            _require_same_run(checkpoint.identity, identity, path)
+        if problems:
+            notify(f"{problems[0]}; resuming from {name}, after epoch {checkpoint.epoch}")
+        return checkpoint
+    raise CheckpointError(
+        f"no usable checkpoint in {folder}: {'; '.join(problems)}. Expected a run folder with a whole {CURRENT}; start "
+        "the run again, or copy the folder anew."
+    )
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the folder holds a checkpoint, whole or torn."""
+    return (folder / CURRENT).exists() or (folder / PREVIOUS).exists()
+
+
+class _TornError(Exception):
+    """The file is not a whole zip archive of tensors."""
+
+
+def _read(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise _TornError(f"{path.name} is damaged (checksum of {damaged} is wrong)")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise CheckpointError(f"cannot read {path}: {error}. Make it readable for you.") from error
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise _TornError(f"{path.name} is torn ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain containers, and loading it could run code; expected a "
+            f"checkpoint that apical wrote. It was not loaded."
+        ) from error
+
+
+def _recognise(payload: Any, path: Path) -> Checkpoint:
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of apical: expected format={FORMAT!r}, got "
+            f"{payload.get('format') if isinstance(payload, dict) else type(payload).__name__!r}. Weights alone cannot "
+            "be resumed; load them into the model instead."
+        )
+    if payload.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint version {payload.get('version')}, this apical reads version {VERSION}; resume with "
+            "the apical that wrote it"
+        )
+    try:
+        return Checkpoint(int(payload["epoch"]), dict(payload["identity"]), dict(payload["state"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is incomplete: {error!r}; expected epoch, identity and state") from error
+
+
+def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    differences = list(_differences(saved, wanted, ""))
+    if differences:
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(differences[:5])}{more}. Resume with the run's own "
+            "configuration (config.json beside it), or start a new run in another folder."
+        )
+
+
+def _differences(saved: Any, wanted: Any, where: str) -> list[str]:
+    if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
+        found = []
+        for key in sorted({*saved, *wanted}, key=str):
+            inner = f"{where}.{key}" if where else str(key)
+            if key not in saved or key not in wanted:
+                found.append(f"{inner} is only in {'the checkpoint' if key in saved else 'this run'}")
+            else:
+                found += _differences(saved[key], wanted[key], inner)
+        return found
+    return [] if saved == wanted else [f"{where} is {saved!r} in the checkpoint, {wanted!r} in this run"]
+
+
+_PLAIN = (str, int, float, bool, bytes, complex, type(None))
+
+
+def require_plain(value: Any, where: str) -> None:
+    """Refuses what `torch.load(weights_only=True)` would later refuse to read.
+
+    Raises:
+        CheckpointError: with the path of the first thing that is neither a tensor nor a plain container.
+
+    Example:
+        >>> require_plain({"a": [1, (2.0, None)], "b": torch.zeros(2)}, "state")
+        >>> require_plain({"a": [Path("x")]}, "state")
+        Traceback (most recent call last):
+        apical.errors.CheckpointError: state['a'][0] is a PosixPath; expected tensors, numbers, strings, lists, ...
+    """
+    if type(value) in _PLAIN or isinstance(value, (Tensor, torch.Size, torch.dtype, torch.device)):
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if type(key) not in _PLAIN:
+                raise CheckpointError(f"{where} has a key of type {type(key).__name__}; expected strings or numbers")
+            require_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple, set):
+        for index, item in enumerate(value):
+            require_plain(item, f"{where}[{index}]")
+    else:
+        raise CheckpointError(
+            f"{where} is a {type(value).__name__}; expected tensors, numbers, strings, lists, tuples or dicts, so that "
+            "the checkpoint can be read without running code. Convert it in state_dict()."
+        )
+
+
+class atomic_file:  # noqa: N801 - used as a with-statement
+    """A path to write aside, moved onto `path` when the block ends well and removed when it does not.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_file(Path(folder) / "a.txt") as aside:
+        ...         _ = aside.write_text("whole")
+        ...     (Path(folder) / "a.txt").read_text()
+        'whole'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        return self._aside
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self._aside.replace(self._path)
+            flush_to_disk(self._path.parent)
+        else:
+            self._aside.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync of a file, or of a folder's list of names where the system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        if path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,224 @@
+"""How to train: frozen dataclasses, checked when they are built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+
+from apical.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _check(where: str, rules: Mapping[str, bool]) -> None:
+    """Collects every broken rule before it complains."""
+    broken = [rule for rule, holds in rules.items() if not holds]
+    if broken:
+        raise ConfigError(f"{where}: " + "; ".join(broken))
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The user's optimizer.
+
+    Attributes:
+        name: `"sgd"` or `"adamw"`.
+        lr: peak learning rate, positive.
+        momentum: SGD momentum, or AdamW's beta1; in [0, 1).
+        nesterov: Nesterov momentum; SGD only.
+        weight_decay: at least 0.
+        decay_vectors: whether one-dimensional parameters (norms, biases) are decayed too.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_vectors: bool = True
+
+    def __post_init__(self) -> None:
+        _check(
+            "optimizer",
+            {
+                f"name={self.name!r}, expected 'sgd' or 'adamw'": self.name in ("sgd", "adamw"),
+                f"lr={self.lr}, expected a positive number": self.lr > 0,
+                f"momentum={self.momentum}, expected a number in [0, 1)": 0 <= self.momentum < 1,
+                f"weight_decay={self.weight_decay}, expected at least 0": self.weight_decay >= 0,
+                "nesterov=True needs name='sgd' and a positive momentum": not self.nesterov
+                or (self.name == "sgd" and self.momentum > 0),
+            },
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the epochs, as a factor of the optimizer's `lr`.
+
+    Attributes:
+        name: `"cosine"`, `"step"` or `"constant"`.
+        warmup_epochs: length of the linear rise from 0, in epochs, fractions allowed.
+        final_factor: where the cosine ends, in [0, 1].
+        milestones: epochs at which the step schedule multiplies by `gamma`.
+        gamma: factor of the step schedule, in (0, 1].
+    """
+
+    name: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    final_factor: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        known = ("cosine", "step", "constant")
+        _check(
+            "schedule",
+            {
+                f"name={self.name!r}, expected one of {known}": self.name in known,
+                f"warmup_epochs={self.warmup_epochs}, expected at least 0": self.warmup_epochs >= 0,
+                f"final_factor={self.final_factor}, expected a number in [0, 1]": 0 <= self.final_factor <= 1,
+                f"gamma={self.gamma}, expected a number in (0, 1]": 0 < self.gamma <= 1,
+                f"milestones={self.milestones}, expected rising epochs": list(self.milestones)
+                == sorted(set(self.milestones)),
+                "name='step' needs milestones": self.name != "step" or bool(self.milestones),
+            },
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything the training loop needs to know, and nothing about how a network grows.
+
+    Attributes:
+        epochs: number of passes over the training set, at least 1.
+        batch_size: images per step; the loaders read it, the loop does not.
+        optimizer: the optimizer.
+        schedule: the learning rate over time.
+        amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler).
+        channels_last: whether weights and images use the channels-last memory format.
+        label_smoothing: of the training loss, in [0, 1).
+        clip_grad_norm: largest norm of all gradients together; None for no clipping.
+        ema_decay: decay per step of an exponential moving average of the weights, which is then what is evaluated and
+            kept; None for none.
+        seed: seed of everything random.
+        device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, ...
+        deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
+        eval_every: epochs between two evaluations; the last epoch is always evaluated.
+
+    Example:
+        >>> config = TrainingConfig(epochs=10, optimizer=OptimizerConfig(lr=0.05))
+        >>> TrainingConfig.from_mapping(config.to_mapping()) == config
+        True
+        >>> TrainingConfig(epochs=0, batch_size=0)
+        Traceback (most recent call last):
+        apical.errors.ConfigError: training: epochs=0, expected at least 1; batch_size=0, expected at least 1
+    """
+
+    epochs: int = 1
+    batch_size: int = 128
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    amp: Literal["none", "bfloat16", "float16"] = "none"
+    channels_last: bool = False
+    label_smoothing: float = 0.0
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    deterministic: bool = False
+    eval_every: int = 1
+
+    def __post_init__(self) -> None:
+        known = ("none", "bfloat16", "float16")
+        _check(
+            "training",
+            {
+                f"epochs={self.epochs}, expected at least 1": self.epochs >= 1,
+                f"batch_size={self.batch_size}, expected at least 1": self.batch_size >= 1,
+                f"amp={self.amp!r}, expected one of {known}": self.amp in known,
+                f"label_smoothing={self.label_smoothing}, expected a number in [0, 1)": 0 <= self.label_smoothing < 1,
+                f"clip_grad_norm={self.clip_grad_norm}, expected a positive number": self.clip_grad_norm is None
+                or self.clip_grad_norm > 0,
+                f"ema_decay={self.ema_decay}, expected a number in (0, 1)": self.ema_decay is None
+                or 0 < self.ema_decay < 1,
+                f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
+                f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
+                f"schedule.warmup_epochs={self.schedule.warmup_epochs}, expected fewer than epochs={self.epochs}": (
+                    self.schedule.warmup_epochs < max(self.epochs, 1)
+                ),
+            },
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The config as plain containers, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> TrainingConfig:
+        """The config of `to_mapping`, read back.
+
+        Raises:
+            ConfigError: a key is unknown or a value has the wrong type.
+        """
+        values = dict(mapping)
+        for name, kind in (("optimizer", OptimizerConfig), ("schedule", ScheduleConfig)):
+            if isinstance(values.get(name), Mapping):
+                values[name] = _build(kind, values[name], name)
+        return _build(cls, values, "training")
+
+
+def _build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(f"{where}: got the unknown keys {unknown}; expected keys among {list(hints)}")
+    wrong = {
+        f"{name}={value!r} is a {type(value).__name__}, expected {getattr(hints[name], '__name__', hints[name])}": False
+        for name, value in values.items()
+        if not _fits(value, hints[name])
+    }
+    _check(where, wrong)
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON or a command line has the type of a field. Choices are checked later."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
+    if arguments:  # a union
+        return any(_fits(value, argument) for argument in arguments)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that a config's `device` names; `"auto"` takes the first CUDA device if there is one.
+
+    Raises:
+        ConfigError: the name is not a device, or the machine does not have it.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: got {name!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device: got {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices that torch can use; "
+            "choose device=cpu or auto, or install a CUDA build of torch"
+        )
+    return device

@@ -1,0 +1,91 @@
+"""The optimizer, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from apical.errors import ConfigError
+from apical.training._config import OptimizerConfig, ScheduleConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The optimizer of all parameters that require gradients.
+
+    With `decay_vectors=False`, one-dimensional parameters form a second group without weight decay.
+
+    Raises:
+        ConfigError: the model has no parameter that requires a gradient.
+
+    Example:
+        >>> optimizer = build_optimizer(nn.Linear(2, 3), OptimizerConfig(decay_vectors=False))
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(1, 0.0001), (1, 0.0)]
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ConfigError(
+            f"build_optimizer: {type(model).__name__} has no parameter with requires_grad=True; nothing can be learned"
+        )
+    decayed = [p for p in params if config.decay_vectors or p.ndim > 1]
+    kept = [p for p in params if not config.decay_vectors and p.ndim <= 1]
+    groups = [
+        {"params": members, "weight_decay": decay}
+        for members, decay in ((decayed, config.weight_decay), (kept, 0.0))
+        if members
+    ]
+    if config.name == "adamw":
+        return AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+
+def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
+    """Learning rate as a factor of its peak.
+
+        warm-up   e / w                                       for e < w, w = warmup_epochs
+        cosine    f + (1 − f) (1 + cos(π (e − w) / (E − w))) / 2
+        step      γ^(number of milestones ≤ e)
+
+    Args:
+        epoch: e, epochs so far; fractions within an epoch.
+        epochs: E, epochs in all.
+        config: the schedule.
+
+    Returns:
+        The factor, in [0, 1].
+
+    Example:
+        >>> [round(lr_factor(e, 10, ScheduleConfig(warmup_epochs=2)), 3) for e in (0, 1, 2, 6, 10)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+        >>> [lr_factor(e, 10, ScheduleConfig(name="step", milestones=(5, 8), gamma=0.5)) for e in (0, 5, 9)]
+        [1.0, 0.5, 0.25]
+    """
+    warmup = config.warmup_epochs
+    if epoch < warmup:
+        return epoch / warmup
+    if config.name == "step":
+        return config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
+    if config.name == "constant":
+        return 1.0
+    done = min(1.0, (epoch - warmup) / (epochs - warmup))
+    return config.final_factor + (1 - config.final_factor) * (1 + math.cos(math.pi * done)) / 2
+
+
+def set_lr_(optimizer: Optimizer, factor: float) -> float:
+    """Sets every group's learning rate to its peak times `factor`.
+
+    The peak is the group's `initial_lr`, as torch's schedulers call it, taken from `lr` when first seen. So the
+    schedule has no state of its own: it survives restructuring and resuming as the optimizer does.
+
+    Returns:
+        The learning rate of the first group.
+
+    Example:
+        >>> set_lr_(build_optimizer(nn.Linear(2, 3), OptimizerConfig(lr=0.5)), 0.1)
+        0.05
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return float(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,276 @@
+"""What people see while a run goes on: a live table on a terminal, plain lines elsewhere, JSON lines for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from apical.training._run_folder import plain
+
+Record = Mapping[str, Any]
+ProgressMode = Literal["auto", "table", "plain", "json", "quiet"]
+
+
+class Progress(Protocol):
+    """Receives what happens. `start` and `stop` are called once, `stop` even when the run fails."""
+
+    def start(self, epochs: int, run: str) -> None:
+        """A run of so many epochs begins; `run` is its folder."""
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Step `step` of `steps` of epoch `epoch` (both from 1) is done. Called often."""
+
+    def epoch(self, record: Record) -> None:
+        """An epoch is done."""
+
+    def message(self, text: str) -> None:
+        """Something that people should know."""
+
+    def summary(self, summary: Record) -> None:
+        """The run is done."""
+
+    def stop(self) -> None:
+        """Nothing more will come."""
+
+
+def make_progress(mode: ProgressMode = "auto", stream: TextIO | None = None) -> Progress:
+    """The display for a mode; `"auto"` is a live table on a terminal and plain lines elsewhere.
+
+    Args:
+        mode: `"auto"`, `"table"`, `"plain"`, `"json"` (one object per line) or `"quiet"` (messages only, on stderr).
+        stream: where to write; standard output if None.
+
+    Example:
+        >>> progress = make_progress("json", sys.stdout)
+        >>> progress.epoch({"epoch": 1, "eval_accuracy": 0.5})
+        {"event": "epoch", "epoch": 1, "eval_accuracy": 0.5}
+    """
+    out = sys.stdout if stream is None else stream
+    if mode == "auto":
+        mode = "table" if out.isatty() else "plain"
+    if mode == "table":
+        return TableProgress(Console(file=out))
+    if mode == "plain":
+        return PlainProgress(out)
+    return JsonProgress(out) if mode == "json" else QuietProgress(sys.stderr)
+
+
+def summarise_widths(widths: Mapping[str, int] | None) -> str:
+    """Widths of all groups in a few characters: how many units in all, and the narrowest and widest group.
+
+    Example:
+        >>> summarise_widths({"conv1": 8, "conv2": 16, "conv3": 64})
+        '88 (8-64)'
+        >>> summarise_widths(None)
+        '-'
+    """
+    if not widths:
+        return "-"
+    values = list(widths.values())
+    return f"{sum(values)} ({min(values)}-{max(values)})"
+
+
+def _number(name: str, pattern: str, scale: float = 1.0) -> Callable[[Record], str]:
+    def cell(record: Record) -> str:
+        value = record.get(name)
+        return "-" if value is None else pattern.format(value * scale)
+
+    return cell
+
+
+def _seconds(record: Record) -> str:
+    parts = ("step_seconds", "data_seconds", "eval_seconds", "restructure_seconds")
+    return f"{sum(record.get(part) or 0.0 for part in parts):.1f}"
+
+
+COLUMNS: tuple[tuple[str, int, Callable[[Record], str]], ...] = (
+    ("epoch", 5, _number("epoch", "{:.0f}")),
+    ("widths", 13, lambda record: summarise_widths(record.get("widths"))),
+    ("blocks", 6, _number("blocks", "{:.0f}")),
+    ("MACs %", 6, _number("macs_fraction", "{:.1f}", 100)),
+    ("params %", 8, _number("params_fraction", "{:.1f}", 100)),
+    ("lr", 8, _number("lr", "{:.2g}")),
+    ("loss", 7, _number("train_loss", "{:.4f}")),
+    ("acc %", 6, _number("eval_accuracy", "{:.2f}", 100)),
+    ("seconds", 7, _seconds),
+)
+"""Heading, width in characters and content of each column, for the table and the plain lines alike."""
+
+
+def _closing_line(summary: Record) -> str:
+    parts = []
+    for name, label, pattern, scale in (
+        ("test_accuracy", "accuracy", "{:.2f} %", 100),
+        ("macs_fraction", "MACs", "{:.1f} %", 100),
+        ("params_fraction", "params", "{:.1f} %", 100),
+        ("train_macs_fraction", "training MACs", "{:.1f} % of dense", 100),
+        ("train_seconds", "training", "{:.1f} s", 1),
+    ):
+        if summary.get(name) is not None:
+            parts.append(f"{label} {pattern.format(summary[name] * scale)}")
+    return "done: " + ", ".join(parts)
+
+
+class QuietProgress:
+    """Messages only."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def start(self, epochs: int, run: str) -> None:
+        """Says nothing."""
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Says nothing."""
+
+    def epoch(self, record: Record) -> None:
+        """Says nothing."""
+
+    def message(self, text: str) -> None:
+        """Writes the message."""
+        self._stream.write(text + "\n")
+
+    def summary(self, summary: Record) -> None:
+        """Says nothing."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+class PlainProgress:
+    """A line per epoch under one heading, for logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def _line(self, text: str) -> None:
+        self._stream.write(text.rstrip() + "\n")
+        self._stream.flush()
+
+    def start(self, epochs: int, run: str) -> None:
+        """Writes the heading."""
+        self._line(f"{run}: {epochs} epochs")
+        self._line("  ".join(name.rjust(width) for name, width, _ in COLUMNS))
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Says nothing."""
+
+    def epoch(self, record: Record) -> None:
+        """Writes the epoch's line."""
+        self._line("  ".join(cell(record).rjust(width) for _, width, cell in COLUMNS))
+
+    def message(self, text: str) -> None:
+        """Writes the message."""
+        self._line(text)
+
+    def summary(self, summary: Record) -> None:
+        """Writes the closing line."""
+        self._line(_closing_line(summary))
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+class JsonProgress:
+    """An object per line: `{"event": "start" | "epoch" | "message" | "summary", ...}`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def _event(self, event: str, content: Record) -> None:
+        self._stream.write(json.dumps({"event": event, **plain(content)}, allow_nan=False) + "\n")
+        self._stream.flush()
+
+    def start(self, epochs: int, run: str) -> None:
+        """Writes a `start` object."""
+        self._event("start", {"epochs": epochs, "run": run})
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Says nothing."""
+
+    def epoch(self, record: Record) -> None:
+        """Writes an `epoch` object: the line of history.jsonl."""
+        self._event("epoch", record)
+
+    def message(self, text: str) -> None:
+        """Writes a `message` object."""
+        self._event("message", {"text": text})
+
+    def summary(self, summary: Record) -> None:
+        """Writes a `summary` object: the content of summary.json."""
+        self._event("summary", summary)
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+class TableProgress:
+    """A table that grows by a row per epoch, over a line that says where the running epoch is.
+
+    While the run goes on, the table shows the epochs that fit on the screen; at the end it shows all.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._records: list[Record] = []
+        self._epochs, self._title, self._now, self._drawn = 0, "", "", 0.0
+        self._live: Live | None = None
+
+    def start(self, epochs: int, run: str) -> None:
+        """Shows the empty table."""
+        self._epochs, self._title = epochs, run
+        self._live = Live(self._render(), console=self._console, auto_refresh=False)
+        self._live.start()
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Moves the line below the table, at most five times a second."""
+        if time.monotonic() - self._drawn < 0.2 and step < steps:
+            return
+        self._drawn = time.monotonic()
+        done = round(24 * step / steps)
+        self._now = f"epoch {epoch}/{self._epochs} {'━' * done}{'╌' * (24 - done)} step {step}/{steps}"
+        self._draw()
+
+    def epoch(self, record: Record) -> None:
+        """Adds a row."""
+        self._records.append(record)
+        self._now = ""
+        self._draw()
+
+    def message(self, text: str) -> None:
+        """Prints the message above the table."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def summary(self, summary: Record) -> None:
+        """Shows the closing line under the table."""
+        self._now = _closing_line(summary)
+        self._draw()
+
+    def stop(self) -> None:
+        """Leaves the whole table on the screen."""
+        if self._live is not None:
+            self._live.vertical_overflow = "visible"
+            self._live.update(self._render(everything=True), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> None:
+        if self._live is not None:
+            self._live.update(self._render(), refresh=True)
+
+    def _render(self, everything: bool = False) -> Group:
+        table = Table(title=self._title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for name, _, _ in COLUMNS:
+            table.add_column(name, justify="right", no_wrap=True)
+        fitting = max(3, self._console.height - 5)
+        for record in self._records if everything else self._records[-fitting:]:
+            table.add_row(*(cell(record) for _, _, cell in COLUMNS))
+        return Group(table, Text(self._now, style="dim"))

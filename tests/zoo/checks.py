@@ -1,0 +1,310 @@
+"""The contract that every network of the zoo meets: what is removed equals what is zeroed, and comes back bitwise."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import apical
+from apical.structure import Frozen, Structure
+
+from .randomise import random_keep, random_skip, zero_gates_
+
+RELATIVE_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What tracing found in one model.
+
+    ``removable_fraction`` is the share of MACs that is gone when every group keeps one unit and every block is
+    skipped.
+    """
+
+    name: str
+    groups: int
+    blocks: int
+    removable_fraction: float
+    frozen: tuple[Frozen, ...]
+    trace_seconds: float
+
+
+def make_report(name: str, structure: Structure, trace_seconds: float) -> CheckReport:
+    """Summarise a structure."""
+    full = structure.macs()
+    least = structure.macs({group.name: [0] for group in structure.groups}, [b.name for b in structure.blocks])
+    fraction = 1 - least / full if full else 0.0
+    return CheckReport(name, len(structure.groups), len(structure.blocks), fraction, structure.frozen, trace_seconds)
+
+
+def timed_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Structure, float]:
+    """Trace a model; seconds on the wall clock."""
+    start = time.perf_counter()
+    structure = apical.trace(model, inputs)
+    return structure, time.perf_counter() - start
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """All tensors in the model's output, in a fixed order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Inception and others warn about their own interpolation
+        return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+
+
+def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """max |got - expected| / max |expected| over all outputs; infinite if shapes differ or a value is not finite."""
+    if [x.shape for x in got] != [x.shape for x in expected]:
+        return float("inf")
+    errors = []
+    for x, y in zip(got, expected, strict=True):
+        if not (torch.isfinite(x.double()).all() and torch.isfinite(y.double()).all()):
+            return float("inf")
+        scale = y.abs().max().double().clamp(min=1e-300)
+        errors.append(float((x - y).abs().max().double() / scale) if y.numel() else 0.0)
+    return max(errors, default=0.0)
+
+
+def assert_bitwise_equal(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Same names in the same order, same dtypes and shapes, same bits."""
+    assert list(got) == list(expected), f"{what}: names or their order changed"
+    for name, tensor in expected.items():
+        assert got[name].dtype == tensor.dtype, f"{what}: {name} became {got[name].dtype}, was {tensor.dtype}"
+        assert got[name].shape == tensor.shape, f"{what}: {name} has shape {got[name].shape}, had {tensor.shape}"
+        assert torch.equal(got[name], tensor), f"{what}: values of {name} changed"
+
+
+def resized(
+    model: nn.Module, structure: Structure, keep: Mapping[str, Sequence[int]], skip: Sequence[str]
+) -> nn.Module:
+    """A physically smaller copy."""
+    smaller = copy.deepcopy(model)
+    apical.resize_(smaller, structure, keep, skip)
+    return smaller
+
+
+def check_removal(
+    model: nn.Module,
+    structure: Structure,
+    inputs: tuple[Tensor, ...],
+    keep: Mapping[str, Sequence[int]],
+    skip: Sequence[str],
+) -> nn.Module:
+    """Removed equals zeroed at the gate sites, to 1e-10 in float64. Returns the smaller model.
+
+    Where something was removed, the outputs must also differ from the full model's: a gate that does nothing, or a
+    net that ignores its input, would pass everything else.
+    """
+    reference = copy.deepcopy(model)
+    zero_gates_(reference, structure, keep, skip)
+    smaller = resized(model, structure, keep, skip)
+    expected, full = outputs_of(reference, inputs), outputs_of(model, inputs)
+    error = relative_error(outputs_of(smaller, inputs), expected)
+    assert error <= RELATIVE_TOLERANCE, f"removed and zeroed differ by {error:.3g} relative"
+    if skip or any(len(keep[group.name]) < group.size for group in structure.groups):
+        assert relative_error(full, expected) > 1e-6, "the removed parts had no influence on the outputs"
+    return smaller
+
+
+def check_regrowth(
+    model: nn.Module, structure: Structure, keeps: Sequence[Mapping[str, Sequence[int]]], skips: Sequence[Sequence[str]]
+) -> None:
+    """Through several choices with one store: each equals a fresh resize, and keep-all restores every bit."""
+    working, store = copy.deepcopy(model), apical.DormantStore()
+    for keep, skip in zip(keeps, skips, strict=True):
+        apical.resize_(working, structure, keep, skip, store=store)
+        fresh = resized(model, structure, keep, skip)
+        assert_bitwise_equal(working.state_dict(), fresh.state_dict(), "resize through the store")
+    apical.resize_(working, structure, {}, (), store=store)
+    assert_bitwise_equal(working.state_dict(), model.state_dict(), "regrowth")
+    assert [n for n, _ in working.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert str(working) == str(model), "module attributes or structure differ after regrowth"
+    assert {n: p.requires_grad for n, p in working.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
+
+
+def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> float:
+    """Multiply-adds that torch's flop counter sees (it counts two per multiply-add), attention as matrix products.
+
+    The fused transformer layers of ``torch.nn`` are switched off: the counter sees nothing of them.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            outputs_of(model, inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+    return counter.get_total_flops() / 2
+
+
+def check_costs(
+    smaller: nn.Module,
+    structure: Structure,
+    inputs: tuple[Tensor, ...],
+    keep: Mapping[str, Sequence[int]],
+    skip: Sequence[str],
+) -> None:
+    """Priced MACs and parameters equal what is counted on the resized model."""
+    counted = count_macs(smaller, inputs)
+    priced = structure.macs(keep, skip)
+    assert priced == counted, f"priced {priced} MACs, counted {counted}"
+    num_params = sum(p.numel() for p in smaller.parameters())
+    assert structure.num_params(keep, skip) == num_params, (
+        f"priced {structure.num_params(keep, skip)} parameters, counted {num_params}"
+    )
+
+
+def check_attributes(model: nn.Module) -> None:
+    """What standard modules say about their size is true, so that ``print(model)`` is."""
+    problems = []
+    for name, module in model.named_modules():
+        for attribute, value in _true_sizes(module).items():
+            stated = getattr(module, attribute)
+            if stated != value:
+                problems.append(f"{name}.{attribute} is {stated}, the weights say {value}")
+    assert not problems, "; ".join(problems[:5])
+
+
+def _true_sizes(module: nn.Module) -> dict[str, object]:
+    if isinstance(module, nn.Linear):
+        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        read, written = ("out", "in") if module.transposed else ("in", "out")
+        return {
+            f"{written}_channels": module.weight.shape[0],
+            f"{read}_channels": module.weight.shape[1] * module.groups,
+        }
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
+        return {"num_features": module.weight.shape[0]}
+    if isinstance(module, nn.GroupNorm) and module.weight is not None:
+        return {"num_channels": module.weight.shape[0]}
+    if isinstance(module, nn.LayerNorm) and module.weight is not None:
+        return {"normalized_shape": tuple(module.weight.shape)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_ih_l0.shape[0] // gates}
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    return {}
+
+
+def check_trainable(model: nn.Module, smaller: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """A training step runs on the smaller model, and its parameters receive gradients where the full model's do."""
+    full, small = (_gradients(copy.deepcopy(m), inputs) for m in (model, smaller))
+    missing = [name for name in small if small[name] is None and full.get(name) is not None]
+    assert not missing, f"no gradient reaches {missing[:5]}"
+    broken = [name for name, grad in small.items() if grad is not None and not bool(torch.isfinite(grad).all())]
+    assert not broken, f"gradients of {broken[:5]} are not finite"
+
+
+def _gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor | None]:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.manual_seed(0)
+        leaves = [x for x in tree_leaves(model.train()(*inputs)) if isinstance(x, Tensor) and x.requires_grad]
+    torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything about a model that tracing must leave as it was."""
+
+    tensors: dict[str, Tensor]
+    identities: dict[str, int]
+    training: dict[str, bool]
+    requires_grad: dict[str, bool]
+    hooks: dict[str, int]
+    text: str
+    random_state: Tensor
+
+    @staticmethod
+    def of(model: nn.Module) -> Snapshot:
+        """Record a model and the global random state."""
+        state = model.state_dict(keep_vars=True)
+        hook_tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
+        return Snapshot(
+            {name: tensor.detach().clone() for name, tensor in state.items()},
+            {name: id(tensor) for name, tensor in state.items()},
+            {name: module.training for name, module in model.named_modules()},
+            {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            {name: sum(len(getattr(m, table)) for table in hook_tables) for name, m in model.named_modules()},
+            str(model),
+            torch.get_rng_state(),
+        )
+
+
+def check_untouched(before: Snapshot, model: nn.Module) -> None:
+    """Nothing that a snapshot records has changed."""
+    after = Snapshot.of(model)
+    assert_bitwise_equal(after.tensors, before.tensors, "tracing")
+    assert after.identities == before.identities, "tracing replaced tensors"
+    assert after.training == before.training, "tracing changed training flags"
+    assert after.requires_grad == before.requires_grad, "tracing changed requires_grad"
+    assert after.hooks == before.hooks, "tracing left or removed hooks"
+    assert after.text == before.text, "tracing changed modules"
+    assert torch.equal(after.random_state, before.random_state), "tracing drew from the global generator"
+    assert all(parameter.grad is None for parameter in model.parameters()), "tracing left gradients"
+
+
+def mix_flags_(model: nn.Module) -> None:
+    """Training and frozen parts side by side, with a hook: the state that careless analysis destroys."""
+    model.train()
+    children = list(model.children())
+    if children:
+        children[0].eval()
+    next(iter(model.parameters())).requires_grad_(False)
+    model.register_forward_hook(lambda *_: None)
+
+
+def check_structure(model: nn.Module, structure: Structure) -> None:
+    """The record is consistent: names exist, positions are in range and disjoint, reasons are given."""
+    tensors = model.state_dict()
+    taken: dict[tuple[str, int], set[int]] = {}
+    for group in structure.groups:
+        assert group.members, f"{group.name} has no members"
+        assert group.gate_site, f"{group.name} has no gate site"
+        for part in (*group.members, *group.gate_site):
+            assert len(part.positions) == group.size, f"{group.name}: {part.tensor} does not list every unit"
+            owned = [position for unit in part.positions for position in unit]
+            assert all(0 <= p < tensors[part.tensor].shape[part.dim] for p in owned), f"{part.tensor} out of range"
+        for part in group.members:
+            owned = [position for unit in part.positions for position in unit]
+            used = taken.setdefault((part.tensor, part.dim), set())
+            assert len(owned) == len(set(owned)), f"{group.name}: {part.tensor} lists a position twice"
+            assert not used & set(owned), f"{part.tensor} dim {part.dim} belongs to two groups"
+            used.update(owned)
+    paths = {name for name, _ in model.named_modules()}
+    for block in structure.blocks:
+        assert block.name in paths, f"block {block.name} is no module"
+        assert block.gate_site, f"block {block.name} has no gate site"
+        assert all(name in tensors for name in block.gate_site), f"gate site of {block.name} names no tensor"
+    assert all(frozen.reason.strip() for frozen in structure.frozen), "something is frozen without a reason"
+
+
+def check_contract(model: nn.Module, structure: Structure, inputs: tuple[Tensor, ...], seeds: Sequence[int]) -> None:
+    """All checks of a traced, randomised model in eval mode, for one random choice per seed."""
+    check_structure(model, structure)
+    keeps = [random_keep(structure, seed) for seed in seeds]
+    skips = [random_skip(structure, seed) for seed in seeds]
+    assert structure.macs() == count_macs(model, inputs), "MACs of the full model are wrong"
+    for keep, skip in zip(keeps, skips, strict=True):
+        smaller = check_removal(model, structure, inputs, keep, skip)
+        check_costs(smaller, structure, inputs, keep, skip)
+        check_attributes(smaller)
+    if seeds:
+        check_trainable(model, smaller, inputs)
+    check_regrowth(model, structure, keeps, skips)

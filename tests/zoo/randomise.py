@@ -1,0 +1,93 @@
+"""Make a freshly built network generic: no parameter is zero, no statistic is trivial, signals keep their scale."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from apical.structure import Structure
+
+Keep = dict[str, list[int]]
+
+
+def in_float64(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Floating-point inputs in double precision, integers as they are."""
+    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
+
+
+@torch.no_grad()
+def randomise_(model: nn.Module, inputs: Sequence[Tensor], seed: int) -> nn.Module:
+    """Perturb every parameter, fit the batch-norm statistics to the perturbed net, perturb them too; eval mode.
+
+    Zero-initialised gates (last norms of residual branches, layer scales, class tokens) and unit-initialised norms
+    would make a wrong channel map look right, so vectors receive noise of 0.2 and matrices a fifth of their own
+    spread. Fitting the statistics keeps the signal of a deep net from dying out or blowing up.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model.double()
+    for parameter in model.parameters():
+        vector = parameter.numel() == max(parameter.shape, default=1)
+        spread = parameter.std().item() if parameter.numel() > 1 else 0.0
+        scale = 0.2 if vector else max(0.2 * spread, 0.0 if spread > 1e-3 else 0.1)
+        parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=scale)
+    for norm in _fit_statistics_(model, inputs, seed):
+        noise = torch.rand(2, norm.num_features, generator=generator, dtype=torch.float64)
+        variance = norm.running_var
+        variance.clamp_(min=0.2 * variance.mean().clamp(min=1e-3)).mul_(0.7 + 0.7 * noise[0])
+        norm.running_mean.add_(0.4 * (noise[1] - 0.5) * variance.sqrt())
+    return model.eval()
+
+
+def _fit_statistics_(model: nn.Module, inputs: Sequence[Tensor], seed: int) -> list[nn.Module]:
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        model.train()(*inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return norms
+
+
+def random_keep(structure: Structure, seed: int) -> Keep:
+    """For every group a random, sorted, nonempty set of positions; one group in eight keeps everything."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def below(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    keep: Keep = {}
+    for group in structure.groups:
+        count = group.size if below(8) == 0 else 1 + below(group.size)
+        keep[group.name] = sorted(torch.randperm(group.size, generator=generator)[:count].tolist())
+    return keep
+
+
+def random_skip(structure: Structure, seed: int) -> tuple[str, ...]:
+    """Every block with probability one half; blocks inside a chosen block are left to it."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    drawn = torch.rand(len(structure.blocks), generator=generator) < 0.5
+    chosen = [block.name for block, skip in zip(structure.blocks, drawn.tolist(), strict=True) if skip]
+    return tuple(name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen))
+
+
+@torch.no_grad()
+def zero_gates_(model: nn.Module, structure: Structure, keep: Mapping[str, Sequence[int]], skip: Sequence[str]) -> None:
+    """Zero what the gates of removed units and of skipped blocks multiply: the slow, obviously right reference."""
+    tensors = model.state_dict(keep_vars=True)
+    for group in structure.groups:
+        kept = set(keep.get(group.name, range(group.size)))
+        removed = [unit for unit in range(group.size) if unit not in kept]
+        for site in group.gate_site:
+            index = [position for unit in removed for position in site.positions[unit]]
+            tensors[site.tensor].index_fill_(site.dim, torch.tensor(index, dtype=torch.long), 0.0)
+    for block in structure.blocks:
+        if block.name in skip:
+            for name in block.gate_site:
+                tensors[name].zero_()

@@ -1,0 +1,58 @@
+"""Every network of the zoo through the whole contract: trace, remove, price, train a step, regrow."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+import apical
+
+from .checks import Snapshot, check_contract, check_untouched, make_report, mix_flags_, timed_trace
+from .models import ZOO, ZooModel
+from .randomise import in_float64, randomise_
+
+SEEDS = (0, 1, 2)
+
+
+def _marks(entry: ZooModel) -> list[pytest.MarkDecorator]:
+    marks = []
+    if entry.slow:
+        marks.append(pytest.mark.slow)
+    for library in {"torchvision", "timm"} & entry.tags:
+        missing = importlib.util.find_spec(library) is None
+        marks += [pytest.mark.zoo, pytest.mark.skipif(missing, reason=f"{library} is not installed")]
+    return marks
+
+
+@pytest.fixture(autouse=True)
+def _slow_on_demand(request: pytest.FixtureRequest) -> None:
+    asked = "slow" in (request.config.getoption("-m") or "")
+    if request.node.get_closest_marker("slow") and not asked:
+        pytest.skip("a large network: run with -m slow")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(entry)) for name, entry in ZOO.items()])
+def test_contract(name: str) -> None:
+    entry = ZOO[name]
+    inputs = in_float64(entry.inputs())
+    model = randomise_(entry.build(), inputs, seed=1)
+    mix_flags_(model)
+    before = Snapshot.of(model)
+    structure, seconds = timed_trace(model, inputs)
+    check_untouched(before, model)
+    check_contract(model.eval(), structure, inputs, SEEDS[:2] if entry.slow else SEEDS)
+    report = make_report(name, structure, seconds)
+    assert report.groups or report.blocks or report.frozen, "a traced model lists nothing at all"
+
+
+@pytest.mark.parametrize("name", ["own_resnet20_zero_pad", "own_lstm_lm_2_tied", "small_unet"])
+def test_trace_is_deterministic(name: str) -> None:
+    entry = ZOO[name]
+    model, inputs = entry.build(), entry.inputs()
+    assert apical.trace(model, inputs) == apical.trace(model, inputs)
+
+
+def test_names_are_unique_and_enough() -> None:
+    assert len(ZOO) >= 90
+    assert sum(not entry.slow for entry in ZOO.values()) >= 60
