@@ -101,9 +101,8 @@ def summarise_frozen(report: CheckReport) -> str:
 
 def measure_row(entry: ZooModel) -> Row:
     """Trace one network."""
-    inputs = entry.inputs()
     try:
-        structure, seconds = timed_trace(entry.build(), inputs)
+        structure, seconds = timed_trace(entry.build(), entry.inputs(), entry.state_outputs)
     except apical.TraceError as error:
         return Row(entry.name, shape_text(entry), "0", "0", "0 %", f"not traced: {error}".replace("\n", " "), "–")
     report = make_report(entry.name, structure, seconds)

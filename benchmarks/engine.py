@@ -119,14 +119,13 @@ def report(timings: Sequence[Timing]) -> str:
     lines = [
         f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, "
         f"Python {platform.python_version()}; median of {len(timings[0].seconds)}",
-        f"{'operation':42}{'median':>12}{'min':>12}{'max':>12}{'target':>10}",
+        f"{'operation':40}{'median':>13}{'min':>13}{'max':>13}{'target':>12}",
     ]
     for timing in timings:
-        low, high = min(timing.seconds), max(timing.seconds)
-        lines.append(
-            f"{timing.name:42}{timing.median_seconds:>10.4f} s{low:>10.4f} s{high:>10.4f} s"
-            f"{timing.target_seconds:>8g} s  {'met' if timing.met else 'MISSED'}"
-        )
+        values = (timing.median_seconds, min(timing.seconds), max(timing.seconds))
+        columns = "".join(f"{1e3 * value:>10.3f} ms" for value in values)
+        verdict = "met" if timing.met else "MISSED"
+        lines.append(f"{timing.name:40}{columns}{1e3 * timing.target_seconds:>9g} ms  {verdict}")
     return "\n".join(lines)
 
 

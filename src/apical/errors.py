@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ExportError",
     "LoadError",
     "ResizeError",
     "TraceError",
@@ -37,6 +38,10 @@ class LoadError(ApicalError, ValueError):
 
 class BudgetError(ApicalError, ValueError):
     """A budget cannot be read, or no reachable network meets it."""
+
+
+class ExportError(ApicalError, RuntimeError):
+    """A model cannot be written in a portable format, or what was written does not compute the same."""
 
 
 class ConfigError(ApicalError, ValueError):

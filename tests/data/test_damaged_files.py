@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +192,8 @@ def test_missing_packages_name_their_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str
 ) -> None:
     write_parquet(tmp_path / "train.parquet", [GOOD], [0])
-    monkeypatch.setitem(__import__("sys").modules, module, None)
+    monkeypatch.setitem(sys.modules, module, None)
     if module == "sklearn":
-        monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+        monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=rf"pip install 'apical\[{extra}\]'"):
         load_images("digits" if module == "sklearn" else tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 import torch
@@ -33,6 +34,10 @@ def labels_of(loader: ImageLoader) -> list[list[int]]:
     return [labels.tolist() for _, labels in loader]
 
 
+def flat(batches_of_labels: list[list[int]]) -> list[int]:
+    return list(chain.from_iterable(batches_of_labels))
+
+
 def test_in_order() -> None:
     loader = ImageLoader(numbered(7), 3, shuffle=False)
     assert labels_of(loader) == [[0, 1, 2], [3, 4, 5], [6]] == labels_of(loader)
@@ -43,7 +48,7 @@ def test_shuffled_epochs_differ_and_cover_everything() -> None:
     loader = ImageLoader(numbered(20), 6, seed=1)
     first, second = labels_of(loader), labels_of(loader)
     assert first != second
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(20))
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(20))
     again = ImageLoader(numbered(20), 6, seed=1)
     assert [labels_of(again), labels_of(again)] == [first, second]
     assert labels_of(ImageLoader(numbered(20), 6, seed=2)) != first
@@ -104,7 +109,7 @@ def test_resume_between_epochs() -> None:
 def test_broken_off_epoch_starts_anew() -> None:
     loader = ImageLoader(numbered(20), 6)
     next(iter(loader))
-    assert sorted(sum(labels_of(loader), [])) == list(range(20))
+    assert sorted(flat(labels_of(loader))) == list(range(20))
 
 
 def test_state_that_does_not_fit() -> None:

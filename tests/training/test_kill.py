@@ -13,7 +13,7 @@ import pytest
 
 from tiny_run import assert_same_run, tiny_config, tiny_train
 
-EPOCHS = 400
+EPOCHS = 300
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -50,16 +50,17 @@ def test_killed_processes_resume_bit_for_bit(tmp_path: Path) -> None:
     config = tiny_config(epochs=EPOCHS)
     whole, folder = tiny_train(tmp_path / "whole", config), tmp_path / "run"
     for number, pause in ((1, 0.0), (40, 0.0031), (80, 0.0057)):  # anywhere: in a step, a restructuring, a write
-        process = start(folder)
-        wait_for_epochs(process, folder, number)
-        time.sleep(pause)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    process = start(folder)
-    wait_for_epochs(process, folder, 120)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+        with start(folder) as process:
+            wait_for_epochs(process, folder, number)
+            time.sleep(pause)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+    with start(folder) as process:
+        wait_for_epochs(process, folder, 120)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     assert "stopped by SIGTERM" in output
     assert not list(folder.glob("summary.json"))
     assert_same_run(whole, tiny_train(folder, config, resume=True))
+    assert not list(folder.glob(".*")), "what the killed processes were writing is swept away"

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import apical
 from apical.structure import Frozen, Structure
 
-from .randomise import random_keep, random_skip, zero_gates_
+from .randomise import Keep, random_keep, random_skip, zero_gates_
 
 RELATIVE_TOLERANCE = 1e-10
 
@@ -46,19 +47,44 @@ def make_report(name: str, structure: Structure, trace_seconds: float) -> CheckR
     return CheckReport(name, len(structure.groups), len(structure.blocks), fraction, structure.frozen, trace_seconds)
 
 
-def timed_trace(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Structure, float]:
+def timed_trace(
+    model: nn.Module, inputs: tuple[Tensor, ...], state_outputs: tuple[int | str, ...] = ()
+) -> tuple[Structure, float]:
     """Trace a model; seconds on the wall clock."""
     start = time.perf_counter()
-    structure = apical.trace(model, inputs)
+    structure = apical.trace(model, inputs, state_outputs=state_outputs)
     return structure, time.perf_counter() - start
 
 
-@torch.no_grad()
-def outputs_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """All tensors in the model's output, in a fixed order."""
+@dataclass(frozen=True)
+class Subject:
+    """A traced, randomised model in eval mode, its structure, and one call of it."""
+
+    model: nn.Module
+    structure: Structure
+    inputs: tuple[Tensor, ...]
+    state_outputs: tuple[int | str, ...] = ()
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module) -> list[Tensor]:
+        """All tensors in the output of a version of the model but carried states, in a fixed order."""
+        return compared(run(model, self.inputs), self.state_outputs)
+
+
+def run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """One call; what the model warns about while running is its author's business."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Inception and others warn about their own interpolation
-        return [leaf for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+        warnings.simplefilter("ignore", UserWarning)
+        return model(*inputs)
+
+
+def compared(outputs: Any, state_outputs: Sequence[int | str]) -> list[Tensor]:
+    """The tensors in a model's output without the carried states."""
+    if isinstance(outputs, dict):
+        outputs = [value for key, value in outputs.items() if key not in state_outputs]
+    elif isinstance(outputs, tuple):
+        outputs = [value for position, value in enumerate(outputs) if position not in state_outputs]
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -83,42 +109,35 @@ def assert_bitwise_equal(got: Mapping[str, Tensor], expected: Mapping[str, Tenso
         assert torch.equal(got[name], tensor), f"{what}: values of {name} changed"
 
 
-def resized(
-    model: nn.Module, structure: Structure, keep: Mapping[str, Sequence[int]], skip: Sequence[str]
-) -> nn.Module:
+def resized(model: nn.Module, structure: Structure, keep: Keep, skip: Sequence[str]) -> nn.Module:
     """A physically smaller copy."""
     smaller = copy.deepcopy(model)
     apical.resize_(smaller, structure, keep, skip)
     return smaller
 
 
-def check_removal(
-    model: nn.Module,
-    structure: Structure,
-    inputs: tuple[Tensor, ...],
-    keep: Mapping[str, Sequence[int]],
-    skip: Sequence[str],
-) -> nn.Module:
+def check_removal(subject: Subject, keep: Keep, skip: Sequence[str]) -> nn.Module:
     """Removed equals zeroed at the gate sites, to 1e-10 in float64. Returns the smaller model.
 
     Where something was removed, the outputs must also differ from the full model's: a gate that does nothing, or a
     net that ignores its input, would pass everything else.
     """
-    reference = copy.deepcopy(model)
+    structure = subject.structure
+    reference = copy.deepcopy(subject.model)
     zero_gates_(reference, structure, keep, skip)
-    smaller = resized(model, structure, keep, skip)
-    expected, full = outputs_of(reference, inputs), outputs_of(model, inputs)
-    error = relative_error(outputs_of(smaller, inputs), expected)
+    smaller = resized(subject.model, structure, keep, skip)
+    expected = subject.outputs(reference)
+    error = relative_error(subject.outputs(smaller), expected)
     assert error <= RELATIVE_TOLERANCE, f"removed and zeroed differ by {error:.3g} relative"
     if skip or any(len(keep[group.name]) < group.size for group in structure.groups):
-        assert relative_error(full, expected) > 1e-6, "the removed parts had no influence on the outputs"
+        change = relative_error(subject.outputs(subject.model), expected)
+        assert change > 1e-6, "the removed parts had no influence on the outputs"
     return smaller
 
 
-def check_regrowth(
-    model: nn.Module, structure: Structure, keeps: Sequence[Mapping[str, Sequence[int]]], skips: Sequence[Sequence[str]]
-) -> None:
+def check_regrowth(subject: Subject, keeps: Sequence[Keep], skips: Sequence[Sequence[str]]) -> None:
     """Through several choices with one store: each equals a fresh resize, and keep-all restores every bit."""
+    model, structure = subject.model, subject.structure
     working, store = copy.deepcopy(model), apical.DormantStore()
     for keep, skip in zip(keeps, skips, strict=True):
         apical.resize_(working, structure, keep, skip, store=store)
@@ -142,27 +161,18 @@ def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> float:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            outputs_of(model, inputs)
+            run(model, inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() / 2
 
 
-def check_costs(
-    smaller: nn.Module,
-    structure: Structure,
-    inputs: tuple[Tensor, ...],
-    keep: Mapping[str, Sequence[int]],
-    skip: Sequence[str],
-) -> None:
+def check_costs(subject: Subject, smaller: nn.Module, keep: Keep, skip: Sequence[str]) -> None:
     """Priced MACs and parameters equal what is counted on the resized model."""
-    counted = count_macs(smaller, inputs)
-    priced = structure.macs(keep, skip)
+    counted, priced = count_macs(smaller, subject.inputs), subject.structure.macs(keep, skip)
     assert priced == counted, f"priced {priced} MACs, counted {counted}"
-    num_params = sum(p.numel() for p in smaller.parameters())
-    assert structure.num_params(keep, skip) == num_params, (
-        f"priced {structure.num_params(keep, skip)} parameters, counted {num_params}"
-    )
+    held, priced = sum(p.numel() for p in smaller.parameters()), subject.structure.num_params(keep, skip)
+    assert priced == held, f"priced {priced} parameters, counted {held}"
 
 
 def check_attributes(model: nn.Module) -> None:
@@ -201,9 +211,9 @@ def _true_sizes(module: nn.Module) -> dict[str, object]:
     return {}
 
 
-def check_trainable(model: nn.Module, smaller: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def check_trainable(subject: Subject, smaller: nn.Module) -> None:
     """A training step runs on the smaller model, and its parameters receive gradients where the full model's do."""
-    full, small = (_gradients(copy.deepcopy(m), inputs) for m in (model, smaller))
+    full, small = (_gradients(copy.deepcopy(m), subject.inputs) for m in (subject.model, smaller))
     missing = [name for name in small if small[name] is None and full.get(name) is not None]
     assert not missing, f"no gradient reaches {missing[:5]}"
     broken = [name for name, grad in small.items() if grad is not None and not bool(torch.isfinite(grad).all())]
@@ -211,10 +221,9 @@ def check_trainable(model: nn.Module, smaller: nn.Module, inputs: tuple[Tensor, 
 
 
 def _gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor | None]:
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        leaves = [x for x in tree_leaves(model.train()(*inputs)) if isinstance(x, Tensor) and x.requires_grad]
+        leaves = [x for x in tree_leaves(run(model.train(), inputs)) if isinstance(x, Tensor) and x.requires_grad]
     torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -295,16 +304,16 @@ def check_structure(model: nn.Module, structure: Structure) -> None:
     assert all(frozen.reason.strip() for frozen in structure.frozen), "something is frozen without a reason"
 
 
-def check_contract(model: nn.Module, structure: Structure, inputs: tuple[Tensor, ...], seeds: Sequence[int]) -> None:
-    """All checks of a traced, randomised model in eval mode, for one random choice per seed."""
+def check_contract(subject: Subject, seeds: Sequence[int]) -> None:
+    """All checks of a subject, for one random choice over all groups and blocks per seed."""
+    model, structure = subject.model, subject.structure
     check_structure(model, structure)
+    check_costs(subject, model, {}, ())
     keeps = [random_keep(structure, seed) for seed in seeds]
     skips = [random_skip(structure, seed) for seed in seeds]
-    assert structure.macs() == count_macs(model, inputs), "MACs of the full model are wrong"
     for keep, skip in zip(keeps, skips, strict=True):
-        smaller = check_removal(model, structure, inputs, keep, skip)
-        check_costs(smaller, structure, inputs, keep, skip)
+        smaller = check_removal(subject, keep, skip)
+        check_costs(subject, smaller, keep, skip)
         check_attributes(smaller)
-    if seeds:
-        check_trainable(model, smaller, inputs)
-    check_regrowth(model, structure, keeps, skips)
+        check_trainable(subject, smaller)
+    check_regrowth(subject, keeps, skips)

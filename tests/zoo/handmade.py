@@ -62,15 +62,19 @@ class PixelShuffleNet(nn.Module):
 
 
 class ChannelShuffleNet(nn.Module):
-    """Grouped convolutions around a channel shuffle written with view and transpose."""
+    """A channel shuffle written with view and transpose, between depthwise and grouped convolutions.
 
-    def __init__(self) -> None:
+    With ``groups`` of three the widths are multiples of nine, so that equally many channels can go from every group.
+    """
+
+    def __init__(self, *, grouped: bool) -> None:
         super().__init__()
+        groups = 3 if grouped else 1
         self.stem = conv_bn(3, 12)
-        self.first = conv_bn(12, 24, kernel=1, groups=3)
-        self.depthwise = conv_bn(24, 24, groups=24)
-        self.second = conv_bn(24, 12, kernel=1, groups=3)
-        self.head = Head(12)
+        self.first = conv_bn(12, 36, kernel=1, groups=groups)
+        self.depthwise = conv_bn(36, 36, groups=36)
+        self.second = conv_bn(36, 18, kernel=1, groups=groups)
+        self.head = Head(18)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(self.stem(x))

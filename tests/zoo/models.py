@@ -23,6 +23,7 @@ class ZooModel:
 
     ``tags`` name its origin ("torchvision", "timm", "own", "trap", "sequence") and its cost ("fast", "slow").
     ``shape`` is the shape of its only input, batch of two included; ``vocabulary`` is set for integer inputs.
+    ``state_outputs`` are the positions of outputs that carry a recurrent state.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ZooModel:
     tags: frozenset[str]
     input_domain: Literal["real", "ints"] = "real"
     vocabulary: int = 0
+    state_outputs: tuple[int | str, ...] = ()
 
     def build(self, seed: int = 0) -> nn.Module:
         """A freshly initialised model in training mode; the global generator is left as it was."""
@@ -59,8 +61,9 @@ def image(name: str, builder: Build, size: int, *tags: str) -> ZooModel:
 
 
 def tokens(name: str, builder: Build, length: int, vocabulary: int, *tags: str) -> ZooModel:
-    """A network on two sequences of token indices."""
-    return ZooModel(name, builder, (2, length), frozenset(tags) | {"fast", "sequence"}, "ints", vocabulary)
+    """A network on two sequences of token indices; a language model with a state returns it second."""
+    state = (1,) if "stateful" in tags else ()
+    return ZooModel(name, builder, (2, length), frozenset(tags) | {"fast", "sequence"}, "ints", vocabulary, state)
 
 
 def real(name: str, builder: Build, shape: Shape, *tags: str) -> ZooModel:
@@ -89,7 +92,8 @@ def trap_zoo() -> list[ZooModel]:
     images: dict[str, tuple[Build, int]] = {
         "spatial_gate": (handmade.SpatialGate, 8),
         "pixel_shuffle": (handmade.PixelShuffleNet, 8),
-        "channel_shuffle": (handmade.ChannelShuffleNet, 8),
+        "channel_shuffle": (partial(handmade.ChannelShuffleNet, grouped=False), 8),
+        "channel_shuffle_grouped": (partial(handmade.ChannelShuffleNet, grouped=True), 8),
         "grouped_conv": (handmade.GroupedConv, 8),
         "transposed_conv": (handmade.TransposedConv, 16),
         "cat_split_chunk_stack": (handmade.CatSplitChunkStack, 8),
@@ -118,15 +122,21 @@ def sequence_zoo() -> list[ZooModel]:
         "lstm_bidirectional": recurrent(nn.LSTM, bidirectional=True),
         "lstm_bidirectional_2": recurrent(nn.LSTM, 2, bidirectional=True),
     }
+    cells: dict[str, Build] = {
+        "lstm_cell_loop": partial(sequences.CellLoop, nn.LSTMCell),
+        "gru_cell_loop": partial(sequences.CellLoop, nn.GRUCell),
+        "rnn_cell_loop": partial(sequences.CellLoop, nn.RNNCell),
+        "lstm_cell_fixed_state": partial(sequences.CellLoop, nn.LSTMCell, state_size=10),
+    }
     lm = sequences.LstmLM
     return [
         *(real(name, builder, (2, 6, 5), "sequence") for name, builder in real_nets.items()),
-        real("lstm_cell_loop", partial(sequences.CellLoop, lstm=True), (2, 5, 6), "sequence"),
-        real("gru_cell_loop", partial(sequences.CellLoop, lstm=False), (2, 5, 6), "sequence"),
-        tokens("lstm_lm_1", partial(lm, 1), 6, 23),
-        tokens("lstm_lm_2", partial(lm, 2), 6, 23),
-        tokens("lstm_lm_1_tied", partial(lm, 1, tied=True), 6, 23),
-        tokens("lstm_lm_2_tied", partial(lm, 2, tied=True), 6, 23),
+        *(real(name, builder, (2, 5, 6), "sequence") for name, builder in cells.items()),
+        tokens("lstm_lm_1", partial(lm, 1), 6, 23, "stateful"),
+        tokens("lstm_lm_2", partial(lm, 2), 6, 23, "stateful"),
+        tokens("lstm_lm_1_tied", partial(lm, 1, tied=True), 6, 23, "stateful"),
+        tokens("lstm_lm_2_tied", partial(lm, 2, tied=True), 6, 23, "stateful"),
+        tokens("lstm_lm_2_state_kept", partial(lm, 2), 6, 23),
         tokens("lstm_lm_stacked", sequences.StackedLstmLM, 6, 19),
         tokens("lstm_last_state", sequences.LastStateClassifier, 6, 17),
         tokens("transformer_post_norm", partial(sequences.EncoderClassifier, norm_first=False), 7, 13),
@@ -140,7 +150,8 @@ def own_zoo() -> list[ZooModel]:
     return [
         *(image(name, builder, size, "own") for name, (builder, size) in own.IMAGES.items()),
         *(image(name, builder, size, "own", "slow") for name, (builder, size) in own.SLOW_IMAGES.items()),
-        *(tokens(name, builder, 6, own.VOCABULARY, "own") for name, builder in own.SEQUENCES.items()),
+        *(tokens(name, builder, 6, own.VOCABULARY, "own", "stateful") for name, builder in own.RECURRENT.items()),
+        *(tokens(name, builder, 6, own.VOCABULARY, "own") for name, builder in own.TRANSFORMERS.items()),
     ]
 
 

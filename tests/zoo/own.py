@@ -34,12 +34,15 @@ SLOW_IMAGES: dict[str, tuple[Callable[[], nn.Module], int]] = {
 VOCABULARY = 31
 _lm = partial(models.LSTMLanguageModel, VOCABULARY)
 
-SEQUENCES: dict[str, Callable[[], nn.Module]] = {
+RECURRENT: dict[str, Callable[[], nn.Module]] = {
     "own_lstm_lm_1": partial(_lm, 12, (16,)),
     "own_lstm_lm_2": partial(_lm, 12, (16, 14)),
     "own_lstm_lm_1_tied": partial(_lm, 12, (12,), tied=True),
     "own_lstm_lm_2_tied": partial(_lm, 12, (16, 12), tied=True),
     "own_gru_lm_2": partial(_lm, 12, (16, 14), cell="gru"),
+}
+
+TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
     "own_gpt": partial(models.GPT, VOCABULARY, 8, 24, 2, 4),
     "own_gpt_untied": partial(models.GPT, VOCABULARY, 8, 24, 2, 4, tied=False),
 }

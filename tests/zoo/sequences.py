@@ -69,16 +69,22 @@ class LastStateClassifier(nn.Module):
 
 
 class CellLoop(nn.Module):
-    """``nn.LSTMCell`` or ``nn.GRUCell`` unrolled by a Python loop from a zero state."""
+    """A recurrent cell unrolled by a Python loop from a zero state.
 
-    def __init__(self, *, lstm: bool = True) -> None:
+    The state's size is asked of the cell; with ``state_size`` it is a number of the model's own, which no library can
+    know to change.
+    """
+
+    def __init__(self, cell: type[nn.RNNCellBase], state_size: int | None = None) -> None:
         super().__init__()
-        self.hidden = 10
-        self.cell = nn.LSTMCell(6, 10) if lstm else nn.GRUCell(6, 10)
+        self.state_size = state_size
+        self.project = nn.Linear(6, 7)
+        self.cell = cell(7, 10)
         self.fc = nn.Linear(10, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        state = x.new_zeros(x.shape[0], self.hidden)
+        x = torch.relu(self.project(x))
+        state = x.new_zeros(x.shape[0], self.state_size or self.cell.hidden_size)
         memory = torch.zeros_like(state)
         for step in range(x.shape[1]):
             if isinstance(self.cell, nn.LSTMCell):

@@ -92,4 +92,5 @@ def read_idx_file(path: Path, num_dimensions: int) -> npt.NDArray[np.uint8]:
         raise DataError(
             f"{path}: the header promises {shape}, {math.prod(shape)} bytes; {len(content) - header} follow"
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
+    values: npt.NDArray[np.uint8] = np.frombuffer(content, np.uint8, offset=header).copy().reshape(shape)
+    return values

@@ -36,9 +36,8 @@ class _Block(NamedTuple):
 def find_parquet_files(folder: Path) -> dict[str, list[Path]]:
     """Group the Parquet files in a folder and its direct subfolders by split.
 
-    The file's name tells the split, else its folder's:
-    ``train-00000-of-00002.parquet``, ``data/val.parquet`` and ``test/0000.parquet`` are all understood; others are
-    listed under ``""``.
+    The file's name tells the split, else its folder's: ``train-00000-of-00002.parquet``, ``data/val.parquet`` and
+    ``test/0000.parquet`` are all understood; others are listed under ``""``.
     """
     files: dict[str, list[Path]] = {}
     for path in sorted((*folder.glob("*.parquet"), *folder.glob("*/*.parquet"))):

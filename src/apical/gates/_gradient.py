@@ -76,4 +76,24 @@ def score_gradient(scores: Tensor, beta: Tensor | float, members: Iterable[tuple
             f"score_gradient: got {tuple(scores.shape)} scores for slices of {products.shape[0]} units; expected one "
             "score per unit"
         )
+    return gradient_from_products(scores, beta, products)
+
+
+def gradient_from_products(scores: Tensor, beta: Tensor | float, products: Tensor) -> Tensor:
+    """The same gradient from inner products that were formed already.
+
+        ∂L/∂s_i = β_i (1 − m_i) p_i,   p_i = ⟨θ_eff,i , ∂L/∂θ_eff,i⟩
+
+    Args:
+        scores: s, (units,).
+        beta: β, a scalar or (units,), positive.
+        products: p, (units,), as `unit_products` returns them.
+
+    Returns:
+        ∂L/∂s, (units,).
+
+    Example:
+        >>> gradient_from_products(torch.zeros(2), 2.0, torch.tensor([0.5, 1.0]))
+        tensor([0.5000, 1.0000])
+    """
     return beta * torch.sigmoid(-(beta * scores)) * products  # σ(−x) = 1 − σ(x) without cancellation

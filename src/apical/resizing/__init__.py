@@ -4,8 +4,9 @@ from apical.resizing._dry_run import Example, confirm, without
 from apical.resizing._gates import zero_gates_
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._indexing import TemplateMap
+from apical.resizing._install import Installation, lookup, whole_or_nothing
 from apical.resizing._report import ResizeReport, TensorChange
-from apical.resizing._resize import lookup, resize_
+from apical.resizing._resize import resize_
 from apical.resizing._selection import Selection, check_selection
 from apical.resizing._store import DormantStore
 from apical.resizing._trace import trace
@@ -13,6 +14,7 @@ from apical.resizing._trace import trace
 __all__ = [
     "DormantStore",
     "Example",
+    "Installation",
     "ResizeReport",
     "Selection",
     "TemplateMap",
@@ -23,6 +25,7 @@ __all__ = [
     "refuse_wrapped",
     "resize_",
     "trace",
+    "whole_or_nothing",
     "without",
     "zero_gates_",
 ]

@@ -83,7 +83,7 @@ def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, fl
     try:
         if all(bool(t.isfinite().all()) for t in wide.run(twin) if t.is_floating_point()):
             return twin, wide, 1e-10
-    except Exception:  # the model insists on its dtype
+    except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype)
         pass
     return _disturbed(copy.deepcopy(model)), example, 1e-3
 
@@ -129,7 +129,7 @@ def _disagreement(
     try:
         resize_(removed, structure, keep, skip)
         found = example.run(removed)
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         return f"without some of it the forward pass fails: {type(problem).__name__}: {first}"
     for expected, got in zip(example.run(gated), found, strict=True):

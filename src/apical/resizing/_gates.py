@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from apical.resizing._resize import lookup
+from apical.resizing._install import lookup
 from apical.resizing._selection import check_selection
 from apical.structure import Keep, Structure
 

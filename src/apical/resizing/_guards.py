@@ -15,7 +15,9 @@ WRAPPERS = {
     "DistributedDataParallel": "pass ddp.module, and wrap it again after the resize",
     "DataParallel": "pass the inner .module",
     "FullyShardedDataParallel": "sharded parameters cannot be resized in place",
-    "OptimizedModule": "pass the model from before torch.compile (model._orig_mod), and compile it again after a resize",
+    "OptimizedModule": (
+        "pass the model from before torch.compile (model._orig_mod), and compile it again after a resize"
+    ),
     "ScriptModule": "pass the Python module that was scripted",
     "RecursiveScriptModule": "pass the Python module that was scripted",
 }
@@ -32,7 +34,7 @@ def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if not tensors:
         raise error(f"{type(model).__name__} has no parameters")
-    lazy = [n for n, t in tensors if isinstance(t, nn.parameter.UninitializedTensorMixin)]
+    lazy = [n for n, t in tensors if isinstance(t, (nn.UninitializedParameter, nn.UninitializedBuffer))]
     if lazy:
         raise error(f"{lazy[0]} is not initialised yet (lazy module): run one forward pass first")
     meta = [n for n, t in tensors if t.is_meta]
@@ -64,7 +66,9 @@ def check_matches(model: nn.Module, template: TemplateMap, selection: Selection,
             if stored
             else "if it was resized before, pass the DormantStore of that resize; else trace this model"
         )
-        raise ResizeError(f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice.capitalize()}.")
+        raise ResizeError(
+            f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice.capitalize()}."
+        )
 
 
 def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:

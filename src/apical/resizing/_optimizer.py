@@ -31,7 +31,9 @@ def resized_state(
             moved = transfer(f"{key}/{entry}", value)
             if moved is not None:
                 result[entry] = moved
-        elif value is None or isinstance(value, (int, float, bool)) or (isinstance(value, Tensor) and value.numel() == 1):
+        elif (
+            value is None or isinstance(value, (int, float, bool)) or (isinstance(value, Tensor) and value.numel() == 1)
+        ):
             result[entry] = value
         elif may_reset:
             reset.append(name)
@@ -77,6 +79,7 @@ def rekey_(
         present = {n: p for n, p in named if n is not None}
         present.update({n: p for n, p in new.items() if n in order and p is not None})
         leaving = {n for n, p in new.items() if p is None}
+        entries: list[tuple[str | None, nn.Parameter]]
         if set(present) - {n for n, _ in named}:  # something comes back: rebuild in the template's order
             entries = [(n, present[n]) for n in order if n in present and n not in leaving]
             entries += [(n, p) for n, p in named if n is None]

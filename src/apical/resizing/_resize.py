@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from apical.errors import ResizeError
 from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
+from apical.resizing._install import Installation, lookup, whole_or_nothing
 from apical.resizing._optimizer import rekey_, resized_state, restored_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._selection import Selection, check_selection
@@ -102,9 +104,7 @@ def resize_(
         check_matches(twin, template, before, whose, stored=store is not None)
     check_parameters(model, optimizers)
     resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")
-    prepared = [
-        resize.prepare(ns, m) for ns, m in [("", model), *((f"copy{i}/", t) for i, t in enumerate(twins))]
-    ]
+    prepared = [resize.prepare(ns, m) for ns, m in [("", model), *((f"copy{i}/", t) for i, t in enumerate(twins))]]
     attributes = resize.commit(prepared)
     if store is not None:
         store.bind(structure, target)
@@ -218,126 +218,79 @@ class _Resize:
     # ---- installing ----------------------------------------------------------------------------------------------
 
     def commit(self, prepared: Sequence[NewTensors]) -> dict[str, int]:
-        """Install what was prepared; if anything raises, undo and raise `ResizeError`."""
-        undo: list[Callable[[], None]] = []
-        model = prepared[0].model
+        """Install what was prepared; if anything raises, undo it all and raise `ResizeError`."""
         canonical = {alias: name for name, spec in self.specs.items() for alias in (name, *spec.aliases)}
-        old_names = {id(p): canonical[n] for n, p in model.named_parameters() if n in canonical}
-        try:
+        old_names = {id(p): canonical[n] for n, p in prepared[0].model.named_parameters() if n in canonical}
+        tensors = prepared[0].tensors.items()
+        new_parameters = {n: t for n, t in tensors if t is None or isinstance(t, nn.Parameter)}
+        with whole_or_nothing() as install:
             for new in prepared:
-                self._swap_blocks(new, undo)
-                self._install(new, undo)
-            attributes = [self._set_attributes(new.model, undo) for new in prepared][0]
-            new_parameters = {n: p for n, p in prepared[0].tensors.items() if self.specs[n].is_parameter}
+                self._swap_blocks(new, install)
+                self._install(new, install)
+            attributes, *_ = [self._set_attributes(new.model, install) for new in prepared]
             for i, optimizer in enumerate(self.optimizers):
-                undo.append(_remember(optimizer))
+                install.optimizer(optimizer)
                 rekey_(optimizer, i, old_names, new_parameters, self.states[i], self.store)
-        except Exception as problem:
-            for step in reversed(undo):
-                step()
-            raise ResizeError(f"the resize was undone: {type(problem).__name__}: {problem}") from problem
         return attributes
 
-    def _swap_blocks(self, new: NewTensors, undo: list[Callable[[], None]]) -> None:
+    def _swap_blocks(self, new: NewTensors, install: Installation) -> None:
         for block in sorted(self.after.skip - self.before.skip):
-            module = _replace(new.model, block, nn.Identity(), undo)
+            module = install.module(new.model, block, nn.Identity())
             if self.store is not None:
-                waiting = self.store.modules
-                waiting[new.namespace + block] = module
-                undo.append(lambda k=new.namespace + block: waiting.pop(k))  # type: ignore[misc]
+                self._park(self.store.modules, new.namespace + block, module, install)
         for block in sorted(self.before.skip - self.after.skip):
             if self.store is None:
                 raise ResizeError(f"block {block} cannot come back: no DormantStore holds it")
-            module = self.store.modules.pop(new.namespace + block)
-            waiting = self.store.modules
-            undo.append(lambda k=new.namespace + block, m=module: waiting.update({k: m}))  # type: ignore[misc]
-            _replace(new.model, block, module, undo)
+            key, waiting = new.namespace + block, self.store.modules
+            module = waiting.pop(key)
+            install.on_undo(partial(waiting.__setitem__, key, module))
+            install.module(new.model, block, module)
 
-    def _install(self, new: NewTensors, undo: list[Callable[[], None]]) -> None:
+    @staticmethod
+    def _park(waiting: dict[str, nn.Module], key: str, module: nn.Module, install: Installation) -> None:
+        waiting[key] = module
+        install.on_undo(lambda: waiting.__delitem__(key))
+
+    def _install(self, new: NewTensors, install: Installation) -> None:
         for name, tensor in new.tensors.items():
             if tensor is not None:
                 for alias in self.template.live_names(name, self.after):
-                    _set(new.model, alias, tensor, undo)
+                    install.tensor(new.model, alias, tensor)
         returned = self.before.skip - self.after.skip
         for name, spec in self.specs.items():  # parameters that a returning block shares with the rest
             inside = [n for n in (name, *spec.aliases) if any(lies_in(n, b) for b in returned)]
             if spec.aliases and inside and name not in new.tensors:
-                source = next(n for n in self.template.live_names(name, self.before))
+                source = lookup(new.model, self.template.live_names(name, self.before)[0])
                 for alias in inside:
-                    _set(new.model, alias, lookup(new.model, source), undo)
+                    install.tensor(new.model, alias, source)
 
-    def _set_attributes(self, model: nn.Module, undo: list[Callable[[], None]]) -> dict[str, int]:
+    def _set_attributes(self, model: nn.Module, install: Installation) -> dict[str, int]:
         sizes = [len(self.after.keep[g.name]) for g in self.template.structure.groups]
         found: dict[str, int] = {}
-        touched: dict[str, nn.Module] = {}
         for spec in self.template.structure.attributes:
-            if any(lies_in(spec.module, b) for b in self.after.skip):
+            if self._absent(spec.module):
                 continue
-            module = model.get_submodule(spec.module)
-            value = spec.axis.length(sizes)
+            module, value = model.get_submodule(spec.module), spec.axis.length(sizes)
             if getattr(module, spec.attribute) != value:
-                undo.append(lambda m=module, a=spec.attribute, v=getattr(module, spec.attribute): setattr(m, a, v))  # type: ignore[misc]
-                setattr(module, spec.attribute, value)
+                install.attribute(module, spec.attribute, value)
                 found[f"{spec.module}.{spec.attribute}".lstrip(".")] = value
-        for name in (m.name for m in self.moves if m.new is not None):
-            path = name.rpartition(".")[0]
-            while path not in touched and not any(lies_in(path, b) for b in self.after.skip):
-                touched[path] = model.get_submodule(path)
-                path = path.rpartition(".")[0]
-        for module in touched.values():
+        for path in self._touched_modules():
+            module = model.get_submodule(path)
             refresh = module_refresh(module)
             if refresh is not None:
-                before = dict(vars(module))
-                undo.append(lambda m=module, v=before: vars(m).update(v))  # type: ignore[misc]
-                refresh(module)
+                install.attributes_changed_by(module, refresh)
         return found
 
+    def _absent(self, path: str) -> bool:
+        return any(lies_in(path, block) for block in self.after.skip)
 
-def lookup(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of this name."""
-    path, _, leaf = name.rpartition(".")
-    tensor = getattr(model.get_submodule(path), leaf)
-    if not isinstance(tensor, Tensor):
-        raise ResizeError(f"{name} is a {type(tensor).__name__}, not a tensor")
-    return tensor
-
-
-def _set(model: nn.Module, name: str, tensor: Tensor, undo: list[Callable[[], None]]) -> None:
-    """Install a parameter or buffer through the module, so that modules which cache theirs (nn.LSTM) notice."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    old = getattr(module, leaf)
-    undo.append(lambda: setattr(module, leaf, old))
-    setattr(module, leaf, tensor)
-    if isinstance(module, nn.RNNBase) and tensor.is_cuda:
-        module.flatten_parameters()
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module, undo: list[Callable[[], None]]) -> nn.Module:
-    """Put a module in the place of another, which is returned."""
-    parent_path, _, child = path.rpartition(".")
-    parent = model.get_submodule(parent_path)
-    old = parent._modules[child]
-    if old is None:
-        raise ResizeError(f"{path} is not there")
-    module.train(old.training)
-    parent._modules[child] = module
-    undo.append(lambda: parent._modules.update({child: old}))
-    return old
-
-
-def _remember(optimizer: Optimizer) -> Callable[[], None]:
-    """A function that puts the optimizer's parameters and state back as they are now."""
-    groups = [(g, list(g["params"]), list(g["param_names"]) if "param_names" in g else None)
-              for g in optimizer.param_groups]  # fmt: skip
-    state = dict(optimizer.state)
-
-    def restore() -> None:
-        for group, params, names in groups:
-            group["params"][:] = params
-            if names is not None:
-                group["param_names"][:] = names
-        optimizer.state.clear()
-        optimizer.state.update(state)
-
-    return restore
+    def _touched_modules(self) -> list[str]:
+        """Paths of the modules that hold a resized tensor, and of their parents."""
+        paths: dict[str, None] = {}
+        for move in self.moves:
+            path = move.name
+            while path and move.new is not None:
+                path = path.rpartition(".")[0]
+                if not self._absent(path):
+                    paths[path] = None
+        return list(paths)

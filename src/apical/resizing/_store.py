@@ -71,13 +71,22 @@ class DormantStore:
         """The full-size values whose key starts with ``prefix``."""
         return {k: v for k, v in self._full.items() if k.startswith(prefix)}
 
+    def named(self, name: str) -> list[Tensor]:
+        """The full-size values of a parameter or buffer: the model's and those of its copies."""
+        return [v for k, v in self._full.items() if k == name or (k.startswith("copy") and k.partition("/")[2] == name)]
+
+    def moments(self, name: str) -> list[Tensor]:
+        """The full-size optimizer state that is shaped like a parameter."""
+        return [v for k, v in self._full.items() if k.startswith("optimizer") and k.split("/")[1] == name]
+
     def keep_other(self, key: str, value: dict[str, Any]) -> None:
         """Remember optimizer state of an absent parameter that has no positions."""
         self._other[key] = value
 
     def take_other(self, key: str) -> dict[str, Any] | None:
         """Hand it back."""
-        return self._other.pop(key, None)
+        other: dict[str, Any] | None = self._other.pop(key, None)
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers that restore the store's values (`load_state_dict`)."""

@@ -2,6 +2,7 @@
 
 from apical.structure._analyse import analysis_copy, propose, quiet_rng, tensor_specs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
+from apical.structure._groups import SIZE_ATTRIBUTES
 from apical.structure._registry import module_refresh, register_module, register_op
 from apical.structure._types import (
     AttributeAxis,
@@ -17,6 +18,7 @@ from apical.structure._values import ParamValue, Value
 from apical.structure._walk import Walk
 
 __all__ = [
+    "SIZE_ATTRIBUTES",
     "AttributeAxis",
     "ChannelGroup",
     "CostModel",

@@ -50,8 +50,10 @@ def analysis_copy(model: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(model)
     except Exception as problem:
-        raise TraceError(f"the model cannot be copied for tracing ({type(problem).__name__}: {problem}); remove "
-                         "non-leaf tensors from its attributes, or trace a freshly built model") from problem  # fmt: skip
+        raise TraceError(
+            f"the model cannot be copied for tracing ({type(problem).__name__}: {problem}); remove non-leaf tensors "
+            "from its attributes, or trace a freshly built model"
+        ) from problem
     for module in twin.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             getattr(module, hooks).clear()
@@ -158,4 +160,8 @@ def _describe(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 
 def _shape(value: Any) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return (
+        f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )

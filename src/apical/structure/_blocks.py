@@ -12,7 +12,7 @@ from apical.structure._types import SkippableBlock
 from apical.structure._values import AxisKey, ParamValue, Value
 from apical.structure._walk import Walk, node_modules
 
-PASSES = frozenset("relu relu6 dropout feature_dropout contiguous clone to alias".split())
+PASSES = frozenset({"relu", "relu6", "dropout", "feature_dropout", "contiguous", "clone", "to", "alias"})
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,12 @@ def _calls(graph: fx.Graph) -> list[_Call]:
     for path, nodes in inside.items():
         members = set(nodes)
         exits = [n for n in nodes if any(u not in members for u in n.users)]
-        entries = list(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in members and _activation(i)))
-        if path and path not in repeated and len(exits) == 1 and len(entries) == 1:
-            if _shape(exits[0]) is not None and _shape(exits[0]) == _shape(entries[0]):
-                calls.append(_Call(path, entries[0], exits[0]))
+        entries = list(
+            dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in members and _activation(i))
+        )
+        once = path and path not in repeated and len(exits) == 1 and len(entries) == 1
+        if once and _shape(exits[0]) is not None and _shape(exits[0]) == _shape(entries[0]):
+            calls.append(_Call(path, entries[0], exits[0]))
     return sorted(calls, key=lambda c: (-c.path.count("."), list(inside).index(c.path)))
 
 

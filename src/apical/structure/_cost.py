@@ -47,9 +47,7 @@ class CostTerm:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> CostTerm:
-        return CostTerm(
-            data["coefficient"], tuple(SizeAxis.from_dict(a) for a in data["axes"]), tuple(data["modules"])
-        )
+        return CostTerm(data["coefficient"], tuple(SizeAxis.from_dict(a) for a in data["axes"]), tuple(data["modules"]))
 
 
 def lies_in(path: str, block: str) -> bool:
@@ -90,7 +88,7 @@ class CostModel:
         lengths = self._base + self._weights @ sizes  # (axes + 1,)
         values = self._coefficients * lengths[self._factors].prod(axis=1)  # (terms,)
         if skipped:
-            gone = self._in_block[list(skipped)].any(axis=0)
+            gone: npt.NDArray[np.bool_] = np.asarray(self._in_block[list(skipped)].any(axis=0))
             names = [self._blocks[i] for i in skipped]
             for i, modules in enumerate(self._several):
                 if modules and not gone[i]:

@@ -19,6 +19,11 @@ HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "heads", "nhead", "num_atte
                    "num_key_value_heads", "n_kv_heads")  # fmt: skip
 WIDTH_ATTRIBUTES = ("attn_dim", "inner_dim", "all_head_size", "attention_dim", "inner_width", "attn_width")
 
+SIZE_ATTRIBUTES = (
+    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
+    "num_groups", "num_parameters", "embedding_dim", "input_size", "hidden_size", *HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Assembly:
@@ -174,7 +179,10 @@ def _alike(walk: Walk, labels: Tensor, alive: Tensor, sites: Mapping[int, set[Ax
     for label in labels.unique().tolist():
         if alive[label]:
             parts[int(code[label])].append(label)
-    order = {int(label): i for i, label in enumerate(torch.cat([labels[walk.axes[k]] for k in walk.producers]).tolist()[::-1])}
+    order = {
+        int(label): i
+        for i, label in enumerate(torch.cat([labels[walk.axes[k]] for k in walk.producers]).tolist()[::-1])
+    }
     return sorted(parts.values(), key=lambda part: -max(order.get(label, -1) for label in part))
 
 
@@ -200,7 +208,8 @@ def _group(
     taken[path] += 1
     name = path if taken[path] == 1 else f"{path}:{taken[path]}"
     stream = len(writers) > 1 and any(u in summed for u in units)
-    return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate)
+    readers = tuple(slices[k] for k in walk.columns if k in slices)
+    return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate, readers)
 
 
 def _summed_labels(walk: Walk, labels: Tensor) -> set[int]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from apical.structure._walk import Walk
 
 OpRule = Callable[..., Any]
 ModuleRefresh = Callable[[Any], None]
@@ -111,5 +108,3 @@ def mutates_first_argument(target: Any) -> bool:
         return False
     alias = schema.arguments[0].alias_info
     return alias is not None and alias.is_write
-
-

@@ -13,17 +13,18 @@ from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
-FIXED_SIZE = "meets a tensor whose size does not follow the channels"
+FIXED_SIZE = "is combined with positions of fixed size (zero padding, a constant, or another frozen tensor)"
 
 # f(0) = 0, so that a channel that is zero before is zero after
-KEEPS_ZERO = frozenset(
-    "relu relu6 leaky_relu rrelu elu celu selu gelu silu mish hardswish tanh hardtanh softshrink hardshrink tanhshrink "
-    "softsign sin tan asin atan sinh asinh atanh erf expm1 log1p sqrt square abs neg sign floor ceil round trunc frac "
-    "positive nan_to_num div true_divide floor_divide pow mul multiply clamp clamp_min clamp_max threshold "
-    "masked_fill".split()
-)
-SUMS = frozenset("add sub subtract maximum minimum fmax fmin where".split())
-PRODUCTS = frozenset("mul multiply".split())
+KEEPS_ZERO = frozenset({
+    "relu", "relu6", "leaky_relu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "tanh",
+    "hardtanh", "softshrink", "hardshrink", "tanhshrink", "softsign", "sin", "tan", "asin", "atan", "sinh", "asinh",
+    "atanh", "erf", "expm1", "log1p", "sqrt", "square", "abs", "neg", "sign", "floor", "ceil", "round", "trunc",
+    "frac", "positive", "nan_to_num", "div", "true_divide", "floor_divide", "pow", "mul", "multiply", "clamp",
+    "clamp_min", "clamp_max", "threshold", "masked_fill",
+})  # fmt: skip
+SUMS = frozenset({"add", "sub", "subtract", "maximum", "minimum", "fmax", "fmin", "where"})
+PRODUCTS = frozenset({"mul", "multiply"})
 
 
 @register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu")
@@ -39,15 +40,17 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
         result = join_operands(walk, operands)
     if isinstance(result, ParamValue):
         return result
-    if name in SUMS and sum(isinstance(o, Value) and o.ids is not None for o in operands) > 1:
-        if result is not None:
-            walk.summed.append(result)
+    with_ids = sum(isinstance(o, Value) and o.ids is not None for o in operands)
+    if name in SUMS and with_ids > 1 and result is not None:
+        walk.summed.append(result)
     zeros = _zeros_after(name, args, operands, result)
     flexible = all(isinstance(o, Value) and o.flexible for o in operands)
     return Value(walk.out_shape, result, zeros, flexible)
 
 
-def join_operands(walk: Walk, operands: Sequence[AnyValue], masks: Sequence[AnyValue] = ()) -> Tensor | ParamValue | None:
+def join_operands(
+    walk: Walk, operands: Sequence[AnyValue], masks: Sequence[AnyValue] = ()
+) -> Tensor | ParamValue | None:
     """Join the ids of broadcast operands and return the ids of the result."""
     shape = walk.out_shape
     everyone = [*operands, *masks]
@@ -83,9 +86,14 @@ def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ..
     missing = [d for d in ours if sizes[d] == 1 and shape[d] > 1]  # the operand is broadcast along our channels
     if missing and not others:
         return ids  # a single channel that gates many: it joins nothing
-    if not ours and others and all(d not in varying_dims(ids) for d in others):
-        if all(ids.shape[d] == shape[d] for d in others) and bool((ids >= 0).all()) and _numel(value.shape) > 1:
-            return theirs  # the result so far was a single channel, broadcast
+    if (
+        not ours
+        and others
+        and all(ids.shape[d] == shape[d] for d in others)
+        and bool((ids >= 0).all())
+        and _numel(value.shape) > 1
+    ):
+        return theirs  # the result so far was a single channel, broadcast
     if missing:
         walk.atoms.freeze(ids, "outer product or sum of two sets of channels")
         walk.atoms.freeze(theirs, "outer product or sum of two sets of channels")
@@ -192,9 +200,10 @@ def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @register_op(
-    "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout", "aten::native_dropout",
-    "aten::contiguous", "aten::clone", "aten::alias", "aten::detach", "aten::to", "aten::_to_copy", "aten::type_as",
-    "aten::lift_fresh_copy", "aten::bernoulli", "aten::requires_grad", "aten::_assert_tensor_metadata",
+    "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout",
+    "aten::native_dropout", "aten::contiguous", "aten::clone", "aten::alias", "aten::detach", "aten::to",
+    "aten::_to_copy", "aten::type_as", "aten::lift_fresh_copy", "aten::bernoulli", "aten::requires_grad",
+    "aten::_assert_tensor_metadata",
 )  # fmt: skip
 def unchanged(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations that leave values and positions alone."""

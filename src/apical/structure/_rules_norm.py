@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from apical.structure._atoms import is_constant, spread
 from apical.structure._registry import register_op
 from apical.structure._values import AxisKey, ParamValue, Value, Zeros
@@ -79,5 +78,3 @@ def other_norm(walk: Walk, x: Value, *args: Any) -> Any:
     """Norms that come only from hand-written calls."""
     walk.freeze_value(x, f"normalised over channels by {walk.target}")
     return (Value(walk.out_shape, x.ids), *(Value(s) for s in walk.out_shapes[1:]))
-
-

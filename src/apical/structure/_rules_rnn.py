@@ -89,7 +89,8 @@ def recurrent(walk: Walk, x: Value, states: Any, params: Any, has_biases: bool, 
             walk.meet(first, units, STATE)
             outputs.append(units)
         incoming, zeros = torch.cat(outputs), None
-    assert first is not None and isinstance(incoming, Tensor)
+    assert first is not None
+    assert isinstance(incoming, Tensor)
     _meet_states(walk, states if isinstance(states, (tuple, list)) else [states], first)
     walk.attribute("hidden_size", first)
     walk.attribute("input_size", walk.axis(params[0].name, 1))

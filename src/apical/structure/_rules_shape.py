@@ -141,7 +141,8 @@ def stack(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
             wide.append(ParamValue(o.name, shape, tuple(c.unsqueeze(dim) for c in o.coords), False))
         else:
             wide.append(Value(shape, None if o.ids is None else o.ids.unsqueeze(dim), o.zeros, o.flexible))
-    return cat(walk, wide, dim)
+    joined: AnyValue = cat(walk, wide, dim)
+    return joined
 
 
 @register_op("aten::index_select")
@@ -205,7 +206,9 @@ def channel_shuffle(walk: Walk, x: Value, groups: int) -> AnyValue:
 
 
 @register_op("aten::pad", "aten::constant_pad_nd")
-def pad(walk: Walk, x: AnyValue, amounts: Sequence[int], mode: Any = "constant", value: float | None = None) -> AnyValue:
+def pad(
+    walk: Walk, x: AnyValue, amounts: Sequence[int], mode: Any = "constant", value: float | None = None
+) -> AnyValue:
     """Padding; channels that padding adds have a fixed count."""
     if isinstance(x, ParamValue):
         raise LookupError("a padded parameter")
@@ -219,7 +222,7 @@ def pad(walk: Walk, x: AnyValue, amounts: Sequence[int], mode: Any = "constant",
         dim = ids.dim() - 1 - i // 2
         before, after = amounts[i], amounts[i + 1]
         size = ids.shape[dim] + before + after
-        if is_constant(ids, dim) and ids.shape[dim] > 1 or (is_constant(ids, dim) and dim >= 2):
+        if (is_constant(ids, dim) and ids.shape[dim] > 1) or (is_constant(ids, dim) and dim >= 2):
             ids = ids.narrow(dim, 0, 1).expand(*ids.shape[:dim], size, *ids.shape[dim + 1 :])
         elif before or after:
             if mode != "constant" or before < 0 or after < 0:

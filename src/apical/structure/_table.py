@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +48,6 @@ def _sites(slices: tuple[object, ...]) -> str:
     return ", ".join(shown) + (f" +{len(names) - 3}" if len(names) > 3 else "")
 
 
-def _aligned(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]

@@ -46,6 +46,8 @@ class ChannelGroup:
             ``"inner"``.
         members: every slice of every parameter and buffer that belongs to the units.
         gate_site: the slices to multiply with a unit's gate, so that a gate of zero equals the unit's absence.
+        readers: the members through which later layers read the units (input columns of their weights); while they
+            are zero, a newborn unit leaves the function unchanged. Empty where units are read without a weight.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ChannelGroup:
     role: Literal["inner", "stream"]
     members: tuple[ParamSlice, ...]
     gate_site: tuple[ParamSlice, ...]
+    readers: tuple[ParamSlice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,13 @@ class Structure:
         """The inverse of `to_dict`, also after a round trip through JSON."""
 
         def slices(items: Any) -> tuple[ParamSlice, ...]:
-            return tuple(
-                ParamSlice(s["tensor"], s["dim"], tuple(tuple(p) for p in s["positions"])) for s in items
-            )
+            return tuple(ParamSlice(s["tensor"], s["dim"], tuple(tuple(p) for p in s["positions"])) for s in items)
 
         return Structure(
             groups=tuple(
-                ChannelGroup(g["name"], g["size"], g["role"], slices(g["members"]), slices(g["gate_site"]))
+                ChannelGroup(
+                    g["name"], g["size"], g["role"], slices(g["members"]), slices(g["gate_site"]), slices(g["readers"])
+                )
                 for g in data["groups"]
             ),
             blocks=tuple(SkippableBlock(b["name"], tuple(b["gate_site"])) for b in data["blocks"]),

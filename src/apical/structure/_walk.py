@@ -15,7 +15,6 @@ from apical.structure._atoms import Atoms, compress, is_constant, shrink_constan
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along, whole_parameter
 
-
 PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow", "aten::index")
 
 
@@ -61,6 +60,7 @@ class Walk:
         self.axes: dict[AxisKey, Tensor] = {}
         self.producers: dict[AxisKey, None] = {}
         self.readings: list[Reading] = []
+        self.columns: dict[AxisKey, None] = {}  # weight axes that read channels
         self.rectangles: list[Rectangle] = []
         self.terms: list[RawTerm] = []
         self.attributes: dict[tuple[str, str], Tensor] = {}
@@ -92,8 +92,8 @@ class Walk:
         return self.fixed(node)
 
     def _call(self, node: fx.Node) -> Any:
-        args = fx.node.map_arg(node.args, lambda n: self.values[n])
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: self.values[n])
+        args: Any = fx.node.map_arg(node.args, lambda n: self.values[n])
+        kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: self.values[n])
         if node.target is operator.getitem:
             return args[0][args[1]]
         rule = op_rule(node.target)
@@ -192,6 +192,8 @@ class Walk:
             columns: the axis of the reader's own weight, the gate site if ``zeros`` is None.
             reason: why the channels are frozen if there is neither.
         """
+        if columns is not None:
+            self.columns[columns] = None
         if zeros is not None:
             self.readings.append(Reading(ids, zeros))
         elif columns is not None:
@@ -205,7 +207,7 @@ class Walk:
         self.atoms.freeze(a[b < 0], reason)
         self.atoms.freeze(b[a < 0], reason)
 
-    def channel_ids(self, value: Value, dim: int, reason: str = "") -> Tensor | None:
+    def channel_ids(self, value: Value, dim: int) -> Tensor | None:
         """The ids along ``dim``, everything that shares an index there joined  # (size of dim,)"""
         if value.ids is None:
             return None
@@ -258,9 +260,10 @@ class Walk:
         except AttributeError:
             return
         value = vars(module).get(name)
-        if ids is not None and isinstance(value, int) and not isinstance(value, bool):
-            if value == (ids.numel() if size is None else size):
-                self.attributes[(path, name)] = ids
+        if ids is None or isinstance(value, bool) or not isinstance(value, int):
+            return
+        if value == (ids.numel() if size is None else size):
+            self.attributes[(path, name)] = ids
 
     def meet_rows(self, table: Tensor) -> None:
         """Join the entries of each row  # (rows, entries)"""
@@ -273,7 +276,7 @@ class Walk:
         if value.ids is None:
             return
         probe = value.ids.reshape(shape)
-        dims = [d for d in varying_dims(compress(probe))]
+        dims = varying_dims(compress(probe))
         if len(dims) > 1 or (len(dims) == 1 and shape[dims[0]] != value.ids.shape[varying_dims(value.ids)[0]]):
             self.splits.append((self.module_path, compress(probe)))
 

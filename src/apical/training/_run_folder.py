@@ -15,7 +15,7 @@ from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, atomic_file, fl
 
 
 class RunFolder:
-    """A folder of one run. Every file is written whole or not at all.
+    """A folder of one run, made if need be. Every file is written whole or not at all.
 
     Raises:
         CheckpointError: the folder cannot be made or written.
@@ -29,6 +29,9 @@ class RunFolder:
             raise CheckpointError(
                 f"cannot make the run folder {path}: {error}. Choose another one, or make its parent writable."
             ) from error
+        for name in (CURRENT, "config.json", "history.jsonl", "summary.json"):
+            for aside in path.glob(f".{name}.*.tmp"):  # a killed process was writing it
+                aside.unlink(missing_ok=True)
 
     def holds_run(self) -> bool:
         """Whether a run was started here."""

@@ -1,0 +1,114 @@
+"""Budgets as users write them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from apical.errors import BudgetError
+
+Kind = Literal["macs", "params", "latency"]
+
+UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+FORMS = "write for example '50% macs', '300M macs', '0.1M params', '2.5 ms', or '50% macs, 40% params'"
+_PATTERN = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(%|[kmgbt])?\s*(macs|params|parameters|latency|ms|us|s)\s*$", re.I)
+_SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One limit: ``amount`` MACs, parameters or milliseconds, or (``relative``) that fraction of the template's."""
+
+    kind: Kind
+    amount: float
+    relative: bool
+
+    def __str__(self) -> str:
+        if self.relative:
+            return f"{100 * self.amount:g}% {self.kind}"
+        return f"{self.amount:g} ms" if self.kind == "latency" else f"{self.amount:,.0f} {self.kind}"
+
+
+@dataclass(frozen=True, init=False)
+class Budget:
+    """What the final network may cost. With several limits all hold, and the tightest one is met.
+
+    Args:
+        text: ``"50% macs"``, ``"300M macs"``, ``"0.1M params"``, ``"2.5 ms"``, or several with commas between.
+        macs: multiply-accumulates of one call on the example inputs; up to 1 a fraction of the template's.
+        params: parameters; up to 1 a fraction of the template's.
+        latency_ms: measured milliseconds of one call on the example inputs, on this machine.
+        latency: fraction of the template's measured latency.
+
+    Raises:
+        BudgetError: if the text cannot be read, nothing is limited, or a limit is not positive.
+
+    Example:
+        >>> from apical.budget import Budget
+        >>> print(Budget("50% macs"))
+        50% macs
+        >>> print(Budget(macs=0.5, params=100_000))
+        50% macs, 100,000 params
+    """
+
+    targets: tuple[Target, ...]
+
+    def __init__(
+        self,
+        text: str | None = None,
+        *,
+        macs: float | None = None,
+        params: float | None = None,
+        latency_ms: float | None = None,
+        latency: float | None = None,
+    ) -> None:
+        targets = [] if text is None else [_parse(part) for part in _parts(text)]
+        targets += [Target("macs", macs, macs <= 1)] if macs is not None else []
+        targets += [Target("params", params, params <= 1)] if params is not None else []
+        targets += [Target("latency", latency_ms, False)] if latency_ms is not None else []
+        targets += [Target("latency", latency, True)] if latency is not None else []
+        if not targets:
+            raise BudgetError(f"the budget limits nothing; {FORMS}")
+        for target in targets:
+            if not 0 < target.amount < float("inf"):
+                raise BudgetError(f"a budget must be positive and finite, got {target}; {FORMS}")
+            if target.relative and target.amount > 1:
+                raise BudgetError(
+                    f"{target} is more than the whole model; pass a larger model, which is the most that may be grown"
+                )
+        object.__setattr__(self, "targets", tuple(targets))
+
+    @staticmethod
+    def of(budget: Budget | str) -> Budget:
+        """The budget itself, or the one that the text describes."""
+        if isinstance(budget, Budget):
+            return budget
+        if isinstance(budget, str):
+            return Budget(budget)
+        raise BudgetError(f"a budget is a text or apical.Budget, got {type(budget).__name__} {budget!r}; {FORMS}")
+
+    def __str__(self) -> str:
+        return ", ".join(str(t) for t in self.targets)
+
+
+def _parts(text: str) -> list[str]:
+    """Split at commas that separate limits (not those in ``300,000 params``)."""
+    return [p for p in re.split(r"[;+]|,(?!\d{3})|\band\b", text.replace("_", "")) if p.strip()]
+
+
+def _parse(text: str) -> Target:
+    match = _PATTERN.match(text.replace(",", ""))
+    if match is None:
+        raise BudgetError(f"cannot read the budget {text.strip()!r}; {FORMS}")
+    number, unit, what = float(match[1]), (match[2] or "").lower(), match[3].lower()
+    kind: Kind = "params" if what.startswith("param") else "macs" if what == "macs" else "latency"
+    if unit == "%":
+        if what in _SECONDS:
+            raise BudgetError(f"{text.strip()!r} is both relative and in time units; write '50% latency' or '2.5 ms'")
+        return Target(kind, number / 100, True)
+    if kind == "latency":
+        if what not in _SECONDS or unit:
+            raise BudgetError(f"{text.strip()!r} lacks a time unit; write '2.5 ms' or '50% latency'")
+        return Target(kind, number * _SECONDS[what], False)
+    return Target(kind, number * UNITS[unit], False)

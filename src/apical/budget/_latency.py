@@ -1,0 +1,204 @@
+"""Measured latency: a table of layer times over widths, interpolated, calibrated on whole networks."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from apical.errors import BudgetError
+from apical.structure import SizeAxis, Structure, lies_in
+
+FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """Milliseconds of one layer on a grid of (input width, output width).
+
+    Attributes:
+        module: module path.
+        inputs: grid of input widths, ascending.
+        outputs: grid of output widths, ascending.
+        ms: measured medians  # (inputs, outputs)
+        in_axis: the input width as a function of group sizes.
+        out_axis: the output width.
+    """
+
+    module: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    ms: tuple[tuple[float, ...], ...]
+    in_axis: SizeAxis
+    out_axis: SizeAxis
+
+    def predict_ms(self, sizes: Sequence[int]) -> float:
+        """Bilinear interpolation at the widths that these group sizes give."""
+        table = np.asarray(self.ms)
+        column = [float(np.interp(self.out_axis.length(sizes), self.outputs, row)) for row in table]
+        return float(np.interp(self.in_axis.length(sizes), self.inputs, column))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Predicts the latency of a resized network: ``offset + scale * sum of its layers' times``.
+
+    Attributes:
+        structure: the template.
+        layers: one table per convolution and linear layer.
+        offset: milliseconds that do not depend on the widths.
+        scale: what normalisation, activations and memory traffic add to the layers' own times.
+        error: largest relative error on whole networks that were measured but not fitted.
+        device: where it was measured.
+    """
+
+    structure: Structure
+    layers: tuple[LayerTable, ...]
+    offset: float
+    scale: float
+    error: float
+    device: str
+
+    def layers_ms(self, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> float:
+        """Sum of the layers' interpolated times."""
+        sizes = [_size((keep or {}).get(g.name, g.size)) for g in self.structure.groups]
+        skip = tuple(skip)
+        return sum(t.predict_ms(sizes) for t in self.layers if not any(lies_in(t.module, b) for b in skip))
+
+    def predict_ms(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> float:
+        """Milliseconds of one forward pass on the example inputs."""
+        return self.offset + self.scale * self.layers_ms(keep, skip)
+
+
+def _size(kept: Any) -> int:
+    return kept if isinstance(kept, int) else len(kept)
+
+
+def time_ms(run: Callable[[], object], repeats: int = 7, at_least_s: float = 0.01) -> float:
+    """Median wall time of a call in milliseconds, after warming up; each sample lasts at least ``at_least_s``."""
+    run()
+    start = time.perf_counter()
+    run()
+    calls = max(1, int(at_least_s / max(time.perf_counter() - start, 1e-7)))
+    samples = []
+    for _ in range(repeats):
+        _synchronise()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        _synchronise()
+        samples.append(1000 * (time.perf_counter() - start) / calls)
+    return statistics.median(samples)
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def measure_latency_table(
+    model: nn.Module,
+    structure: Structure,
+    example_inputs: tuple[Any, ...],
+    resized: Callable[[Mapping[str, list[int]], tuple[str, ...]], nn.Module],
+) -> LatencyTable:
+    """Measure a latency table on the machine and device of the model.
+
+    Every convolution and linear layer is timed alone at a grid of widths; a few whole networks calibrate what lies
+    between the layers, and as many check it.
+
+    Args:
+        model: the template.
+        structure: its structure.
+        example_inputs: one call's arguments; the latency is that of this call, in eval mode.
+        resized: builds a copy of the model for kept positions and skipped blocks.
+
+    Raises:
+        BudgetError: if the model has no layer that can be timed.
+    """
+    calls = _layer_inputs(model, example_inputs)
+    axes = {t.modules[0]: t.axes for t in structure.terms if len(t.axes) >= 1}
+    tables = [t for path, shape in calls.items() if (t := _layer_table(model, path, shape, structure, axes)) is not None]
+    if not tables:
+        raise BudgetError("no convolution or linear layer of this model can change its width; a latency budget is moot")
+    raw = LatencyTable(structure, tuple(tables), 0.0, 1.0, 0.0, str(next(model.parameters()).device))
+    points = []
+    for fraction in (1.0, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15):
+        keep = {g.name: list(range(max(1, round(fraction * g.size)))) for g in structure.groups}
+        net = resized(keep, ()).eval()
+        points.append((raw.layers_ms(keep, ()), time_ms(lambda net=net: net(*example_inputs))))  # type: ignore[misc]
+    x, y = (np.array(v) for v in zip(*points, strict=True))
+    scale, offset = np.polyfit(x[::2], y[::2], 1)
+    error = float(np.max(np.abs(offset + scale * x[1::2] - y[1::2]) / y[1::2]))
+    return LatencyTable(structure, tuple(tables), float(offset), float(scale), error, raw.device)
+
+
+def _layer_inputs(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
+    """Input shape of every convolution and linear layer in one call."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, (_ConvNd, nn.Linear)):
+
+            def note(_: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
+                shapes[path] = tuple(args[0].shape)
+
+            handles.append(module.register_forward_pre_hook(note))
+    training = model.training
+    try:
+        model.eval()(*example_inputs)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _layer_table(
+    model: nn.Module, path: str, shape: tuple[int, ...], structure: Structure, axes: Mapping[str, tuple[SizeAxis, ...]]
+) -> LayerTable | None:
+    module = model.get_submodule(path)
+    by_attribute = {a.attribute: a.axis for a in structure.attributes if a.module == path}
+    linear = isinstance(module, nn.Linear)
+    names = ("in_features", "out_features") if linear else ("in_channels", "out_channels")
+    full = (int(getattr(module, names[0])), int(getattr(module, names[1])))
+    in_axis, out_axis = (by_attribute.get(n, SizeAxis(f)) for n, f in zip(names, full, strict=True))
+    groups = 1 if linear else int(getattr(module, "groups", 1))
+    if groups not in (1, full[0]):
+        return None
+    inputs, outputs = (_grid(f) if a.counts else (f,) for f, a in ((full[0], in_axis), (full[1], out_axis)))
+    rows = []
+    for i in inputs:
+        rows.append(tuple(_time_layer(module, shape, i, o if groups == 1 else i, groups) for o in outputs))
+    return LayerTable(path, inputs, outputs, tuple(rows), in_axis, out_axis)
+
+
+def _grid(full: int) -> tuple[int, ...]:
+    points = sorted({max(1, round(f * full)) for f in FRACTIONS})
+    return tuple(p for p, q in pairwise([*points, full + 1]) if p != q)
+
+
+def _time_layer(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, groups: int) -> float:
+    weight = next(module.parameters())
+    if isinstance(module, nn.Linear):
+        layer: nn.Module = nn.Linear(ins, outs, module.bias is not None)
+        shape = (*shape[:-1], ins)
+    elif isinstance(module, _ConvNd):
+        spatial = len(module.kernel_size)
+        kwargs: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+        kwargs |= {"output_padding": module.output_padding} if module.transposed else {}
+        layer = type(module)(ins, outs, module.kernel_size, groups=ins if groups > 1 else 1,
+                             bias=module.bias is not None, **kwargs)  # type: ignore[arg-type]  # fmt: skip
+        shape = (*shape[: -spatial - 1], ins, *shape[-spatial:])
+    layer = layer.to(weight.device, weight.dtype)
+    x = torch.randn(shape, device=weight.device, dtype=weight.dtype)
+    return time_ms(lambda: layer(x), repeats=3, at_least_s=0.003)

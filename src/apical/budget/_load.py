@@ -1,0 +1,93 @@
+"""A budget bound to a structure: how much of it a choice of widths and blocks uses, and what can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apical.budget._budget import Budget, Target
+from apical.budget._latency import LatencyTable
+from apical.errors import BudgetError
+from apical.structure import Structure
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The least and the most that one limit's cost can be, and the limit in the same unit."""
+
+    target: Target
+    least: float
+    most: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.target}: reachable {_amount(self.target, self.least)} to {_amount(self.target, self.most)}"
+
+
+def _amount(target: Target, cost: float) -> str:
+    return f"{cost:.3g} ms" if target.kind == "latency" else f"{cost:,.0f}"
+
+
+class BoundBudget:
+    """Prices choices of widths and blocks against a budget.
+
+    Args:
+        budget: the limits.
+        structure: the template.
+        minimum: the fewest units of each group that may be left, by name; 1 if not named.
+        latency: measured table, needed for latency limits.
+        fixed_blocks: whether all blocks stay.
+
+    Raises:
+        BudgetError: if a limit cannot be met; it says what can, and what is frozen.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        structure: Structure,
+        *,
+        minimum: Mapping[str, int] | None = None,
+        latency: LatencyTable | None = None,
+        fixed_blocks: bool = False,
+    ) -> None:
+        self.budget, self.structure, self._latency = budget, structure, latency
+        least = {g.name: (minimum or {}).get(g.name, 1) for g in structure.groups}
+        skip = [] if fixed_blocks else [b.name for b in structure.blocks]
+        self._full = {t: self._cost(t, None, ()) for t in budget.targets}
+        self.reach = tuple(
+            Reach(t, self._cost(t, least, skip), self._full[t], t.amount * (self._full[t] if t.relative else 1))
+            for t in budget.targets
+        )
+        for reach in self.reach:
+            self._check(reach)
+
+    def _check(self, reach: Reach) -> None:
+        if reach.limit < reach.least:
+            frozen = sorted(self.structure.frozen, key=lambda f: -f.size)[:4]
+            kept = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in frozen)
+            raise BudgetError(
+                f"no network meets the budget {reach.target}: the smallest that can be grown from this model costs "
+                f"{_amount(reach.target, reach.least)} ({100 * reach.least / reach.most:.1f} % of "
+                f"{_amount(reach.target, reach.most)}). What is frozen: {kept or 'nothing'}."
+            )
+        if reach.limit > 1.000001 * reach.most:
+            raise BudgetError(
+                f"the whole model costs only {_amount(reach.target, reach.most)}, less than the budget {reach.target}. "
+                "Pass a larger model: it is the most that may be grown."
+            )
+
+    def _cost(self, target: Target, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> float:
+        if target.kind == "macs":
+            return float(self.structure.macs(keep, skip))
+        if target.kind == "params":
+            return float(self.structure.num_params(keep, skip))
+        if self._latency is None:
+            raise BudgetError("a latency budget needs a table measured on this machine (measure_latency_table)")
+        return self._latency.predict_ms(keep, skip)
+
+    def load(self, keep: Mapping[str, Any] | None, skip: Iterable[str] = ()) -> float:
+        """The largest cost-to-limit ratio over the limits: 1 where the budget is exactly met, above it too dear."""
+        skip = tuple(skip)
+        return max(self._cost(r.target, keep, skip) / r.limit for r in self.reach)

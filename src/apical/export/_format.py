@@ -1,0 +1,124 @@
+"""The folder of a saved model: what `architecture.json` says, and reading it without trusting it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from apical.errors import LoadError
+from apical.structure import SIZE_ATTRIBUTES
+
+ARCHITECTURE = "architecture.json"
+WEIGHTS = "model.safetensors"
+FORMAT = "apical-architecture"
+VERSION = 1
+MAX_JSON_BYTES = 64 * 2**20
+MAX_RANK = 8
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """Shape, type and kind of one saved parameter or buffer."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str  # "parameter" or "buffer"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a saved model.
+
+    Attributes:
+        model: qualified name of the class, for messages.
+        tensors: every parameter and buffer, shared ones under their first name.
+        aliases: other names of shared tensors.
+        removed: paths at which the model has ``nn.Identity``.
+        attributes: sizes that modules state about themselves.
+    """
+
+    model: str
+    tensors: Mapping[str, SavedTensor]
+    aliases: Mapping[str, str]
+    removed: tuple[str, ...]
+    attributes: Mapping[str, Mapping[str, int]]
+
+    def to_json(self) -> str:
+        """Text for `ARCHITECTURE`."""
+        data = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return json.dumps(data, indent=1) + "\n"
+
+
+def size_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
+    """The sizes that the model's modules state about themselves, by module path."""
+    found: dict[str, dict[str, int]] = {}
+    for path, module in model.named_modules():
+        values = {
+            a: v for a in SIZE_ATTRIBUTES if isinstance(v := vars(module).get(a), int) and not isinstance(v, bool)
+        }
+        if values:
+            found[path] = values
+    return found
+
+
+def read_architecture(path: Path) -> Architecture:
+    """Parse and check an `ARCHITECTURE` file.
+
+    Raises:
+        LoadError: if it is missing, too large, not JSON, of another format, or holds anything unexpected.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise LoadError(f"{path} has {path.stat().st_size} bytes, more than any architecture needs")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise LoadError(f'{path} is not an apical architecture (no "format": "{FORMAT}")')
+    if data.get("version") != VERSION:
+        raise LoadError(f"{path} has format version {data.get('version')!r}; this apical reads version {VERSION}")
+    try:
+        return _parse(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise LoadError(f"{path} is damaged: {type(problem).__name__}: {problem}") from problem
+
+
+def _parse(data: Mapping[str, Any]) -> Architecture:
+    return Architecture(
+        model=_text(data["model"]),
+        tensors={_text(name): _tensor(name, t) for name, t in data["tensors"].items()},
+        aliases={_text(a): _text(n) for a, n in data["aliases"].items()},
+        removed=tuple(_text(p) for p in data["removed"]),
+        attributes={
+            _text(path): {_text(a): _size(v, f"{path}.{a}") for a, v in values.items()}
+            for path, values in data["attributes"].items()
+        },
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value
+
+
+def _size(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**40:
+        raise ValueError(f"{where} must be a size, got {value!r}")
+    return value
+
+
+def _tensor(name: str, data: Mapping[str, Any]) -> SavedTensor:
+    shape = data["shape"]
+    if not isinstance(shape, list) or len(shape) > MAX_RANK:
+        raise ValueError(f"the shape of {name} must be a list of at most {MAX_RANK} sizes, got {shape!r}")
+    if data["kind"] not in ("parameter", "buffer"):
+        raise ValueError(f"{name} is a {data['kind']!r}, expected parameter or buffer")
+    return SavedTensor(tuple(_size(s, f"{name}.shape") for s in shape), _text(data["dtype"]), data["kind"])

@@ -1,0 +1,169 @@
+"""`load`: shrink a freshly built full-size model to a saved shape and fill it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from apical.errors import LoadError
+from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, read_architecture, size_attributes
+from apical.resizing import Installation, lookup, refuse_wrapped
+from apical.structure import lies_in, module_refresh, tensor_specs
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load(model: M, folder: str | os.PathLike[str]) -> M:
+    """Shrink a full-size model in place to the shape saved in a folder, and fill in the saved weights.
+
+    Reads JSON and safetensors only, never a pickle, and trusts neither: names, shapes and types must fit the model,
+    no size may exceed the model's, and only attributes that state sizes are set. After an error the model is as it
+    was.
+
+    Args:
+        model: the model at the size at which it was traced, built by its own class; its device and floating-point
+            type are kept.
+        folder: what `save` wrote.
+
+    Returns:
+        The same model.
+
+    Raises:
+        LoadError: if the folder is missing, damaged, or does not belong to such a model.
+
+    Example:
+        >>> import tempfile, torch, apical
+        >>> build = lambda: torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> net = build()
+        >>> structure = apical.trace(net, torch.zeros(1, 3))
+        >>> _ = apical.resize_(net, structure, {"0": [1, 5]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = apical.save(net, folder)
+        ...     small = apical.load(build(), folder)
+        >>> small[0]
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    refuse_wrapped(model, LoadError)
+    path = Path(folder)
+    architecture = read_architecture(path / ARCHITECTURE)
+    _check_fits(model, architecture, path)
+    values = _read_weights(path / WEIGHTS, architecture)
+    install = Installation()
+    try:
+        _install(model, architecture, values, install)
+        _check_sizes(model)
+    except Exception as problem:
+        install.undo()
+        if isinstance(problem, LoadError):
+            raise
+        raise LoadError(f"{path} could not be loaded, the model is unchanged: {problem}") from problem
+    return model
+
+
+def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
+    """Collect everything in which the model and the saved architecture disagree."""
+    specs = tensor_specs(model)
+    modules = dict(model.named_modules())
+    problems = [f"it replaces {p}, which the model does not have" for p in saved.removed if p not in modules or not p]
+    expected = {n: s for n, s in specs.items() if not any(lies_in(n, b) for b in saved.removed)}
+    problems += [f"{n} is missing" for n in expected if n not in saved.tensors]
+    for name, tensor in saved.tensors.items():
+        if name not in expected:
+            problems.append(f"{name} is not in the model")
+        else:
+            problems += _shape_problems(name, tensor, expected[name].shape)
+            if (tensor.kind == "parameter") != expected[name].is_parameter:
+                problems.append(f"{name} is a {tensor.kind} in the folder but not in the model")
+    aliases = {a: n for n, s in expected.items() for a in s.aliases if not any(lies_in(a, b) for b in saved.removed)}
+    if not problems and aliases != dict(saved.aliases):
+        problems.append(f"other parameters are shared: {dict(saved.aliases)} in the folder, {aliases} in the model")
+    problems += _attribute_problems(size_attributes(model), saved)
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise LoadError(
+            f"{path} holds a {saved.model} that does not fit this {type(model).__qualname__}: {'; '.join(problems[:5])}"
+            f"{more}. Build the model with the arguments with which it was traced; it is unchanged."
+        )
+
+
+def _shape_problems(name: str, tensor: SavedTensor, full: tuple[int, ...]) -> list[str]:
+    if len(tensor.shape) != len(full) or any(not min(1, f) <= s <= f for s, f in zip(tensor.shape, full, strict=False)):
+        return [f"{name} has shape {tensor.shape}, which is no part of {full}"]
+    return []
+
+
+def _attribute_problems(full: Mapping[str, Mapping[str, int]], saved: Architecture) -> list[str]:
+    problems = []
+    for path, values in saved.attributes.items():
+        for name, value in values.items():
+            most = full.get(path, {}).get(name)
+            if most is None or not min(1, most) <= value <= most:
+                problems.append(f"{path}.{name} is {value}, the model has {most}")
+    return problems
+
+
+def _read_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if names != set(architecture.tensors):
+                odd = sorted(names ^ set(architecture.tensors))
+                raise LoadError(f"{path} and {ARCHITECTURE} disagree about {', '.join(odd[:5])}")
+            values = {name: file.get_tensor(name) for name in architecture.tensors}
+    except FileNotFoundError:
+        raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote") from None
+    except (SafetensorError, OSError) as problem:
+        raise LoadError(f"{path} is not a readable safetensors file: {problem}") from problem
+    for name, spec in architecture.tensors.items():
+        got = (tuple(values[name].shape), str(values[name].dtype).removeprefix("torch."))
+        if got != (spec.shape, spec.dtype):
+            raise LoadError(
+                f"{name} is {got[1]} {got[0]} in {path.name}, but {spec.dtype} {spec.shape} in {ARCHITECTURE}"
+            )
+    return values
+
+
+def _install(model: nn.Module, saved: Architecture, values: Mapping[str, Tensor], install: Installation) -> None:
+    specs = tensor_specs(model)
+    for block in saved.removed:
+        if type(model.get_submodule(block)) is not nn.Identity:
+            install.module(model, block, nn.Identity())
+    for name, value in values.items():
+        aliases = [a for a in (name, *specs[name].aliases) if not any(lies_in(a, b) for b in saved.removed)]
+        old = lookup(model, aliases[0])
+        if value.is_floating_point() != old.is_floating_point():
+            raise LoadError(f"{name} is {value.dtype} in the folder and {old.dtype} in the model")
+        new = value.to(old.device, old.dtype)
+        if specs[name].is_parameter:
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for alias in aliases:
+            install.tensor(model, alias, new)
+    for path, attributes in saved.attributes.items():
+        for attribute, size in attributes.items():
+            install.attribute(model.get_submodule(path), attribute, size)
+    for module in model.modules():
+        refresh = module_refresh(module)
+        if refresh is not None:
+            install.attributes_changed_by(module, refresh)
+
+
+def _check_sizes(model: nn.Module) -> None:
+    """Convolutions and linear layers must say about themselves what their weights are."""
+    for path, module in model.named_modules():
+        if isinstance(module, _ConvNd):
+            rows, columns = module.weight.shape[:2]
+            ins, outs = (rows, columns * module.groups) if module.transposed else (columns * module.groups, rows)
+            stated = (module.in_channels, module.out_channels)
+        elif type(module) is nn.Linear:
+            outs, ins = module.weight.shape
+            stated = (module.in_features, module.out_features)
+        else:
+            continue
+        if stated != (ins, outs):
+            raise LoadError(f"{path} states sizes {stated}, its weight is {tuple(module.weight.shape)}: damaged folder")

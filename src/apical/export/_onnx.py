@@ -1,0 +1,114 @@
+"""ONNX files, checked through onnxruntime."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.errors import ExportError
+from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    path: str | os.PathLike[str],
+    *,
+    batch_dim: int | None = 0,
+    tolerance: float = TOLERANCE,
+) -> Equivalence:
+    """Write a model as one ONNX file, run it through onnxruntime, and compare its outputs with the model's.
+
+    The file holds the graph of eval mode with the weights inside; inputs are called ``input_0``, ``input_1``, …, and
+    outputs likewise. The model itself is left as it is; the file appears only if the outputs agree.
+
+    Args:
+        model: any module that `torch.export` accepts, unwrapped.
+        example_inputs: positional arguments of one call.
+        path: the file to write.
+        batch_dim: dimension of every input that may have any size in the file; None fixes all sizes.
+        tolerance: largest difference allowed, relative to max(1, largest output).
+
+    Returns:
+        What was compared.
+
+    Raises:
+        ExportError: onnx, onnxscript or onnxruntime is not installed, the model cannot be exported, or the outputs
+            disagree.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = export_onnx(nn.Linear(2, 3), torch.ones(1, 2), f"{folder}/model.onnx")
+        >>> report.batch_sizes, report.difference <= 1e-5
+        ((1, 3), True)
+    """
+    runtime = _import_all()
+    frozen, inputs = prepare(model, example_inputs, batch_dim)
+    program = trace_program(frozen, inputs, batch_dim)
+
+    def write(aside: Path) -> None:
+        _convert(program, aside, len(inputs))
+
+    def load(aside: Path) -> Callable[..., Any]:
+        return _session(runtime, aside)
+
+    return write_checked(
+        "onnx", Path(path), frozen, inputs, batch_dim, tolerance, write, load, f"onnxruntime {runtime.__version__}"
+    )
+
+
+def _import_all() -> Any:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise ExportError(f"writing ONNX needs {name}: pip install 'apical[export]' ({error})") from error
+    return module
+
+
+def _convert(program: torch.export.ExportedProgram, path: Path, num_inputs: int) -> None:
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            logger.setLevel(logging.ERROR)
+            torch.onnx.export(
+                program,
+                f=path,
+                dynamo=True,
+                external_data=False,
+                input_names=[f"input_{number}" for number in range(num_inputs)],
+                verbose=False,
+            )
+    except OSError:
+        raise
+    except Exception as error:
+        raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).strip()[:400]}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _session(runtime: Any, path: Path) -> Callable[..., list[Tensor]]:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return run

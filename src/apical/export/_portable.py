@@ -1,0 +1,238 @@
+"""Formats that run without this library, and the proof that what was written computes the same."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from apical.errors import ExportError
+from apical.resizing import refuse_wrapped
+
+TOLERANCE = 1e-5
+CHECKED_BATCHES = (3, 1)
+"""Batch sizes at which a file with a free batch size is compared with the model, beside that of the example."""
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """How far the outputs of a written file are from those of the model.
+
+    Attributes:
+        format: `"onnx"` or `"pt2"`.
+        path: the file.
+        batch_sizes: of the inputs that were compared; empty where the batch size is fixed.
+        difference: largest |file − model| / max(1, largest |model|) over all outputs and inputs.
+        tolerance: what `difference` may not exceed.
+        runtime: what ran the file, with its version.
+    """
+
+    format: str
+    path: Path
+    batch_sizes: tuple[int, ...]
+    difference: float
+    tolerance: float
+    runtime: str
+
+    def __str__(self) -> str:
+        sizes = f" at batch sizes {', '.join(map(str, self.batch_sizes))}" if self.batch_sizes else ""
+        return (
+            f"{self.path}: {self.format}, largest difference {self.difference:.1e} "
+            f"(allowed {self.tolerance:.0e}){sizes}, checked with {self.runtime}"
+        )
+
+
+def export_pt2(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    path: str | os.PathLike[str],
+    *,
+    batch_dim: int | None = 0,
+    tolerance: float = TOLERANCE,
+) -> Equivalence:
+    """Write a model as a `torch.export` program (`.pt2`), read it back, and compare its outputs with the model's.
+
+    The program is that of eval mode on the CPU. `torch.export.load(path).module()` runs it without the model's code.
+    The model itself is left as it is; the file appears only if the outputs agree.
+
+    Args:
+        model: any module that `torch.export` accepts, unwrapped.
+        example_inputs: positional arguments of one call.
+        path: the file to write.
+        batch_dim: dimension of every input that may have any size; None fixes all sizes.
+        tolerance: largest difference allowed, relative to max(1, largest output).
+
+    Returns:
+        What was compared.
+
+    Raises:
+        ExportError: the model cannot be exported, the outputs disagree, or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = export_pt2(nn.Linear(2, 3), torch.ones(1, 2), f"{folder}/model.pt2")
+        >>> report.batch_sizes, report.difference <= 1e-5
+        ((1, 3), True)
+    """
+    frozen, inputs = prepare(model, example_inputs, batch_dim)
+    program = trace_program(frozen, inputs, batch_dim)
+
+    def write(aside: Path) -> None:
+        torch.export.save(program, aside)
+
+    def load(aside: Path) -> Callable[..., Any]:
+        return torch.export.load(aside).module()
+
+    return write_checked(
+        "pt2", Path(path), frozen, inputs, batch_dim, tolerance, write, load, f"torch {torch.__version__}"
+    )
+
+
+def prepare(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], batch_dim: int | None
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A copy of the model in eval mode on the CPU, and the example inputs there, checked."""
+    refuse_wrapped(model, ExportError)
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not inputs or not all(isinstance(value, Tensor) for value in inputs):
+        kinds = [type(value).__name__ for value in inputs]
+        raise ExportError(f"example_inputs must be a tensor or a tuple of tensors, got {kinds}")
+    if batch_dim is not None:
+        for number, value in enumerate(inputs):
+            if not -value.ndim <= batch_dim < value.ndim:
+                raise ExportError(
+                    f"input {number} has shape {tuple(value.shape)} and no dimension {batch_dim} that could be the "
+                    "batch; pass another batch_dim, or None to fix all sizes"
+                )
+    return copy.deepcopy(model).cpu().eval(), tuple(value.detach().cpu() for value in inputs)
+
+
+def trace_program(model: nn.Module, inputs: tuple[Tensor, ...], batch_dim: int | None) -> torch.export.ExportedProgram:
+    """The program of one call, with the batch dimension free if one is named."""
+    shapes = None
+    if batch_dim is not None:  # a batch of one would be taken for a constant
+        inputs = with_batch(inputs, 2, batch_dim)
+        shapes = tuple({batch_dim % value.ndim: torch.export.Dim.AUTO} for value in inputs)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export cannot export {type(model).__qualname__}: {_first_line(error)}. If it depends on the batch "
+            "size, pass batch_dim=None; if its code branches on values, it has no export."
+        ) from error
+
+
+def write_checked(
+    kind: str,
+    path: Path,
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    batch_dim: int | None,
+    tolerance: float,
+    write: Callable[[Path], None],
+    load: Callable[[Path], Callable[..., Any]],
+    runtime: str,
+) -> Equivalence:
+    """Write aside, read back, compare, and only then move into place."""
+    with _aside(path) as aside:
+        write(aside)
+        run = load(aside)
+        sizes = _batch_sizes(inputs, batch_dim)
+        worst = 0.0
+        for number, size in enumerate(sizes or (0,)):
+            call = inputs if number == 0 or batch_dim is None else with_batch(inputs, size, batch_dim)
+            worst = max(worst, _compare(kind, model, run, call))
+        if not worst <= tolerance:  # also catches nan
+            raise ExportError(
+                f"the {kind} file does not compute what the model computes: largest difference {worst:.2e}, allowed "
+                f"{tolerance:.0e}; {path} was not written. Pass a larger tolerance if that is precise enough."
+            )
+        return Equivalence(kind, path, sizes, worst, tolerance, runtime)
+
+
+def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> float:
+    with torch.no_grad():
+        expected = model(*inputs)
+        try:
+            got = run(*inputs)
+        except Exception as error:
+            raise ExportError(
+                f"the {kind} file does not run on inputs of shapes {[tuple(value.shape) for value in inputs]}: "
+                f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None."
+            ) from error
+    return largest_difference(expected, got)
+
+
+def with_batch(inputs: tuple[Tensor, ...], size: int, batch_dim: int) -> tuple[Tensor, ...]:
+    """Inputs of another batch size: the examples repeated, floating-point ones with some noise."""
+    generator = torch.Generator().manual_seed(size)
+    made = []
+    for value in inputs:
+        index = torch.arange(size) % value.shape[batch_dim]
+        chosen = value.index_select(batch_dim, index)
+        if chosen.is_floating_point():
+            chosen = chosen + torch.randn(chosen.shape, generator=generator).to(chosen.dtype) / 4
+        made.append(chosen)
+    return tuple(made)
+
+
+def largest_difference(expected: Any, got: Any) -> float:
+    """Largest |got − expected| / max(1, largest |expected|) over all tensors; infinite if they do not correspond.
+
+    Example:
+        >>> largest_difference(torch.tensor([0.0, 4.0]), torch.tensor([0.0, 3.0]))
+        0.25
+    """
+    pairs = _tensors(expected), _tensors(got)
+    if [tuple(t.shape) for t in pairs[0]] != [tuple(t.shape) for t in pairs[1]]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(*pairs, strict=True):
+        if not a.numel():
+            continue
+        a, b = a.double(), b.double()
+        difference = float((a - b).abs().max() / a.abs().max().clamp(min=1))
+        worst = difference if difference != difference else max(worst, difference)
+    return worst
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [torch.as_tensor(leaf) for leaf in pytree.tree_leaves(value) if leaf is not None]
+
+
+def _batch_sizes(inputs: tuple[Tensor, ...], batch_dim: int | None) -> tuple[int, ...]:
+    if batch_dim is None:
+        return ()
+    own = inputs[0].shape[batch_dim]
+    return tuple(dict.fromkeys((own, *(CHECKED_BATCHES if own != 1 else CHECKED_BATCHES[:1]))))
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A temporary file beside the target that replaces it at the end, or disappears after an error."""
+    aside = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        aside.replace(path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error}. Choose another file, or free space.") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -1,0 +1,114 @@
+"""The options of growth, with the defaults that trials favour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from apical.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GrowthConfig:
+    """How a network grows. Fractions of time count from 0 (start) to 1 (end of training).
+
+    Attributes:
+        seed_style: ``"thin"``: all blocks and the residual streams at their final width from the start, only inner
+            widths grow; ``"small"``: everything small and as few blocks as possible, the paper's way.
+        seed_fraction: cost of the seed as a fraction of the budget (the smallest network if that costs more).
+        growth_end: when the scheduled cost reaches the budget.
+        freeze_at: when restructuring ends; between ``growth_end`` and here units may still be exchanged.
+        schedule: how the scheduled cost rises: ``"linear"``, or ``"geometric"`` (slower first).
+        interval: epochs (or steps) from one restructuring to the next.
+        interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
+        divisor: widths are multiples of this where a group is large enough.
+        min_units: fewest units that a group keeps.
+        grow_depth: whether blocks may be left out and come back.
+        ignore: module paths that keep their size (everything below them too).
+        sampling: ``"budgeted"``: one shift of all scores makes the sample cost what is scheduled; ``"lambda"``: the
+            paper's rule, a penalty weight that follows the gap to the budget; ``"independent"``: scores alone. All
+            three end with one budgeted sample, so that the budget is met.
+        noise: ``"stratified"``: drawn once, evenly spread within each group; ``"fixed"``: drawn once, independent;
+            ``"fresh"``: drawn anew at every restructuring, the paper's way.
+        scores: ``"learned"``, or ``"random"`` for growth in which only the noise decides.
+        score_lr: learning rate of the scores.
+        score_momentum: their momentum. Scores have no weight decay.
+        temperature: ``"age"``: each unit's by its own age, the paper's; ``"global"``: by the epoch.
+        beta_final: temperature at age 1 (of the whole training). Recalled from the parent method.
+        lambda_channels: base of the channel penalty's weight, for ``sampling="lambda"``.
+        lambda_blocks: base of the block penalty's weight.
+        birth: ``"preserving"``: what reads a newborn starts at zero, so that the function does not change;
+            ``"random"``: a newborn's outgoing weights are as initialised.
+        seed: of the noise.
+    """
+
+    seed_style: Literal["thin", "small"] = "thin"
+    seed_fraction: float = 0.16
+    growth_end: float = 0.5
+    freeze_at: float = 0.5
+    schedule: Literal["linear", "geometric"] = "linear"
+    interval: int = 1
+    interval_unit: Literal["epochs", "steps"] = "epochs"
+    divisor: int = 1
+    min_units: int = 1
+    grow_depth: bool = True
+    ignore: tuple[str, ...] = ()
+    sampling: Literal["budgeted", "lambda", "independent"] = "budgeted"
+    noise: Literal["stratified", "fixed", "fresh"] = "stratified"
+    scores: Literal["learned", "random"] = "learned"
+    score_lr: float = 0.1
+    score_momentum: float = 0.9
+    temperature: Literal["age", "global"] = "age"
+    beta_final: float = 100.0
+    lambda_channels: float = 1e-3
+    lambda_blocks: float = 1e-2
+    birth: Literal["preserving", "random"] = "preserving"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = _wrong_choices(self)
+        for name in ("seed_fraction", "growth_end", "freeze_at"):
+            if not 0 < getattr(self, name) <= 1:
+                problems.append(f"{name} must be in (0, 1], got {getattr(self, name)!r}")
+        for name in ("interval", "divisor", "min_units"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                problems.append(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
+        if self.freeze_at < self.growth_end:
+            problems.append(f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})")
+        if not self.beta_final >= 1:
+            problems.append(f"beta_final must be at least 1, got {self.beta_final!r}")
+        if not 0 <= self.score_momentum < 1 or not self.score_lr >= 0:
+            problems.append(f"score_lr {self.score_lr!r} and score_momentum {self.score_momentum!r} are no SGD settings")
+        if problems:
+            raise ConfigError("growth options: " + "; ".join(problems))
+
+    @staticmethod
+    def scs(**changes: Any) -> GrowthConfig:
+        """The paper's version: small seed, fresh Bernoulli samples, the penalty rule, random births.
+
+        Source: [SCS] Yuan, Savarese, Maire, ICLR 2021; what its text does not give is recalled from the parent method.
+
+        Example:
+            >>> GrowthConfig.scs(seed=3).sampling
+            'lambda'
+        """
+        paper: dict[str, Any] = {
+            "seed_style": "small",
+            "sampling": "lambda",
+            "noise": "fresh",
+            "birth": "random",
+            "growth_end": 0.9,
+            "freeze_at": 0.9,
+        }
+        return GrowthConfig(**(paper | changes))
+
+
+def _wrong_choices(config: GrowthConfig) -> list[str]:
+    hints = get_type_hints(GrowthConfig)
+    problems = []
+    for f in fields(config):
+        hint = hints[f.name]
+        if get_origin(hint) is Literal and getattr(config, f.name) not in get_args(hint):
+            options = ", ".join(map(repr, get_args(hint)))
+            problems.append(f"{f.name} must be one of {options}, got {getattr(config, f.name)!r}")
+    return problems

@@ -1,0 +1,416 @@
+"""The Grower: growth and pruning of a user's model while the user's own loop trains it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_table
+from apical.errors import CheckpointError, ConfigError
+from apical.gates import age_temperature, draw_noise, penalty_weight
+from apical.growth._births import prepare_births_
+from apical.growth._components import Components
+from apical.growth._config import GrowthConfig
+from apical.growth._observer import GateObserver, parameter_ids
+from apical.growth._sampling import Choice, Limits, Sampler, uniform_widths
+from apical.growth._schedule import is_frozen, scheduled_load
+from apical.growth._scores import ScoreOptimizer
+from apical.resizing import DormantStore, Selection, TemplateMap, resize_, trace
+from apical.structure import Structure, lies_in
+
+BLOCK_FLOOR = 0.05  # a block of a thin seed leaves when its gate σ(βs) falls below this
+
+
+class EpochRecord(TypedDict):
+    """One epoch: the network that it trained, and what was restructured after it."""
+
+    epoch: int
+    macs: int
+    macs_fraction: float
+    num_params: int
+    params_fraction: float
+    widths: dict[str, int]
+    blocks: int
+    skipped: list[str]
+    born: int
+    returned: int
+    died: int
+    scheduled_load: float
+    next_load: float
+    restructure_seconds: float
+
+
+class Grower:
+    """Grows a model under a budget while it trains: seed, restructure after every epoch, end at the budget.
+
+    At once, the model shrinks in place to a small seed. After each epoch, units and blocks are born, die or come back
+    according to their scores and the schedule; the model stays the user's own module, with smaller tensors.
+
+    Args:
+        model: the largest network that you would accept, unwrapped.
+        optimizer: its optimizer (or several), made from ``model.parameters()`` before. Make a learning-rate
+            scheduler as usual; do not keep references to single parameters.
+        example_inputs: arguments of one call, on the model's device; MACs and latency are priced at this call.
+        budget: what the final network may cost, ``"50% macs"`` or an `apical.Budget`.
+        epochs: how many times `end_epoch` will be called in all.
+        config: all options of growth; ``options`` override single ones.
+        steps_per_epoch: needed only for ``interval_unit="steps"``.
+        copies: moving averages or other copies of the model, resized with it.
+        structure: a structure of this model that `apical.trace` found before, to save tracing again.
+        options: fields of `GrowthConfig`, such as ``divisor=8`` or ``seed_style="small"``.
+
+    Attributes:
+        structure: what can grow, and what is frozen.
+        history: one record per epoch.
+        target_load: scheduled cost of the present network as a fraction of the budget.
+
+    Raises:
+        BudgetError: if no reachable network meets the budget, before anything changes.
+        TraceError: if the model cannot be analysed.
+        ConfigError: if an option is unknown or out of range.
+
+    Example:
+        >>> import torch, apical
+        >>> from torch import nn
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> grower = apical.Grower(model, optimizer, example_inputs=(torch.zeros(1, 4),), budget="50% macs", epochs=8)
+        >>> model[0].out_features
+        5
+        >>> x, y = torch.randn(32, 4), torch.randint(3, (32,))
+        >>> for epoch in range(8):
+        ...     loss = nn.functional.cross_entropy(model(x), y)
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     record = grower.end_epoch()
+        >>> grower.finish()
+        >>> model[0].out_features
+        32
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        example_inputs: Tensor | Sequence[Any],
+        budget: Budget | str,
+        epochs: int,
+        config: GrowthConfig | None = None,
+        *,
+        steps_per_epoch: int | None = None,
+        copies: Sequence[nn.Module] = (),
+        structure: Structure | None = None,
+        **options: Any,
+    ) -> None:
+        self.config = _merged(config, options)
+        if not isinstance(epochs, int) or epochs < 1:
+            raise ConfigError(f"epochs must be a whole number of at least 1, got {epochs!r}")
+        if self.config.interval_unit == "steps" and not steps_per_epoch:
+            raise ConfigError('interval_unit="steps" needs steps_per_epoch, to know where training stands')
+        self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self.budget = Budget.of(budget)
+        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        self.structure = trace(model, inputs) if structure is None else structure
+        self.model, self._copies = model, tuple(copies)
+        self._optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+        self._template = TemplateMap(self.structure)
+        self._pinned_groups = self._ignored()
+        limits = self._limits()
+        fixed = not (self.config.grow_depth and self.structure.blocks)
+        least = {g.name: n for g, n in zip(self.structure.groups, limits.least, strict=True)}
+        latency = self._latency(inputs)
+        self.bound = BoundBudget(self.budget, self.structure, minimum=least, latency=latency, fixed_blocks=fixed)
+        self.sampler = Sampler(self.bound, limits)
+        self._generator = torch.Generator().manual_seed(self.config.seed)
+        self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
+        self._streams = self._stream_widths(limits)
+        self.store: DormantStore | None = DormantStore()
+        self.history: list[EpochRecord] = []
+        self.epoch, self._step, self._decided = 0, 0, -1.0
+        self._seed_load = self._smallest_load()
+        self._hooks = [o.register_step_pre_hook(self._hook(i)) for i, o in enumerate(self._optimizers)]
+        self._penalty = torch.zeros_like(self.components.scores)
+        self.target_load = max(self.config.seed_fraction, self._seed_load)
+        self._seed_load = self.target_load
+        self._apply(self._seed_choice())
+
+    # ---- what the loop calls ---------------------------------------------------------------------------------------
+
+    def end_epoch(self) -> EpochRecord:
+        """Say that an epoch ended: the network is recorded, and restructured if it is time.
+
+        Returns:
+            The record of the epoch; it is also appended to ``history``.
+        """
+        self._alive()
+        record = self._record()
+        self.components.age += self.components.live.double()
+        self.epoch += 1
+        if self.config.interval_unit == "epochs" and self.epoch % self.config.interval == 0:
+            record.update(self._restructure(self.epoch / self.epochs))  # type: ignore[typeddict-item]
+        self.history.append(record)
+        return record
+
+    def end_step(self) -> None:
+        """Say that an optimizer step ended; needed only for ``interval_unit="steps"``."""
+        self._alive()
+        self._step += 1
+        if self.config.interval_unit == "steps" and self._step % self.config.interval == 0:
+            assert self._steps_per_epoch is not None
+            self._restructure(self._step / (self._steps_per_epoch * self.epochs))
+
+    def finish(self) -> None:
+        """Make the model final: hooks are removed and dormant weights released.
+
+        The gates never were part of the forward pass, so there is nothing to fold: the model computes what it did.
+        """
+        self._alive()
+        for hook in self._hooks:
+            hook.remove()
+        self._updates = None
+        self.store = None
+
+    # ---- restructuring ---------------------------------------------------------------------------------------------
+
+    def _restructure(self, progress: float) -> dict[str, Any]:
+        start = time.perf_counter()
+        nothing = {"born": 0, "returned": 0, "died": 0, "next_load": self.target_load, "restructure_seconds": 0.0}
+        if progress >= 1 or is_frozen(self.config, progress, self._decided):
+            return nothing
+        if self._updates is not None:
+            self._updates.write_back()
+        self._decided = progress
+        self.target_load = scheduled_load(self.config, progress, self._seed_load)
+        self._set_penalty()
+        changes = self._apply(self._choose(progress))
+        return {**changes, "next_load": self.target_load, "restructure_seconds": time.perf_counter() - start}
+
+    def _choose(self, progress: float) -> Choice:
+        c, config = self.components, self.config
+        noise = draw_noise(c.scores.numel(), self._generator) if config.noise == "fresh" else c.noise
+        beta, last = self._beta(), progress >= config.freeze_at
+        if config.sampling == "budgeted" or last:
+            return self.sampler.budgeted(self._pin(c.scores), beta, noise, 1.0 if last else self.target_load)
+        return self.sampler.independent(self._pin(c.scores), beta, noise)
+
+    def _seed_choice(self) -> Choice:
+        c = self.components
+        return self.sampler.budgeted(self._pin(c.scores), torch.ones_like(c.scores), c.noise, self.target_load)
+
+    def _smallest_load(self) -> float:
+        c = self.components
+        smallest = torch.full_like(c.scores, -1e6)
+        return self.sampler.budgeted(self._pin(smallest, blocks=True), torch.ones_like(smallest), c.noise, 0.0).load
+
+    def _apply(self, choice: Choice) -> dict[str, int]:
+        """Resize to a choice, with births prepared, and watch the new network's gate sites."""
+        assert self.store is not None
+        c, before = self.components, self.components.live.clone()
+        had_lived = c.lived.clone()
+        if self.store.selection is not None:
+            self._prepare(choice, before, had_lived)
+        resize_(self.model, self.structure, choice.keep, choice.skip, self._optimizers, self.store, copies=self._copies)
+        c.set_live(choice.keep, choice.skip)
+        self._watch()
+        born = c.live & ~before
+        return {
+            "born": int((born & ~had_lived).sum()),
+            "returned": int((born & had_lived).sum()),
+            "died": int((before & ~c.live).sum()),
+        }
+
+    def _prepare(self, choice: Choice, before: Tensor, lived: Tensor) -> None:
+        assert self.store is not None
+        born: dict[str, list[int]] = {}
+        first: dict[str, list[int]] = {}
+        for i, group in enumerate(self.structure.groups):
+            was, ever = before[self.components.entries(i)], lived[self.components.entries(i)]
+            born[group.name] = [u for u in choice.keep[group.name] if not was[u]]
+            first[group.name] = [u for u in born[group.name] if not ever[u]]
+        n = self.components.num_units
+        blocks = [b.name for i, b in enumerate(self.structure.blocks) if not lived[n + i] and b.name not in choice.skip]
+        prepare_births_(self.store, self.structure, born, first, blocks, self.config.birth == "preserving")
+
+    def _watch(self) -> None:
+        """Observe the gate sites of the present network."""
+        assert self.store is not None and self.store.selection is not None
+        n, first_block = self.components.scores.numel(), self.components.num_units
+        self._observers = [
+            GateObserver(self.model, self._template, self.store.selection, parameter_ids(o.param_groups), n, first_block)
+            for o in self._optimizers
+        ]
+        lr = self.config.score_lr if self.config.scores == "learned" else 0.0
+        device = next(self.model.parameters()).device
+        self._updates: ScoreOptimizer | None = ScoreOptimizer(
+            self.components, self._beta(), lr, self.config.score_momentum, self._penalty, device
+        )
+
+    def _hook(self, index: int) -> Any:
+        def observe(*_: Any) -> None:
+            if self._updates is not None:
+                self._updates.observe(self._observers[index])
+                if index == 0:
+                    self._updates.step()
+
+        return observe
+
+    def _beta(self) -> Tensor:
+        c, config = self.components, self.config
+        age = c.age if config.temperature == "age" else torch.full_like(c.age, float(self.epoch))
+        return age_temperature(age.clamp(max=self.epochs), self.epochs, config.beta_final)
+
+    def _set_penalty(self) -> None:
+        if self.config.sampling != "lambda":
+            return
+        present = self._selection()
+        gap = self.bound.load(present.keep, present.skip), 1.0
+        n = self.components.num_units
+        self._penalty[:n] = penalty_weight(self.config.lambda_channels, *gap)
+        self._penalty[n:] = penalty_weight(self.config.lambda_blocks, *gap)
+
+    # ---- what may change --------------------------------------------------------------------------------------------
+
+    def _pin(self, scores: Tensor, blocks: bool = False) -> Tensor:
+        """Scores with +inf where a component must be present and -inf where it must not."""
+        scores, c = scores.clone(), self.components
+        for i, group in enumerate(self.structure.groups):
+            width = self._streams.get(group.name)
+            if width is not None:
+                part = scores[c.entries(i)]
+                part[:width], part[width:] = float("inf"), -float("inf")
+        n = c.num_units
+        if not self.config.grow_depth:
+            scores[n:] = float("inf")
+        elif self.config.seed_style == "thin" or blocks:
+            stays = torch.sigmoid(self._beta()[n:] * c.scores[n:]) > BLOCK_FLOOR
+            wanted = stays if self.config.seed_style == "thin" else torch.zeros_like(stays)
+            scores[n:] = torch.where(wanted, float("inf"), -float("inf"))
+        return scores
+
+    def _ignored(self) -> set[str]:
+        """Groups of which some member lies below an ignored module path."""
+        paths = self.config.ignore
+        names = [n for n, _ in self.model.named_modules()]
+        unknown = [p for p in paths if p not in names]
+        if unknown:
+            raise ConfigError(f"ignore names {unknown[0]!r}, which is no module of the model; modules are e.g. {names[1:6]}")
+        return {
+            g.name for g in self.structure.groups if any(lies_in(m.tensor, p) for m in g.members for p in paths)
+        }
+
+    def _limits(self) -> Limits:
+        limits = Limits.of(self.structure, self.config.divisor, self.config.min_units)
+        least = tuple(
+            g.size if g.name in self._pinned_groups else n for g, n in zip(self.structure.groups, limits.least, strict=True)
+        )
+        return Limits(least, limits.step)
+
+    def _stream_widths(self, limits: Limits) -> dict[str, int]:
+        """Widths that do not change: ignored groups, and the residual streams of a thin seed."""
+        fixed = {g.name: g.size for g in self.structure.groups if g.name in self._pinned_groups}
+        if self.config.seed_style == "thin":
+            uniform = uniform_widths(self.bound, limits)
+            fixed.update({g.name: uniform[g.name] for g in self.structure.groups if g.role == "stream"} | fixed)
+        return fixed
+
+    def _latency(self, inputs: tuple[Any, ...]) -> LatencyTable | None:
+        if not any(t.kind == "latency" for t in self.budget.targets):
+            return None
+
+        def resized(keep: Mapping[str, list[int]], skip: tuple[str, ...]) -> nn.Module:
+            twin = copy.deepcopy(self.model)
+            resize_(twin, self.structure, keep, skip)
+            return twin
+
+        return measure_latency_table(self.model, self.structure, inputs, resized)
+
+    # ---- records and state ------------------------------------------------------------------------------------------
+
+    def _selection(self) -> Selection:
+        if self.store is None or self.store.selection is None:
+            raise ConfigError("this Grower has finished")
+        return self.store.selection
+
+    def _alive(self) -> None:
+        if self.store is None:
+            raise ConfigError("this Grower has finished: its dormant weights are released; make a new one to grow again")
+
+    def _record(self) -> EpochRecord:
+        present = self._selection()
+        macs = self.structure.macs(present.keep, present.skip)
+        params = self.structure.num_params(present.keep, present.skip)
+        return EpochRecord(
+            epoch=self.epoch,
+            macs=macs,
+            macs_fraction=macs / max(1, self.structure.macs()),
+            num_params=params,
+            params_fraction=params / max(1, self.structure.num_params()),
+            widths={name: len(kept) for name, kept in present.keep.items()},
+            blocks=len(self.structure.blocks) - len(present.skip),
+            skipped=sorted(present.skip),
+            born=0,
+            returned=0,
+            died=0,
+            scheduled_load=self.target_load,
+            next_load=self.target_load,
+            restructure_seconds=0.0,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
+        present = self._selection()
+        assert self.store is not None
+        if self._updates is not None:
+            self._updates.write_back()
+        return {
+            "keep": {name: list(kept) for name, kept in present.keep.items()},
+            "skip": sorted(present.skip),
+            "components": self.components.state_dict(),
+            "store": self.store.state_dict(),
+            "generator": self._generator.get_state(),
+            "penalty": self._penalty.clone(),
+            "epoch": self.epoch,
+            "step": self._step,
+            "decided": self._decided,
+            "target_load": self.target_load,
+            "history": [dict(r) for r in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restructure model, optimizers and copies to a saved state; load their own state dicts after this.
+
+        Raises:
+            CheckpointError: if the state belongs to another model or budget.
+        """
+        self._alive()
+        assert self.store is not None
+        if set(state.get("keep", {})) != {g.name for g in self.structure.groups}:
+            raise CheckpointError("the saved growth state belongs to a model with other channel groups")
+        resize_(self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies)
+        self.store.load_state_dict(state["store"])
+        self.components.load_state_dict(state["components"])
+        self._generator.set_state(state["generator"])
+        self._penalty.copy_(state["penalty"])
+        self.epoch, self._step, self._decided = state["epoch"], state["step"], state["decided"]
+        self.target_load = state["target_load"]
+        self.history = [EpochRecord(**r) for r in state["history"]]
+        self._watch()
+
+
+def _merged(config: GrowthConfig | None, options: Mapping[str, Any]) -> GrowthConfig:
+    known = set(GrowthConfig.__dataclass_fields__)
+    unknown = [o for o in options if o not in known]
+    if unknown:
+        raise ConfigError(f"Grower has no option {unknown[0]!r}; options are {', '.join(sorted(known))}")
+    base = config or GrowthConfig()
+    return GrowthConfig(**{**{f: getattr(base, f) for f in known}, **options})
+
+

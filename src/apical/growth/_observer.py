@@ -1,0 +1,110 @@
+"""Reading the scores' gradient from the gradients that the task loss left on the gate sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from apical.resizing import Selection, TemplateMap, lookup
+from apical.structure import ParamSlice
+
+
+class GateObserver:
+    """Inner products ⟨θ_eff, ∂L/∂θ_eff⟩ per component, for one network between two restructurings.
+
+    The products of all gate sites are computed in one fused call and gathered into one vector, so that a step costs
+    a dozen small kernels whatever the number of groups.
+
+    Args:
+        model: the live model.
+        template: where the groups' members lie.
+        selection: what is present.
+        parameters: ids of the parameters to watch (those of one optimizer).
+        entries: total number of components.
+        first_block: index of the first block's component.
+    """
+
+    def __init__(self, model: nn.Module, template: TemplateMap, selection: Selection, parameters: set[int],
+                 entries: int, first_block: int) -> None:  # fmt: skip
+        self._entries = entries
+        self._tensors: list[nn.Parameter] = []
+        self._dims: list[int] = []
+        self._place: dict[tuple[str, int], int] = {}  # (tensor, dim) -> offset in the concatenated products
+        self._length = 0
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        structure = template.structure
+        offset = 0
+        for group in structure.groups:
+            kept = torch.tensor(selection.keep[group.name])
+            for part in group.gate_site:
+                start = self._watch(model, template, selection, parameters, part.tensor, part.dim)
+                if start is not None:
+                    positions = _live_positions(template, selection, part, kept)  # (units, positions per unit)
+                    sources.append((start + positions).reshape(-1))
+                    targets.append((offset + kept)[:, None].expand(positions.shape).reshape(-1))
+            offset += group.size
+        for i, block in enumerate(structure.blocks):
+            for name in block.gate_site if block.name not in selection.skip else ():
+                start = self._watch(model, template, selection, parameters, name, 0)
+                if start is not None:
+                    length = lookup(model, name).shape[0] if lookup(model, name).dim() else 1
+                    sources.append(start + torch.arange(length))
+                    targets.append(torch.full((length,), first_block + i))
+        device = self._tensors[0].device if self._tensors else torch.device("cpu")
+        empty = torch.zeros(0, dtype=torch.long)
+        self._sources = torch.cat([*sources, empty]).to(device)
+        self._targets = torch.cat([*targets, empty]).to(device)
+
+    def _watch(self, model: nn.Module, template: TemplateMap, selection: Selection, parameters: set[int], name: str,
+               dim: int) -> int | None:  # fmt: skip
+        """Add a tensor to the concatenation; returns where its products start, None if it is not watched."""
+        if not template.present(name, selection):
+            return None
+        tensor = lookup(model, template.live_names(name, selection)[0])
+        if not isinstance(tensor, nn.Parameter) or not tensor.requires_grad or id(tensor) not in parameters:
+            return None
+        if (name, dim) not in self._place:
+            self._place[(name, dim)] = self._length
+            self._tensors.append(tensor)
+            self._dims.append(dim)
+            self._length += tensor.shape[dim] if tensor.dim() else 1
+        return self._place[(name, dim)]
+
+    @torch.no_grad()
+    def products(self) -> Tensor | None:
+        """⟨θ_eff, ∂L/∂θ_eff⟩ of every component  # (entries,) float32; None where no watched parameter has a gradient."""
+        if not self._tensors or all(t.grad is None for t in self._tensors):
+            return None
+        grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self._tensors]
+        parts = torch._foreach_mul([t.detach() for t in self._tensors], grads)
+        vectors = [_sum_to(p, d) for p, d in zip(parts, self._dims, strict=True)]
+        flat = torch.cat(vectors).float().index_select(0, self._sources)
+        total = torch.zeros(self._entries, dtype=flat.dtype, device=flat.device)
+        return total.index_add_(0, self._targets, flat)
+
+
+def _sum_to(product: Tensor, dim: int) -> Tensor:
+    """Sum over all dimensions but one  # (size of dim,)"""
+    if product.dim() <= 1:
+        return product.reshape(-1)
+    return product.sum([d for d in range(product.dim()) if d != dim])
+
+
+def _live_positions(template: TemplateMap, selection: Selection, part: ParamSlice, kept: Tensor) -> Tensor:
+    """Where the kept units lie along the live tensor's dimension  # (units, positions per unit)"""
+    positions = part.index[kept]
+    index: Mapping[int, Tensor] = template.index(part.tensor, selection)
+    return torch.searchsorted(index[part.dim], positions) if part.dim in index else positions
+
+
+def parameter_ids(groups: Iterable[Mapping[str, object]]) -> set[int]:
+    """Identities of the parameters in an optimizer's parameter groups."""
+    ids: set[int] = set()
+    for group in groups:
+        params = group["params"]
+        assert isinstance(params, list)
+        ids.update(id(p) for p in params)
+    return ids

@@ -1,0 +1,139 @@
+"""Which components exist until the next restructuring: sampling under a budget, with rounding to multiples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apical.budget import BoundBudget
+from apical.gates import critical_shift, sample_indicators, shift_for_cost
+from apical.structure import Structure
+
+TOLERANCE = 0.002  # a network may exceed its scheduled cost by this fraction, so that it can end nearest to it
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network: kept positions by group, blocks left out, its share of the budget, and the shift that gave it."""
+
+    keep: dict[str, list[int]]
+    skip: tuple[str, ...]
+    load: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The fewest units and the rounding step of each group."""
+
+    least: tuple[int, ...]
+    step: tuple[int, ...]
+
+    @staticmethod
+    def of(structure: Structure, divisor: int, min_units: int) -> Limits:
+        """Groups smaller than two steps are not rounded."""
+        step = tuple(divisor if g.size >= 2 * divisor else 1 for g in structure.groups)
+        least = tuple(min(g.size, max(s, min_units)) for g, s in zip(structure.groups, step, strict=True))
+        return Limits(least, step)
+
+    def rounded(self, counts: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """Counts brought down to a multiple of the step, not below the least; whole groups stay whole."""
+        return [
+            n if n == size else max(least, n - n % step)
+            for n, size, least, step in zip(counts, sizes, self.least, self.step, strict=True)
+        ]
+
+
+class Sampler:
+    """Turns scores into networks of a scheduled cost.
+
+    Args:
+        bound: the budget, which prices networks.
+        limits: fewest units and rounding of each group.
+    """
+
+    def __init__(self, bound: BoundBudget, limits: Limits) -> None:
+        self.bound, self.limits = bound, limits
+        self.structure = bound.structure
+        self.sizes = [g.size for g in self.structure.groups]
+        self._group_of = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+        self.num_units = sum(self.sizes)
+
+    def budgeted(self, scores: Tensor, beta: Tensor, noise: Tensor, load: float) -> Choice:
+        """The network whose cost is nearest to ``load`` times the budget, by one shift of all scores.
+
+        Args:
+            scores: s  # (entries,), +inf and -inf pin components in and out
+            beta: β  # (entries,)
+            noise: u  # (entries,)
+            load: scheduled cost as a fraction of the budget.
+        """
+        found = shift_for_cost(scores, beta, noise, self._load, load)
+        critical = critical_shift(scores, beta, noise)
+        indicators = critical < found.shift
+        counts, skip = self._counts(indicators), self._skipped(indicators)
+        counts = self._fill(counts, skip, critical, load)
+        return self._choice(counts, skip, critical, found.shift)
+
+    def independent(self, scores: Tensor, beta: Tensor, noise: Tensor) -> Choice:
+        """The paper's sampling: each component by its own score, whatever that costs."""
+        indicators = sample_indicators(scores, beta, noise)
+        critical = critical_shift(scores, beta, noise)
+        return self._choice(self._counts(indicators), self._skipped(indicators), critical, 0.0)
+
+    def _counts(self, indicators: Tensor) -> list[int]:
+        counts = torch.zeros(len(self.sizes), dtype=torch.long)
+        counts.index_add_(0, self._group_of, indicators[: self.num_units].long())
+        return self.limits.rounded(counts.tolist(), self.sizes)
+
+    def _skipped(self, indicators: Tensor) -> tuple[str, ...]:
+        present = indicators[self.num_units :].tolist()
+        return tuple(b.name for b, here in zip(self.structure.blocks, present, strict=True) if not here)
+
+    def _load(self, indicators: Tensor) -> float:
+        return self._load_of(self._counts(indicators), self._skipped(indicators))
+
+    def _load_of(self, counts: Sequence[int], skip: Sequence[str]) -> float:
+        return self.bound.load({g.name: n for g, n in zip(self.structure.groups, counts, strict=True)}, skip)
+
+    def _fill(self, counts: list[int], skip: tuple[str, ...], critical: Tensor, load: float) -> list[int]:
+        """Add units, nearest to existing first, as long as one fits."""
+        waiting = [torch.sort(c).values.tolist() for c in critical[: self.num_units].split(self.sizes)]
+        open_groups = set(range(len(counts)))
+        while open_groups:
+            best = min(open_groups, key=lambda g: waiting[g][counts[g]] if counts[g] < self.sizes[g] else float("inf"))
+            more = min(self.sizes[best], counts[best] + self.limits.step[best])
+            unit = waiting[best][counts[best]] if counts[best] < self.sizes[best] else float("inf")
+            trial = [more if g == best else n for g, n in enumerate(counts)]
+            if unit == float("inf") or self._load_of(trial, skip) > load * (1 + TOLERANCE):
+                open_groups.discard(best)
+            else:
+                counts = trial
+        return counts
+
+    def _choice(self, counts: Sequence[int], skip: tuple[str, ...], critical: Tensor, shift: float) -> Choice:
+        keep = {}
+        for group, n, c in zip(self.structure.groups, counts, critical[: self.num_units].split(self.sizes), strict=True):
+            keep[group.name] = sorted(torch.argsort(c, stable=True)[:n].tolist())
+        return Choice(keep, skip, self._load_of(counts, skip), shift)
+
+
+def uniform_widths(bound: BoundBudget, limits: Limits, load: float = 1.0) -> dict[str, int]:
+    """The widths of all groups scaled by one ratio, the largest whose cost is at most ``load`` of the budget."""
+    structure = bound.structure
+    sizes = [g.size for g in structure.groups]
+
+    def widths(ratio: float) -> dict[str, int]:
+        counts = limits.rounded([max(1, round(ratio * s)) for s in sizes], sizes)
+        return {g.name: n for g, n in zip(structure.groups, counts, strict=True)}
+
+    low, high = 0.0, 1.0
+    if bound.load(widths(high)) <= load * (1 + TOLERANCE):
+        return widths(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if bound.load(widths(middle)) <= load * (1 + TOLERANCE) else (low, middle)
+    return widths(low)

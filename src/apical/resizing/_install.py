@@ -1,0 +1,97 @@
+"""Installing tensors, modules and attributes so that everything can be undone: whole, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from apical.errors import ResizeError
+
+
+class Installation:
+    """A series of changes to a model and its optimizers; `undo` takes them back in reverse order."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def on_undo(self, step: Callable[[], None]) -> None:
+        """Add a step that reverts a change made elsewhere."""
+        self._undo.append(step)
+
+    def undo(self) -> None:
+        """Revert every change."""
+        while self._undo:
+            self._undo.pop()()
+
+    def tensor(self, model: nn.Module, name: str, tensor: Tensor) -> None:
+        """Install a parameter or buffer through the module, so that modules which cache theirs (nn.LSTM) notice."""
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        old = getattr(module, leaf)
+        self.on_undo(lambda: setattr(module, leaf, old))
+        setattr(module, leaf, tensor)
+        if isinstance(module, nn.RNNBase) and tensor.is_cuda:
+            module.flatten_parameters()
+
+    def module(self, model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+        """Put a module in the place of another, which is returned; it takes over the other's training flag."""
+        parent_path, _, child = path.rpartition(".")
+        parent = model.get_submodule(parent_path)
+        old = parent._modules[child]
+        if old is None:
+            raise ResizeError(f"{path} is not there")
+        module.train(old.training)
+        parent._modules[child] = module
+        self.on_undo(lambda: parent._modules.update({child: old}))
+        return old
+
+    def attribute(self, module: nn.Module, name: str, value: int) -> None:
+        """Set an integer attribute."""
+        old = getattr(module, name)
+        self.on_undo(lambda: setattr(module, name, old))
+        setattr(module, name, value)
+
+    def attributes_changed_by(self, module: nn.Module, change: Callable[[nn.Module], None]) -> None:
+        """Run a function that may set any plain attribute of the module."""
+        before = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+        self.on_undo(lambda: vars(module).update(before))
+        change(module)
+
+    def optimizer(self, optimizer: Optimizer) -> None:
+        """Remember an optimizer's parameters and state as they are now."""
+        groups = [(g, list(g["params"]), list(g["param_names"]) if "param_names" in g else None)
+                  for g in optimizer.param_groups]  # fmt: skip
+        state = dict(optimizer.state)
+
+        def restore() -> None:
+            for group, params, names in groups:
+                group["params"][:] = params
+                if names is not None:
+                    group["param_names"][:] = names
+            optimizer.state.clear()
+            optimizer.state.update(state)
+
+        self.on_undo(restore)
+
+
+@contextmanager
+def whole_or_nothing() -> Iterator[Installation]:
+    """An installation that is undone if the block raises; the error becomes a `ResizeError`."""
+    installation = Installation()
+    try:
+        yield installation
+    except Exception as problem:
+        installation.undo()
+        raise ResizeError(f"undone, nothing changed: {type(problem).__name__}: {problem}") from problem
+
+
+def lookup(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this name."""
+    path, _, leaf = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), leaf)
+    if not isinstance(tensor, Tensor):
+        raise ResizeError(f"{name} is a {type(tensor).__name__}, not a tensor")
+    return tensor

@@ -1,0 +1,72 @@
+"""The comparators that never restructure: dense and uniform."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from apical import models, trace
+from apical.baselines import Dense, Uniform, uniform_keep
+from apical.errors import BudgetError
+
+IMAGE = torch.zeros(1, 3, 16, 16)
+
+
+def net() -> nn.Module:
+    return models.CifarResNet(8, width=16)
+
+
+@pytest.mark.parametrize("budget", ["50% macs", "20% params", "30% macs, 60% params", "1M macs"])
+def test_uniform_meets_its_budget_within_one_percent(budget: str) -> None:
+    model = net()
+    sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    method = Uniform(model, sgd, example_inputs=(IMAGE,), budget=budget)
+    record = method.end_epoch()
+    reached = {
+        "50% macs": record["macs_fraction"] / 0.5,
+        "20% params": record["params_fraction"] / 0.2,
+        "30% macs, 60% params": max(record["macs_fraction"] / 0.3, record["params_fraction"] / 0.6),
+        "1M macs": record["macs"] / 1e6,
+    }[budget]
+    assert 0.99 <= reached <= 1
+    assert record["num_params"] == sum(p.numel() for p in model.parameters())
+    assert record["widths"] == {g.name: g.size for g in trace(model, IMAGE).groups}
+    ratios = [record["widths"][g.name] / g.size for g in method.structure.groups]
+    assert max(ratios) - min(ratios) < 0.15  # one step of the narrowest group
+
+
+def test_uniform_trains_its_first_channels_and_its_copies_follow() -> None:
+    model = net()
+    twin, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    method = Uniform(model, sgd, example_inputs=IMAGE, budget="50% macs", copies=[twin])
+    width = method.widths["conv1"]
+    assert torch.equal(model.conv1.weight, before["conv1.weight"][:width])
+    assert torch.equal(twin.conv1.weight, model.conv1.weight)
+    assert sum(len(g["params"]) for g in sgd.param_groups) == len(list(model.parameters()))
+    Uniform(net(), None, example_inputs=IMAGE, budget="50% macs").load_state_dict(method.state_dict())
+    with pytest.raises(BudgetError, match="another budget"):
+        Uniform(net(), None, example_inputs=IMAGE, budget="40% macs").load_state_dict(method.state_dict())
+
+
+def test_uniform_respects_the_divisor_or_says_that_it_cannot() -> None:
+    structure = trace(models.CifarResNet(8, width=32), IMAGE)
+    assert all(width % 4 == 0 for width in uniform_keep(structure, "50% macs", divisor=4).values())
+    with pytest.raises(BudgetError, match="no network meets the budget"):
+        uniform_keep(structure, "30% macs", divisor=32)
+    with pytest.raises(BudgetError, match="no network meets the budget"):
+        uniform_keep(structure, "0.001% macs")
+
+
+def test_dense_changes_nothing_and_prices_itself() -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    method = Dense(model, IMAGE)
+    record = method.end_epoch()
+    method.finish()
+    assert record["macs_fraction"] == record["params_fraction"] == 1
+    assert record["num_params"] == sum(p.numel() for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -1,0 +1,122 @@
+"""Portable files compute what the model computes, at every batch size, or are not written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from apical import models, resize_, trace
+from apical.errors import ApicalError, ExportError
+from apical.export import export_onnx, export_pt2
+from apical.export._portable import largest_difference
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+FORMATS: dict[str, Callable[..., Any]] = {"onnx": export_onnx, "pt2": export_pt2}
+NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int | None]] = {
+    "residual": (lambda: models.CifarResNet(8, width=4), lambda: torch.randn(1, 3, 16, 16), 0),
+    "zero-pad": (lambda: models.CifarResNet(8, width=4, shortcut="zero_pad"), lambda: torch.randn(2, 3, 16, 16), 0),
+    "depthwise": (lambda: models.mobilenet_v1(10, 0.125), lambda: torch.randn(2, 3, 32, 32), 0),
+    "recurrent": (lambda: models.LSTMLanguageModel(31, 12, (16,)), lambda: torch.randint(0, 31, (5, 2)), 1),
+    "attention": (lambda: models.GPT(31, 8, 16, 2, 2), lambda: torch.randint(0, 31, (2, 8)), 0),
+}
+
+
+def halved(name: str) -> tuple[nn.Module, Tensor, int | None]:
+    """A net with half of every group and without its first block, as growing would leave it."""
+    build, example, batch_dim = NETS[name]
+    net, x = build(), example()
+    structure = trace(net, (x,))
+    keep = {group.name: range(0, group.size, 2) for group in structure.groups}
+    resize_(net, structure, {k: list(v) for k, v in keep.items()}, [block.name for block in structure.blocks][:1])
+    return net, x, batch_dim
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", NETS)
+def test_a_resized_model_equals_its_file_at_other_batch_sizes(name: str, kind: str, tmp_path: Path) -> None:
+    net, x, batch_dim = halved(name)
+    report = FORMATS[kind](net, x, tmp_path / f"net.{kind}", batch_dim=batch_dim)
+    assert report.difference <= 1e-5
+    assert len(report.batch_sizes) >= 2
+    assert [p.name for p in tmp_path.iterdir()] == [f"net.{kind}"]
+
+
+def test_the_onnx_file_runs_without_this_library(tmp_path: Path) -> None:
+    net, x, _ = halved("residual")
+    export_onnx(net, x, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].name == "input_0"
+    for size in (1, 2, 7):
+        batch = torch.randn(size, 3, 16, 16)
+        (got,) = session.run(None, {"input_0": batch.numpy()})
+        with torch.no_grad():
+            assert torch.allclose(net.eval()(batch), torch.from_numpy(got), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_model_is_left_as_it_was(kind: str, tmp_path: Path) -> None:
+    net, x, _ = halved("residual")
+    net.train()
+    before = copy.deepcopy(net.state_dict())
+    FORMATS[kind](net, x, tmp_path / f"net.{kind}")
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_fixed_batch_size_can_be_asked_for(tmp_path: Path) -> None:
+    net, x, _ = halved("residual")
+    assert export_onnx(net, x, tmp_path / "net.onnx", batch_dim=None).batch_sizes == ()
+
+
+class Branches(nn.Module):
+    """Depends on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot export Branches"):
+        FORMATS[kind](Branches(), torch.ones(1, 2), tmp_path / f"net.{kind}")
+    unrolled, tokens, _ = halved("recurrent")  # the number of time steps is a constant of the file
+    with pytest.raises(ExportError, match="batch_dim=None"):
+        FORMATS[kind](unrolled, tokens, tmp_path / f"net.{kind}", batch_dim=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_beyond_the_tolerance_writes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "net.onnx"
+    target.write_bytes(b"the file before")
+    with pytest.raises(ExportError, match="does not compute what the model computes"):
+        export_onnx(nn.Linear(2, 2), torch.ones(1, 2), target, tolerance=-1.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    assert target.read_bytes() == b"the file before"
+
+
+def test_wrong_inputs_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"no dimension 3"):
+        export_onnx(nn.Linear(2, 2), torch.ones(1, 2), tmp_path / "a.onnx", batch_dim=3)
+    with pytest.raises(ExportError, match=r"tuple of tensors, got \['int'\]"):
+        export_pt2(nn.Linear(2, 2), (3,), tmp_path / "a.pt2")  # type: ignore[arg-type]
+    with pytest.raises(ApicalError, match=r"pass the inner \.module"):
+        export_onnx(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2), tmp_path / "a.onnx")
+
+
+def test_the_difference_counts_shapes_nan_and_scale() -> None:
+    one = torch.ones(2)
+    assert largest_difference(one, torch.ones(3)) == float("inf")
+    assert largest_difference((one, one), one) == float("inf")
+    assert not largest_difference(one, one * float("nan")) <= 1
+    assert largest_difference({"a": 100 * one}, {"a": 101 * one}) == pytest.approx(0.01)
