@@ -73,9 +73,7 @@ def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest difference over the largest expected magnitude; infinite where shapes differ."""
     if [t.shape for t in got] != [t.shape for t in expected]:
         return float("inf")
-    errors = [
-        float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in zip(got, expected, strict=True)
-    ]
+    errors = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in zip(got, expected, strict=True)]
     return max(errors)
 
 

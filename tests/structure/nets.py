@@ -142,9 +142,7 @@ def recurrent(kind: str, layers: int = 1, bidirectional: bool = False, **options
     """A linear layer, a recurrent module, a linear layer on its outputs; ``kind`` is LSTM, GRU or RNN."""
     rnn = getattr(nn, kind)(4, 6, layers, batch_first=True, bidirectional=bidirectional, **options)
     width = (options.get("proj_size") or 6) * (2 if bidirectional else 1)
-    return Net(
-        lambda m, x: m.fc(m.rnn(torch.relu(m.up(x)))[0]), up=nn.Linear(3, 4), rnn=rnn, fc=nn.Linear(width, 2)
-    )
+    return Net(lambda m, x: m.fc(m.rnn(torch.relu(m.up(x)))[0]), up=nn.Linear(3, 4), rnn=rnn, fc=nn.Linear(width, 2))
 
 
 class LanguageModel(nn.Module):

@@ -74,13 +74,14 @@ class ChannelShuffleNet(nn.Module):
         self.first = conv_bn(12, 36, kernel=1, groups=groups)
         self.depthwise = conv_bn(36, 36, groups=36)
         self.second = conv_bn(36, 18, kernel=1, groups=groups)
-        self.head = Head(18)
+        self.mix = conv_bn(18, 10, kernel=1)
+        self.head = Head(10)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(self.stem(x))
         batch, channels, height, width = y.shape
         y = y.view(batch, 3, channels // 3, height, width).transpose(1, 2).reshape(batch, channels, height, width)
-        return self.head(self.second(self.depthwise(y)))
+        return self.head(self.mix(self.second(self.depthwise(y))))
 
 
 class GroupedConv(nn.Module):

@@ -56,7 +56,10 @@ def _fit_statistics_(model: nn.Module, inputs: Sequence[Tensor], seed: int) -> l
 
 
 def random_keep(structure: Structure, seed: int) -> Keep:
-    """For every group a random, sorted, nonempty set of positions; one group in eight keeps everything."""
+    """For every group a random, sorted, nonempty set of positions.
+
+    With an even seed every group loses at least one unit; with an odd one, one group in eight keeps everything.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def below(high: int) -> int:
@@ -64,20 +67,20 @@ def random_keep(structure: Structure, seed: int) -> Keep:
 
     keep = {}
     for group in structure.groups:
-        count = group.size if below(8) == 0 else 1 + below(group.size)
+        whole = seed % 2 == 1 and below(8) == 0
+        count = group.size if whole else 1 + below(max(1, group.size - 1))
         keep[group.name] = sorted(torch.randperm(group.size, generator=generator)[:count].tolist())
     return keep
 
 
 def random_skip(structure: Structure, seed: int) -> tuple[str, ...]:
-    """Every block with probability one half; blocks inside a chosen block are left to it; none for seed 0.
+    """No block for seed 0, so that the groups inside are exercised; all for seed 1; then each with probability 1/2.
 
-    So that one choice exercises the groups inside the blocks.
+    Of blocks inside one another only the outer one is named.
     """
-    if seed == 0:
-        return ()
-    generator = torch.Generator().manual_seed(seed + 1)
-    drawn = torch.rand(len(structure.blocks), generator=generator) < 0.5
+    generator = torch.Generator().manual_seed(seed)
+    probability = {0: 0.0, 1: 1.0}.get(seed, 0.5)
+    drawn = torch.rand(len(structure.blocks), generator=generator) < probability
     chosen = [block.name for block, skip in zip(structure.blocks, drawn.tolist(), strict=True) if skip]
     return tuple(name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen))
 

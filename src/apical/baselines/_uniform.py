@@ -14,6 +14,7 @@ from apical.errors import BudgetError
 from apical.resizing import resize_, trace
 from apical.structure import Structure
 
+
 def uniform_keep(structure: Structure, budget: Budget | str, divisor: int = 1) -> dict[str, int]:
     """Widths of all groups scaled by one ratio r, so that the network costs what the budget allows.
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -126,16 +127,15 @@ def measure_latency_table(
         BudgetError: if the model has no layer that can be timed.
     """
     calls = _layer_inputs(model, example_inputs)
-    axes = {t.modules[0]: t.axes for t in structure.terms if len(t.axes) >= 1}
-    tables = [t for path, shape in calls.items() if (t := _layer_table(model, path, shape, structure, axes)) is not None]
+    tables = [t for path, shape in calls.items() if (t := _layer_table(model, path, shape, structure)) is not None]
     if not tables:
         raise BudgetError("no convolution or linear layer of this model can change its width; a latency budget is moot")
     raw = LatencyTable(structure, tuple(tables), 0.0, 1.0, 0.0, str(next(model.parameters()).device))
     points = []
     for fraction in (1.0, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15):
         keep = {g.name: list(range(max(1, round(fraction * g.size)))) for g in structure.groups}
-        net = resized(keep, ()).eval()
-        points.append((raw.layers_ms(keep, ()), time_ms(lambda net=net: net(*example_inputs))))  # type: ignore[misc]
+        run = partial(resized(keep, ()).eval(), *example_inputs)
+        points.append((raw.layers_ms(keep, ()), time_ms(run)))
     x, y = (np.array(v) for v in zip(*points, strict=True))
     scale, offset = np.polyfit(x[::2], y[::2], 1)
     error = float(np.max(np.abs(offset + scale * x[1::2] - y[1::2]) / y[1::2]))
@@ -163,9 +163,7 @@ def _layer_inputs(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str
     return shapes
 
 
-def _layer_table(
-    model: nn.Module, path: str, shape: tuple[int, ...], structure: Structure, axes: Mapping[str, tuple[SizeAxis, ...]]
-) -> LayerTable | None:
+def _layer_table(model: nn.Module, path: str, shape: tuple[int, ...], structure: Structure) -> LayerTable | None:
     module = model.get_submodule(path)
     by_attribute = {a.attribute: a.axis for a in structure.attributes if a.module == path}
     linear = isinstance(module, nn.Linear)
@@ -197,7 +195,7 @@ def _time_layer(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, 
         kwargs: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         kwargs |= {"output_padding": module.output_padding} if module.transposed else {}
         layer = type(module)(ins, outs, module.kernel_size, groups=ins if groups > 1 else 1,
-                             bias=module.bias is not None, **kwargs)  # type: ignore[arg-type]  # fmt: skip
+                             bias=module.bias is not None, **kwargs)  # fmt: skip
         shape = (*shape[: -spatial - 1], ins, *shape[-spatial:])
     layer = layer.to(weight.device, weight.dtype)
     x = torch.randn(shape, device=weight.device, dtype=weight.dtype)

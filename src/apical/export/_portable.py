@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from apical.errors import ExportError
+from apical.export._load import load
+from apical.export._save import save
 from apical.resizing import refuse_wrapped
 
 TOLERANCE = 1e-5
@@ -28,7 +31,7 @@ class Equivalence:
     """How far the outputs of a written file are from those of the model.
 
     Attributes:
-        format: `"onnx"` or `"pt2"`.
+        format: `"onnx"`, `"pt2"` or `"safetensors"`.
         path: the file.
         batch_sizes: of the inputs that were compared; empty where the batch size is fixed.
         difference: largest |file − model| / max(1, largest |model|) over all outputs and inputs.
@@ -98,6 +101,45 @@ def export_pt2(
     )
 
 
+def export_safetensors(
+    model: nn.Module,
+    full_model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    folder: str | os.PathLike[str],
+    *,
+    tolerance: float = TOLERANCE,
+) -> Equivalence:
+    """`save` a model into a folder after checking that what is read back from there computes the same.
+
+    Args:
+        model: usually compact.
+        full_model: freshly built at full size; it is shrunk and filled, as a reader of the folder would do it.
+        example_inputs: positional arguments of one call.
+        folder: receives ``architecture.json`` and ``model.safetensors``.
+        tolerance: largest difference allowed, relative to max(1, largest output).
+
+    Returns:
+        What was compared.
+
+    Raises:
+        ExportError: the outputs disagree, or the folder cannot be written.
+        LoadError: what was written does not fit the full-size model.
+    """
+    ours, inputs = prepare(model, example_inputs, None)
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".check", dir=target) as aside:
+            save(model, aside)
+            theirs, _ = prepare(load(full_model, aside), inputs, None)
+        difference = _compare("safetensors", ours, theirs, inputs)
+        _require_close("safetensors", target, difference, tolerance)
+        save(model, target)
+    except OSError as error:
+        raise ExportError(f"cannot write {target}: {error}. Choose another folder, or free space.") from error
+    return Equivalence("safetensors", target, (), difference, tolerance, f"torch {torch.__version__}")
+
+
 def prepare(
     model: nn.Module, example_inputs: Tensor | Sequence[Tensor], batch_dim: int | None
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -154,12 +196,16 @@ def write_checked(
         for number, size in enumerate(sizes or (0,)):
             call = inputs if number == 0 or batch_dim is None else with_batch(inputs, size, batch_dim)
             worst = max(worst, _compare(kind, model, run, call))
-        if not worst <= tolerance:  # also catches nan
-            raise ExportError(
-                f"the {kind} file does not compute what the model computes: largest difference {worst:.2e}, allowed "
-                f"{tolerance:.0e}; {path} was not written. Pass a larger tolerance if that is precise enough."
-            )
+        _require_close(kind, path, worst, tolerance)
         return Equivalence(kind, path, sizes, worst, tolerance, runtime)
+
+
+def _require_close(kind: str, path: Path, difference: float, tolerance: float) -> None:
+    if not difference <= tolerance:  # also catches nan
+        raise ExportError(
+            f"the {kind} file does not compute what the model computes: largest difference {difference:.2e}, allowed "
+            f"{tolerance:.0e}; {path} was not written. Pass a larger tolerance if that is precise enough."
+        )
 
 
 def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> float:

@@ -4,4 +4,4 @@ from apical.growth._config import GrowthConfig
 from apical.growth._grower import EpochRecord, Grower
 from apical.growth._sampling import Choice, uniform_widths
 
-__all__ = ["Choice", "EpochRecord", "GrowthConfig", "Grower", "uniform_widths"]
+__all__ = ["Choice", "EpochRecord", "Grower", "GrowthConfig", "uniform_widths"]

@@ -78,7 +78,9 @@ class GrowthConfig:
         if not self.beta_final >= 1:
             problems.append(f"beta_final must be at least 1, got {self.beta_final!r}")
         if not 0 <= self.score_momentum < 1 or not self.score_lr >= 0:
-            problems.append(f"score_lr {self.score_lr!r} and score_momentum {self.score_momentum!r} are no SGD settings")
+            problems.append(
+                f"score_lr {self.score_lr!r} and score_momentum {self.score_momentum!r} are no SGD settings"
+            )
         if problems:
             raise ConfigError("growth options: " + "; ".join(problems))
 

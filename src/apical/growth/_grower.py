@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +136,7 @@ class Grower:
         self.history: list[EpochRecord] = []
         self.epoch, self._step, self._decided = 0, 0, -1.0
         self._seed_load = self._smallest_load()
+        self._updates: ScoreOptimizer | None = None
         self._hooks = [o.register_step_pre_hook(self._hook(i)) for i, o in enumerate(self._optimizers)]
         self._penalty = torch.zeros_like(self.components.scores)
         self.target_load = max(self.config.seed_fraction, self._seed_load)
@@ -241,15 +242,15 @@ class Grower:
 
     def _watch(self) -> None:
         """Observe the gate sites of the present network."""
-        assert self.store is not None and self.store.selection is not None
+        present = self._selection()
         n, first_block = self.components.scores.numel(), self.components.num_units
         self._observers = [
-            GateObserver(self.model, self._template, self.store.selection, parameter_ids(o.param_groups), n, first_block)
+            GateObserver(self.model, self._template, present, parameter_ids(o.param_groups), n, first_block)
             for o in self._optimizers
         ]
         lr = self.config.score_lr if self.config.scores == "learned" else 0.0
         device = next(self.model.parameters()).device
-        self._updates: ScoreOptimizer | None = ScoreOptimizer(
+        self._updates = ScoreOptimizer(
             self.components, self._beta(), lr, self.config.score_momentum, self._penalty, device
         )
 
@@ -301,15 +302,16 @@ class Grower:
         names = [n for n, _ in self.model.named_modules()]
         unknown = [p for p in paths if p not in names]
         if unknown:
-            raise ConfigError(f"ignore names {unknown[0]!r}, which is no module of the model; modules are e.g. {names[1:6]}")
-        return {
-            g.name for g in self.structure.groups if any(lies_in(m.tensor, p) for m in g.members for p in paths)
-        }
+            raise ConfigError(
+                f"ignore names {unknown[0]!r}, which is no module of the model; modules are e.g. {names[1:6]}"
+            )
+        return {g.name for g in self.structure.groups if any(lies_in(m.tensor, p) for m in g.members for p in paths)}
 
     def _limits(self) -> Limits:
         limits = Limits.of(self.structure, self.config.divisor, self.config.min_units)
         least = tuple(
-            g.size if g.name in self._pinned_groups else n for g, n in zip(self.structure.groups, limits.least, strict=True)
+            g.size if g.name in self._pinned_groups else n
+            for g, n in zip(self.structure.groups, limits.least, strict=True)
         )
         return Limits(least, limits.step)
 
@@ -341,7 +343,9 @@ class Grower:
 
     def _alive(self) -> None:
         if self.store is None:
-            raise ConfigError("this Grower has finished: its dormant weights are released; make a new one to grow again")
+            raise ConfigError(
+                "this Grower has finished: its dormant weights are released; make a new one to grow again"
+            )
 
     def _record(self) -> EpochRecord:
         present = self._selection()
@@ -394,14 +398,16 @@ class Grower:
         assert self.store is not None
         if set(state.get("keep", {})) != {g.name for g in self.structure.groups}:
             raise CheckpointError("the saved growth state belongs to a model with other channel groups")
-        resize_(self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies)
+        resize_(
+            self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
+        )
         self.store.load_state_dict(state["store"])
         self.components.load_state_dict(state["components"])
         self._generator.set_state(state["generator"])
         self._penalty.copy_(state["penalty"])
         self.epoch, self._step, self._decided = state["epoch"], state["step"], state["decided"]
         self.target_load = state["target_load"]
-        self.history = [EpochRecord(**r) for r in state["history"]]
+        self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
 
 
@@ -412,5 +418,3 @@ def _merged(config: GrowthConfig | None, options: Mapping[str, Any]) -> GrowthCo
         raise ConfigError(f"Grower has no option {unknown[0]!r}; options are {', '.join(sorted(known))}")
     base = config or GrowthConfig()
     return GrowthConfig(**{**{f: getattr(base, f) for f in known}, **options})
-
-

@@ -75,7 +75,7 @@ class GateObserver:
 
     @torch.no_grad()
     def products(self) -> Tensor | None:
-        """⟨θ_eff, ∂L/∂θ_eff⟩ of every component  # (entries,) float32; None where no watched parameter has a gradient."""
+        """⟨θ_eff, ∂L/∂θ_eff⟩ of every component  # (entries,) float32; None without gradients."""
         if not self._tensors or all(t.grad is None for t in self._tensors):
             return None
         grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self._tensors]

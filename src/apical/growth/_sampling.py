@@ -102,21 +102,24 @@ class Sampler:
     def _fill(self, counts: list[int], skip: tuple[str, ...], critical: Tensor, load: float) -> list[int]:
         """Add units, nearest to existing first, as long as one fits."""
         waiting = [torch.sort(c).values.tolist() for c in critical[: self.num_units].split(self.sizes)]
-        open_groups = set(range(len(counts)))
+        open_groups, present = set(range(len(counts))), self._load_of(counts, skip)
         while open_groups:
             best = min(open_groups, key=lambda g: waiting[g][counts[g]] if counts[g] < self.sizes[g] else float("inf"))
             more = min(self.sizes[best], counts[best] + self.limits.step[best])
             unit = waiting[best][counts[best]] if counts[best] < self.sizes[best] else float("inf")
             trial = [more if g == best else n for g, n in enumerate(counts)]
-            if unit == float("inf") or self._load_of(trial, skip) > load * (1 + TOLERANCE):
-                open_groups.discard(best)
+            new = self._load_of(trial, skip)
+            if unit == float("inf") or new == present or new > load * (1 + TOLERANCE):
+                open_groups.discard(best)  # full, within a block that is left out (free now, dear later), or too dear
             else:
-                counts = trial
+                counts, present = trial, new
         return counts
 
     def _choice(self, counts: Sequence[int], skip: tuple[str, ...], critical: Tensor, shift: float) -> Choice:
         keep = {}
-        for group, n, c in zip(self.structure.groups, counts, critical[: self.num_units].split(self.sizes), strict=True):
+        for group, n, c in zip(
+            self.structure.groups, counts, critical[: self.num_units].split(self.sizes), strict=True
+        ):
             keep[group.name] = sorted(torch.argsort(c, stable=True)[:n].tolist())
         return Choice(keep, skip, self._load_of(counts, skip), shift)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.errors import TraceError
 from apical.resizing._gates import zero_gates_
 from apical.resizing._resize import resize_
 from apical.structure import ChannelGroup, CostTerm, Frozen, SizeAxis, SkippableBlock, Structure, quiet_rng
@@ -65,14 +66,18 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
                 refute(candidates[: len(candidates) // 2])
                 refute(candidates[len(candidates) // 2 :])
 
-    for _ in range(4):
-        known = len(refuted)
-        refute([p for p in parts if p.name not in refuted])
-        if len(refuted) == known:
-            break
-    left = [p for p in parts if p.name not in refuted]
-    if left and _disagreement(structure, twin, example, left, tolerance) is not None:
-        refuted.update({p.name: "refuted together with other groups" for p in left})
+    agreed = True
+    # Groups inside blocks are tested with every block present, then the blocks, then all together.
+    rounds: list[Sequence[Part]] = [structure.groups, structure.blocks, parts] if structure.blocks else [parts]
+    for candidates in rounds:
+        for _ in range(3):
+            known = len(refuted)
+            refute([p for p in candidates if p.name not in refuted])
+            agreed = len(refuted) == known
+            if agreed:
+                break
+    if not agreed:
+        refuted.update({p.name: "refuted together with others" for p in parts if p.name not in refuted})
     return without(structure, refuted)
 
 
@@ -85,6 +90,13 @@ def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, fl
             return twin, wide, 1e-10
     except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype)
         pass
+    try:
+        example.run(model)
+    except Exception as problem:
+        raise TraceError(
+            f"the model does not run on the example inputs: {type(problem).__name__}: {problem}. Pass the inputs of "
+            "one ordinary call, on the model's device and with its dtype."
+        ) from problem
     return _disturbed(copy.deepcopy(model)), example, 1e-3
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apical.errors import TraceError
 from apical.resizing._dry_run import Example, confirm
 from apical.resizing._guards import refuse_wrapped
-from apical.structure import Structure, analysis_copy, propose
+from apical.structure import HandGroups, Structure, analysis_copy, describe, propose
 
 
 def trace(
@@ -20,6 +20,7 @@ def trace(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     state_outputs: Sequence[int | str] = (),
+    groups: HandGroups | None = None,
 ) -> Structure:
     """Find what can be removed from a model and brought back: channels, hidden units, heads, residual blocks.
 
@@ -34,6 +35,9 @@ def trace(
         example_kwargs: keyword arguments of the call.
         state_outputs: positions (tuple) or keys (dict) of outputs that carry a recurrent state from call to call,
             whose size may therefore change. All other outputs keep their size.
+        groups: for a model that cannot be exported, its groups by hand: ``{group: {tensor: dimension}}``, with the
+            weights of later layers at the dimension that reads the units. The model is then only run, not exported,
+            and the dry run checks the description.
 
     Returns:
         The structure: pure data, printable, serialisable.
@@ -63,7 +67,10 @@ def trace(
     args, kwargs = tuple(example_inputs), dict(example_kwargs or {})
     _check_devices(model, (args, kwargs))
     twin = analysis_copy(model)
-    structure = propose(twin, args, kwargs, state_outputs)
+    if groups is None:
+        structure = propose(twin, args, kwargs, state_outputs)
+    else:
+        structure = describe(twin, args, kwargs, groups)
     structure = confirm(structure, twin, Example(args, kwargs, tuple(state_outputs)))
     if not structure.groups and not structure.blocks:
         reasons = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in structure.frozen[:8])

@@ -3,6 +3,7 @@
 from apical.structure._analyse import analysis_copy, propose, quiet_rng, tensor_specs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._groups import SIZE_ATTRIBUTES
+from apical.structure._manual import HandGroups, describe
 from apical.structure._registry import module_refresh, register_module, register_op
 from apical.structure._types import (
     AttributeAxis,
@@ -24,6 +25,7 @@ __all__ = [
     "CostModel",
     "CostTerm",
     "Frozen",
+    "HandGroups",
     "Keep",
     "ParamSlice",
     "ParamValue",
@@ -34,6 +36,7 @@ __all__ = [
     "Value",
     "Walk",
     "analysis_copy",
+    "describe",
     "lies_in",
     "module_refresh",
     "propose",

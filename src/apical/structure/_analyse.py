@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -66,16 +68,21 @@ def analysis_copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def quiet_rng() -> Iterator[None]:
-    """No effect on the global random state of the CPU, and no warnings of the exporter's."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """No effect on the global random state of the CPU, and no warnings or log lines of the exporter's."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
     """The model's forward pass as a graph of torch operations, every size fixed to the example's."""
     try:
-        with quiet_rng(), torch.enable_grad():
+        with quiet_rng(), torch.enable_grad(), redirect_stderr(io.StringIO()):  # export prints failing graphs
             return torch.export.export(model, args, dict(kwargs), strict=False)
     except Exception as problem:
         _check_runs(model, args, kwargs)
@@ -137,6 +144,10 @@ def _freeze_outputs(walk: Walk, program: ExportedProgram, state_outputs: Sequenc
     output = next(n for n in program.graph.nodes if n.op == "output")
     leaves = [n for n in output.args[0] if isinstance(n, fx.Node)]
     paths = _output_paths(program, len(leaves))
+    unknown = [s for s in state_outputs if s not in paths]
+    if unknown:
+        names = ", ".join(map(repr, dict.fromkeys(p for p in paths if p is not None))) or "a single tensor"
+        raise TraceError(f"state_outputs names {unknown[0]!r}, but the model's outputs are {names}")
     for node, top in zip(leaves, paths, strict=True):
         if top not in state_outputs:
             walk.freeze_value(walk.values[node], OUTPUT)

@@ -12,7 +12,10 @@ from apical.structure._types import SkippableBlock
 from apical.structure._values import AxisKey, ParamValue, Value
 from apical.structure._walk import Walk, node_modules
 
-PASSES = frozenset({"relu", "relu6", "dropout", "feature_dropout", "contiguous", "clone", "to", "alias"})
+PASSES = frozenset(
+    {"relu", "relu6", "dropout", "feature_dropout", "contiguous", "clone", "to", "alias"}
+    | {"view", "reshape", "flatten", "unflatten"}
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _zeroing(walk: Walk, node: fx.Node, entry: fx.Node, depth: int) -> frozenset
 
 
 def _branch_zeros(walk: Walk, node: fx.Node) -> frozenset[AxisKey] | None:
-    value: Any = walk.values.get(node)
+    value: Any = walk.computed.get(node)
     if isinstance(value, ParamValue) or not isinstance(value, Value):
         return None
     return value.zeros

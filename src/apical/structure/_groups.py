@@ -130,7 +130,7 @@ def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
         if not written[label]:
             reasons.setdefault(label, "no layer that can shrink writes it")
         elif not read[label]:
-            reasons.setdefault(label, "no layer reads it")
+            reasons.setdefault(label, "no later layer reads it through a weight")
     return reasons
 
 
@@ -272,4 +272,5 @@ def _frozen_list(walk: Walk, labels: Tensor, reasons: Mapping[int, str]) -> tupl
                 counts[reasons[label]] += 1
         path = name.rpartition(".")[0] or name
         found.extend(Frozen(path, n, reason) for reason, n in counts.items())
+    found.extend(Frozen(path, n, reason) for path, n, reason in walk.untracked)
     return tuple(dict.fromkeys(found))

@@ -45,7 +45,8 @@ def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, tr
     if not isinstance(weight, ParamValue):
         walk.freeze_value(x, WEIGHT_COMPUTED)
         walk.freeze_value(bias, WEIGHT_COMPUTED)
-        walk.cost(_numel(walk.out_shape) * _numel(weight.shape[1:]))
+        walk.list_frozen(WEIGHT_COMPUTED)
+        walk.cost(_numel(x.shape if transposed else walk.out_shape) * _numel(weight.shape[1:]))
         return Value(walk.out_shape)
     spatial = len(weight.shape) - 2
     channel_dim = len(x.shape) - spatial - 1
@@ -133,6 +134,8 @@ def _add_bias(walk: Walk, bias: Any, ids: Tensor) -> frozenset[AxisKey]:
 @register_op("aten::linear")
 def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value:
     """x W^T + b, weight (out, in)."""
+    if not isinstance(weight, ParamValue):
+        walk.list_frozen(WEIGHT_COMPUTED)
     labels = _letters(len(x.shape) - 1)
     result = contract(walk, x, labels + "y", weight, "zy", labels + "z")
     if isinstance(x, Value):

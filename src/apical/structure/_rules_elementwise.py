@@ -27,7 +27,8 @@ SUMS = frozenset({"add", "sub", "subtract", "maximum", "minimum", "fmax", "fmin"
 PRODUCTS = frozenset({"mul", "multiply"})
 
 
-@register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu")
+@register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu",
+             "aten::hardswish", "aten::log_sigmoid", "aten::rsub", "aten::__and__", "aten::__or__")  # fmt: skip
 def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
     """Any elementwise operation with broadcasting."""
     name = op_name(walk.target).split("::")[-1]
@@ -116,15 +117,22 @@ def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> Tensor:
     for d, size in enumerate(param.shape):
         if size == 1:
             continue
+        if d + offset not in varying:
+            _freeze_along(walk, param, d)
+            continue
         vector = walk.param_ids(param, d)
         if vector is None:
-            if d + offset in varying:
-                walk.atoms.freeze(ids, FIXED_SIZE)
-        elif d + offset in varying:
-            walk.meet(*_flat(ids, spread(vector, ids.shape, d + offset)), FIXED_SIZE)
+            walk.atoms.freeze(ids, FIXED_SIZE)
         else:
-            walk.atoms.freeze(vector, "meets a dimension that is not a channel")
+            walk.meet(*_flat(ids, spread(vector, ids.shape, d + offset)), FIXED_SIZE)
     return ids
+
+
+def _freeze_along(walk: Walk, param: ParamValue, dim: int) -> None:
+    """A parameter's positions along a dimension that is not one of channels cannot be removed."""
+    for pdim, coords in enumerate(param.coords):
+        if dim in varying_dims(coords):
+            walk.atoms.freeze(walk.axis(param.name, pdim), "meets a dimension that is not a channel")
 
 
 def _zeros_after(name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
@@ -135,7 +143,7 @@ def _zeros_after(name: str, args: Sequence[Any], operands: Sequence[AnyValue], i
     if name in SUMS:
         if any(isinstance(a, (int, float)) and not isinstance(a, bool) and a != 0 for a in args[:2]):
             return None
-        return union_zeros([_param_axes(o) if isinstance(o, ParamValue) else o.zeros for o in operands])
+        return union_zeros([_param_zeros(o, ids) if isinstance(o, ParamValue) else o.zeros for o in operands])
     if name not in KEEPS_ZERO or not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
     numbers = [a for a in args[1:] if isinstance(a, (int, float)) and not isinstance(a, bool)]
@@ -177,6 +185,11 @@ def union_zeros(parts: Sequence[Zeros]) -> Zeros:
             return None
         total |= part
     return total
+
+
+def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
+    """The axes of an added parameter, if zeroing them at a unit removes what it adds there."""
+    return _param_axes(param) if _scales(param, ids) else None
 
 
 def _param_axes(param: ParamValue) -> frozenset[AxisKey]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from apical.structure._atoms import is_constant, spread
-from apical.structure._registry import register_op
+from apical.structure._registry import op_name, register_op
 from apical.structure._values import AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
+NAMES = {"aten::layer_norm": "LayerNorm", "aten::rms_norm": "RMSNorm"}
 UNEQUAL = "the normalisation has a different number of channels"
 
 
@@ -64,7 +65,9 @@ def layer_norm(walk: Walk, x: Value, normalized_shape: Any, weight: Any = None, 
     first = len(x.shape) - len(normalized_shape)
     over_channels = x.ids is not None and any(not is_constant(x.ids, d) for d in range(first, len(x.shape)))
     if over_channels:
-        walk.freeze_value(x, "normalised over channels (LayerNorm): without one of them the statistics change")
+        walk.freeze_value(
+            x, f"normalised over channels ({NAMES[op_name(walk.target)]}): without one of them the statistics change"
+        )
     for p in (weight, bias):
         walk.freeze_value(p, "belongs to a normalisation over channels")
     zeros = _affine_zeros([weight, bias])

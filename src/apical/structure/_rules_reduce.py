@@ -26,6 +26,8 @@ def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
     if isinstance(x, ParamValue):
         walk.freeze_value(x, f"reduced by {name}")
         return walk.fixed(walk.current)
+    for d in dims:
+        x = walk.tied_along(x, d)
     zeros = x.zeros if name in KEEPS_ZERO else None
     ids = x.ids
     if ids is not None and any(d in dims for d in varying_dims(ids)):
@@ -90,6 +92,8 @@ def along_dim(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Value) or x.ids is None:
         return walk.fixed(walk.current)
     dim = (dim if isinstance(dim, int) else -1) % len(x.shape)
+    x = walk.tied_along(x, dim)
+    assert x.ids is not None
     if not is_constant(x.ids, dim):
         if name == "glu":
             return _glu(walk, x, dim)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.structure._atoms import is_constant, spread, varying_dims
+from apical.structure._atoms import compress, is_constant, spread, varying_dims
 from apical.structure._registry import register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, union_zeros
 from apical.structure._values import AnyValue, ParamValue, Value
@@ -42,6 +42,8 @@ def expand(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     shape = walk.out_shape
     if isinstance(x, Value) and x.ids is not None and not varying_dims(x.ids) and x.shape != shape:
         walk.atoms.freeze(x.ids, "a single channel that is broadcast")
+        return Value(shape, None, x.zeros, flexible=True)
+    if isinstance(x, Value) and x.ids is None and x.shape != shape:
         return Value(shape, None, x.zeros, flexible=True)
     return structural(walk, x, lambda t: t.expand(shape))
 
@@ -218,11 +220,12 @@ def pad(
     if x.ids is None:
         return Value(walk.out_shape, None, zeros, x.flexible)
     ids = x.ids
+    channels = varying_dims(ids) or ([1] if ids.shape[1:2] == (1,) else [])  # a single channel may be padded too
     for i in range(0, len(amounts), 2):
         dim = ids.dim() - 1 - i // 2
         before, after = amounts[i], amounts[i + 1]
         size = ids.shape[dim] + before + after
-        if (is_constant(ids, dim) and ids.shape[dim] > 1) or (is_constant(ids, dim) and dim >= 2):
+        if dim not in channels:
             ids = ids.narrow(dim, 0, 1).expand(*ids.shape[:dim], size, *ids.shape[dim + 1 :])
         elif before or after:
             if mode != "constant" or before < 0 or after < 0:
@@ -232,7 +235,5 @@ def pad(
 
 
 def _pad_fixed(ids: Tensor, dim: int, before: int, after: int) -> Tensor:
-    vector = walk_constant(ids).reshape(-1)
-    wide = torch.cat([torch.full((before,), -1), vector, torch.full((after,), -1)])
-    shape = (*ids.shape[:dim], wide.numel(), *ids.shape[dim + 1 :])
-    return spread(wide, shape, dim)
+    sides = [torch.full((*ids.shape[:dim], n, *ids.shape[dim + 1 :]), -1) for n in (before, after)]
+    return compress(torch.cat([sides[0], ids, sides[1]], dim))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from apical.structure._atoms import Atoms, compress, is_constant, shrink_constant_dims, spread, varying_dims
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
@@ -67,7 +69,9 @@ class Walk:
         self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
         self.summed: list[Tensor] = []  # atoms that meet another producer's in an addition
         self.notes: list[str] = []
+        self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
         self.values: dict[fx.Node, Any] = {}
+        self.computed: dict[fx.Node, Any] = {}  # as computed, whatever was written into it later
         self.node: fx.Node | None = None
 
     # ---- running -------------------------------------------------------------------------------------------------
@@ -79,9 +83,10 @@ class Walk:
             if node.op == "placeholder":
                 self.values[node] = self._source(node, sources)
             elif node.op == "get_attr":
-                self.values[node] = self.fixed(node)
+                inner = getattr(graph.owning_module, str(node.target), None)
+                self.values[node] = inner if isinstance(inner, fx.GraphModule) else self.fixed(node)
             elif node.op == "call_function":
-                self.values[node] = self._call(node)
+                self.values[node] = self.computed[node] = self._call(node)
 
     def _source(self, node: fx.Node, sources: Mapping[str, str]) -> Any:
         name = sources.get(node.name)
@@ -96,16 +101,38 @@ class Walk:
         kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: self.values[n])
         if node.target is operator.getitem:
             return args[0][args[1]]
+        inner = [i for i, a in enumerate(args) if isinstance(a, fx.GraphModule)]
+        if len(inner) == 1:  # a region under torch.no_grad or autocast
+            return self._inline(args[inner[0]], args[inner[0] + 1 :])
         rule = op_rule(node.target)
         if rule is None:
             return self.unknown(node, args, kwargs)
+        terms = len(self.terms)
         try:
             result = rule(self, *args, **kwargs)
-        except (LookupError, NotImplementedError) as problem:  # a case that the rule says it cannot express
+        except LookupError as problem:  # a case that the rule says it cannot express
+            del self.terms[terms:]
             return self.unknown(node, args, kwargs, str(problem))
+        except Exception as problem:  # noqa: BLE001 - a rule that fails must freeze, not break tracing
+            del self.terms[terms:]
+            return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {problem}")
         if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
             self._overwrite(node.args[0], result)
         return result
+
+    def _inline(self, region: fx.GraphModule, operands: Sequence[Any]) -> Any:
+        """Walk through a nested graph in place of the operation that calls it."""
+        outer = self.node
+        for node in region.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node], operands = operands[0], operands[1:]
+            elif node.op == "call_function":
+                self.node = node
+                self.values[node] = self.computed[node] = self._call(node)
+            elif node.op == "output":
+                self.node = outer
+                return fx.node.map_arg(node.args[0], lambda n: self.values[n])
+        raise LookupError("a nested graph without output")
 
     def _overwrite(self, written: fx.Node, result: Any) -> None:
         """After an in-place operation: later uses of what it wrote see its result."""
@@ -123,8 +150,14 @@ class Walk:
         touched = False
         for value in _leaves((args, kwargs)):
             touched |= self.freeze_value(value, reason)
-        if touched and reason not in self.notes:
-            self.notes.append(f"{reason}; what it reads is frozen")
+        note = f"{reason}; what it reads is frozen"
+        if touched and note not in self.notes:
+            self.notes.append(note)
+        if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in _leaves((args, kwargs))):
+            self.list_frozen(reason)
+        macs = _counted_macs(node)
+        if macs:
+            self.cost(macs)
         return self.fixed(node)
 
     # ---- the vocabulary of rules -----------------------------------------------------------------------------------
@@ -209,6 +242,8 @@ class Walk:
 
     def channel_ids(self, value: Value, dim: int) -> Tensor | None:
         """The ids along ``dim``, everything that shares an index there joined  # (size of dim,)"""
+        if not isinstance(value, Value):
+            raise LookupError("a parameter in the place of an activation")
         if value.ids is None:
             return None
         ids = value.ids
@@ -218,6 +253,23 @@ class Walk:
                     self.atoms.join(ids, ids.narrow(d, 0, 1).expand_as(ids))
                 ids = ids.narrow(d, 0, 1)
         return ids.reshape(-1)
+
+    def tied_along(self, value: Value, dim: int) -> Value:
+        """The value once everything along ``dim`` is one unit per position of the other channel dimension.
+
+        For operations that mix the positions of a dimension which only counts branches, as in selective kernels.
+        """
+        if value.ids is None or is_constant(value.ids, dim) or len(varying_dims(value.ids)) < 2:
+            return value
+        first = value.ids.narrow(dim, 0, 1).expand_as(value.ids)
+        self.atoms.join(value.ids, first)
+        return Value(value.shape, first, value.zeros, value.flexible)
+
+    def list_frozen(self, reason: str) -> None:
+        """List the channels of the current result as frozen, where they have no atoms of their own."""
+        shape = self.out_shape
+        channels = shape[1] if len(shape) > 3 else shape[-1] if shape else 0
+        self.untracked.append((self.module_path, channels, reason))
 
     def freeze_value(self, value: Any, reason: str) -> bool:
         """Freeze every channel of a value; says whether there was any."""
@@ -320,6 +372,20 @@ def node_modules(node: fx.Node) -> list[str]:
     """Paths of the modules whose forward passes enclose a node, outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [re.sub(r"@\d+", "", path) for path, _ in stack.values()]
+
+
+def _counted_macs(node: fx.Node) -> int:
+    """Multiply-accumulates of an operation that was not followed, by torch's own counter on fake tensors."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return 0
+    args: Any = fx.node.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            node.target(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - an operation that cannot run on fake tensors is not counted
+        return 0
+    return int(counter.get_total_flops()) // 2
 
 
 def _shapes(val: Any) -> list[tuple[int, ...]]:

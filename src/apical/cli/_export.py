@@ -1,0 +1,49 @@
+"""`apical export`: a finished run's network for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format", "kind", type=click.Choice(sorted(_FILES)), required=True,
+    help="onnx: one file, any batch size; pt2: a torch.export program; safetensors: a folder for apical.load.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="File to write (folder for safetensors).  [default: model.onnx, model.pt2 or model/ in RUN]",
+)  # fmt: skip
+@click.option("--tolerance", type=click.FloatRange(min=0), default=1e-5, show_default=True,
+              help="Largest difference allowed between the outputs of the file and of the model.")  # fmt: skip
+def export_command(run: Path, kind: str, out: Path | None, tolerance: float) -> None:
+    """Write the network of a finished run in a portable format, and check that it computes the same.
+
+    What was written is read back and run (ONNX through onnxruntime) at several batch sizes; nothing is left behind if
+    its outputs differ.
+
+    \b
+    Example:
+      apical export runs/digits --format onnx
+
+    Next: run the file, for example with onnxruntime.InferenceSession("runs/digits/model.onnx").
+    """
+    import torch
+
+    from apical.export import export_onnx, export_pt2, export_safetensors
+    from apical.recipes import load_run
+
+    torch.manual_seed(0)
+    model, full_model, example = load_run(run)
+    images, target = torch.randn(example.shape), out or run / _FILES[kind]
+    if kind == "safetensors":
+        report = export_safetensors(model, full_model, images, target, tolerance=tolerance)
+    else:
+        write = export_onnx if kind == "onnx" else export_pt2
+        report = write(model, images, target, tolerance=tolerance)
+    click.echo(f"wrote {report}")

@@ -1,0 +1,58 @@
+"""The group of commands, and how errors leave it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from apical.cli._export import export_command
+from apical.cli._inspect import inspect_command
+from apical.cli._report import report_command
+from apical.cli._train import train_command
+from apical.errors import ApicalError
+
+EXIT_ERROR = 2
+
+
+class _Commands(click.Group):
+    """Errors that apical raises on purpose become one message; all others keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ApicalError as error:
+            click.echo(f"apical: {error}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from apical.training import Interrupted
+
+            if not isinstance(error, Interrupted):
+                raise
+            click.echo(f"apical: {error}", err=True)
+            ctx.exit(Interrupted.exit_code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="apical")
+def main() -> None:
+    """Grow efficient networks: start small, train, end at the budget you asked for.
+
+    \b
+    First steps:
+      apical train digits                                    grow a small network, no download, under a minute
+      apical train                                           list the recipes
+      apical inspect torchvision.models:resnet50 --input 1x3x224x224
+                                                             what of a model can grow
+      apical export runs/digits --format onnx                write the result for another runtime
+
+    A model of your own needs no recipe: see `apical.Grower` in the README.
+
+    Exit codes: 0 done, 2 wrong input (the message says what), 75 stopped by a signal (resume it).
+    """
+
+
+for _command in (train_command, inspect_command, export_command, report_command):
+    main.add_command(_command)

@@ -1,0 +1,143 @@
+"""`apical train`: start a run, or go on with one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apical.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from apical.recipes import RunConfig
+
+_NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "settings", "overwrite")
+
+
+@click.command("train")
+@click.argument("recipe", required=False)
+@click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params', '2.5 ms'.")
+@click.option("--method", help="grown (default), dense (the whole model), uniform (one ratio for all widths), ...")
+@click.option("--epochs", type=click.IntRange(min=1), help="Length of training; warm-up moves in proportion.")
+@click.option("--data", help="Folder of the images, in any known layout; or a name below the folder in APICAL_DATA.")
+@click.option("--model", help="resnet20, torchvision:resnet50, timm:resnet18, package.module:callable, ...")
+@click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/RECIPE]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of training and growth.")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, ...")
+@click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True,
+    help="Change any setting, for example --set lr=0.05 --set model.width=8. --set help=1 lists them.",
+)  # fmt: skip
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
+)
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
+@click.option("--quiet", is_flag=True, help="Print messages only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Grow a network by a recipe, or go on with a run that was stopped.
+
+    Without RECIPE, lists the recipes.
+
+    \b
+    Examples:
+      apical train digits
+      apical train digits --method dense --out runs/digits-dense
+      apical train cifar10-resnet20 --data /data/cifar10 --budget "40% macs" --epochs 30
+      apical train folder --data photos --model torchvision:resnet18 --epochs 20
+      apical train --resume runs/digits
+
+    The run folder holds config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
+    summary.json and report.html. Next: open the report, or `apical export RUN --format onnx`.
+    """
+    from apical.training import make_progress
+
+    if recipe is None and resume is None:
+        _list_recipes()
+        return
+    if _asks_for_help(options["settings"]):
+        _list_settings(recipe)
+        return
+    config, out = _resumed(recipe, resume, options) if resume is not None else _started(str(recipe), options)
+    progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
+    _run(config, out, progress, resume=resume is not None, overwrite=options["overwrite"])
+    if not quiet and not as_json:
+        click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
+
+
+def _run(config: RunConfig, out: Path, progress: Any, *, resume: bool, overwrite: bool) -> None:
+    from apical.recipes import run
+    from apical.training import Interrupted
+
+    try:
+        run(config, out, resume=resume, overwrite=overwrite, progress=progress)
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}\nGo on with: apical train --resume {out}", stopped.signal_name) from stopped
+    except CheckpointError as error:
+        if "already holds a run" in str(error):
+            raise CheckpointError(
+                f"{out} already holds a run. Go on with it (apical train --resume {out}), choose another folder with "
+                "--out, or remove it with --overwrite."
+            ) from error
+        raise
+
+
+def _started(recipe: str, options: dict[str, Any]) -> tuple[RunConfig, Path]:
+    from apical.recipes import apply_settings, get_recipe
+
+    config = get_recipe(recipe)
+    named = {"epochs": "training.epochs", "seed": "seed", "budget": "budget", "method": "method",
+             "data": "data.path", "device": "training.device", "model": "model.name"}  # fmt: skip
+    if options["model"] is not None:  # the recipe's arguments are those of its own model
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
+    settings = [f"{key}={options[option]}" for option, key in named.items() if options[option] is not None]
+    return apply_settings(config, [*settings, *options["settings"]]), options["out"] or Path("runs") / recipe
+
+
+def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
+    from apical.recipes import read_config
+
+    given = [f"--{name.replace('settings', 'set')}" for name in _NOT_WITH_RESUME if options[name]]
+    if recipe is not None or given:
+        names = ", ".join([*([f"RECIPE {recipe}"] if recipe else []), *given])
+        raise ConfigError(
+            f"--resume goes on with the settings of {resume}; leave out {names}. Only --data and --device may differ."
+        )
+    config = read_config(resume)
+    if options["data"] is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=options["data"]))
+    if options["device"] is not None:
+        config = dataclasses.replace(config, training=dataclasses.replace(config.training, device=options["device"]))
+    return config, resume
+
+
+def _list_recipes() -> None:
+    from apical.recipes import recipes
+
+    click.echo("Recipes, for `apical train RECIPE`:\n")
+    width = max(map(len, recipes()))
+    for name, line in recipes().items():
+        click.echo(f"  {name.ljust(width)}  {line}")
+    click.echo("\nStart with `apical train digits`; it needs no download. `apical train --help` lists the options.")
+
+
+def _asks_for_help(settings: tuple[str, ...]) -> bool:
+    return any(text in ("help", "help=1", "?") for text in settings)
+
+
+def _list_settings(recipe: str | None) -> None:
+    from apical.recipes import get_recipe, setting_types
+
+    content = get_recipe(recipe or "digits").to_mapping()
+    click.echo(
+        f"Settings of {recipe or 'digits'}, for --set KEY=VALUE (the end of a key is enough where it is unique):\n"
+    )
+    for name in setting_types():
+        value: Any = content
+        for part in name.split("."):
+            value = value[part]
+        click.echo(f"  {name} = {value}")
+    for name, value in content["model"]["options"].items():
+        click.echo(f"  model.{name} = {value}")

@@ -1,0 +1,33 @@
+"""Complete configurations by name, and running them: `run(get_recipe("digits"), "runs/digits")`."""
+
+from apical.recipes import _recipes as _recipes  # registers the recipes
+from apical.recipes._config import DataConfig, ModelConfig, RunConfig
+from apical.recipes._data import PreparedData, prepare_data
+from apical.recipes._methods import method_factory, methods, register_method
+from apical.recipes._model import build_model, call_builder, import_callable
+from apical.recipes._registry import get_recipe, recipes, register_recipe
+from apical.recipes._run import load_run, read_config, run, template
+from apical.recipes._settings import apply_settings, setting_types
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "PreparedData",
+    "RunConfig",
+    "apply_settings",
+    "build_model",
+    "call_builder",
+    "get_recipe",
+    "import_callable",
+    "load_run",
+    "method_factory",
+    "methods",
+    "prepare_data",
+    "read_config",
+    "recipes",
+    "register_method",
+    "register_recipe",
+    "run",
+    "setting_types",
+    "template",
+]

@@ -1,0 +1,154 @@
+"""Frozen dataclasses from plain containers and from text, with every problem named."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from apical.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a mapping as JSON holds it; lists become tuples where the field is one.
+
+    Raises:
+        ConfigError: keys are unknown or values have another type; all of them are named.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of {list(get_type_hints(kind))}, got {values!r}")
+    hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    problems = [f"unknown key {name!r}{nearest(name, hints)}" for name in values if name not in hints]
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in hints:
+            hint = hints[name]
+            made[name] = tuple(value) if _is_tuple(hint) and isinstance(value, list) else value
+            if not fits(made[name], hint):
+                problems.append(f"{name}: expected {in_words(hint)}, got {value!r}")
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems))
+    return kind(**made)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a field.
+
+    Example:
+        >>> fits(1, float), fits(True, int), fits((1, 2), tuple[int, ...]), fits(None, int | None)
+        (True, False, True, True)
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(item, arguments[0]) for item in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else origin or hint)
+
+
+def parse(text: str, hint: Any) -> Any:
+    """The value that a text stands for in a field of this type.
+
+    Whole numbers, numbers, ``true``/``false``, ``none``, one of the choices, or several values with commas between.
+
+    Raises:
+        ValueError: it stands for none.
+
+    Example:
+        >>> parse("none", int | None), parse("3", int | None), parse("30,60", tuple[int, ...]), parse("no", bool)
+        (None, 3, (30, 60), False)
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return parse_freely(text)
+    if origin in (Union, types.UnionType):
+        return _parse_union(text, arguments)
+    if origin is tuple:
+        inner = text.strip().removeprefix("(").removeprefix("[").removesuffix(")").removesuffix("]")
+        return tuple(parse(item.strip(), arguments[0]) for item in inner.split(",") if item.strip())
+    if hint is bool:
+        return _BOOLS[text.strip().lower()] if text.strip().lower() in _BOOLS else _refuse(text)
+    if hint is type(None):
+        return None if text.strip().lower() in ("none", "null") else _refuse(text)
+    if origin is Literal:
+        return text if text in arguments else _refuse(text)
+    return hint(text) if hint in (int, float, str) else _refuse(text)
+
+
+_BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def parse_freely(text: str) -> Any:
+    """A value of a field whose type nobody knows: the narrowest of none, bool, int, float and str that fits.
+
+    Example:
+        >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu")]
+        [None, True, 1, 0.001, 'gelu']
+    """
+    lowered = text.strip().lower()
+    if lowered in ("none", "null", "true", "false"):
+        return {"true": True, "false": False}.get(lowered)
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _parse_union(text: str, arguments: Iterable[Any]) -> Any:
+    ordered = sorted(arguments, key=lambda hint: (hint is str, hint is not type(None)))
+    for hint in ordered:
+        try:
+            return parse(text, hint)
+        except ValueError:
+            continue
+    return _refuse(text)
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _is_tuple(hint: Any) -> bool:
+    return get_origin(hint) is tuple
+
+
+def in_words(hint: Any) -> str:
+    """A type, for people.
+
+    Example:
+        >>> in_words(tuple[int, ...]), in_words(float | None), in_words(Literal["sgd", "adamw"])
+        ('whole numbers with commas between', 'a number or none', "'sgd' or 'adamw'")
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(argument) for argument in arguments)
+    if origin is tuple:
+        plural = {int: "whole numbers", float: "numbers", str: "names"}.get(arguments[0], "values")
+        return f"{plural} with commas between"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    return words.get(hint, str(getattr(origin or hint, "__name__", hint)).lower())
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """`"; did you mean 'x'?"` for the known name that looks most like it, or `otherwise` if none does.
+
+    Example:
+        >>> nearest("epoch", ["epochs", "seed"])
+        "; did you mean 'epochs'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else otherwise

@@ -1,0 +1,171 @@
+"""Models by name: our own, torchvision's, timm's, or any callable."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical import models
+from apical.errors import ConfigError
+from apical.recipes._config import ModelConfig
+from apical.recipes._fields import nearest
+
+
+def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
+    """Build the model for a data set, from torch's global random state.
+
+    Args:
+        config: name and keyword arguments.
+        num_classes: passed as ``num_classes`` where the callable takes that.
+        in_channels: passed as ``in_channels`` or ``in_chans`` likewise.
+
+    Raises:
+        ConfigError: there is no such model, its package is not installed or does not load, or it does not take these
+            arguments.
+
+    Example:
+        >>> build_model(ModelConfig("resnet20", {"width": 4}), num_classes=7, in_channels=1).fc
+        Linear(in_features=16, out_features=7, bias=True)
+    """
+    call, arguments = _find(config.name)
+    names, free = _parameters(call)
+    facts = {"num_classes": num_classes, "in_channels": in_channels, "in_chans": in_channels}
+    known = {name: value for name, value in facts.items() if name in names}
+    if free:
+        known["num_classes"] = num_classes
+    if config.name.startswith("timm:"):
+        known["in_chans"] = in_channels
+    return call_builder(call, {**arguments, **known, **config.options}, config.name)
+
+
+def check_outputs(model: nn.Module, example: Tensor, num_classes: int, name: str) -> None:
+    """Refuse a model that does not run on the images, or gives something else than a logit per class.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(example)
+    except Exception as error:
+        raise ConfigError(
+            f"model {name} does not run on images of shape {tuple(example.shape[1:])}: {type(error).__name__}: "
+            f"{str(error).strip()}. Set data.image_size or data.channels to what it expects."
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(outputs, Tensor) or outputs.shape != (len(example), num_classes):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ConfigError(
+            f"model {name} returns {got} for {len(example)} image, expected logits ({len(example)}, {num_classes}), "
+            "one for each class of the data. Pass its argument for the number of classes with --set model.ARGUMENT=N."
+        )
+
+
+def call_builder(call: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> nn.Module:
+    """Call what builds a model, with errors that name it.
+
+    Raises:
+        ConfigError: it does not take these arguments, fails, or returns no module.
+    """
+    names, free = _parameters(call)
+    unknown = [key for key in arguments if key not in names and not free]
+    if unknown:
+        hint = nearest(unknown[0], names, ".")
+        raise ConfigError(f"model {name} takes no argument {unknown[0]!r}{hint} It takes {', '.join(names)}.")
+    if isinstance(call, nn.Module):
+        return call
+    try:
+        model = call(**arguments)
+    except Exception as error:
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ConfigError(f"model {name} cannot be built with {shown or 'no arguments'}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} returns a {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+def import_callable(spec: str) -> Callable[..., Any]:
+    """What ``package.module:name`` names; modules in the current folder are found too.
+
+    Raises:
+        ConfigError: the text has another form, the module cannot be imported, or has no such callable.
+
+    Example:
+        >>> import_callable("torch.nn:Linear")
+        <class 'torch.nn.modules.linear.Linear'>
+    """
+    module_name, sign, attribute = spec.partition(":")
+    if not sign or not module_name or not attribute:
+        raise ConfigError(f"{spec!r}: expected package.module:callable, for example torchvision.models:resnet50")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: Any = _import(module_name, spec)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise ConfigError(f"{spec}: {module_name} has no {part!r}{nearest(part, public)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ConfigError(f"{spec} is a {type(found).__name__}, expected something that builds a model")
+    made: Callable[..., Any] = found
+    return made
+
+
+def _import(name: str, spec: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        hint = (
+            f"install it (pip install {missing})"
+            if missing in ("torchvision", "timm")
+            else "run in the folder that has it, or install it"
+        )
+        raise ConfigError(f"{spec}: there is no module {missing!r}; {hint}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"{spec}: {name} is installed but does not load: {type(error).__name__}: {error}. "
+            f"Its version may not fit torch {torch.__version__}."
+        ) from error
+
+
+def _find(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The callable, and the arguments that naming it implies."""
+    library, sign, rest = name.partition(":")
+    if not sign:
+        if name not in models.__all__:
+            raise ConfigError(
+                f"there is no model {name!r}{nearest(name, models.__all__, '.')} apical.models has "
+                f"{', '.join(models.__all__)}; others are torchvision:NAME, timm:NAME and package.module:callable"
+            )
+        return getattr(models, name), {}
+    if library == "torchvision":
+        return import_callable(f"torchvision.models:{rest}"), {}
+    if library == "timm":
+        create = import_callable("timm:create_model")
+        listed = _import("timm", name).list_models()
+        if rest.split(".")[0] not in listed:
+            raise ConfigError(f"timm has no model {rest!r}{nearest(rest, listed)}")
+        return create, {"model_name": rest}
+    return import_callable(name), {}
+
+
+def _parameters(call: Callable[..., Any]) -> tuple[list[str], bool]:
+    """Names of the keyword arguments, and whether any other are taken too."""
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):
+        return [], True
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    free = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return [p.name for p in parameters if p.kind in kinds], free

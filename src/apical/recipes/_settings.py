@@ -1,0 +1,107 @@
+"""`key=value` settings from a command line, applied to a config with its types."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+from apical.errors import ConfigError
+from apical.recipes._config import RunConfig
+from apical.recipes._fields import in_words, nearest, parse, parse_freely
+
+_FIXED = frozenset({"recipe"})
+
+
+def setting_types(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """The type of every setting by its dotted name.
+
+    Example:
+        >>> setting_types()["training.optimizer.lr"]
+        <class 'float'>
+    """
+    found: dict[str, Any] = {}
+    hints = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        hint, name = hints[item.name], prefix + item.name
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= setting_types(hint, name + ".")
+        elif name not in _FIXED and name != "model.options":
+            found[name] = hint
+    return found
+
+
+def apply_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """Change a config by ``key=value`` texts.
+
+    A key is a dotted name (``training.optimizer.lr``) or its end, where only one setting ends so (``lr``). Two are
+    more than the field that they name: ``epochs`` also moves warm-up and milestones in proportion, ``seed`` sets the
+    seeds of training and growth. ``model.ANYTHING`` is a keyword argument of the model.
+
+    Args:
+        config: is not changed.
+        settings: later ones win.
+
+    Raises:
+        ConfigError: a text is no ``key=value``, the key is unknown or stands for several settings, or the value has
+            another type or is not allowed.
+
+    Example:
+        >>> from apical.recipes import get_recipe
+        >>> changed = apply_settings(get_recipe("digits"), ["lr=0.02", "model.width=8"])
+        >>> changed.training.optimizer.lr, changed.model.options["width"]
+        (0.02, 8)
+    """
+    pairs = [_split(text) for text in settings]
+    types = setting_types()
+    resolved = [(_resolve(key, types), value) for key, value in pairs]
+    for name, text in resolved:  # first, so that an explicit warm-up is not scaled
+        if name == "training.epochs":
+            config = config.with_epochs(_positive(name, text))
+        elif name == "seed":
+            config = config.with_seed(_value(name, text, int))
+    content = config.to_mapping()
+    for name, text in resolved:
+        if name not in ("training.epochs", "seed"):
+            *parents, leaf = name.split(".")
+            place = content
+            for parent in parents:
+                place = place[parent]
+            place[leaf] = _value(name, text, types[name]) if name in types else parse_freely(text)
+    return RunConfig.from_mapping(content)
+
+
+def _split(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {text}: expected key=value, for example lr=0.05")
+    return key.strip(), value.strip()
+
+
+def _resolve(key: str, types: dict[str, Any]) -> str:
+    if key in types or key == "seed":
+        return key
+    if key.startswith("model.") and key.count(".") == 1:
+        return "model.options." + key.removeprefix("model.")
+    found = [name for name in types if name.endswith("." + key)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"--set {key}=...: several settings are called so: {', '.join(found)}; write one in full")
+    leaves = {name.rpartition(".")[2]: name for name in types}
+    hint = nearest(key, [*types, *leaves])
+    raise ConfigError(f"--set {key}=...: there is no such setting{hint or '; the settings are ' + ', '.join(types)}")
+
+
+def _value(name: str, text: str, hint: Any) -> Any:
+    try:
+        return parse(text, hint)
+    except ValueError:
+        raise ConfigError(f"--set {name}={text}: expected {in_words(hint)}, got {text!r}") from None
+
+
+def _positive(name: str, text: str) -> int:
+    value: int = _value(name, text, int)
+    if value < 1:
+        raise ConfigError(f"--set {name}={text}: expected at least 1, got {value}")
+    return value

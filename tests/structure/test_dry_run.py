@@ -1,0 +1,89 @@
+"""The dry run decides: it freezes what the rules got wrong, and only that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical.structure import ChannelGroup, Structure
+from structure.expectations import OUTPUT, reasons_of, traced
+from structure.nets import Net, conv, image, unit
+
+
+def plus_ones(m: Any, x: Tensor) -> Tensor:
+    return x + torch.ones(1, 6, 1, 1)
+
+
+def test_a_refuted_group_takes_no_other_with_it() -> None:
+    """Numbered names look alike, which says nothing about their construction."""
+    net = nn.Sequential(conv(3, 6), Net(plus_ones), conv(6, 5), nn.ReLU(), conv(5, 4), nn.ReLU(), conv(4, 2))
+    structure = traced(net, image())
+    assert [g.name for g in structure.groups] == ["2", "4"]
+    assert "forward pass fails" in reasons_of(structure)["0"]
+
+
+def test_one_refuted_among_many() -> None:
+    parts: list[nn.Module] = [unit(3, 6)]
+    for i in range(6):
+        parts += [unit(6, 6), Net(plus_ones) if i == 4 else nn.Identity()]
+    structure = traced(nn.Sequential(*parts, conv(6, 2)), image())
+    assert len(structure.groups) == 6
+    assert [f.name for f in structure.frozen if f.reason != OUTPUT] == ["9.0"]
+
+
+def test_several_refuted_for_different_reasons() -> None:
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 6.0 * x.shape[1]  # the number of channels is an argument of the computation
+
+    net = nn.Sequential(unit(3, 6), Net(plus_ones), unit(6, 6), Mean(), unit(6, 6), conv(6, 2))
+    structure = traced(net, image())
+    assert [g.name for g in structure.groups] == ["4.0"]
+    assert "forward pass fails" in reasons_of(structure)["0.0"]
+    assert "does not equal its absence" in reasons_of(structure)["2.0"]
+
+
+def test_costs_stay_right_after_a_refutation() -> None:
+    """`traced` compares them with the flop counter."""
+    net = nn.Sequential(unit(3, 6), Net(plus_ones), unit(6, 8), unit(8, 5), conv(5, 2))
+    assert [g.size for g in traced(net, image()).groups] == [8, 5]
+
+
+def test_a_model_that_insists_on_its_dtype_is_still_checked() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return m.last(m.a(x) + m.c)
+
+    net = Net(forward, a=unit(3, 6), last=conv(6, 2), c=torch.ones(6, 1, 1))
+    structure = apical.trace(net, image())
+    assert [g.name for g in structure.groups] == ["a.0"]
+
+
+def test_half_precision_models_are_traced() -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        net = nn.Sequential(unit(3, 8), conv(8, 4)).to(dtype)
+        structure = apical.trace(net, image()[0].to(dtype))
+        assert [g.size for g in structure.groups] == [8]
+
+
+def test_zero_initialised_gates_do_not_hide_mistakes() -> None:
+    """A norm that starts at zero would make any removal look right; the dry run perturbs its copy."""
+    net = nn.Sequential(unit(3, 6), Net(plus_ones), conv(6, 2))
+    nn.init.zeros_(net[0][1].weight)
+    nn.init.zeros_(net[2].weight)
+    structure = apical.trace(nn.Sequential(*net, nn.ReLU(), unit(2, 7), conv(7, 2)), image())
+    assert "0.0" not in [g.name for g in structure.groups]
+    assert bool((net[0][1].weight == 0).all())
+
+
+def test_same_structure_whatever_the_weights() -> None:
+    def build(seed: int) -> Structure:
+        torch.manual_seed(seed)
+        return apical.trace(nn.Sequential(unit(3, 6), unit(6, 8), conv(8, 2)), image())
+
+    assert build(0) == build(1)
+    assert all(isinstance(g, ChannelGroup) for g in build(0).groups)

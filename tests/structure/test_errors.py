@@ -1,0 +1,156 @@
+"""Models and inputs that cannot be traced: each its own clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical.errors import ApicalError, TraceError
+from structure.expectations import traced
+from structure.nets import Net, conv, image, unit, vectors
+
+MLP = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def with_stray_tensor() -> nn.Module:
+    model = mlp()
+    model.remembered = model[0](torch.zeros(1, 3))  # a non-leaf tensor as attribute
+    return model
+
+
+def packed(m: Any, x: Tensor) -> Tensor:
+    sequence = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True)
+    return m.fc(nn.utils.rnn.pad_packed_sequence(m.rnn(sequence)[0], batch_first=True)[0])
+
+
+X = torch.zeros(2, 3)
+Bad = tuple[Callable[[], Any], Any, str]
+BAD: dict[str, Bad] = {
+    "not a module": (lambda: torch.relu, X, "expected a torch.nn.Module"),
+    "no parameters": (nn.ReLU, X, "no parameters"),
+    "nothing to remove": (lambda: nn.Linear(3, 4), X, "nothing in Linear can be grown or removed"),
+    "meta": (lambda: mlp().to("meta"), X, "meta device"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 2)), X, "not initialised yet"),
+    "data parallel": (lambda: nn.DataParallel(mlp()), X, r"wrapped in DataParallel: .*\.module"),
+    "wrapped inside": (lambda: nn.Sequential(nn.DataParallel(mlp())), X, "0 is wrapped in DataParallel"),
+    "compiled": (lambda: torch.compile(mlp()), X, r"wrapped in OptimizedModule: .*_orig_mod"),
+    "stray tensor": (with_stray_tensor, X, "cannot be copied"),
+    "wrong width": (mlp, torch.zeros(2, 4), r"does not run on the example inputs \(float32 \(2, 4\)\)"),
+    "wrong dtype": (mlp, torch.zeros(2, 3, dtype=torch.long), r"does not run on the example inputs \(int64 \(2, 3\)\)"),
+    "half the dtype": (mlp, torch.zeros(2, 3).half(), r"does not run on the example inputs \(float16 \(2, 3\)\)"),
+    "no inputs": (mlp, (), "does not run on the example inputs"),
+    "too many inputs": (mlp, (X, X), "does not run on the example inputs"),
+    "not a tensor": (mlp, (3,), "does not run on the example inputs"),
+    "text": (mlp, "hello", "example_inputs must be a tensor or a tuple"),
+    "dictionary": (mlp, {"input": X}, "example_inputs must be a tensor or a tuple"),
+    "inputs on meta": (mlp, X.to("meta"), "an example input is on meta"),
+    "data-dependent branch": (
+        lambda: Net(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x), a=mlp(), b=mlp()), X, "torch.export cannot trace Net",
+    ),
+    "packed sequence": (
+        lambda: Net(packed, rnn=nn.LSTM(3, 4, batch_first=True), fc=nn.Linear(4, 2)), vectors(2, 5, 3),
+        "packed sequences",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refused(name: str) -> None:
+    build, inputs, message = BAD[name]
+    with pytest.raises(TraceError, match=message) as caught:
+        apical.trace(build(), inputs)
+    assert isinstance(caught.value, ApicalError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_scripted_modules_are_refused() -> None:
+    class Scripted(nn.Module):
+        """Stands in for torch.jit.ScriptModule, which is deprecated."""
+
+    Scripted.__name__ = "RecursiveScriptModule"
+    model = Scripted()
+    model.fc = nn.Linear(3, 3)
+    with pytest.raises(TraceError, match="scripted"):
+        apical.trace(model, X)
+
+
+def test_parameters_on_two_devices() -> None:
+    model = mlp()
+    model[2].weight = nn.Parameter(torch.empty(2, 8, device="meta"))
+    with pytest.raises(TraceError, match=r"2\.weight is on the meta device"):
+        apical.trace(model, X)
+
+
+@pytest.mark.parametrize("state_outputs", [(7,), ("hidden",), (-3,)])
+def test_state_outputs_that_do_not_exist(state_outputs: tuple[Any, ...]) -> None:
+    net = Net(lambda m, x: (m.last(h := m.a(x)), h), a=unit(3, 6), last=conv(6, 2))
+    with pytest.raises(TraceError, match="state_outputs"):
+        apical.trace(net, image(), state_outputs=state_outputs)
+
+
+def test_the_error_of_an_unfollowed_model_lists_the_reasons() -> None:
+    net = Net(lambda m, x: m.last(m.a(x).softmax(1)), a=conv(3, 6), last=conv(6, 2))
+    with pytest.raises(TraceError, match=r"a \(6\): softmax over channels.*last \(2\): reaches the model's output"):
+        apical.trace(net, image())
+
+
+# ---- ways to call -------------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_a_tuple_and_a_list_are_the_same() -> None:
+    structures = [apical.trace(MLP, inputs) for inputs in (X, (X,), [X])]
+    assert structures[0] == structures[1] == structures[2]
+
+
+def test_keyword_inputs() -> None:
+    net = Net(
+        lambda m, x, *, scale, mask=None: m.last(m.a(x) * scale * (1 if mask is None else mask)),
+        a=unit(3, 6), last=conv(6, 2),
+    )  # fmt: skip
+    scale, mask = torch.tensor(2.0), torch.ones(2, 1, 8, 8)
+    structure = apical.trace(net, image(), {"scale": scale, "mask": mask})
+    assert [g.name for g in structure.groups] == ["a.0"]
+    assert [g.name for g in apical.trace(net, (), {"x": image()[0], "scale": scale}).groups] == ["a.0"]
+    with pytest.raises(TraceError, match=r"float32 \(2, 3, 8, 8\), scal=float32 \(\)"):
+        apical.trace(net, image(), {"scal": scale})
+
+
+def test_nested_inputs_and_outputs() -> None:
+    def forward(m: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        h = m.a(batch["images"][0]) + m.b(batch["images"][1])
+        return {"scores": {"all": [m.last(h)]}, "features": h}
+
+    net = Net(forward, a=unit(3, 6), b=unit(3, 6), last=conv(6, 2))
+    inputs = ({"images": [image()[0], image()[0]]},)
+    with pytest.raises(TraceError, match="reaches the model's output"):
+        apical.trace(net, inputs)
+    structure = apical.trace(net, inputs, state_outputs=("features",))
+    assert [(g.name, g.role) for g in structure.groups] == [("a.0", "stream")]
+
+
+def test_inputs_that_are_not_tensors_and_outputs_that_are_none() -> None:
+    def forward(m: Any, x: Tensor, times: int, flag: bool, name: str | None = None) -> tuple[Any, ...]:
+        for _ in range(times):
+            x = m.b(x) if flag else x
+        return m.last(x), None, times
+
+    net = Net(forward, b=unit(3, 3), last=nn.Sequential(unit(3, 6), conv(6, 2)))
+    structure = apical.trace(net, (image()[0], 2, True, None))
+    assert "last.0.0" in [g.name for g in structure.groups]
+
+
+def test_a_model_without_batch_dimension_or_with_batch_of_one() -> None:
+    net = nn.Sequential(unit(3, 6), conv(6, 2))
+    one, two = apical.trace(net, image(batch=1)), apical.trace(net, image(batch=2))
+    assert one.groups == two.groups
+    assert 2 * one.macs() == two.macs()
+    traced(net, image(batch=1))

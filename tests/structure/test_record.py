@@ -1,0 +1,214 @@
+"""The structure as data: prices, JSON, copies, print."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import apical
+from apical import Structure
+from structure.contract import counted_macs, generic_, random_keep, random_skip
+from structure.nets import (
+    Attention,
+    LanguageModel,
+    SqueezeExcite,
+    conv,
+    head,
+    image,
+    recurrent,
+    tiny_resnet,
+    tokens,
+    unit,
+    vectors,
+)
+
+NETS: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[int, ...]]] = {
+    "resnet": (tiny_resnet(), image(), ()),
+    "mobile": (
+        nn.Sequential(unit(3, 8), unit(8, 8, groups=8), SqueezeExcite(8, 4), unit(8, 6, 1), head(6)),
+        image(),
+        (),
+    ),
+    "grouped": (nn.Sequential(unit(3, 8), unit(8, 12, groups=4), conv(12, 2)), image(), ()),
+    "language": (LanguageModel(tied=True), tokens(), (1,)),
+    "gru": (recurrent("GRU", 2, True), vectors(2, 5, 3), ()),
+    "attention": (nn.Sequential(nn.Linear(3, 8), Attention(8, 4, 3), nn.Linear(8, 2)), vectors(2, 5, 3), ()),
+}
+
+
+@pytest.fixture(scope="module")
+def structures() -> dict[str, Structure]:
+    return {name: apical.trace(m, x, state_outputs=states) for name, (m, x, states) in NETS.items()}
+
+
+@pytest.fixture
+def resnet(structures: dict[str, Structure]) -> Structure:
+    return structures["resnet"]
+
+
+# ---- prices -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_prices_are_what_torch_counts(structures: dict[str, Structure], name: str) -> None:
+    model, inputs, _ = NETS[name]
+    structure = structures[name]
+    for seed in range(5):
+        keep, skip = random_keep(structure, seed), random_skip(structure, seed)
+        small = copy.deepcopy(model).eval()
+        apical.resize_(small, structure, keep, skip)
+        assert structure.macs(keep, skip) == counted_macs(small, inputs)
+        assert structure.num_params(keep, skip) == sum(p.numel() for p in small.parameters())
+
+
+def test_ways_to_say_what_is_kept(resnet: Structure) -> None:
+    expected = resnet.macs({"1.conv1": [0, 2]})
+    for kept in (2, range(2), (0, 1), np.array([1, 3]), torch.tensor([4, 5]), np.int64(2)):
+        assert resnet.macs({"1.conv1": kept}) == expected
+    assert resnet.macs({}) == resnet.macs(None) == resnet.macs()
+    assert isinstance(resnet.macs({"1.conv1": [0]}), int)
+    assert isinstance(resnet.num_params({"1.conv1": [0]}, ["1"]), int)
+
+
+def test_prices_by_hand() -> None:
+    structure = apical.trace(nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4, 1)), image(batch=1, size=5))
+    assert structure.macs() == 25 * 9 * 3 * 8 + 25 * 8 * 4
+    assert structure.macs({"0": 3}) == 25 * 9 * 3 * 3 + 25 * 3 * 4
+    assert structure.num_params() == 8 * 27 + 8 + 4 * 8 + 4
+    assert structure.num_params({"0": 3}) == 3 * 27 + 3 + 4 * 3 + 4
+
+
+def test_linear_in_the_batch() -> None:
+    net = tiny_resnet()
+    assert 3 * apical.trace(net, image(1)).macs({"1.conv1": 2}) == apical.trace(net, image(3)).macs({"1.conv1": 2})
+
+
+def test_unknown_names_are_named(resnet: Structure) -> None:
+    with pytest.raises(KeyError, match="1.conv7"):
+        resnet.macs({"1.conv7": 2})
+    with pytest.raises(KeyError, match="block"):
+        resnet.num_params({}, ["2"])
+    with pytest.raises(KeyError, match="1.conv7"):
+        resnet.group("1.conv7")
+
+
+def test_skipping_counts_each_term_once(resnet: Structure) -> None:
+    one, three = resnet.macs(skip=["1"]), resnet.macs(skip=["3"])
+    assert resnet.macs(skip=["1", "3"]) == one + three - resnet.macs()
+    assert resnet.macs(skip=["1", "1"]) == one
+
+
+def test_weights_shared_with_a_skipped_block_stay_counted() -> None:
+    net = tiny_resnet()
+    net[3].conv1.weight = nn.Parameter(torch.randn(7, 12, 3, 3))
+    shared = nn.Sequential(*net[:4], unit(12, 7), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 2))
+    shared[4][0].weight = shared[3].conv1.weight
+    structure = apical.trace(shared, image())
+    small = copy.deepcopy(shared)
+    apical.resize_(small, structure, {}, ["3"])
+    assert structure.num_params(skip=["3"]) == sum(p.numel() for p in small.parameters())
+    assert structure.macs(skip=["3"]) == counted_macs(small.eval(), image())
+
+
+# ---- data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_json_round_trip(structures: dict[str, Structure], name: str) -> None:
+    structure = structures[name]
+    text = json.dumps(structure.to_dict())
+    again = Structure.from_dict(json.loads(text))
+    assert again == structure
+    assert json.dumps(again.to_dict()) == text
+    keep = random_keep(structure, 3)
+    assert again.macs(keep) == structure.macs(keep)
+    assert again.num_params(keep) == structure.num_params(keep)
+
+
+def test_a_structure_that_was_read_back_resizes(structures: dict[str, Structure]) -> None:
+    model = generic_(copy.deepcopy(NETS["resnet"][0]))
+    again = Structure.from_dict(json.loads(json.dumps(structures["resnet"].to_dict())))
+    keep = random_keep(again, 0)
+    one, two = copy.deepcopy(model), copy.deepcopy(model)
+    apical.resize_(one, structures["resnet"], keep, ["1"])
+    apical.resize_(two, again, keep, ["1"])
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_pickle_and_deepcopy(resnet: Structure, used: bool) -> None:
+    if used:
+        resnet.macs({"1.conv1": 2}, ["1"])
+        resnet.group("1.conv1").members[0].index.sum()
+    for again in (pickle.loads(pickle.dumps(resnet)), copy.deepcopy(resnet)):
+        assert again == resnet
+        assert again.macs({"1.conv1": 2}, ["1"]) == resnet.macs({"1.conv1": 2}, ["1"])
+
+
+def test_it_cannot_be_changed(resnet: Structure) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resnet.groups = ()  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resnet.groups[0].size = 3  # type: ignore[misc]
+
+
+def test_every_position_exists_and_belongs_to_one_unit(structures: dict[str, Structure]) -> None:
+    for structure in structures.values():
+        taken: set[tuple[str, int, int]] = set()
+        for group in structure.groups:
+            assert group.gate_site
+            for part in group.members:
+                assert len(part.positions) == group.size
+                for unit_positions in part.positions:
+                    for position in unit_positions:
+                        assert 0 <= position < structure.tensors[part.tensor].shape[part.dim]
+                        assert (part.tensor, part.dim, position) not in taken
+                        taken.add((part.tensor, part.dim, position))
+
+
+def test_tensors_are_the_state_dict(structures: dict[str, Structure]) -> None:
+    for name, (model, _, _) in NETS.items():
+        specs = structures[name].tensors
+        names = [n for spec_name, spec in specs.items() for n in (spec_name, *spec.aliases)]
+        assert sorted(names) == sorted(model.state_dict())
+        assert all(specs[n].shape == tuple(t.shape) for n, t in model.state_dict().items() if n in specs)
+
+
+def test_names_are_unique_and_in_forward_order(structures: dict[str, Structure]) -> None:
+    for structure in structures.values():
+        names = [g.name for g in structure.groups]
+        assert len(set(names)) == len(names)
+    assert [g.name for g in structures["resnet"].groups] == ["0.0", "1.conv1", "2.conv1", "2.conv2", "3.conv1"]
+
+
+# ---- print --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_readable(resnet: Structure) -> None:
+    text = str(resnet)
+    assert "5 channel groups, 2 skippable blocks" in text
+    assert f"{resnet.macs():,} MACs" in text
+    for group in resnet.groups:
+        (line,) = [row for row in text.splitlines() if row.split()[:2] == [group.name, group.role]]
+        assert str(group.size) in line.split()
+    for block in resnet.blocks:
+        assert any(row.split()[:1] == [block.name] and block.gate_site[0] in row for row in text.splitlines())
+    assert any("reaches the model's output" in row for row in text.splitlines())
+    assert max(len(row) for row in text.splitlines()) < 200
+
+
+def test_the_table_of_many_groups_is_cut() -> None:
+    net = nn.Sequential(*[layer for _ in range(9) for layer in (nn.Linear(3, 3), nn.ReLU())], nn.Linear(3, 2))
+    structure = apical.trace(net, vectors(1, 3))
+    many = dataclasses.replace(
+        structure, groups=tuple(dataclasses.replace(structure.groups[0], name=f"g{i}") for i in range(300))
+    )
+    assert "more groups" in str(many)

@@ -1,0 +1,147 @@
+"""Tracing leaves the model, its gradients, its hooks and the global random state exactly as they were."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import apical
+from apical.errors import TraceError
+from structure.nets import LanguageModel, Net, conv, head, image, tiny_resnet, tokens, unit
+
+
+def photograph(model: nn.Module) -> dict[str, Any]:
+    """Everything that could change, values as clones."""
+    state = model.state_dict(keep_vars=True)
+    attributes = {f"{name}.{k}": v for name, m in model.named_modules() for k, v in vars(m).items()}
+    return {
+        "objects": {name: id(t) for name, t in state.items()},
+        "versions": {name: t._version for name, t in state.items()},
+        "values": {name: t.detach().clone() for name, t in state.items()},
+        "grads": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "modes": {name: m.training for name, m in model.named_modules()},
+        "plain": {k: v for k, v in attributes.items() if isinstance(v, (int, str))},
+        "hooks": {k: list(v) for k, v in attributes.items() if "hooks" in k},
+        "text": str(model),
+        "random": torch.get_rng_state(),
+    }
+
+
+def assert_untouched(before: dict[str, Any], model: nn.Module) -> None:
+    after = photograph(model)
+    for what in ("objects", "versions", "requires_grad", "modes", "plain", "hooks", "text"):
+        assert after[what] == before[what], what
+    for what in ("values", "grads"):
+        for name, tensor in before[what].items():
+            assert (after[what][name] is None) == (tensor is None)
+            assert tensor is None or torch.equal(after[what][name], tensor), (what, name)
+    assert torch.equal(after["random"], before["random"])
+
+
+def prepared() -> nn.Module:
+    """A model in mixed modes, with gradients, frozen parts, hooks and used-up statistics."""
+    model = tiny_resnet()
+    model(*image()).sum().backward()
+    model[0].eval()
+    model[1].conv1.weight.requires_grad_(False)
+    model[2].zero_grad()
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("a hook of the user's was called")
+
+    for module in (model, model[1]):
+        module.register_forward_hook(forbidden)
+        module.register_forward_pre_hook(forbidden)
+        module.register_full_backward_hook(forbidden)
+        module.register_state_dict_post_hook(lambda *_: None)
+    return model
+
+
+def test_trace_leaves_everything_as_it_was() -> None:
+    model = prepared()
+    before = photograph(model)
+    apical.trace(model, image())
+    assert_untouched(before, model)
+
+
+def test_a_failing_trace_does_too() -> None:
+    model = prepared()
+    before = photograph(model)
+    with pytest.raises(TraceError):
+        apical.trace(model, image(channels=4))
+    assert_untouched(before, model)
+
+
+def test_a_trace_without_anything_to_remove_does_too() -> None:
+    model = nn.Linear(3, 4)
+    before = photograph(model)
+    with pytest.raises(TraceError, match="nothing in Linear can be grown"):
+        apical.trace(model, torch.zeros(2, 3))
+    assert_untouched(before, model)
+
+
+def test_inputs_are_not_changed() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x.mul_(2.0)  # a model that writes into its input
+        return m.last(m.a(x))
+
+    x = image()[0]
+    before = x.clone()
+    apical.trace(Net(forward, a=unit(3, 6), last=conv(6, 2)), x)
+    assert torch.equal(x, before)
+    assert x.grad is None
+
+
+def test_models_that_draw_random_numbers() -> None:
+    net = Net(lambda m, x: m.last(m.a(x) + 0.1 * torch.randn_like(x[:, :1])), a=unit(3, 6), last=conv(6, 2))
+    state = torch.get_rng_state()
+    structure = apical.trace(net, image())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [g.name for g in structure.groups] == ["a.0"]
+
+
+def test_buffers_that_the_forward_pass_updates() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.calls += 1
+        return m.last(m.a(x))
+
+    net = Net(forward, a=unit(3, 6), last=conv(6, 2), calls=torch.zeros((), dtype=torch.long))
+    apical.trace(net, image())
+    assert int(net.calls) == 0
+
+
+def test_no_grad_and_inference_contexts() -> None:
+    with torch.no_grad():
+        a = apical.trace(tiny_resnet(), image())
+        assert not torch.is_grad_enabled()
+    assert a == apical.trace(tiny_resnet(), image())
+
+
+def test_shared_storage_of_tied_weights_stays_shared() -> None:
+    model = LanguageModel(tied=True)
+    apical.trace(model, tokens(), state_outputs=(1,))
+    assert model.decoder.weight is model.embedding.weight
+
+
+def test_no_warnings_and_no_output(capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        apical.trace(nn.Sequential(unit(3, 8), head(8)), image())
+        with pytest.raises(TraceError):
+            apical.trace(nn.Sequential(unit(3, 8), head(8)), image(channels=5))
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
+
+
+def test_deterministic() -> None:
+    torch.manual_seed(1)
+    model = tiny_resnet()
+    first = apical.trace(model, image())
+    torch.manual_seed(2)
+    assert apical.trace(model, image()) == first
