@@ -61,36 +61,34 @@ class InputSpec:
         return torch.randint(0, 2 if dtype is torch.bool else self.values, self.shape).to(dtype)
 
 
-class _InputType(click.ParamType):
-    name = "SHAPE[:DTYPE[:VALUES]]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> InputSpec:
+def _parse_inputs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[InputSpec, ...]:
+    specs = []
+    for value in values:
         try:
-            return value if isinstance(value, InputSpec) else InputSpec.parse(value)
+            specs.append(InputSpec.parse(value))
         except ValueError as error:
-            self.fail(f"{value!r}: {error}; write for example {_EXAMPLE}", param, ctx)
+            raise click.BadParameter(f"{value!r}: {error}; write for example {_EXAMPLE}") from error
+    return tuple(specs)
 
 
-class _JsonObject(click.ParamType):
-    name = "JSON"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        try:
-            content = json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            self.fail(f"{value!r} is no JSON: {error}", param, ctx)
-        if not isinstance(content, dict):
-            self.fail(f"{value!r} is no JSON object; write for example '{{\"num_classes\": 10}}'", param, ctx)
-        return content
+def _parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> dict[str, Any]:
+    try:
+        content = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise click.BadParameter(f"{value!r} is no JSON object; write for example '{{\"num_classes\": 10}}'")
+    return content
 
 
 @click.command("inspect")
 @click.argument("target", metavar="MODULE:CALLABLE")
 @click.option(
-    "--input", "inputs", type=_InputType(), multiple=True, required=True,
+    "--input", "inputs", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, required=True, callback=_parse_inputs,
     help="One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2).",
 )  # fmt: skip
-@click.option("--kwargs", type=_JsonObject(), default="{}", help="Keyword arguments of the callable, as a JSON object.")
+@click.option("--kwargs", metavar="JSON", default="{}", callback=_parse_object,
+              help="Keyword arguments of the callable, as a JSON object.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def inspect_command(target: str, inputs: tuple[InputSpec, ...], kwargs: dict[str, Any], as_json: bool) -> None:
     """Show what of a model can grow and shrink, what is frozen and why, and what everything costs.

@@ -16,6 +16,8 @@ from apical.recipes._config import RunConfig
 from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._methods import method_factory
 from apical.recipes._model import build_model, check_outputs
+from apical.recipes._settings import reproducing_command
+from apical.reporting import write_report
 from apical.structure import Structure
 from apical.training import Progress, TrainingResult, resolve_device, seed_everything, train
 
@@ -29,7 +31,7 @@ def run(
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Do a run and leave its folder: config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
-    summary.json.
+    summary.json, report.html.
 
     Args:
         config: what to do.
@@ -72,7 +74,7 @@ def run(
         save(result.model, result.folder)
         result.summary.update(_facts(config, data, result))
 
-    return train(
+    result = train(
         model,
         method_factory(config, example),
         data.loaders,
@@ -84,6 +86,8 @@ def run(
         progress=progress,
         on_finish=write_files,
     )
+    write_report(result.folder)
+    return result
 
 
 def template(config: RunConfig, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> nn.Module:
@@ -149,6 +153,7 @@ def _input_facts(data: PreparedData) -> dict[str, Any]:
 def _facts(config: RunConfig, data: PreparedData, result: TrainingResult) -> dict[str, Any]:
     """What the summary says beyond the loop's own numbers."""
     facts: dict[str, Any] = {"budget": config.budget, "data": config.data.path, "data_in_memory": data.in_memory}
+    facts["command"] = reproducing_command(config, result.folder)
     last = result.history[-1]
     facts |= {name: last[name] for name in ("widths", "blocks", "skipped") if name in last}
     structure = getattr(result.method, "structure", None)

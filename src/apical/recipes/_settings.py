@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from apical.errors import ConfigError
@@ -69,6 +71,41 @@ def apply_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
                 place = place[parent]
             place[leaf] = _value(name, text, types[name]) if name in types else parse_freely(text)
     return RunConfig.from_mapping(content)
+
+
+def reproducing_command(config: RunConfig, out: str | Path) -> str:
+    """The command that repeats a run: its recipe, and whatever differs from it.
+
+    Example:
+        >>> from apical.recipes import get_recipe
+        >>> reproducing_command(apply_settings(get_recipe("digits"), ["lr=0.02"]), "runs/a")
+        'apical train digits --set training.optimizer.lr=0.02 --out runs/a'
+    """
+    from apical.recipes._registry import get_recipe
+
+    try:
+        base = _flat(get_recipe(config.recipe))
+    except ConfigError:  # a config that was made by hand
+        base = {}
+    changed = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in _flat(config).items() if base.get(k) != v]
+    return " ".join(["apical train", config.recipe, *changed, "--out", shlex.quote(str(out))])
+
+
+def _flat(config: RunConfig) -> dict[str, str]:
+    """Every setting as the text that `--set` takes."""
+    content, found = config.to_mapping(), {}
+    for name in setting_types():
+        value: Any = content
+        for part in name.split("."):
+            value = value[part]
+        found[name] = _as_text(value)
+    return found | {f"model.{name}": _as_text(value) for name, value in content["model"]["options"].items()}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_as_text, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,8 @@ class Example:
         """All output tensors but carried states."""
         with quiet_rng(), torch.no_grad():
             torch.manual_seed(0)
-            outputs: Any = model(*self.args, **self.kwargs)
+            args, kwargs = _own((self.args, self.kwargs))  # a model may write into its inputs
+            outputs: Any = model(*args, **kwargs)
         if isinstance(outputs, dict):
             outputs = {k: v for k, v in outputs.items() if k not in self.state_outputs}
         elif isinstance(outputs, (tuple, list)):
@@ -59,12 +60,7 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
             for half in (list(kinds.values())[:split], list(kinds.values())[split:]):
                 refute([part for kind in half for part in kind])
         else:
-            first = _disagreement(structure, twin, example, candidates[:1], tolerance)
-            if first is not None:  # the same construction throughout the network
-                refuted.update({part.name: first for part in candidates})
-            else:
-                refute(candidates[: len(candidates) // 2])
-                refute(candidates[len(candidates) // 2 :])
+            _refute_alike(candidates, refute, refuted)
 
     agreed = True
     # Groups inside blocks are tested with every block present, then the blocks, then all together.
@@ -79,6 +75,24 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
     if not agreed:
         refuted.update({p.name: "refuted together with others" for p in parts if p.name not in refuted})
     return without(structure, refuted)
+
+
+def _refute_alike(
+    candidates: Sequence[Part], refute: Callable[[Sequence[Part]], None], refuted: dict[str, str]
+) -> None:
+    """Parts whose names differ in numbers only: often the same construction throughout the network."""
+    refute(candidates[:1])
+    known = len(refuted)
+    refute(candidates[-1:])
+    middle = candidates[1:-1]
+    if candidates[0].name in refuted and len(refuted) > known and middle:
+        refute(middle[len(middle) // 2 :][:1])  # a third witness
+        if len(refuted) > known + 1:
+            refuted.update({part.name: refuted[candidates[0].name] for part in middle})
+            return
+    half = len(middle) // 2
+    refute(middle[:half])
+    refute(middle[half:])
 
 
 def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
@@ -98,6 +112,10 @@ def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, fl
             "one ordinary call, on the model's device and with its dtype."
         ) from problem
     return _disturbed(copy.deepcopy(model)), example, 1e-3
+
+
+def _own(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
 
 
 def _double(tree: Any) -> Any:

@@ -1,0 +1,82 @@
+"""What a run folder says about its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apical.errors import DataError
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run, finished or not.
+
+    Attributes:
+        folder: the run folder.
+        config: config.json.
+        history: a record per epoch.
+        summary: summary.json; empty while the run has not finished.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def series(self, name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+        """(epoch, value) of a column of the history, epochs without it left out."""
+        found = []
+        for number, record in enumerate(self.history, 1):
+            value = record.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found.append((float(number), scale * value))
+        return found
+
+    def widths(self) -> dict[str, list[int]]:
+        """Width of every group in every epoch; 0 where its block was left out."""
+        found: dict[str, list[int]] = {}
+        for record in self.history:
+            skipped = record.get("skipped") or []
+            for name, width in (record.get("widths") or {}).items():
+                absent = any(name.startswith(f"{block}.") for block in skipped)
+                found.setdefault(name, []).append(0 if absent else int(width))
+        return {name: values for name, values in found.items() if len(values) == len(self.history)}
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read config.json, history.jsonl and, if it is there, summary.json.
+
+    Raises:
+        DataError: the folder does not hold a run, or a file is damaged.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise DataError(f"{path} is not a run folder: it has no config.json; expected what `apical train` wrote")
+    config = _json(path / "config.json")
+    summary = _json(path / "summary.json") if (path / "summary.json").exists() else {}
+    history = []
+    if (path / "history.jsonl").exists():
+        lines = (path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        history = [_parse(line, path / "history.jsonl", number) for number, line in enumerate(lines, 1) if line.strip()]
+    return RunRecord(path, config, history, summary)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return _parse(path.read_text(encoding="utf-8"), path, 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}, line {line}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}, line {line}: expected an object, got {type(content).__name__}")
+    return content

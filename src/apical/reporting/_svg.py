@@ -1,0 +1,142 @@
+"""Charts as inline SVG. Colours are CSS classes of the page, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 560, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
+MAX_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart: its name, its (x, y) points, and the number of its colour (1 to 4)."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: int = 1
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers from `low` to `high`, about `count` of them.
+
+    Example:
+        >>> ticks(0, 97)
+        [0.0, 20.0, 40.0, 60.0, 80.0]
+    """
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.8 * raw)
+    first = math.ceil(low / step - 1e-9)
+    return [round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def line_chart(title: str, series: Sequence[Series], unit: str = "", from_zero: bool = True) -> str:
+    """Lines over epochs, with axes, a legend, and the values as tooltips.
+
+    Args:
+        title: shown above, and read out by screen readers.
+        series: lines; those without points are left out.
+        unit: behind the numbers.
+        from_zero: whether the vertical axis starts at 0.
+
+    Returns:
+        A ``<figure>``; empty text if there is nothing to draw.
+    """
+    drawn = [Series(s.name, _thinned(s.points), s.colour) for s in series if s.points]
+    if not drawn:
+        return ""
+    xs, ys = ([point[axis] for s in drawn for point in s.points] for axis in (0, 1))
+    low, high = (0.0 if from_zero else min(ys)), max(ys)
+    if not high > low:
+        low, high = low - 0.5, low + 0.5
+    first, last = min(xs), max(max(xs), min(xs) + 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+        return across, HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for tick in ticks(low, high):
+        _, y = place(first, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="axis end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick:g}</text>')
+    for tick in ticks(first, last, 6):
+        if tick == int(tick):
+            x, _ = place(tick, low)
+            parts.append(f'<text class="axis mid" x="{x:.1f}" y="{HEIGHT - 8}">{tick:g}</text>')
+    for line in drawn:
+        corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
+        parts.append(f'<polyline class="line c{line.colour}" points="{corners}"/>')
+        for point in line.points:
+            x, y = place(*point)
+            label = escape(f"epoch {point[0]:g}, {line.name}: {point[1]:.4g}{unit}")
+            parts.append(
+                f'<circle class="dot c{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{label}</title></circle>'
+            )
+    legend = "".join(f'<span class="key k{s.colour}">{escape(s.name)}</span>' for s in drawn)
+    return (
+        f'<figure><figcaption>{escape(title)} {legend}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg></figure>'
+    )
+
+
+def heat_strip(widths: Mapping[str, Sequence[int]], full: Mapping[str, int]) -> str:
+    """A row per group, a column per epoch; the darker, the nearer to the full width.
+
+    Args:
+        widths: of each group in each epoch; 0 for absent.
+        full: width of each group in the template; the largest seen where it is not named.
+
+    Returns:
+        An ``<svg>``; empty text if there is nothing to draw.
+    """
+    epochs = max((len(values) for values in widths.values()), default=0)
+    if not epochs:
+        return ""
+    row, label = 14, 8 + 6.2 * min(40, max(map(len, widths)))
+    span = (760 - label) / epochs
+    parts = []
+    for index, (name, values) in enumerate(widths.items()):
+        top, most = index * row, full.get(name) or max(*values, 1)
+        parts.append(f'<text class="axis end" x="{label - 6:.0f}" y="{top + 11}">{escape(_short(name))}</text>')
+        for start, end, width in _runs(values):
+            when = f"epoch {start + 1}" if end == start + 1 else f"epochs {start + 1} to {end}"
+            what = f"{width} of {most}" if width else "absent"
+            parts.append(
+                f'<rect class="cell" x="{label + start * span:.2f}" y="{top}" width="{(end - start) * span:.2f}" '
+                f'height="{row - 2}" fill-opacity="{_shade(width / most):.2f}">'
+                f"<title>{escape(f'{name}, {when}: {what}')}</title></rect>"
+            )
+    return f'<svg viewBox="0 0 768 {len(widths) * row}" role="img" aria-label="widths by epoch">{"".join(parts)}</svg>'
+
+
+def _shade(fraction: float) -> float:
+    return 0.03 if fraction <= 0 else 0.1 + 0.9 * min(1.0, fraction)
+
+
+def _runs(values: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Stretches of equal values as (first, one past the last, value)."""
+    found: list[tuple[int, int, int]] = []
+    for position, value in enumerate(values):
+        if found and found[-1][2] == value:
+            found[-1] = (found[-1][0], position + 1, value)
+        else:
+            found.append((position, position + 1, value))
+    return found
+
+
+def _short(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else "…" + name[-most + 1 :]
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `MAX_POINTS` of the points, the last one among them."""
+    step = math.ceil(len(points) / MAX_POINTS)
+    return [*points[:-1:step], points[-1]]
