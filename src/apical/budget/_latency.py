@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class LatencyTable:
 
 
 def _size(kept: Any) -> int:
-    return kept if isinstance(kept, int) else len(kept)
+    return int(kept) if isinstance(kept, Integral) else len(kept)
 
 
 def time_ms(run: Callable[[], object], repeats: int = 7, at_least_s: float = 0.01) -> float:

@@ -44,7 +44,7 @@ def main() -> None:
     First steps:
       apical train digits                                    grow a small network, no download, under a minute
       apical train                                           list the recipes
-      apical inspect torchvision.models:resnet50 --input 1x3x224x224
+      apical inspect apical.models:resnet50 --input 1x3x224x224
                                                              what of a model can grow
       apical export runs/digits --format onnx                write the result for another runtime
 

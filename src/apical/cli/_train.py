@@ -28,8 +28,10 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ...")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True,
-    help="Change any setting, for example --set lr=0.05 --set model.width=8. --set help=1 lists them.",
+    help="Change any setting, for example --set lr=0.05 --set model.width=8."
+    " --list-settings shows all.",
 )  # fmt: skip
+@click.option("--list-settings", is_flag=True, help="Show the settings of RECIPE, and train nothing.")
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
 )
@@ -54,10 +56,10 @@ def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json:
     """
     from apical.training import make_progress
 
-    if recipe is None and resume is None:
+    if recipe is None and resume is None and not options["list_settings"]:
         _list_recipes()
         return
-    if _asks_for_help(options["settings"]):
+    if options.pop("list_settings"):
         _list_settings(recipe)
         return
     config, out = _resumed(recipe, resume, options) if resume is not None else _started(str(recipe), options)
@@ -121,10 +123,6 @@ def _list_recipes() -> None:
     for name, line in recipes().items():
         click.echo(f"  {name.ljust(width)}  {line}")
     click.echo("\nStart with `apical train digits`; it needs no download. `apical train --help` lists the options.")
-
-
-def _asks_for_help(settings: tuple[str, ...]) -> bool:
-    return any(text in ("help", "help=1", "?") for text in settings)
 
 
 def _list_settings(recipe: str | None) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_table
 from apical.errors import CheckpointError, ConfigError
-from apical.gates import age_temperature, draw_noise, penalty_weight
+from apical.gates import age_temperature, draw_noise, penalty_weight, relax
 from apical.growth._births import prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
@@ -290,11 +290,24 @@ class Grower:
         n = c.num_units
         if not self.config.grow_depth:
             scores[n:] = float("inf")
-        elif self.config.seed_style == "thin" or blocks:
-            stays = torch.sigmoid(self._beta()[n:] * c.scores[n:]) > BLOCK_FLOOR
-            wanted = stays if self.config.seed_style == "thin" else torch.zeros_like(stays)
-            scores[n:] = torch.where(wanted, float("inf"), -float("inf"))
+        elif self.config.seed_style == "thin":
+            scores[n:] = torch.where(self._wanted_blocks(), float("inf"), -float("inf"))
+        elif blocks:
+            scores[n:] = -float("inf")
         return scores
+
+    def _wanted_blocks(self) -> Tensor:
+        """Blocks of a thin network leave when their gate has closed, the least wanted first, as long as the widths
+        that remain can still use up the budget.
+        """
+        gates = relax(self.components.scores, self._beta())[self.components.num_units :]
+        wanted = torch.ones_like(gates, dtype=torch.bool)
+        gone: list[str] = []
+        for i in torch.argsort(gates).tolist():
+            trial = [*gone, self.structure.blocks[i].name]
+            if gates[i] < BLOCK_FLOOR and self.bound.load(self._streams, trial) >= 1:
+                wanted[i], gone = False, trial
+        return wanted
 
     def _ignored(self) -> set[str]:
         """Groups of which some member lies below an ignored module path."""

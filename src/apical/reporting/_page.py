@@ -165,7 +165,8 @@ def _settings(run: RunRecord) -> str:
     versions = run.summary.get("versions") or run.config.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     rows = list(_flat({name: value for name, value in run.config.items() if name not in ("versions", "input")}))
-    return f"<h2>Settings</h2><p>{escape(made)}</p><details><summary>all settings</summary>{_table(('setting', 'value'), rows)}</details>"
+    table = _table(("setting", "value"), rows)
+    return f"<h2>Settings</h2><p>{escape(made)}</p><details><summary>all settings</summary>{table}</details>"
 
 
 def _template(run: RunRecord) -> Mapping[str, Any]:

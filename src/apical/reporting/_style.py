@@ -19,11 +19,13 @@ figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: 4px; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); } .axis { fill: var(--soft); font-size: 11px; } .end { text-anchor: end; }
 .mid { text-anchor: middle; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.line.c1 { stroke: var(--c1); } .line.c2 { stroke: var(--c2); } .line.c3 { stroke: var(--c3); } .line.c4 { stroke: var(--c4); }
+.line.c1 { stroke: var(--c1); } .line.c2 { stroke: var(--c2); } .line.c3 { stroke: var(--c3); }
+.line.c4 { stroke: var(--c4); }
 .dot { fill-opacity: 0; } .dot:hover { fill-opacity: 1; }
 .dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); } .dot.c3 { fill: var(--c3); } .dot.c4 { fill: var(--c4); }
 .key { font-weight: 400; font-size: 13px; color: var(--soft); margin-left: 12px; }
-.key::before { content: ""; display: inline-block; width: 14px; height: 3px; margin-right: 5px; vertical-align: middle; }
+.key::before { content: ""; display: inline-block; width: 14px; height: 3px;
+  margin-right: 5px; vertical-align: middle; }
 .k1::before { background: var(--c1); } .k2::before { background: var(--c2); }
 .k3::before { background: var(--c3); } .k4::before { background: var(--c4); }
 .cell { fill: var(--c1); }

@@ -31,7 +31,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     if not high > low:
         return [low]
     raw = (high - low) / count
-    power = 10 ** math.floor(math.log10(raw))
+    power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.8 * raw)
     first = math.ceil(low / step - 1e-9)
     return [round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -97,13 +97,6 @@ def _refute_alike(
 
 def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
     """A float64 copy with nothing trivially zero (a float32 copy where the model cannot run in float64)."""
-    twin = _disturbed(copy.deepcopy(model).double())
-    wide = Example(_double(example.args), _double(example.kwargs), example.state_outputs)
-    try:
-        if all(bool(t.isfinite().all()) for t in wide.run(twin) if t.is_floating_point()):
-            return twin, wide, 1e-10
-    except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype)
-        pass
     try:
         example.run(model)
     except Exception as problem:
@@ -111,6 +104,13 @@ def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, fl
             f"the model does not run on the example inputs: {type(problem).__name__}: {problem}. Pass the inputs of "
             "one ordinary call, on the model's device and with its dtype."
         ) from problem
+    twin = _disturbed(copy.deepcopy(model).double())
+    wide = Example(_double(example.args), _double(example.kwargs), example.state_outputs)
+    try:
+        if all(bool(t.isfinite().all()) for t in wide.run(twin) if t.is_floating_point()):
+            return twin, wide, 1e-10
+    except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype)
+        pass
     return _disturbed(copy.deepcopy(model)), example, 1e-3
 
 

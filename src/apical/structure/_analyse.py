@@ -142,14 +142,14 @@ def propose(
 
 def _freeze_outputs(walk: Walk, program: ExportedProgram, state_outputs: Sequence[int | str]) -> None:
     output = next(n for n in program.graph.nodes if n.op == "output")
-    leaves = [n for n in output.args[0] if isinstance(n, fx.Node)]
+    leaves: tuple[Any, ...] = tuple(output.args[0])  # constants such as None are leaves too
     paths = _output_paths(program, len(leaves))
     unknown = [s for s in state_outputs if s not in paths]
     if unknown:
         names = ", ".join(map(repr, dict.fromkeys(p for p in paths if p is not None))) or "a single tensor"
         raise TraceError(f"state_outputs names {unknown[0]!r}, but the model's outputs are {names}")
     for node, top in zip(leaves, paths, strict=True):
-        if top not in state_outputs:
+        if isinstance(node, fx.Node) and top not in state_outputs:
             walk.freeze_value(walk.values[node], OUTPUT)
 
 

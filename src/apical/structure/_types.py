@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -162,7 +163,7 @@ class Structure:
         for name, kept in (keep or {}).items():
             if name not in self._group_order:
                 self.group(name)
-            sizes[self._group_order[name]] = kept if isinstance(kept, int) else len(kept)
+            sizes[self._group_order[name]] = int(kept) if isinstance(kept, Integral) else len(kept)
         skipped = [self._block_order[name] if name in self._block_order else self._no_block(name) for name in skip]
         return model.price(sizes, skipped)
 

@@ -1,0 +1,250 @@
+"""The command line: what people type, what they see, and the exit codes that programs see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from photo_folder import write_image_folder
+from torch import nn
+
+from apical.cli import main
+from apical.training import Interrupted
+
+TINY = (
+    "--set=data.path=synthetic",
+    "--set=limit=64",
+    "--set=batch_size=16",
+    "--set=model.depth=8",
+    "--set=model.width=8",
+    "--device=cpu",
+    "--epochs=2",
+)
+
+
+def apical(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that must not be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert apical("train", "digits", *TINY, "--out", folder, "--quiet").exit_code == 0
+    return folder
+
+
+def test_help_says_what_to_type_next() -> None:
+    for arguments in ([], ["--help"], ["train", "--help"], ["inspect", "-h"], ["export", "--help"], ["report", "--help"]):
+        result = apical(*arguments)
+        assert "apical" in result.output
+        assert "Traceback" not in result.output
+    assert "apical train digits" in apical("--help").output
+    assert "apical train --resume" in apical("train", "--help").output
+
+
+def test_training_without_a_recipe_lists_them() -> None:
+    result = apical("train")
+    assert result.exit_code == 0
+    assert "cifar10-resnet20" in result.output
+    assert "apical train digits" in result.output
+
+
+def test_settings_of_a_recipe_can_be_listed() -> None:
+    result = apical("train", "cifar10-resnet20", "--list-settings")
+    assert "training.optimizer.lr = 0.1" in result.output
+    assert "data.path = cifar10" in result.output
+    assert "model.depth = 14" in apical("train", "digits", "--list-settings").output
+
+
+def test_train_prints_a_line_per_epoch_and_where_the_report_is(tmp_path: Path) -> None:
+    result = apical("train", "digits", *TINY, "--out", tmp_path / "a", "--method", "uniform", "--seed", "5")
+    assert result.exit_code == 0, result.output
+    assert "MACs %" in result.output
+    assert "report.html" in result.output
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["seed"] == 5
+
+
+def test_train_json_is_an_object_per_line(tmp_path: Path) -> None:
+    result = apical("train", "digits", *TINY, "--out", tmp_path / "a", "--method", "dense", "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["start", "epoch", "epoch", "summary"]
+
+
+def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert apical("train", "digits", *TINY, "--method", "dense", "--quiet").exit_code == 0
+    assert (tmp_path / "runs" / "digits" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digit"], "did you mean 'digits'?"),
+        (["train", "digits", "--set", "lr=fast"], "expected a number, got 'fast'"),
+        (["train", "digits", "--set", "lr"], "expected key=value"),
+        (["train", "digits", "--set", "learning_rat=1"], "no such setting"),
+        (["train", "digits", "--budget", "much"], "cannot read the budget"),
+        (["train", "digits", "--method", "grwn"], "did you mean 'grown'?"),
+        (["train", "digits", "--device", "gpu"], "expected 'auto', 'cpu', 'cuda'"),
+        (["train", "digits", "--model", "resnet21"], "did you mean 'resnet20'?"),
+        (["train", "digits", "--data", "/no/such/folder"], "/no/such/folder is not a folder"),
+        (["train", "folder"], "--data FOLDER"),
+        (["train", "--resume", "/no/such/run"], "expected a run folder"),
+        (["train", "digits", "--resume", "x", "--epochs", "3"], "leave out RECIPE digits, --epochs"),
+        (["inspect", "apical.models:resnet21", "--input", "1x3x8x8"], "did you mean 'resnet20'?"),
+        (["inspect", "apical.models", "--input", "1x3x8x8"], "expected package.module:callable"),
+        (["inspect", "apical.models:resnet20", "--input", "1x1x8x8"], "expected input"),
+        (["inspect", "apical.models:resnet20", "--input", "1x3xa"], "not like 1x3x224x224"),
+        (["inspect", "apical.models:resnet20", "--input", "3:int9"], "is none of float32"),
+        (["inspect", "apical.models:resnet20", "--input", "3:int64:0"], "no number of values"),
+        (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "{"], "is no JSON"),
+        (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "[1]"], "is no JSON object"),
+        (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", '{"depth": 3}'], "takes no argument"),
+        (["export", "/no/such/run", "--format", "onnx"], "expected a run folder"),
+        (["export", "/no/such/run", "--format", "tflite"], "'tflite' is not one of"),
+        (["report", "/no/such/run"], "is not a run folder"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = apical(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_folder_with_a_run_is_refused_with_both_ways_out(finished: Path) -> None:
+    result = apical("train", "digits", *TINY, "--out", finished, "--quiet")
+    assert result.exit_code == 2
+    assert f"apical train --resume {finished}" in result.stderr
+    assert "--overwrite" in result.stderr
+
+
+def test_an_impossible_budget_says_what_can_be_reached(tmp_path: Path) -> None:
+    result = apical("train", "digits", *TINY, "--budget", "0.001% macs", "--out", tmp_path / "a", "--quiet")
+    assert result.exit_code == 2
+    assert "the smallest that can be grown from this model costs" in result.stderr
+
+
+def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Interrupted("stopped by SIGTERM after epoch 1", "SIGTERM")
+
+    monkeypatch.setattr("apical.recipes.run", stopped)
+    result = apical("train", "digits", "--out", tmp_path / "a")
+    assert result.exit_code == 75
+    assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
+
+
+def test_a_programming_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("apical.recipes.run", broken)
+    with pytest.raises(ZeroDivisionError):
+        apical("train", "digits", "--out", tmp_path / "a")
+
+
+def test_a_finished_run_can_be_resumed_and_ends_the_same(tmp_path: Path) -> None:
+    assert apical("train", "digits", *TINY, "--out", tmp_path, "--overwrite", "--quiet").exit_code == 0
+    before = json.loads((tmp_path / "summary.json").read_text())
+    result = apical("train", "--resume", tmp_path, "--quiet")
+    assert result.exit_code == 0, result.output
+    after = json.loads((tmp_path / "summary.json").read_text())
+    assert {k: before[k] for k in ("test_loss", "macs", "num_params")} == {
+        k: after[k] for k in ("test_loss", "macs", "num_params")
+    }
+
+
+def test_a_folder_of_photographs_with_a_model_by_name(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "photos", images=10, sizes=((12, 14), (16, 12)))
+    settings = ["--set=image_size=8", "--set=resize=10", "--set=batch_size=8", "--set=amp=none", "--set=workers=0"]
+    settings += ["--set=model.depth=8", "--set=growth.divisor=1", "--device=cpu", "--epochs=2", "--budget=60% macs"]
+    out = tmp_path / "run"
+    result = apical(
+        "train", "folder", "--data", tmp_path / "photos", "--model", "CifarResNet", *settings, "--out", out, "--quiet"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "config.json").read_text())["input"]["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
+def test_export_writes_what_it_checked(kind: str, finished: Path, tmp_path: Path) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    result = apical("export", finished, "--format", kind, "--out", tmp_path / f"net.{kind}")
+    assert result.exit_code == 0, result.output
+    assert "largest difference" in result.output
+    assert (tmp_path / f"net.{kind}").exists()
+
+
+def test_export_refuses_an_unfinished_run(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    result = apical("export", tmp_path, "--format", "pt2")
+    assert result.exit_code == 2
+    assert "architecture.json does not exist" in result.stderr
+
+
+def test_inspect_prints_a_table_or_json() -> None:
+    result = apical("inspect", "apical.models:CifarResNet", "--input", "1x3x16x16", "--kwargs", '{"depth": 8, "width": 4}')
+    assert result.exit_code == 0, result.output
+    assert "skippable blocks" in result.output
+    assert "reaches the model's output" in result.output
+    result = apical("inspect", "apical.models:resnet20", "--input", "1x3x16x16", "--json")
+    content = json.loads(result.stdout)
+    assert len(content["groups"]) == 12
+    assert len(content["blocks"]) == 7
+    assert 0 < content["least_macs"] < content["macs"]
+    assert content["frozen"][0]["name"] == "fc"
+
+
+def test_inspect_draws_whole_numbers_for_embeddings() -> None:
+    kwargs = '{"vocab_size": 31, "embedding_size": 12, "hidden_sizes": [16]}'
+    result = apical("inspect", "apical.models:LSTMLanguageModel", "--input", "5x2:int64:31", "--kwargs", kwargs)
+    assert result.exit_code == 0, result.output
+
+
+class Given(nn.Module):
+    """A model of the user's with two inputs."""
+
+    def __init__(self, wide: int = 6) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(3, wide), nn.Linear(2, wide), nn.Linear(wide, 2)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.a(x) + self.b(y)))
+
+
+def test_inspect_takes_a_model_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "given_net_xyz.py").write_text(f"import torch\nfrom torch import nn\n{_source(Given)}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    result = apical("inspect", "given_net_xyz:Given", "--input", "1x3", "--input", "1x2:float32", "--json")
+    assert result.exit_code == 0, result.output
+    assert [group["size"] for group in json.loads(result.stdout)["groups"]] == [6]
+
+
+def _source(kind: type) -> str:
+    import inspect
+
+    return inspect.getsource(kind)
+
+
+@pytest.mark.run
+def test_the_module_can_be_run(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "apical", "train", "digit"], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("apical: there is no recipe 'digit'")

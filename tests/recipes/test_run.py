@@ -1,0 +1,190 @@
+"""Whole runs on generated images: every method leaves a whole folder, repeats bit for bit, and resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import apical
+from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError
+from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, methods, read_config, run, template
+from apical.training import TrainingResult, make_progress
+
+FILES = {
+    "config.json",
+    "history.jsonl",
+    "checkpoint.pt",
+    "architecture.json",
+    "model.safetensors",
+    "summary.json",
+    "report.html",
+}
+SUMMARY = {
+    "test_accuracy",
+    "macs",
+    "macs_fraction",
+    "num_params",
+    "params_fraction",
+    "train_macs_fraction",
+    "train_macs_vs_final",
+    "train_seconds",
+    "seed",
+    "method",
+    "recipe",
+    "device",
+    "versions",
+    "budget",
+    "command",
+    "template",
+    "widths",
+}
+TINY = (
+    "data.path=synthetic",
+    "limit=64",
+    "crop_padding=1",
+    "batch_size=16",
+    "epochs=4",
+    "model.depth=8",
+    "model.width=8",
+    "device=cpu",
+    "lr=0.05",
+)
+
+
+def tiny(*settings: str) -> RunConfig:
+    return apply_settings(get_recipe("digits"), [*TINY, *settings])
+
+
+def do(config: RunConfig, out: Path, **options: Any) -> TrainingResult:
+    return run(config, out, progress=make_progress("quiet"), **options)
+
+
+@pytest.mark.parametrize("method", ["grown", "dense", "uniform"])
+def test_every_method_leaves_a_whole_run_folder(method: str, tmp_path: Path) -> None:
+    assert method in methods()
+    result = do(tiny(f"method={method}"), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} - {"checkpoint.prev.pt"} == FILES
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) >= SUMMARY
+    assert (summary["method"], summary["recipe"], summary["seed"]) == (method, "digits", 0)
+    assert summary["num_params"] == sum(p.numel() for p in result.model.parameters())
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 4
+    structure = apical.trace(result.model, torch.zeros(1, 3, 16, 16))
+    assert structure.macs() == summary["macs"]
+    if method == "dense":
+        assert summary["macs_fraction"] == summary["train_macs_fraction"] == 1
+    else:
+        assert summary["macs_fraction"] <= 0.505
+    if method == "uniform":
+        assert summary["macs_fraction"] == pytest.approx(0.5, rel=0.06)  # widths of 8 are coarse
+        assert summary["train_macs_vs_final"] == 1
+
+
+def test_the_saved_network_is_that_of_the_run(tmp_path: Path) -> None:
+    result = do(tiny(), tmp_path)
+    model, full_model, example = load_run(tmp_path)
+    assert tuple(example.shape) == (1, 3, 16, 16)
+    assert sum(p.numel() for p in full_model.parameters()) > sum(p.numel() for p in model.parameters())
+    assert {type(m) for m in model.modules()} <= {type(m) for m in full_model.modules()}
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model(images), result.model.eval()(images))
+    assert read_config(tmp_path) == tiny()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    first, second, third = (do(tiny(f"seed={seed}"), tmp_path / str(n)) for n, seed in enumerate((3, 3, 4)))
+    a, b, c = (result.model.state_dict() for result in (first, second, third))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(a[name].shape != c[name].shape or not torch.equal(a[name], c[name]) for name in a if name in c)
+
+
+class StopAfter:
+    """A progress display that stops the run by an exception after an epoch, as a killed process would."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def start(self, epochs: int, run: str) -> None: ...
+
+    def step(self, epoch: int, step: int, steps: int) -> None: ...
+
+    def epoch(self, record: Any) -> None:
+        if record["epoch"] == self.epochs:
+            raise KeyboardInterrupt
+
+    def message(self, text: str) -> None: ...
+
+    def summary(self, summary: Any) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("method", ["grown", "uniform"])
+def test_a_resumed_run_ends_as_if_it_had_not_been_stopped(method: str, tmp_path: Path) -> None:
+    config = tiny(f"method={method}", "ema_decay=0.9", "validation_fraction=0.2")
+    whole = do(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut", progress=StopAfter(2))
+    resumed = do(read_config(tmp_path / "cut"), tmp_path / "cut", resume=True)
+    a, b = whole.model.state_dict(), resumed.model.state_dict()
+    assert list(a) == list(b)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert whole.summary["test_loss"] == resumed.summary["test_loss"]
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(tmp_path: Path) -> None:
+    do(tiny("epochs=1", "method=dense"), tmp_path)
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        do(tiny("epochs=1", "method=dense"), tmp_path)
+    with pytest.raises(CheckpointError):
+        do(tiny("epochs=1", "method=dense", "lr=0.01"), tmp_path, resume=True)
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert do(tiny("epochs=1", "method=dense", "lr=0.01"), tmp_path, overwrite=True).summary["epochs"] == 1
+
+
+@pytest.mark.parametrize("method", ["grown", "uniform"])
+def test_an_impossible_budget_is_refused_before_training(method: str, tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="no network meets the budget"):
+        do(tiny(f"method={method}", "budget=0.001% macs"), tmp_path)
+    assert not (tmp_path / "history.jsonl").exists()
+
+
+def test_wrong_methods_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no 'grow'; did you mean 'grown'"):
+        do(tiny("method=grow"), tmp_path)
+    with pytest.raises(ConfigError, match="loops of your own"):
+        do(tiny("growth.interval_unit=steps"), tmp_path)
+    with pytest.raises(ConfigError, match="does not exist; expected a run folder"):
+        read_config(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="holds no object"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_run(tmp_path)
+
+
+def test_an_unfinished_run_has_no_network_to_load(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny("method=dense"), tmp_path, progress=StopAfter(1))
+    with pytest.raises(ApicalError, match=r"architecture\.json does not exist"):
+        load_run(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["input"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="does not say what the model's input is"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10-resnet20", "cifar10-resnet56", "fashion-mnist", "cifar10-vgg16"])
+def test_the_models_of_the_recipes_are_built_and_accept_their_images(name: str) -> None:
+    config = get_recipe(name)
+    size = config.data.image_size or 28
+    channels = 1 if name == "fashion-mnist" else 3
+    template(config, tuple("0123456789"), (channels, size, size))

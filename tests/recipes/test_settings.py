@@ -1,0 +1,164 @@
+"""Recipes are complete and typed; settings change them with the types' errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from apical.errors import ApicalError, BudgetError, ConfigError
+from apical.recipes import RunConfig, apply_settings, get_recipe, recipes, register_method, register_recipe
+from apical.recipes._settings import reproducing_command, setting_types
+
+NAMES = {
+    "digits",
+    "fashion-mnist",
+    "cifar10-resnet20",
+    "cifar10-vgg16",
+    "cifar10-wrn28-10",
+    "cifar10-resnet56",
+    "imagenet-resnet50",
+    "imagenet-mobilenetv1",
+    "folder",
+}
+
+
+def test_the_recipes_that_are_promised_exist() -> None:
+    assert set(recipes()) == NAMES
+    assert all(len(line) < 120 and line.endswith(".") for line in recipes().values())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_recipe_survives_json_and_says_its_own_name(name: str) -> None:
+    config = get_recipe(name)
+    assert config.recipe == name
+    assert RunConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
+
+
+def test_a_mistyped_recipe_gets_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'cifar10-resnet2'; did you mean 'cifar10-resnet20'\?"):
+        get_recipe("cifar10-resnet2")
+    with pytest.raises(ConfigError, match=r"no recipe 'zzz'\. The recipes are digits, fashion-mnist"):
+        get_recipe("zzz")
+
+
+def test_settings_are_typed_and_found_by_their_end() -> None:
+    changed = apply_settings(
+        get_recipe("digits"),
+        [
+            "lr=0.02",
+            "training.batch_size=32",
+            "clip_grad_norm=1",
+            "ema_decay=none",
+            "flip=yes",
+            "milestones=10,20",
+            "schedule.name=step",
+            "growth.divisor=8",
+            "growth.ignore=fc,conv1",
+            "model.width=8",
+            "budget=30% macs",
+            "method=uniform",
+        ],
+    )
+    assert changed.training.optimizer.lr == 0.02
+    assert changed.training.batch_size == 32
+    assert changed.training.clip_grad_norm == 1
+    assert changed.training.ema_decay is None
+    assert changed.data.flip is True
+    assert changed.training.schedule.milestones == (10, 20)
+    assert changed.growth.divisor == 8
+    assert changed.growth.ignore == ("fc", "conv1")
+    assert changed.model.options == {"depth": 14, "width": 8}
+    assert (changed.budget, changed.method) == ("30% macs", "uniform")
+
+
+def test_epochs_move_the_schedule_and_seed_reaches_growth() -> None:
+    recipe = get_recipe("imagenet-resnet50")
+    changed = apply_settings(recipe, ["warmup_epochs=2", "seed=7", "epochs=9"])
+    assert changed.training.schedule.warmup_epochs == 2
+    assert apply_settings(recipe, ["epochs=9"]).training.schedule.warmup_epochs == pytest.approx(0.5)
+    assert (changed.training.seed, changed.growth.seed) == (7, 7)
+    assert apply_settings(recipe, ["growth.seed=3"]).training.seed == recipe.training.seed
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr=abc", r"training\.optimizer\.lr=abc: expected a number, got 'abc'"),
+        ("epochs=1.5", r"expected a whole number, got '1.5'"),
+        ("epochs=0", "expected at least 1"),
+        ("flip=maybe", "expected true or false"),
+        ("limit=many", "expected a whole number or none"),
+        ("milestones=1,x", "expected whole numbers with commas between"),
+        ("amp=fp8", "expected 'none' or 'bfloat16' or 'float16'"),
+        ("growth.sampling=dice", "expected 'budgeted' or 'lambda' or 'independent'"),
+        ("name=sgd", r"several settings are called so: .*training\.optimizer\.name, training\.schedule\.name"),
+        ("batchsize=3", r"no such setting; did you mean 'batch_size'\?"),
+        ("training.lr=3", "no such setting; did you mean"),
+        ("recipe=other", "no such setting"),
+        ("lr", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("lr=-1", "lr=-1.0, expected a positive number"),
+        ("crop_scale=2", r"crop_scale=2.0, expected a number in \(0, 1\]"),
+        ("validation_fraction=1", r"expected a number in \[0, 1\)"),
+        ("resize=8", "expected at least image_size"),
+        ("growth.freeze_at=0.1", "lies before growth_end"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_was_expected(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        apply_settings(get_recipe("digits"), [setting])
+
+
+def test_an_unreadable_budget_is_refused_before_anything_starts() -> None:
+    with pytest.raises(BudgetError, match="cannot read the budget 'half'"):
+        apply_settings(get_recipe("digits"), ["budget=half"])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"training": {"epochs": "many"}},
+        {"training": {"epoch": 3}},
+        {"model": {"nam": "x"}},
+        {"model": "resnet20"},
+        {"data": {"path": 3}},
+        {"growth": {"divisor": 2.5}},
+        {"budget": 0.5},
+        {"extra": 1},
+    ],
+)
+def test_a_damaged_config_is_refused(damage: dict[str, object]) -> None:
+    with pytest.raises(ApicalError):
+        RunConfig.from_mapping({**get_recipe("digits").to_mapping(), **damage})
+    with pytest.raises(ConfigError, match="model, data"):
+        RunConfig.from_mapping({"recipe": "digits"})
+
+
+def test_the_reproducing_command_gives_the_config_back() -> None:
+    settings = ["lr=0.02", "seed=3", "budget=0.1M params", "model.width=8", "milestones=1,2", "limit=20", "flip=true"]
+    config = apply_settings(get_recipe("digits"), settings)
+    import shlex
+
+    words = shlex.split(reproducing_command(config, Path("a folder")))
+    assert words[:3] == ["apical", "train", "digits"]
+    assert words[-2:] == ["--out", "a folder"]
+    again = [word for flag, word in zip(words, words[1:], strict=False) if flag == "--set"]
+    assert apply_settings(get_recipe("digits"), again) == config
+
+
+def test_registering_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="already"):
+        register_recipe("digits")(lambda: get_recipe("digits"))
+    with pytest.raises(ConfigError, match="already"):
+        register_method("dense")(lambda config, example: lambda model, optimizer, copies: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ConfigError, match="needs a docstring"):
+        register_recipe("undocumented")(lambda: get_recipe("digits"))
+
+
+def test_every_setting_can_be_written_and_read_back() -> None:
+    config = get_recipe("folder")
+    command = reproducing_command(config, "x")
+    assert command == "apical train folder --out x"
+    assert {"training.seed", "growth.divisor", "data.path", "method"} <= set(setting_types())

@@ -1,0 +1,143 @@
+"""The report page: whole, self-contained, honest about runs that are not finished."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apical.errors import DataError
+from apical.reporting import Series, heat_strip, line_chart, read_run, write_report
+
+VOID = {"meta", "line", "polyline", "circle", "rect", "br"}
+
+
+class Checker(HTMLParser):
+    """Every tag is closed by its own kind, and nothing is fetched from anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.fetched += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+        elif tag == "circle" or tag == "rect":
+            pass
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parsed(path: Path) -> tuple[str, str]:
+    checker, page = Checker(), path.read_text(encoding="utf-8")
+    checker.feed(page)
+    assert not checker.open
+    assert not checker.fetched
+    assert "<script" not in page
+    assert "url(" not in page
+    assert "prefers-color-scheme: dark" in page
+    return page, " ".join(checker.text)
+
+
+def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": "digits", "method": "grown", "budget": "50% macs", "training": {"epochs": 3, "seed": 0}, **config}
+    (folder / "config.json").write_text(json.dumps(content))
+    records = [
+        {
+            "epoch": number,
+            "train_loss": 2.0 / number,
+            "eval_loss": 2.5 / number,
+            "train_accuracy": 0.3 * number,
+            "eval_accuracy": None if number == 2 else 0.25 * number,
+            "macs_fraction": 0.1 * number,
+            "params_fraction": 0.15 * number,
+            "step_seconds": 1.5,
+            "blocks": 2,
+            "widths": {"conv1": 2 * number, "layer1.0.conv1": 4},
+            "skipped": ["layer1.0"] if number == 3 else [],
+        }
+        for number in range(1, epochs + 1)
+    ]
+    (folder / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if finished:
+        summary = {
+            "test_accuracy": 0.9725,
+            "macs_fraction": 0.3,
+            "num_params": 12345,
+            "command": "apical train digits --out 'a & b'",
+            "template": {
+                "widths": {"conv1": 16, "layer1.0.conv1": 8},
+                "roles": {"conv1": "stream", "layer1.0.conv1": "inner"},
+                "frozen": [{"name": "fc", "size": 10, "reason": "reaches the model's output"}],
+            },
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_the_page_holds_figures_charts_widths_reasons_and_the_command(tmp_path: Path) -> None:
+    page, text = parsed(write_report(make_run(tmp_path)))
+    for part in ("97.25 %", "12,345", "reaches the model's output", "apical train digits --out 'a & b'", "layer1.0.conv1"):
+        assert part in text
+    assert "Blocks that were left out: layer1.0." in text
+    assert "layer1.0.conv1, epochs 1 to 2: 4 of 8" in text
+    assert "layer1.0.conv1, epoch 3: absent" in text
+    assert "training.seed" in text
+    assert page.count("<polyline") >= 6
+
+
+def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path: Path) -> None:
+    _, text = parsed(write_report(make_run(tmp_path / "run", epochs=1, finished=False)))
+    assert "Not finished: 1 of 3 epochs" in text
+    assert "apical train --resume run" in text
+    parsed(write_report(make_run(tmp_path / "empty", epochs=0, finished=False), tmp_path / "elsewhere.html"))
+
+
+def test_what_files_say_is_escaped(tmp_path: Path) -> None:
+    page, _ = parsed(write_report(make_run(tmp_path, recipe="<script>alert(1)</script>")))
+    assert "&lt;script&gt;" in page
+
+
+def test_a_long_run_keeps_the_page_small(tmp_path: Path) -> None:
+    path = write_report(make_run(tmp_path, epochs=3000))
+    assert path.stat().st_size < 1_500_000
+
+
+def test_damaged_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not a run folder"):
+        read_run(tmp_path)
+    make_run(tmp_path)
+    (tmp_path / "history.jsonl").write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(DataError, match=r"history\.jsonl, line 2: not JSON"):
+        write_report(tmp_path)
+    (tmp_path / "history.jsonl").write_text("3\n")
+    with pytest.raises(DataError, match="expected an object, got int"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_charts_draw_inside_their_frame() -> None:
+    chart = line_chart("t", [Series("a", [(1, 5.0), (2, -3.0), (3, 0.25)])], from_zero=False)
+    corners = re.search(r'points="([^"]+)"', chart)
+    assert corners is not None
+    for corner in corners[1].split():
+        x, y = map(float, corner.split(","))
+        assert 0 <= x <= 560
+        assert 0 <= y <= 220
+    assert line_chart("t", [Series("a", [])]) == ""
+    assert "polyline" in line_chart("t", [Series("constant", [(1, 0.0)])])
+    assert heat_strip({}, {}) == ""
+    assert heat_strip({"a": [0, 0]}, {}).count("<rect") == 1
