@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from photo_folder import write_image_folder
 from torch import nn
 
 from apical.cli import main
 from apical.training import Interrupted
+from photo_folder import write_image_folder
 
 TINY = (
     "--set=data.path=synthetic",
@@ -42,7 +42,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_says_what_to_type_next() -> None:
-    for arguments in ([], ["--help"], ["train", "--help"], ["inspect", "-h"], ["export", "--help"], ["report", "--help"]):
+    for arguments in (
+        [],
+        ["--help"],
+        ["train", "--help"],
+        ["inspect", "-h"],
+        ["export", "--help"],
+        ["report", "--help"],
+    ):
         result = apical(*arguments)
         assert "apical" in result.output
         assert "Traceback" not in result.output
@@ -196,7 +203,9 @@ def test_export_refuses_an_unfinished_run(finished: Path, tmp_path: Path) -> Non
 
 
 def test_inspect_prints_a_table_or_json() -> None:
-    result = apical("inspect", "apical.models:CifarResNet", "--input", "1x3x16x16", "--kwargs", '{"depth": 8, "width": 4}')
+    result = apical(
+        "inspect", "apical.models:CifarResNet", "--input", "1x3x16x16", "--kwargs", '{"depth": 8, "width": 4}'
+    )
     assert result.exit_code == 0, result.output
     assert "skippable blocks" in result.output
     assert "reaches the model's output" in result.output
@@ -244,7 +253,11 @@ def _source(kind: type) -> str:
 def test_the_module_can_be_run(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "apical", "train", "digit"], capture_output=True, text=True, env=environment, cwd=tmp_path
+        [sys.executable, "-m", "apical", "train", "digit"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
     )
     assert done.returncode == 2
     assert done.stderr.startswith("apical: there is no recipe 'digit'")

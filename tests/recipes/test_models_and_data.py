@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from photo_folder import write_image_folder
 from torch import nn
-from torchvision_shim import has_torchvision, import_torchvision
 
 from apical.errors import ApicalError, ConfigError, DataError
 from apical.recipes import DataConfig, ModelConfig, build_model, import_callable, prepare_data
 from apical.recipes._model import check_outputs
 from apical.training import TrainingConfig
+from photo_folder import write_image_folder
+from torchvision_shim import has_torchvision, import_torchvision
 
 TRAINING = TrainingConfig(epochs=1, batch_size=8, device="cpu")
 
@@ -30,7 +30,8 @@ def test_the_data_decides_classes_and_channels() -> None:
 def test_a_callable_of_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_nets_xyz.py").write_text(
         "from torch import nn\n"
-        "def net(num_classes, wide=2):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, wide), nn.Linear(wide, num_classes))\n"
+        "def net(num_classes, wide=2):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(12, wide), nn.Linear(wide, num_classes))\n"
         "def nothing():\n    return 3\n"
         "def broken():\n    raise RuntimeError('no luck')\n"
         "number = 3\n"
@@ -49,7 +50,7 @@ def test_a_callable_of_the_current_folder_can_be_named(tmp_path: Path, monkeypat
     }.items():
         with pytest.raises(ConfigError, match=message):
             build_model(ModelConfig(name), 7, 3)
-    with pytest.raises(ConfigError, match="expected package.module:callable"):
+    with pytest.raises(ConfigError, match=r"expected package\.module:callable"):
         import_callable("my_nets_xyz")
 
 

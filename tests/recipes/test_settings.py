@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -139,12 +141,10 @@ def test_a_damaged_config_is_refused(damage: dict[str, object]) -> None:
 def test_the_reproducing_command_gives_the_config_back() -> None:
     settings = ["lr=0.02", "seed=3", "budget=0.1M params", "model.width=8", "milestones=1,2", "limit=20", "flip=true"]
     config = apply_settings(get_recipe("digits"), settings)
-    import shlex
-
     words = shlex.split(reproducing_command(config, Path("a folder")))
     assert words[:3] == ["apical", "train", "digits"]
     assert words[-2:] == ["--out", "a folder"]
-    again = [word for flag, word in zip(words, words[1:], strict=False) if flag == "--set"]
+    again = [word for flag, word in pairwise(words) if flag == "--set"]
     assert apply_settings(get_recipe("digits"), again) == config
 
 

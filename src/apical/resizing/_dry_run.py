@@ -11,10 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.errors import TraceError
 from apical.resizing._gates import zero_gates_
 from apical.resizing._resize import resize_
-from apical.structure import ChannelGroup, CostTerm, Frozen, SizeAxis, SkippableBlock, Structure, quiet_rng
+from apical.structure import (
+    ChannelGroup,
+    CostTerm,
+    Frozen,
+    SizeAxis,
+    SkippableBlock,
+    Structure,
+    check_runs,
+    own,
+    quiet_rng,
+)
 
 Part = ChannelGroup | SkippableBlock
 
@@ -31,7 +40,7 @@ class Example:
         """All output tensors but carried states."""
         with quiet_rng(), torch.no_grad():
             torch.manual_seed(0)
-            args, kwargs = _own((self.args, self.kwargs))  # a model may write into its inputs
+            args, kwargs = own((self.args, self.kwargs))  # a model may write into its inputs
             outputs: Any = model(*args, **kwargs)
         if isinstance(outputs, dict):
             outputs = {k: v for k, v in outputs.items() if k not in self.state_outputs}
@@ -97,13 +106,7 @@ def _refute_alike(
 
 def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
     """A float64 copy with nothing trivially zero (a float32 copy where the model cannot run in float64)."""
-    try:
-        example.run(model)
-    except Exception as problem:
-        raise TraceError(
-            f"the model does not run on the example inputs: {type(problem).__name__}: {problem}. Pass the inputs of "
-            "one ordinary call, on the model's device and with its dtype."
-        ) from problem
+    check_runs(model, example.args, example.kwargs)
     twin = _disturbed(copy.deepcopy(model).double())
     wide = Example(_double(example.args), _double(example.kwargs), example.state_outputs)
     try:
@@ -112,10 +115,6 @@ def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, fl
     except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype)
         pass
     return _disturbed(copy.deepcopy(model)), example, 1e-3
-
-
-def _own(tree: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
 
 
 def _double(tree: Any) -> Any:

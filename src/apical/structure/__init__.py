@@ -1,6 +1,6 @@
 """What can be removed from a model: groups, blocks, gate sites and their cost, found by analysing its graph."""
 
-from apical.structure._analyse import analysis_copy, propose, quiet_rng, tensor_specs
+from apical.structure._analyse import analysis_copy, check_runs, own, propose, quiet_rng, tensor_specs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._groups import SIZE_ATTRIBUTES
 from apical.structure._manual import HandGroups, describe
@@ -36,9 +36,11 @@ __all__ = [
     "Value",
     "Walk",
     "analysis_copy",
+    "check_runs",
     "describe",
     "lies_in",
     "module_refresh",
+    "own",
     "propose",
     "quiet_rng",
     "register_module",

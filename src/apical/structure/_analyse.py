@@ -83,9 +83,9 @@ def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """The model's forward pass as a graph of torch operations, every size fixed to the example's."""
     try:
         with quiet_rng(), torch.enable_grad(), redirect_stderr(io.StringIO()):  # export prints failing graphs
-            return torch.export.export(model, args, dict(kwargs), strict=False)
+            return torch.export.export(model, own(args), own(dict(kwargs)), strict=False)
     except Exception as problem:
-        _check_runs(model, args, kwargs)
+        check_runs(model, args, kwargs)
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         raise TraceError(
             f"torch.export cannot trace {type(model).__name__}: {type(problem).__name__}: {first}. Branches that "
@@ -94,10 +94,17 @@ def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         ) from problem
 
 
-def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def own(tree: Any) -> Any:
+    """The same nest of containers with copies of its tensors, for a call that may write into them."""
+    return torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, tree)
+
+
+def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise `TraceError` unless the model runs on the example inputs."""
     try:
         with quiet_rng(), torch.no_grad():
-            model(*args, **kwargs)
+            args_, kwargs_ = own((args, dict(kwargs)))
+            model(*args_, **kwargs_)
     except Exception as problem:
         raise TraceError(
             f"the model does not run on the example inputs ({_describe(args, kwargs)}): {type(problem).__name__}: "

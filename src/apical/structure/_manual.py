@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from apical.errors import TraceError
-from apical.structure._analyse import quiet_rng, tensor_specs
+from apical.structure._analyse import check_runs, own, quiet_rng, tensor_specs
 from apical.structure._cost import CostTerm, SizeAxis
 from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, Structure, TensorSpec
 
@@ -32,6 +32,7 @@ def describe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         TraceError: if a tensor does not exist, sizes within a group differ, or a group has no reader.
     """
     specs = tensor_specs(model)
+    check_runs(model, args, kwargs)
     made = tuple(_group(name, members, specs) for name, members in groups.items())
     axes = {(m.tensor, m.dim): SizeAxis(specs[m.tensor].shape[m.dim] - _covered(m), ((i, len(m.positions[0])),))
             for i, g in enumerate(made) for m in g.members}  # fmt: skip
@@ -127,13 +128,10 @@ def _terms(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], a
     handles = []
     for path, module in model.named_modules():
         handles.append(module.register_forward_hook(lambda m, i, o, p=path: note(p, m, i, o)))
+    args, kwargs = own((args, dict(kwargs)))
     try:
         with quiet_rng(), torch.no_grad():
             model(*args, **kwargs)
-    except Exception as problem:
-        raise TraceError(
-            f"the model does not run on the example inputs: {type(problem).__name__}: {problem}"
-        ) from problem
     finally:
         for handle in handles:
             handle.remove()
