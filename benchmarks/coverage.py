@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import apical  # noqa: E402
+from apical.errors import TraceError  # noqa: E402
 from zoo.checks import CheckReport, make_report, timed_trace  # noqa: E402
 from zoo.models import ZOO, ZooModel  # noqa: E402
 
@@ -103,7 +103,7 @@ def measure_row(entry: ZooModel) -> Row:
     """Trace one network."""
     try:
         structure, seconds = timed_trace(entry.build(), entry.inputs(), entry.state_outputs)
-    except apical.TraceError as error:
+    except TraceError as error:
         return Row(entry.name, shape_text(entry), "0", "0", "0 %", f"not traced: {error}".replace("\n", " "), "–")
     report = make_report(entry.name, structure, seconds)
     return Row(

@@ -48,6 +48,16 @@ def inside(name: str, blocks: Iterable[str]) -> bool:
     return any(name.startswith(block + ".") for block in blocks)
 
 
+def alive(structure: Structure, skip: Iterable[str]) -> dict[str, str]:
+    """For every tensor that some present module holds the first name under which it does."""
+    found = {}
+    for name, spec in structure.tensors.items():
+        names = [n for n in (name, *spec.aliases) if not inside(n, skip)]
+        if names:
+            found[name] = names[0]
+    return found
+
+
 @dataclass
 class Reference:
     """Full-size copies of a model's tensors and of its optimizer's state, kept up to date by `pull`.
@@ -73,14 +83,12 @@ class Reference:
     def pull(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """Note what training changed in the present part."""
         live = model.state_dict(keep_vars=True)
-        for name, full in self.values.items():
-            if inside(name, self.skip):
-                continue
-            positions = kept_positions(self.structure, name, self.keep)
-            put(full, positions, live[name])
-            for entry, value in (optimizer.state.get(live[name], {}) if optimizer else {}).items():
+        for name, now in alive(self.structure, self.skip).items():
+            full, positions = self.values[name], kept_positions(self.structure, name, self.keep)
+            put(full, positions, live[now])
+            for entry, value in (optimizer.state.get(live[now], {}) if optimizer else {}).items():
                 held = self.state.setdefault(name, {})
-                if isinstance(value, Tensor) and value.shape == live[name].shape:
+                if isinstance(value, Tensor) and value.shape == live[now].shape:
                     put(held.setdefault(entry, torch.zeros(full.shape, dtype=value.dtype)), positions, value)
                 else:
                     held[entry] = copy.deepcopy(value)
@@ -92,18 +100,20 @@ class Reference:
     def assert_matches(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
         """The live model and optimizer are, bit for bit, the present part."""
         live = model.state_dict(keep_vars=True)
-        aliases = {a for spec in self.structure.tensors.values() for a in spec.aliases}
-        present = [n for n in self.structure.tensors if not inside(n, self.skip)]
-        assert sorted(set(live) - aliases) == sorted(present)
-        for name in present:
+        present = alive(self.structure, self.skip)
+        every = {n for name, spec in self.structure.tensors.items() for n in (name, *spec.aliases)}
+        assert set(live) == {n for n in every if not inside(n, self.skip)}
+        for name, now in present.items():
             positions = kept_positions(self.structure, name, self.keep)
             expected = take(self.values[name], positions)
-            assert live[name].shape == expected.shape, name
-            assert torch.equal(live[name], expected), f"values of {name}"
+            assert live[now].shape == expected.shape, name
+            assert torch.equal(live[now], expected), f"values of {name}"
+            for alias in self.structure.tensors[name].aliases:
+                assert inside(alias, self.skip) or live[alias] is live[now], f"{alias} is no longer shared"
             if optimizer is not None:
-                self._assert_state(name, positions, optimizer.state.get(live[name], {}))
+                self._assert_state(name, positions, optimizer.state.get(live[now], {}))
         if optimizer is not None:
-            names = {id(p): n for n, p in model.named_parameters()}
+            names = {id(live[now]): name for name, now in present.items()}
             found = [[names.get(id(p), "dead") for p in g["params"]] for g in optimizer.param_groups]
             assert found == [[n for n in group if n in present] for group in self.order]
             held = {names.get(id(p), "dead") for p in optimizer.state}
@@ -208,9 +218,9 @@ def fresh_run(
     resized(model)
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():
-        for name, full in reference.values.items():
-            if not inside(name, reference.skip):
-                state[name].copy_(take(full, kept_positions(reference.structure, name, reference.keep)))
+        for name, now in alive(reference.structure, reference.skip).items():
+            positions = kept_positions(reference.structure, name, reference.keep)
+            state[now].copy_(take(reference.values[name], positions))
     present = [[n for n in g if not inside(n, reference.skip)] for g in reference.order]
     optimizer = make([[state[n] for n in group] for group in present])
     loaded = optimizer.state_dict()

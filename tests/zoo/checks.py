@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,6 +65,17 @@ class Subject:
     structure: Structure
     inputs: tuple[Tensor, ...]
     state_outputs: tuple[int | str, ...] = ()
+
+    @cached_property
+    def full_outputs(self) -> list[Tensor]:
+        """What the model itself returns."""
+        return self.outputs(self.model)
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Names of the parameters that a training step of the model reaches."""
+        gradients = _gradients(copy.deepcopy(self.model), self.inputs)
+        return frozenset(name for name, gradient in gradients.items() if gradient is not None)
 
     @torch.no_grad()
     def outputs(self, model: nn.Module) -> list[Tensor]:
@@ -130,19 +142,18 @@ def check_removal(subject: Subject, keep: Keep, skip: Sequence[str]) -> nn.Modul
     error = relative_error(subject.outputs(smaller), expected)
     assert error <= RELATIVE_TOLERANCE, f"removed and zeroed differ by {error:.3g} relative"
     if skip or any(len(keep[group.name]) < group.size for group in structure.groups):
-        change = relative_error(subject.outputs(subject.model), expected)
+        change = relative_error(subject.full_outputs, expected)
         assert change > 1e-6, "the removed parts had no influence on the outputs"
     return smaller
 
 
-def check_regrowth(subject: Subject, keeps: Sequence[Keep], skips: Sequence[Sequence[str]]) -> None:
-    """Through several choices with one store: each equals a fresh resize, and keep-all restores every bit."""
+def check_regrowth(subject: Subject, choices: Sequence[tuple[Keep, Sequence[str], nn.Module]]) -> None:
+    """From choice to choice with one store: each equals its fresh resize, and keep-all restores every bit."""
     model, structure = subject.model, subject.structure
     working, store = copy.deepcopy(model), apical.DormantStore()
-    for keep, skip in zip(keeps, skips, strict=True):
+    for keep, skip, smaller in choices:
         apical.resize_(working, structure, keep, skip, store=store)
-        fresh = resized(model, structure, keep, skip)
-        assert_bitwise_equal(working.state_dict(), fresh.state_dict(), "resize through the store")
+        assert_bitwise_equal(working.state_dict(), smaller.state_dict(), "resize through the store")
     apical.resize_(working, structure, {}, (), store=store)
     assert_bitwise_equal(working.state_dict(), model.state_dict(), "regrowth")
     assert [n for n, _ in working.named_parameters()] == [n for n, _ in model.named_parameters()]
@@ -213,8 +224,8 @@ def _true_sizes(module: nn.Module) -> dict[str, object]:
 
 def check_trainable(subject: Subject, smaller: nn.Module) -> None:
     """A training step runs on the smaller model, and its parameters receive gradients where the full model's do."""
-    full, small = (_gradients(copy.deepcopy(m), subject.inputs) for m in (subject.model, smaller))
-    missing = [name for name in small if small[name] is None and full.get(name) is not None]
+    small = _gradients(copy.deepcopy(smaller), subject.inputs)
+    missing = [name for name in small if small[name] is None and name in subject.trained]
     assert not missing, f"no gradient reaches {missing[:5]}"
     broken = [name for name, grad in small.items() if grad is not None and not bool(torch.isfinite(grad).all())]
     assert not broken, f"gradients of {broken[:5]} are not finite"
@@ -309,11 +320,12 @@ def check_contract(subject: Subject, seeds: Sequence[int]) -> None:
     model, structure = subject.model, subject.structure
     check_structure(model, structure)
     check_costs(subject, model, {}, ())
-    keeps = [random_keep(structure, seed) for seed in seeds]
-    skips = [random_skip(structure, seed) for seed in seeds]
-    for keep, skip in zip(keeps, skips, strict=True):
+    choices = []
+    for seed in seeds:
+        keep, skip = random_keep(structure, seed), random_skip(structure, seed)
         smaller = check_removal(subject, keep, skip)
         check_costs(subject, smaller, keep, skip)
         check_attributes(smaller)
         check_trainable(subject, smaller)
-    check_regrowth(subject, keeps, skips)
+        choices.append((keep, skip, smaller))
+    check_regrowth(subject, choices)

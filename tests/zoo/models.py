@@ -21,7 +21,8 @@ Shape = tuple[int, ...]
 class ZooModel:
     """A network of the zoo.
 
-    ``tags`` name its origin ("torchvision", "timm", "own", "trap", "sequence") and its cost ("fast", "slow").
+    ``tags`` name its origin ("torchvision", "timm", "own", "trap", "sequence") and its cost ("fast", "slow"); "refused"
+    marks a network in which nothing can be removed.
     ``shape`` is the shape of its only input, batch of two included; ``vocabulary`` is set for integer inputs.
     ``state_outputs`` are the positions of outputs that carry a recurrent state.
     """
@@ -83,7 +84,7 @@ def timm_zoo() -> list[ZooModel]:
     """timm's families."""
     return [
         *(image(name, builder, size, "timm") for name, (builder, size) in vision.TIMM.items()),
-        *(image(name, builder, size, "timm", "slow") for name, (builder, size) in vision.SLOW_TIMM.items()),
+        *(image(name, builder, size, "timm", "refused") for name, (builder, size) in vision.REFUSED.items()),
     ]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
+
+from apical.errors import TraceError
 
 from .checks import Snapshot, Subject, check_contract, check_untouched, mix_flags_, timed_trace
 from .models import ZOO, ZooModel
@@ -31,7 +34,12 @@ def _slow_on_demand(request: pytest.FixtureRequest) -> None:
         pytest.skip("a large network: run with -m slow")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(entry)) for name, entry in ZOO.items()])
+def _named(*, refused: bool) -> list[Any]:
+    entries = [entry for entry in ZOO.values() if ("refused" in entry.tags) == refused]
+    return [pytest.param(entry.name, marks=_marks(entry)) for entry in entries]
+
+
+@pytest.mark.parametrize("name", _named(refused=False))
 def test_contract(name: str) -> None:
     entry = ZOO[name]
     inputs = in_float64(entry.inputs())
@@ -43,6 +51,15 @@ def test_contract(name: str) -> None:
     subject = Subject(model.eval(), structure, inputs, entry.state_outputs)
     large = entry.slow or entry.tags & {"torchvision", "timm"}
     check_contract(subject, FEW_SEEDS if large else SEEDS)
+
+
+@pytest.mark.parametrize("name", _named(refused=True))
+def test_a_network_without_removable_parts_is_refused_with_reasons(name: str) -> None:
+    model = ZOO[name].build()
+    before = Snapshot.of(model)
+    with pytest.raises(TraceError, match="nothing in"):
+        timed_trace(model, ZOO[name].inputs())
+    check_untouched(before, model)
 
 
 @pytest.mark.parametrize("name", ["own_resnet20_zero_pad", "own_lstm_lm_2_tied", "small_unet"])

@@ -84,11 +84,11 @@ TORCHVISION: dict[str, tuple[Build, int]] = {
         torchvision_model,
         {
             64: (
-                *("resnet18", "resnet50", "resnext50_32x4d", "regnet_y_400mf", "regnet_x_400mf"),
+                *("resnet18", "regnet_y_400mf", "regnet_x_400mf"),
                 *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0"),
-                *("efficientnet_b0", "efficientnet_v2_s", "densenet121", "shufflenet_v2_x1_0", "squeezenet1_1"),
+                *("efficientnet_b0", "densenet121", "shufflenet_v2_x1_0", "squeezenet1_1"),
             ),
-            32: ("convnext_tiny", "swin_t", "swin_v2_t"),
+            32: ("resnet50", "resnext50_32x4d", "efficientnet_v2_s", "convnext_tiny", "swin_t", "swin_v2_t"),
         },
     ),
     **sized(torchvision_inception, {64: ("googlenet",), 80: ("inception_v3",)}),
@@ -114,12 +114,21 @@ TIMM: dict[str, tuple[Build, int]] = {
         timm_model,
         {
             64: (
-                *("resnet26d", "resnetv2_50", "regnety_002", "convnext_atto", "convnextv2_atto", "efficientvit_b0"),
-                *("edgenext_xx_small", "mobilevit_xxs", "ghostnet_100", "res2net50_26w_4s", "dla34", "cspresnet50"),
-                *("repvgg_a0", "mobileone_s0", "poolformer_s12", "mobilenetv1_100", "rexnet_100", "mixnet_s"),
-                *("skresnet18", "hrnet_w18_small"),
+                *(
+                    "resnet26d",
+                    "regnety_002",
+                    "convnext_atto",
+                    "convnextv2_atto",
+                    "efficientvit_b0",
+                    "edgenext_xx_small",
+                ),
+                *("mobilevit_xxs", "ghostnet_100", "poolformer_s12", "mobilenetv1_100", "rexnet_100", "mixnet_s"),
+                *("skresnet18", "hrnet_w18_small", "edgenext_xx_small"),
             ),
-            32: ("nfnet_l0",),
+            32: (
+                *("resnetv2_50", "resnet50_gn", "res2net50_26w_4s", "dla34", "cspresnet50", "repvgg_a0"),
+                *("mobileone_s0", "nfnet_l0"),
+            ),
         },
     ),
     "vit_tiny_patch16_224": (timm_model("vit_tiny_patch16_224", img_size=64), 64),
@@ -129,4 +138,4 @@ TIMM: dict[str, tuple[Build, int]] = {
     "swin_tiny_patch4_window7_224": (timm_model("swin_tiny_patch4_window7_224", img_size=64, window_size=4), 64),
 }
 
-SLOW_TIMM: dict[str, tuple[Build, int]] = sized(timm_model, {64: ("resnetv2_50x1_bit",)})
+REFUSED: dict[str, tuple[Build, int]] = sized(timm_model, {32: ("resnetv2_50x1_bit",)})

@@ -65,6 +65,10 @@ class Budget:
         latency_ms: float | None = None,
         latency: float | None = None,
     ) -> None:
+        numbers = {"macs": macs, "params": params, "latency_ms": latency_ms, "latency": latency}
+        for name, number in numbers.items():
+            if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
+                raise BudgetError(f"{name} must be a number, got {number!r}; {FORMS}")
         targets = [] if text is None else [_parse(part) for part in _parts(text)]
         targets += [Target("macs", macs, macs <= 1)] if macs is not None else []
         targets += [Target("params", params, params <= 1)] if params is not None else []
@@ -96,7 +100,9 @@ class Budget:
 
 def _parts(text: str) -> list[str]:
     """Split at commas that separate limits (not those in ``300,000 params``)."""
-    return [p for p in re.split(r"[;+]|,(?!\d{3})|\band\b", text.replace("_", "")) if p.strip()]
+    if not isinstance(text, str):
+        raise BudgetError(f"a budget is a text, got {type(text).__name__} {text!r}; {FORMS}")
+    return [p for p in re.split(r"[;+]|(?<!\d),|,(?!\d{3})|\band\b", text.replace("_", "")) if p.strip()]
 
 
 def _parse(text: str) -> Target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from numbers import Integral
@@ -30,7 +30,7 @@ class LayerTable:
         module: module path.
         inputs: grid of input widths, ascending.
         outputs: grid of output widths, ascending.
-        ms: measured medians  # (inputs, outputs)
+        ms: measured medians, made monotone  # (inputs, outputs)
         in_axis: the input width as a function of group sizes.
         out_axis: the output width.
     """
@@ -78,6 +78,28 @@ class LatencyTable:
     def predict_ms(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> float:
         """Milliseconds of one forward pass on the example inputs."""
         return self.offset + self.scale * self.layers_ms(keep, skip)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable copy without the structure."""
+        layers = [asdict(layer) for layer in self.layers]
+        rest = {name: getattr(self, name) for name in ("offset", "scale", "error", "device")}
+        return {"layers": layers, **rest}
+
+    @staticmethod
+    def from_dict(structure: Structure, data: Mapping[str, Any]) -> LatencyTable:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        layers = tuple(
+            LayerTable(
+                d["module"],
+                tuple(d["inputs"]),
+                tuple(d["outputs"]),
+                tuple(tuple(row) for row in d["ms"]),
+                SizeAxis.from_dict(d["in_axis"]),
+                SizeAxis.from_dict(d["out_axis"]),
+            )
+            for d in data["layers"]
+        )
+        return LatencyTable(structure, layers, data["offset"], data["scale"], data["error"], data["device"])
 
 
 def _size(kept: Any) -> int:
@@ -159,11 +181,12 @@ def _layer_inputs(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str
                 shapes[path] = tuple(args[0].shape)
 
             handles.append(module.register_forward_pre_hook(note))
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     try:
         model.eval()(*example_inputs)
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
         for handle in handles:
             handle.remove()
     return shapes
@@ -184,8 +207,9 @@ def _layer_table(
     inputs, outputs = (_grid(f) if a.counts else (f,) for f, a in ((full[0], in_axis), (full[1], out_axis)))
     rows = []
     for i in inputs:
-        rows.append(tuple(_time_layer(module, shape, i, o if groups == 1 else i, groups, known) for o in outputs))
-    return LayerTable(path, inputs, outputs, tuple(rows), in_axis, out_axis)
+        rows.append([_time_layer(module, shape, i, o if groups == 1 else i, groups, known) for o in outputs])
+    ms = np.maximum.accumulate(np.maximum.accumulate(np.array(rows), 0), 1)  # noise must not make wider cheaper
+    return LayerTable(path, inputs, outputs, tuple(map(tuple, ms.tolist())), in_axis, out_axis)
 
 
 def _grid(full: int) -> tuple[int, ...]:

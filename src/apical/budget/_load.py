@@ -61,9 +61,10 @@ class BoundBudget:
             for t in budget.targets
         )
         for reach in self.reach:
-            self._check(reach)
+            self._check_least(reach)
+        self._check_most()
 
-    def _check(self, reach: Reach) -> None:
+    def _check_least(self, reach: Reach) -> None:
         if reach.limit < reach.least:
             frozen = sorted(self.structure.frozen, key=lambda f: -f.size)[:4]
             kept = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in frozen)
@@ -72,10 +73,13 @@ class BoundBudget:
                 f"{_amount(reach.target, reach.least)} ({100 * reach.least / reach.most:.1f} % of "
                 f"{_amount(reach.target, reach.most)}). What is frozen: {kept or 'nothing'}."
             )
-        if reach.limit > 1.000001 * reach.most:
+
+    def _check_most(self) -> None:
+        if all(reach.limit > 1.000001 * reach.most for reach in self.reach):
+            costs = " and ".join(_amount(reach.target, reach.most) for reach in self.reach)
             raise BudgetError(
-                f"the whole model costs only {_amount(reach.target, reach.most)}, less than the budget {reach.target}. "
-                "Pass a larger model: it is the most that may be grown."
+                f"the whole model costs only {costs}, less than the budget {self.budget}. Pass a larger model: "
+                "it is the most that may be grown."
             )
 
     def _cost(self, target: Target, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> float:

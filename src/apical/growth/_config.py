@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from apical.errors import ConfigError
@@ -66,23 +69,45 @@ class GrowthConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = _wrong_choices(self)
-        for name in ("seed_fraction", "growth_end", "freeze_at"):
-            if not 0 < getattr(self, name) <= 1:
-                problems.append(f"{name} must be in (0, 1], got {getattr(self, name)!r}")
-        for name in ("interval", "divisor", "min_units"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                problems.append(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        if self.freeze_at < self.growth_end:
-            problems.append(f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})")
-        if not self.beta_final >= 1:
-            problems.append(f"beta_final must be at least 1, got {self.beta_final!r}")
-        if not 0 <= self.score_momentum < 1 or not self.score_lr >= 0:
-            problems.append(
-                f"score_lr {self.score_lr!r} and score_momentum {self.score_momentum!r} are no SGD settings"
-            )
+        problems = [p for f in fields(self) for p in _wrong_type(f.name, getattr(self, f.name))]
+        if not problems:
+            problems = list(self._wrong_values())
         if problems:
             raise ConfigError("growth options: " + "; ".join(problems))
+
+    def _wrong_values(self) -> Iterator[str]:
+        for name in ("seed_fraction", "growth_end", "freeze_at"):
+            if not 0 < getattr(self, name) <= 1:
+                yield f"{name} must be in (0, 1], got {getattr(self, name)!r}"
+        for name in ("interval", "divisor", "min_units"):
+            if getattr(self, name) < 1:
+                yield f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
+        if self.freeze_at < self.growth_end:
+            yield f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})"
+        if not self.beta_final >= 1:
+            yield f"beta_final must be at least 1, got {self.beta_final!r}"
+        if not 0 <= self.score_momentum < 1:
+            yield f"score_momentum must be in [0, 1), got {self.score_momentum!r}"
+        for name in ("score_lr", "lambda_channels", "lambda_blocks", "seed"):
+            if not getattr(self, name) >= 0:
+                yield f"{name} must not be negative, got {getattr(self, name)!r}"
+
+    @staticmethod
+    def merged(config: GrowthConfig | None, options: Mapping[str, Any]) -> GrowthConfig:
+        """A config (by default the default one) with single options changed.
+
+        Raises:
+            ConfigError: an option does not exist or cannot have this value.
+        """
+        if config is not None and not isinstance(config, GrowthConfig):
+            raise ConfigError(f"config must be a GrowthConfig, got {type(config).__name__}")
+        known = [f.name for f in fields(GrowthConfig)]
+        for option in options:
+            if option not in known:
+                near = get_close_matches(option, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; options are {', '.join(known)}"
+                raise ConfigError(f"Grower has no option {option!r}{hint}")
+        return replace(config or GrowthConfig(), **options)
 
     @staticmethod
     def scs(**changes: Any) -> GrowthConfig:
@@ -105,12 +130,19 @@ class GrowthConfig:
         return GrowthConfig(**(paper | changes))
 
 
-def _wrong_choices(config: GrowthConfig) -> list[str]:
-    hints = get_type_hints(GrowthConfig)
-    problems = []
-    for f in fields(config):
-        hint = hints[f.name]
-        if get_origin(hint) is Literal and getattr(config, f.name) not in get_args(hint):
-            options = ", ".join(map(repr, get_args(hint)))
-            problems.append(f"{f.name} must be one of {options}, got {getattr(config, f.name)!r}")
-    return problems
+def _wrong_type(name: str, value: Any) -> Iterator[str]:
+    hint = get_type_hints(GrowthConfig)[name]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            yield f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
+    elif name == "ignore":
+        if not isinstance(value, (tuple, list)) or any(not isinstance(v, str) for v in value):
+            yield f"ignore must be a tuple of module paths, got {value!r}"
+    elif hint is bool:
+        if not isinstance(value, bool):
+            yield f"{name} must be True or False, got {value!r}"
+    elif hint is int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            yield f"{name} must be a whole number, got {value!r}"
+    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
+        yield f"{name} must be a finite number, got {value!r}"

@@ -5,45 +5,28 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_table
-from apical.errors import CheckpointError, ConfigError
+from apical.errors import BudgetError, ConfigError
 from apical.gates import age_temperature, draw_noise, penalty_weight, relax
 from apical.growth._births import prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
+from apical.growth._identity import check_identity, identity
 from apical.growth._observer import GateObserver, parameter_ids
-from apical.growth._sampling import Choice, Limits, Sampler, uniform_widths
-from apical.growth._schedule import is_frozen, scheduled_load
+from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
+from apical.growth._sampling import TOLERANCE, Choice, Limits, Sampler, uniform_widths
+from apical.growth._schedule import is_last, scheduled_load
 from apical.growth._scores import ScoreOptimizer
 from apical.resizing import DormantStore, Selection, TemplateMap, resize_, trace
-from apical.structure import Structure, lies_in
+from apical.structure import Structure, lies_in, quiet_rng
 
 BLOCK_FLOOR = 0.05  # a block of a thin seed leaves when its gate σ(βs) falls below this
-
-
-class EpochRecord(TypedDict):
-    """One epoch: the network that it trained, and what was restructured after it."""
-
-    epoch: int
-    macs: int
-    macs_fraction: float
-    num_params: int
-    params_fraction: float
-    widths: dict[str, int]
-    blocks: int
-    skipped: list[str]
-    born: int
-    returned: int
-    died: int
-    scheduled_load: float
-    next_load: float
-    restructure_seconds: float
 
 
 class Grower:
@@ -69,6 +52,7 @@ class Grower:
         structure: what can grow, and what is frozen.
         history: one record per epoch.
         target_load: scheduled cost of the present network as a fraction of the budget.
+        latency: the measured table of a latency budget, with its error; else None.
 
     Raises:
         BudgetError: if no reachable network meets the budget, before anything changes.
@@ -110,38 +94,32 @@ class Grower:
         structure: Structure | None = None,
         **options: Any,
     ) -> None:
-        self.config = _merged(config, options)
-        if not isinstance(epochs, int) or epochs < 1:
-            raise ConfigError(f"epochs must be a whole number of at least 1, got {epochs!r}")
-        if self.config.interval_unit == "steps" and not steps_per_epoch:
-            raise ConfigError('interval_unit="steps" needs steps_per_epoch, to know where training stands')
+        self.config = GrowthConfig.merged(config, options)
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._total = self._training_length()
         self.budget = Budget.of(budget)
         inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        self._optimizers = _optimizers(optimizer)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
-        self._optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
         self._template = TemplateMap(self.structure)
         self._pinned_groups = self._ignored()
-        limits = self._limits()
-        fixed = not (self.config.grow_depth and self.structure.blocks)
-        least = {g.name: n for g, n in zip(self.structure.groups, limits.least, strict=True)}
-        latency = self._latency(inputs)
-        self.bound = BoundBudget(self.budget, self.structure, minimum=least, latency=latency, fixed_blocks=fixed)
-        self.sampler = Sampler(self.bound, limits)
+        self._bind(self._latency(inputs))
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
-        self._streams = self._stream_widths(limits)
+        self._streams = self._stream_widths()
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
-        self.epoch, self._step, self._decided = 0, 0, -1.0
-        self._seed_load = self._smallest_load()
-        self._updates: ScoreOptimizer | None = None
-        self._hooks = [o.register_step_pre_hook(self._hook(i)) for i, o in enumerate(self._optimizers)]
+        self.epoch, self._step, self._frozen = 0, 0, False
+        self._changes = no_changes()
         self._penalty = torch.zeros_like(self.components.scores)
-        self.target_load = max(self.config.seed_fraction, self._seed_load)
-        self._seed_load = self.target_load
-        self._apply(self._seed_choice())
+        self._beta = torch.ones_like(self.components.scores)
+        smallest = self._smallest_load()
+        self._seed_load = 1.0 if self.config.interval >= self._total else max(self.config.seed_fraction, smallest)
+        self.target_load = self._seed_load
+        self._apply(self.sampler.budgeted(self._pin(self.components.scores), self._beta, self.components.noise,
+                                          self.target_load))  # fmt: skip
+        self._hooks = [o.register_step_pre_hook(self._hook(i)) for i, o in enumerate(self._optimizers)]
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -152,11 +130,14 @@ class Grower:
             The record of the epoch; it is also appended to ``history``.
         """
         self._alive()
-        record = self._record()
+        self._updates.write_back()
+        record = epoch_record(self.structure, self._selection(), self.epoch, self.target_load)
         self.components.age += self.components.live.double()
         self.epoch += 1
-        if self.config.interval_unit == "epochs" and self.epoch % self.config.interval == 0:
-            record.update(self._restructure(self.epoch / self.epochs))  # type: ignore[typeddict-item]
+        if self.config.interval_unit == "epochs":
+            self._restructure_at(self.epoch)
+        record = cast(EpochRecord, {**record, **self._changes, "next_load": self.target_load})
+        self._changes = no_changes()
         self.history.append(record)
         return record
 
@@ -164,9 +145,8 @@ class Grower:
         """Say that an optimizer step ended; needed only for ``interval_unit="steps"``."""
         self._alive()
         self._step += 1
-        if self.config.interval_unit == "steps" and self._step % self.config.interval == 0:
-            assert self._steps_per_epoch is not None
-            self._restructure(self._step / (self._steps_per_epoch * self.epochs))
+        if self.config.interval_unit == "steps":
+            self._restructure_at(self._step)
 
     def finish(self) -> None:
         """Make the model final: hooks are removed and dormant weights released.
@@ -176,42 +156,45 @@ class Grower:
         self._alive()
         for hook in self._hooks:
             hook.remove()
-        self._updates = None
         self.store = None
 
     # ---- restructuring ---------------------------------------------------------------------------------------------
 
-    def _restructure(self, progress: float) -> dict[str, Any]:
+    def _restructure_at(self, done: int) -> None:
+        """Restructure if it is time after this many epochs (or steps), and not later than the last time."""
+        if done % self.config.interval or done >= self._total or self._frozen:
+            return
         start = time.perf_counter()
-        nothing = {"born": 0, "returned": 0, "died": 0, "next_load": self.target_load, "restructure_seconds": 0.0}
-        if progress >= 1 or is_frozen(self.config, progress, self._decided):
-            return nothing
-        if self._updates is not None:
-            self._updates.write_back()
-        self._decided = progress
-        self.target_load = scheduled_load(self.config, progress, self._seed_load)
+        self._updates.write_back()
+        self._frozen = is_last(self.config, done, self._total, self.config.interval)
+        self.target_load = 1.0 if self._frozen else scheduled_load(self.config, done / self._total, self._seed_load)
         self._set_penalty()
-        changes = self._apply(self._choose(progress))
-        return {**changes, "next_load": self.target_load, "restructure_seconds": time.perf_counter() - start}
+        self._beta = self._temperature()
+        changes = self._apply(self._choose())
+        changes["restructure_seconds"] = time.perf_counter() - start
+        self._changes = add_changes(self._changes, changes)
 
-    def _choose(self, progress: float) -> Choice:
+    def _choose(self) -> Choice:
         c, config = self.components, self.config
         noise = draw_noise(c.scores.numel(), self._generator) if config.noise == "fresh" else c.noise
-        beta, last = self._beta(), progress >= config.freeze_at
-        if config.sampling == "budgeted" or last:
-            return self.sampler.budgeted(self._pin(c.scores), beta, noise, 1.0 if last else self.target_load)
-        return self.sampler.independent(self._pin(c.scores), beta, noise)
-
-    def _seed_choice(self) -> Choice:
-        c = self.components
-        return self.sampler.budgeted(self._pin(c.scores), torch.ones_like(c.scores), c.noise, self.target_load)
+        if config.sampling == "budgeted" or self._frozen:
+            return self.sampler.budgeted(self._pin(c.scores), self._beta, noise, self.target_load)
+        return self.sampler.independent(self._pin(c.scores), self._beta, noise)
 
     def _smallest_load(self) -> float:
+        """The least that the seed can cost, as a fraction of the budget."""
         c = self.components
-        smallest = torch.full_like(c.scores, -1e6)
-        return self.sampler.budgeted(self._pin(smallest, blocks=True), torch.ones_like(smallest), c.noise, 0.0).load
+        lowest = torch.full_like(c.scores, -1e6)
+        load = self.sampler.budgeted(self._pin(lowest, blocks=True), self._beta, c.noise, 0.0).load
+        if load > 1 + TOLERANCE:
+            raise BudgetError(
+                f"the smallest {self.config.seed_style} network costs {load:.3g} times the budget {self.budget}: it "
+                f"keeps all {len(self.structure.blocks)} blocks and its residual streams. Pass seed_style='small', "
+                f"with which blocks and streams can shrink too ({'; '.join(map(str, self.bound.reach))})."
+            )
+        return load
 
-    def _apply(self, choice: Choice) -> dict[str, int]:
+    def _apply(self, choice: Choice) -> Changes:
         """Resize to a choice, with births prepared, and watch the new network's gate sites."""
         assert self.store is not None
         c, before = self.components, self.components.live.clone()
@@ -222,11 +205,12 @@ class Grower:
         c.set_live(choice.keep, choice.skip)
         self._watch()
         born = c.live & ~before
-        return {
-            "born": int((born & ~had_lived).sum()),
-            "returned": int((born & had_lived).sum()),
-            "died": int((before & ~c.live).sum()),
-        }
+        return Changes(
+            born=int((born & ~had_lived).sum()),
+            returned=int((born & had_lived).sum()),
+            died=int((before & ~c.live).sum()),
+            restructure_seconds=0.0,
+        )
 
     def _prepare(self, choice: Choice, before: Tensor, lived: Tensor) -> None:
         assert self.store is not None
@@ -244,26 +228,23 @@ class Grower:
         """Observe the gate sites of the present network."""
         present = self._selection()
         n, first_block = self.components.scores.numel(), self.components.num_units
-        self._observers = [
+        observers = [
             GateObserver(self.model, self._template, present, parameter_ids(o.param_groups), n, first_block)
             for o in self._optimizers
         ]
         lr = self.config.score_lr if self.config.scores == "learned" else 0.0
         device = next(self.model.parameters()).device
         self._updates = ScoreOptimizer(
-            self.components, self._beta(), lr, self.config.score_momentum, self._penalty, device
+            self.components, self._beta, lr, self.config.score_momentum, self._penalty, device, observers
         )
 
     def _hook(self, index: int) -> Any:
-        def observe(*_: Any) -> None:
-            if self._updates is not None:
-                self._updates.observe(self._observers[index])
-                if index == 0:
-                    self._updates.step()
+        def observe(optimizer: Optimizer, *_: Any) -> None:
+            self._updates.observe(index, optimizer)
 
         return observe
 
-    def _beta(self) -> Tensor:
+    def _temperature(self) -> Tensor:
         c, config = self.components, self.config
         age = c.age if config.temperature == "age" else torch.full_like(c.age, float(self.epoch))
         return age_temperature(age.clamp(max=self.epochs), self.epochs, config.beta_final)
@@ -276,6 +257,19 @@ class Grower:
         n = self.components.num_units
         self._penalty[:n] = penalty_weight(self.config.lambda_channels, *gap)
         self._penalty[n:] = penalty_weight(self.config.lambda_blocks, *gap)
+
+    def _training_length(self) -> int:
+        """Epochs or steps of the whole training, in the unit of the interval."""
+        wanted = {"epochs": self.epochs} | (
+            {"steps_per_epoch": self._steps_per_epoch} if self.config.interval_unit == "steps" else {}
+        )
+        length = 1
+        for name, value in wanted.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                hint = ' (interval_unit="steps" needs it)' if name == "steps_per_epoch" else ""
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}{hint}")
+            length *= value
+        return length
 
     # ---- what may change --------------------------------------------------------------------------------------------
 
@@ -300,7 +294,7 @@ class Grower:
         """Blocks of a thin network leave when their gate has closed, the least wanted first, as long as the widths
         that remain can still use up the budget.
         """
-        gates = relax(self.components.scores, self._beta())[self.components.num_units :]
+        gates = relax(self.components.scores, self._beta)[self.components.num_units :]
         wanted = torch.ones_like(gates, dtype=torch.bool)
         gone: list[str] = []
         for i in torch.argsort(gates).tolist():
@@ -328,13 +322,28 @@ class Grower:
         )
         return Limits(least, limits.step)
 
-    def _stream_widths(self, limits: Limits) -> dict[str, int]:
-        """Widths that do not change: ignored groups, and the residual streams of a thin seed."""
+    def _stream_widths(self) -> dict[str, int]:
+        """Widths that do not change: ignored groups, and the residual streams of a thin seed (unless the inner widths
+        alone cannot use up the budget).
+        """
         fixed = {g.name: g.size for g in self.structure.groups if g.name in self._pinned_groups}
         if self.config.seed_style == "thin":
-            uniform = uniform_widths(self.bound, limits)
-            fixed.update({g.name: uniform[g.name] for g in self.structure.groups if g.role == "stream"} | fixed)
+            uniform = uniform_widths(self.bound, self.sampler.limits)
+            streams = {g.name: uniform[g.name] for g in self.structure.groups if g.role == "stream"} | fixed
+            fixed = streams if self.bound.load(streams) >= 1 else fixed
         return fixed
+
+    def _bind(self, latency: LatencyTable | None) -> None:
+        limits = self._limits()
+        self.latency = latency
+        self.bound = BoundBudget(
+            self.budget,
+            self.structure,
+            minimum={g.name: n for g, n in zip(self.structure.groups, limits.least, strict=True)},
+            latency=latency,
+            fixed_blocks=not (self.config.grow_depth and self.structure.blocks),
+        )
+        self.sampler = Sampler(self.bound, limits)
 
     def _latency(self, inputs: tuple[Any, ...]) -> LatencyTable | None:
         if not any(t.kind == "latency" for t in self.budget.targets):
@@ -345,7 +354,8 @@ class Grower:
             resize_(twin, self.structure, keep, skip)
             return twin
 
-        return measure_latency_table(self.model, self.structure, inputs, resized)
+        with quiet_rng():
+            return measure_latency_table(self.model, self.structure, inputs, resized)
 
     # ---- records and state ------------------------------------------------------------------------------------------
 
@@ -360,44 +370,31 @@ class Grower:
                 "this Grower has finished: its dormant weights are released; make a new one to grow again"
             )
 
-    def _record(self) -> EpochRecord:
-        present = self._selection()
-        macs = self.structure.macs(present.keep, present.skip)
-        params = self.structure.num_params(present.keep, present.skip)
-        return EpochRecord(
-            epoch=self.epoch,
-            macs=macs,
-            macs_fraction=macs / max(1, self.structure.macs()),
-            num_params=params,
-            params_fraction=params / max(1, self.structure.num_params()),
-            widths={name: len(kept) for name, kept in present.keep.items()},
-            blocks=len(self.structure.blocks) - len(present.skip),
-            skipped=sorted(present.skip),
-            born=0,
-            returned=0,
-            died=0,
-            scheduled_load=self.target_load,
-            next_load=self.target_load,
-            restructure_seconds=0.0,
-        )
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, self.config)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
         present = self._selection()
         assert self.store is not None
-        if self._updates is not None:
-            self._updates.write_back()
+        self._updates.write_back()
         return {
+            "identity": self._identity(),
             "keep": {name: list(kept) for name, kept in present.keep.items()},
             "skip": sorted(present.skip),
             "components": self.components.state_dict(),
             "store": self.store.state_dict(),
             "generator": self._generator.get_state(),
             "penalty": self._penalty.clone(),
+            "beta": self._beta.clone(),
             "epoch": self.epoch,
             "step": self._step,
-            "decided": self._decided,
+            "frozen": self._frozen,
             "target_load": self.target_load,
+            "seed_load": self._seed_load,
+            "streams": dict(self._streams),
+            "latency": None if self.latency is None else self.latency.to_dict(),
+            "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
         }
 
@@ -405,29 +402,32 @@ class Grower:
         """Restructure model, optimizers and copies to a saved state; load their own state dicts after this.
 
         Raises:
-            CheckpointError: if the state belongs to another model or budget.
+            CheckpointError: if the state belongs to another model, budget or configuration; nothing has changed then.
         """
         self._alive()
         assert self.store is not None
-        if set(state.get("keep", {})) != {g.name for g in self.structure.groups}:
-            raise CheckpointError("the saved growth state belongs to a model with other channel groups")
+        check_identity(self._identity(), state)
         resize_(
             self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
         )
         self.store.load_state_dict(state["store"])
         self.components.load_state_dict(state["components"])
         self._generator.set_state(state["generator"])
-        self._penalty.copy_(state["penalty"])
-        self.epoch, self._step, self._decided = state["epoch"], state["step"], state["decided"]
-        self.target_load = state["target_load"]
+        self._penalty, self._beta = state["penalty"].clone(), state["beta"].clone()
+        self.epoch, self._step, self._frozen = state["epoch"], state["step"], state["frozen"]
+        self.target_load, self._seed_load = state["target_load"], state["seed_load"]
+        if state["latency"] is not None:
+            self._bind(LatencyTable.from_dict(self.structure, state["latency"]))
+        self._streams = dict(state["streams"])
+        self._changes = cast(Changes, dict(state["changes"]))
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
 
 
-def _merged(config: GrowthConfig | None, options: Mapping[str, Any]) -> GrowthConfig:
-    known = set(GrowthConfig.__dataclass_fields__)
-    unknown = [o for o in options if o not in known]
-    if unknown:
-        raise ConfigError(f"Grower has no option {unknown[0]!r}; options are {', '.join(sorted(known))}")
-    base = config or GrowthConfig()
-    return GrowthConfig(**{**{f: getattr(base, f) for f in known}, **options})
+def _optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
+    found = (given,) if isinstance(given, Optimizer) else tuple(given) if isinstance(given, (tuple, list)) else ()
+    wrong = [o for o in found if not isinstance(o, Optimizer)]
+    if wrong or not found:
+        what = f"{type(wrong[0]).__name__} {wrong[0]!r}" if wrong else repr(given)
+        raise ConfigError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {what}")
+    return found

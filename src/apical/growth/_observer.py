@@ -75,22 +75,23 @@ class GateObserver:
 
     @torch.no_grad()
     def products(self) -> Tensor | None:
-        """⟨θ_eff, ∂L/∂θ_eff⟩ of every component  # (entries,) float32; None without gradients."""
+        """⟨θ_eff, ∂L/∂θ_eff⟩ of every component  # (entries,) float32 or float64; None without gradients."""
         if not self._tensors or all(t.grad is None for t in self._tensors):
             return None
         grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self._tensors]
         parts = torch._foreach_mul([t.detach() for t in self._tensors], grads)
         vectors = [_sum_to(p, d) for p, d in zip(parts, self._dims, strict=True)]
-        flat = torch.cat(vectors).float().index_select(0, self._sources)
+        flat = torch.cat(vectors).index_select(0, self._sources)
         total = torch.zeros(self._entries, dtype=flat.dtype, device=flat.device)
         return total.index_add_(0, self._targets, flat)
 
 
 def _sum_to(product: Tensor, dim: int) -> Tensor:
-    """Sum over all dimensions but one  # (size of dim,)"""
+    """Sum over all dimensions but one, in float32 at least  # (size of dim,)"""
+    dtype = torch.promote_types(product.dtype, torch.float32)
     if product.dim() <= 1:
-        return product.reshape(-1)
-    return product.sum([d for d in range(product.dim()) if d != dim])
+        return product.reshape(-1).to(dtype)
+    return product.sum([d for d in range(product.dim()) if d != dim], dtype=dtype)
 
 
 def _live_positions(template: TemplateMap, selection: Selection, part: ParamSlice, kept: Tensor) -> Tensor:

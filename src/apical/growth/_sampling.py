@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -34,9 +35,9 @@ class Limits:
 
     @staticmethod
     def of(structure: Structure, divisor: int, min_units: int) -> Limits:
-        """Groups smaller than two steps are not rounded."""
+        """Groups smaller than two steps are not rounded; the fewest units are a multiple of the step, too."""
         step = tuple(divisor if g.size >= 2 * divisor else 1 for g in structure.groups)
-        least = tuple(min(g.size, max(s, min_units)) for g, s in zip(structure.groups, step, strict=True))
+        least = tuple(min(g.size, s * ceil(min_units / s)) for g, s in zip(structure.groups, step, strict=True))
         return Limits(least, step)
 
     def rounded(self, counts: Sequence[int], sizes: Sequence[int]) -> list[int]:

@@ -20,6 +20,13 @@ def scheduled_load(config: GrowthConfig, progress: float, seed_load: float) -> f
     return seed_load + (1 - seed_load) * done
 
 
-def is_frozen(config: GrowthConfig, progress: float, previous: float) -> bool:
-    """Whether the structure no longer changes: the end of growth was passed at an earlier restructuring."""
-    return previous >= config.freeze_at and progress > config.freeze_at
+def is_last(config: GrowthConfig, done: int, total: int, interval: int) -> bool:
+    """Whether the restructuring after ``done`` of ``total`` epochs (or steps) is the last one, which meets the budget.
+
+    It is the first at or after ``freeze_at``, or the last that fits into training.
+
+    Example:
+        >>> [is_last(GrowthConfig(growth_end=1.0, freeze_at=1.0), done, 4, 1) for done in (1, 2, 3)]
+        [False, False, True]
+    """
+    return done / total >= config.freeze_at or done + interval >= total

@@ -67,7 +67,7 @@ def check_matches(model: nn.Module, template: TemplateMap, selection: Selection,
             else "if it was resized before, pass the DormantStore of that resize; else trace this model"
         )
         raise ResizeError(
-            f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice.capitalize()}."
+            f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice[0].upper()}{advice[1:]}."
         )
 
 

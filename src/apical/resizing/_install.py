@@ -43,7 +43,8 @@ class Installation:
         old = parent._modules[child]
         if old is None:
             raise ResizeError(f"{path} is not there")
-        module.train(old.training)
+        if module.training != old.training:  # else leave the modes inside the module as they are
+            module.train(old.training)
         parent._modules[child] = module
         self.on_undo(lambda: parent._modules.update({child: old}))
         return old

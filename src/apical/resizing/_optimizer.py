@@ -55,9 +55,22 @@ def restored_state(key: str, entries: Mapping[str, Tensor], other: dict[str, Any
     return {**other, **{entry.removeprefix(key + "/"): value for entry, value in entries.items()}}
 
 
-def group_names(optimizer: Optimizer, names: Mapping[int, str]) -> list[list[str | None]]:
-    """The names of the parameters in each parameter group; None for parameters that the model does not have."""
-    return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+def check_histories(optimizer: Optimizer, moving: Sequence[str], may_reset: bool) -> bool:
+    """Whether the optimizer keeps a history over all parameters at once (LBFGS), which must then be dropped.
+
+    Raises:
+        ResizeError: if it does, some of its parameters change, and it may not be reset.
+    """
+    found = [entry for state in optimizer.state.values() for entry, v in state.items() if isinstance(v, (list, dict))]
+    if not found or not moving:
+        return False
+    if not may_reset:
+        raise ResizeError(
+            f"{type(optimizer).__name__} keeps {found[0]!r} as a history over all parameters at once, which does not "
+            f"follow the channels of {moving[0]}. Use an optimizer whose state is shaped like its parameter (SGD, "
+            "Adam, AdamW, RMSprop, …), or pass optimizer_state='reset' to drop this state."
+        )
+    return True
 
 
 def rekey_(
@@ -69,10 +82,12 @@ def rekey_(
     store: DormantStore | None,
 ) -> None:
     """Install new parameters in the same optimizer: ``new`` maps names to them (None: the parameter leaves)."""
+    if hasattr(optimizer, "_numel_cache"):  # LBFGS counts its parameters once
+        optimizer._numel_cache = None
     for g, group in enumerate(optimizer.param_groups):
         named = [(old_names.get(id(p)), p) for p in group["params"]]
         order = _order(store, f"{index}/{g}", [n for n, _ in named if n is not None])
-        labels = dict(zip((n for n, _ in named), group["param_names"], strict=True)) if "param_names" in group else None
+        labels = _labels(named, group)
         for name, old in named:
             if name is not None and name in new:
                 optimizer.state.pop(old, None)
@@ -87,10 +102,17 @@ def rekey_(
             entries = [(n, present[n] if n is not None else p) for n, p in named if n not in leaving]
         group["params"][:] = [p for _, p in entries]
         if labels is not None:
-            group["param_names"][:] = [labels.get(n, n) for n, _ in entries]
+            group["param_names"][:] = [labels.get(n if n is not None else id(p), n) for n, p in entries]
         for name, parameter in entries:
             if name is not None and name in new and states.get(name) is not None:
                 optimizer.state[parameter] = states[name]
+
+
+def _labels(named: Sequence[tuple[str | None, nn.Parameter]], group: Mapping[str, Any]) -> dict[str | int, str] | None:
+    """The optimizer's own names by the model's, or by identity for parameters that the model does not have."""
+    if "param_names" not in group:
+        return None
+    return {n if n is not None else id(p): label for (n, p), label in zip(named, group["param_names"], strict=True)}
 
 
 def _order(store: DormantStore | None, key: str, names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from apical.errors import ResizeError
 from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
 from apical.resizing._install import Installation, lookup, whole_or_nothing
-from apical.resizing._optimizer import rekey_, resized_state, restored_state
+from apical.resizing._optimizer import check_histories, rekey_, resized_state, restored_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._selection import Selection, check_selection
 from apical.resizing._store import DormantStore
@@ -99,15 +99,19 @@ def resize_(
     target = check_selection(structure, keep, skip)
     before = store.current(structure) if store is not None else Selection.full(structure)
     twins = [c.module if isinstance(c, AveragedModel) else c for c in copies]
+    if any(t is model for t in twins) or len({id(t) for t in twins}) < len(twins):
+        raise ResizeError("copies must be other models than the one that is resized, each given once")
     template = TemplateMap(structure)
     for twin, whose in [(model, "the model"), *((t, f"copy {i}") for i, t in enumerate(twins))]:
         check_matches(twin, template, before, whose, stored=store is not None)
     check_parameters(model, optimizers)
     resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")
-    prepared = [resize.prepare(ns, m) for ns, m in [("", model), *((f"copy{i}/", t) for i, t in enumerate(twins))]]
-    attributes = resize.commit(prepared)
+    with torch.inference_mode(False):  # parameters must be ordinary tensors wherever this is called from
+        namespaces = ["", *(f"copy{i}/" for i in range(len(twins)))]
+        prepared = [resize.prepare(ns, m) for ns, m in zip(namespaces, [model, *twins], strict=True)]
+        attributes = resize.commit(prepared)
     if store is not None:
-        store.bind(structure, target)
+        store.bind(structure, target, floating_dtype(model))
     return ResizeReport(
         changed=tuple(prepared[0].changes),
         dropped=tuple(sorted(target.skip - before.skip)),
@@ -128,6 +132,7 @@ class _Resize:
         self.optimizers, self.may_reset = optimizers, may_reset
         self.specs = template.structure.tensors
         self.reset: list[str] = []
+        self.forgetful: list[Optimizer] = []  # those whose state is dropped as a whole
         self.moves = list(self._moves())
         self.states: list[dict[str, dict[str, Any] | None]] = [{} for _ in optimizers]
 
@@ -145,6 +150,8 @@ class _Resize:
     def prepare(self, namespace: str, model: nn.Module) -> NewTensors:
         """Compute every new tensor, gradient and optimizer state; nothing of the model changes."""
         result = NewTensors(namespace, model)
+        if not namespace:
+            self._check_histories(model)
         for move in self.moves:
             live = None if move.old is None else lookup(model, self.template.live_names(move.name, self.before)[0])
             value = self._transfer(namespace + move.name, live, move)
@@ -152,6 +159,8 @@ class _Resize:
                 result.tensors[move.name] = None
             else:
                 reference = live if live is not None else self._waiting(namespace, move.name)
+                if live is None and self.store is not None and value.dtype == self.store.dtype:
+                    value = value.to(floating_dtype(model))  # the model may have been cast since the block left
                 result.tensors[move.name] = self._dress(value, reference, live, move)
                 if live is not None and value.shape != live.shape:
                     result.changes.append(TensorChange(move.name, tuple(live.shape), tuple(value.shape)))
@@ -202,8 +211,20 @@ class _Resize:
             parameter.grad = gather(full, move.new or {})
         return parameter
 
+    def _check_histories(self, model: nn.Module) -> None:
+        moving = {m.name for m in self.moves}
+        names = {id(p): n for n, p in model.named_parameters() if n in moving}
+        self.forgetful = []
+        for optimizer in self.optimizers:
+            own = [names[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in names]
+            if check_histories(optimizer, own, self.may_reset):
+                self.reset.extend(own)
+                self.forgetful.append(optimizer)
+
     def _prepare_states(self, move: Move, live: Tensor | None) -> None:
         for i, optimizer in enumerate(self.optimizers):
+            if optimizer in self.forgetful:
+                continue
             key = f"optimizer{i}/{move.name}"
             if isinstance(live, nn.Parameter):
                 moved = resized_state(optimizer, move.name, live, key, lambda k, v: self._transfer(k, v, move),
@@ -213,7 +234,7 @@ class _Resize:
                 self.states[i][move.name] = moved
             elif self.store is not None:
                 entries = {k: gather(full, move.new or {}) for k, full in self.store.below(key + "/").items()}
-                self.states[i][move.name] = restored_state(key, entries, self.store.take_other(key))
+                self.states[i][move.name] = restored_state(key, entries, self.store.other(key))
 
     # ---- installing ----------------------------------------------------------------------------------------------
 
@@ -230,6 +251,8 @@ class _Resize:
             attributes, *_ = [self._set_attributes(new.model, install) for new in prepared]
             for i, optimizer in enumerate(self.optimizers):
                 install.optimizer(optimizer)
+                if optimizer in self.forgetful:
+                    optimizer.state.clear()
                 rekey_(optimizer, i, old_names, new_parameters, self.states[i], self.store)
         return attributes
 
@@ -294,3 +317,8 @@ class _Resize:
                 if not self._absent(path):
                     paths[path] = None
         return list(paths)
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())

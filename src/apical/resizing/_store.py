@@ -41,6 +41,7 @@ class DormantStore:
     def __init__(self, device: torch.device | str | None = None) -> None:
         self.device = None if device is None else torch.device(device)
         self.selection: Selection | None = None
+        self.dtype: torch.dtype | None = None
         self._structure: Structure | None = None
         self._full: dict[str, Tensor] = {}
         self._other: dict[str, Any] = {}  # optimizer state that is not shaped like its parameter (step counts)
@@ -53,9 +54,9 @@ class DormantStore:
             raise ResizeError("this DormantStore belongs to another structure; use one store per traced model")
         return self.selection if self.selection is not None else Selection.full(structure)
 
-    def bind(self, structure: Structure, selection: Selection) -> None:
-        """Note what the model holds after a resize."""
-        self._structure, self.selection = structure, selection
+    def bind(self, structure: Structure, selection: Selection, dtype: torch.dtype) -> None:
+        """Note what the model holds after a resize, and its floating-point type."""
+        self._structure, self.selection, self.dtype = structure, selection, dtype
 
     def full(self, key: str) -> Tensor | None:
         """The full-size values under a key, if any were stored."""
@@ -65,6 +66,7 @@ class DormantStore:
         """The full-size buffer under a key, made of zeros if there is none yet."""
         if key not in self._full:
             self._full[key] = torch.zeros(shape, dtype=like.dtype, device=self.device or like.device)
+        self._full[key] = self._full[key].to(like.dtype)  # the model may have been cast since
         return self._full[key]
 
     def below(self, prefix: str) -> dict[str, Tensor]:
@@ -83,10 +85,9 @@ class DormantStore:
         """Remember optimizer state of an absent parameter that has no positions."""
         self._other[key] = value
 
-    def take_other(self, key: str) -> dict[str, Any] | None:
-        """Hand it back."""
-        other: dict[str, Any] | None = self._other.pop(key, None)
-        return other
+    def other(self, key: str) -> dict[str, Any] | None:
+        """Optimizer state of an absent parameter that has no positions."""
+        return self._other.get(key)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers that restore the store's values (`load_state_dict`)."""
