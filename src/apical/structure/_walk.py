@@ -5,51 +5,17 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from apical.structure._atoms import Atoms, compress, is_constant, shrink_constant_dims, spread, varying_dims
+from apical.structure._findings import RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along, whole_parameter
 
 PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow", "aten::index")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Channels that an operation sums over, and the axes at which a gate of zero hides them from it."""
-
-    ids: Tensor
-    site: frozenset[AxisKey]
-
-
-@dataclass(frozen=True)
-class Rectangle:
-    """Ids over several dimensions of one tensor: what is kept must be a product of positions per dimension.
-
-    Attributes:
-        ids: the atoms, one dimension per dimension that varies or is split.
-        module: path of the module whose forward pass makes the view.
-        columns_only: whether only the last dimension may shrink (the count of the others is in the code).
-    """
-
-    ids: Tensor
-    module: str
-    columns_only: bool
-
-
-@dataclass(frozen=True)
-class RawTerm:
-    """Multiply-accumulates before groups are known: integers and id vectors as factors."""
-
-    coefficient: int
-    axes: tuple[Tensor, ...]
-    module: str
 
 
 class Walk:
@@ -155,7 +121,7 @@ class Walk:
             self.notes.append(note)
         if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in _leaves((args, kwargs))):
             self.list_frozen(reason)
-        macs = _counted_macs(node)
+        macs = counted_macs(node)
         if macs:
             self.cost(macs)
         return self.fixed(node)
@@ -372,20 +338,6 @@ def node_modules(node: fx.Node) -> list[str]:
     """Paths of the modules whose forward passes enclose a node, outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [re.sub(r"@\d+", "", path) for path, _ in stack.values()]
-
-
-def _counted_macs(node: fx.Node) -> int:
-    """Multiply-accumulates of an operation that was not followed, by torch's own counter on fake tensors."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return 0
-    args: Any = fx.node.map_arg(node.args, lambda n: n.meta["val"])
-    kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: n.meta["val"])
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            node.target(*args, **kwargs)
-    except Exception:  # noqa: BLE001 - an operation that cannot run on fake tensors is not counted
-        return 0
-    return int(counter.get_total_flops()) // 2
 
 
 def _shapes(val: Any) -> list[tuple[int, ...]]:

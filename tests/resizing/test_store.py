@@ -1,0 +1,188 @@
+"""The dormant store: what it holds, that it can be saved, and that a run resumes with it bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn, optim
+
+import apical
+from apical import DormantStore, Structure
+from apical.errors import ResizeError
+from resizing.reference import equal_trees, train_steps
+from structure.contract import random_keep
+from structure.nets import image, tiny_resnet
+
+SHAPE = (4, 3, 8, 8)
+STRUCTURE = apical.trace(tiny_resnet(), image())
+
+
+class Run:
+    """Model, optimizer and store of one training run."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.model = tiny_resnet()
+        self.optimizer = optim.AdamW(self.model.parameters(), lr=0.01)
+        self.store = DormantStore()
+
+    def epoch(self, i: int) -> None:
+        train_steps(self.model, self.optimizer, 2, SHAPE, seed=i)
+        skip = [["3"], [], ["1", "3"], ["1"], []][i % 5]
+        self.resize(random_keep(STRUCTURE, i), skip)
+
+    def resize(self, keep: Any, skip: Any) -> None:
+        apical.resize_(self.model, STRUCTURE, keep, skip, optimizer=self.optimizer, store=self.store)
+
+    def same_as(self, other: Run) -> bool:
+        return (
+            str(self.model) == str(other.model)
+            and equal_trees(dict(self.model.state_dict()), dict(other.model.state_dict()))
+            and equal_trees(self.optimizer.state_dict(), other.optimizer.state_dict())
+        )
+
+
+@pytest.mark.parametrize("stop", range(1, 5))
+def test_a_run_resumes_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    """Saved after `stop` epochs without any pickled object, and resumed in objects that were built anew."""
+    whole = Run(0)
+    for i in range(6):
+        if i == stop:
+            assert whole.store.selection is not None
+            checkpoint = {
+                "model": whole.model.state_dict(),
+                "optimizer": whole.optimizer.state_dict(),
+                "store": whole.store.state_dict(),
+                "keep": {k: list(v) for k, v in whole.store.selection.keep.items()},
+                "skip": sorted(whole.store.selection.skip),
+            }
+            torch.save(checkpoint, tmp_path / "checkpoint.pt")
+        whole.epoch(i)
+    resumed = Run(1)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed.resize(saved["keep"], saved["skip"])
+    resumed.model.load_state_dict(saved["model"])
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    resumed.store.load_state_dict(saved["store"])
+    for i in range(stop, 6):
+        resumed.epoch(i)
+    assert resumed.same_as(whole)
+    for run in (whole, resumed):
+        run.resize({}, [])
+    assert resumed.same_as(whole)
+
+
+def test_saved_values_are_copies() -> None:
+    run = Run(0)
+    run.epoch(0)
+    saved = run.store.state_dict()
+    before = copy.deepcopy(saved)
+    run.epoch(1)
+    run.epoch(2)
+    assert equal_trees(saved, before)
+    other = DormantStore()
+    other.load_state_dict(saved)
+    for tensor in saved["full"].values():
+        tensor.zero_()
+    assert any(bool(t.any()) for t in other.state_dict()["full"].values())
+
+
+def test_a_store_can_be_copied_with_its_model() -> None:
+    """deepcopy of both at once: a fork of the run."""
+    run = Run(0)
+    run.epoch(0)
+    fork = copy.deepcopy(run)
+    for i in range(1, 5):
+        run.epoch(i)
+        fork.epoch(i)
+    assert fork.same_as(run)
+
+
+def test_values_wait_on_the_device_that_was_asked_for() -> None:
+    store = DormantStore(device="cpu")
+    model = tiny_resnet()
+    before = copy.deepcopy(model.state_dict())
+    apical.resize_(model, STRUCTURE, {"1.conv1": [0]}, ["3"], store=store)
+    assert {t.device.type for t in store.state_dict()["full"].values()} == {"cpu"}
+    apical.resize_(model, STRUCTURE, {}, store=store)
+    assert equal_trees(dict(before), dict(model.state_dict()))
+
+
+def test_it_holds_only_what_ever_changed() -> None:
+    store, model = DormantStore(), tiny_resnet()
+    apical.resize_(model, STRUCTURE, {"1.conv1": [0]}, store=store)
+    names = {k for k in store.state_dict()["full"] if not k.startswith("optimizer")}
+    assert names == {
+        "1.conv1.weight",
+        "1.conv2.weight",
+        *(f"1.bn1.{t}" for t in ("weight", "bias", "running_mean", "running_var")),
+    }
+
+
+def test_selection_says_what_is_present() -> None:
+    store, model = DormantStore(), tiny_resnet()
+    assert store.selection is None
+    apical.resize_(model, STRUCTURE, {"1.conv1": [0, 3]}, ["3"], store=store)
+    assert store.selection is not None
+    assert store.selection.keep["1.conv1"] == (0, 3)
+    assert store.selection.keep["2.conv2"] == tuple(range(12))
+    assert store.selection.skip == frozenset({"3"})
+
+
+def test_values_that_are_changed_in_the_store_come_back_changed() -> None:
+    """As a birth does that lets readers start from zero."""
+    store, model = DormantStore(), tiny_resnet()
+    apical.resize_(model, STRUCTURE, {"1.conv1": [0, 3]}, store=store)
+    held = store.full("1.conv2.weight")
+    assert held is not None
+    with torch.no_grad():
+        held[:, [1, 2, 4, 5]] = 0.0
+    x = image()[0]
+    model.eval()
+    expected = model(x)
+    apical.resize_(model, STRUCTURE, {}, store=store)
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert bool((model[1].conv2.weight[:, [1, 2, 4, 5]] == 0).all())
+    assert bool((model[1].conv1.weight[[1, 2, 4, 5]] != 0).all())
+
+
+def test_an_equal_structure_that_was_read_from_json_fits() -> None:
+    store, model = DormantStore(), tiny_resnet()
+    apical.resize_(model, STRUCTURE, {"1.conv1": [0, 3]}, store=store)
+    again = Structure.from_dict(STRUCTURE.to_dict())
+    apical.resize_(model, again, {}, store=store)
+    assert str(model) == str(tiny_resnet())
+
+
+def test_a_store_that_never_held_a_tensor_says_so() -> None:
+    """Resumed without its values: what is absent cannot come back."""
+    run, empty = Run(0), DormantStore()
+    run.epoch(0)
+    empty.bind(STRUCTURE, run.store.selection)  # type: ignore[arg-type]
+    before = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(ResizeError, match="never held|DormantStore"):
+        apical.resize_(run.model, STRUCTURE, {}, optimizer=run.optimizer, store=empty)
+    assert equal_trees(dict(before), dict(run.model.state_dict()))
+
+
+def test_moments_and_values_by_name() -> None:
+    run = Run(0)
+    run.epoch(0)
+    assert len(run.store.moments("1.conv1.weight")) == 2  # exp_avg and exp_avg_sq
+    assert [t.shape for t in run.store.named("1.conv1.weight")] == [(6, 8, 3, 3)]
+    assert run.store.named("6.bias") == []
+
+
+def test_modules_that_wait_do_not_train_and_do_not_count() -> None:
+    run = Run(0)
+    run.resize({}, ["3"])
+    waiting = run.store.modules["3"]
+    assert isinstance(waiting, nn.Module)
+    before = copy.deepcopy(waiting.state_dict())
+    train_steps(run.model, run.optimizer, 2, SHAPE, seed=0)
+    assert equal_trees(dict(before), dict(waiting.state_dict()))
+    assert not {id(p) for p in waiting.parameters()} & {id(p) for g in run.optimizer.param_groups for p in g["params"]}
