@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/apical train digits --out runs/demo
+	$(BIN)/apical train digits --out runs/demo --overwrite
 
 lint: setup
 	$(BIN)/ruff check $(SOURCES)

@@ -188,3 +188,12 @@ def test_the_models_of_the_recipes_are_built_and_accept_their_images(name: str) 
     size = config.data.image_size or 28
     channels = 1 if name == "fashion-mnist" else 3
     template(config, tuple("0123456789"), (channels, size, size))
+
+
+@pytest.mark.slow
+def test_the_demo_meets_its_budget_and_learns_the_digits(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = do(apply_settings(get_recipe("digits"), ["device=cpu"]), tmp_path)
+    assert result.summary["test_accuracy"] >= 0.97
+    assert result.summary["macs_fraction"] == pytest.approx(0.5, rel=0.01)
+    assert result.history[0]["macs_fraction"] <= 0.1

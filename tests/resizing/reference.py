@@ -183,7 +183,7 @@ def snapshot(
     if store is not None:
         found["store"] = copy.deepcopy(store.state_dict())
         found["selection"] = copy.deepcopy(store.selection)
-        found["parked"] = [(n, id(m)) for n, m in store.modules.items()]
+        found["parked"] = sorted((n, id(m)) for n, m in store.modules.items())
     return found
 
 

@@ -86,9 +86,9 @@ TORCHVISION: dict[str, tuple[Build, int]] = {
             64: (
                 *("resnet18", "regnet_y_400mf", "regnet_x_400mf"),
                 *("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet1_0"),
-                *("efficientnet_b0", "densenet121", "shufflenet_v2_x1_0", "squeezenet1_1"),
+                *("efficientnet_b0", "efficientnet_v2_s", "densenet121", "shufflenet_v2_x1_0", "squeezenet1_1"),
             ),
-            32: ("resnet50", "resnext50_32x4d", "efficientnet_v2_s", "convnext_tiny", "swin_t", "swin_v2_t"),
+            32: ("resnet50", "resnext50_32x4d", "convnext_tiny", "swin_t", "swin_v2_t"),
         },
     ),
     **sized(torchvision_inception, {64: ("googlenet",), 80: ("inception_v3",)}),

@@ -19,7 +19,7 @@ def digits() -> RunConfig:
         model=ModelConfig("CifarResNet", {"depth": 14, "width": 16}),
         data=DataConfig("digits", validation_fraction=0.1, crop_padding=1),
         training=TrainingConfig(
-            epochs=30,
+            epochs=40,
             batch_size=64,
             optimizer=OptimizerConfig(lr=0.1, nesterov=True, weight_decay=5e-4),
             schedule=ScheduleConfig("cosine", warmup_epochs=1.0),

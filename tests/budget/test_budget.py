@@ -1,0 +1,158 @@
+"""Budgets as users write them, and how much of one a network uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from apical import Budget, Structure, trace
+from apical.budget import BoundBudget, Target
+from apical.errors import BudgetError
+
+READ: list[tuple[str, list[tuple[str, float, bool]]]] = [
+    ("50% macs", [("macs", 0.5, True)]),
+    ("50 % MACs", [("macs", 0.5, True)]),
+    ("  12.5%   params ", [("params", 0.125, True)]),
+    ("100% macs", [("macs", 1.0, True)]),
+    ("300M macs", [("macs", 3e8, False)]),
+    ("300 m macs", [("macs", 3e8, False)]),
+    ("1.5G macs", [("macs", 1.5e9, False)]),
+    ("2B params", [("params", 2e9, False)]),
+    ("1T macs", [("macs", 1e12, False)]),
+    ("0.1M params", [("params", 1e5, False)]),
+    ("120k parameters", [("params", 1.2e5, False)]),
+    ("1e6 macs", [("macs", 1e6, False)]),
+    ("300,000 params", [("params", 3e5, False)]),
+    ("300_000 params", [("params", 3e5, False)]),
+    ("2.5 ms", [("latency", 2.5, False)]),
+    ("2.5ms", [("latency", 2.5, False)]),
+    ("0.01 s", [("latency", 10.0, False)]),
+    ("500 us", [("latency", 0.5, False)]),
+    ("50% latency", [("latency", 0.5, True)]),
+    ("50% macs, 40% params", [("macs", 0.5, True), ("params", 0.4, True)]),
+    ("50% macs,300,000 params", [("macs", 0.5, True), ("params", 3e5, False)]),
+    ("50% macs,300 params", [("macs", 0.5, True), ("params", 300, False)]),
+    ("50% macs + 2 ms", [("macs", 0.5, True), ("latency", 2.0, False)]),
+    ("50% macs; 2 ms", [("macs", 0.5, True), ("latency", 2.0, False)]),
+    ("50% macs and 40% params", [("macs", 0.5, True), ("params", 0.4, True)]),
+]
+
+
+@pytest.mark.parametrize(("text", "targets"), READ)
+def test_a_budget_is_read(text: str, targets: list[tuple[str, float, bool]]) -> None:
+    assert [(t.kind, pytest.approx(t.amount), t.relative) for t in Budget(text).targets] == targets
+    assert Budget.of(text) == Budget(text)
+    assert [(t.kind, pytest.approx(t.amount), t.relative) for t in Budget(str(Budget(text))).targets] == targets
+
+
+NONSENSE = [
+    "", " ", ",", "50", "50%", "% macs", "macs", "fifty % macs", "50% flops", "-50% macs", "0% macs", "0 params",
+    "150% macs", "50% ms", "50% s", "5 latency", "5M ms", "5k latency", "nan% macs", "inf macs", "1e999 macs",
+    "50%% macs",
+    "50 macs macs", "50% macs, lots", "50% macs 40% params", "1.2.3M macs", "macs 50%", "50%; rm -rf", "½ macs", "50M",
+    "0 ms", "2.5 ms per image",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NONSENSE)
+def test_nonsense_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(BudgetError, match=r"write|larger model"):
+        Budget(text)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        budget = Budget(text)
+    except BudgetError:
+        return
+    assert all(t.amount > 0 for t in budget.targets)
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        ({"macs": 0.5}, "50% macs"),
+        ({"macs": 1}, "100% macs"),
+        ({"macs": 300e6}, "300,000,000 macs"),
+        ({"params": 0.25, "macs": 0.5}, "50% macs, 25% params"),
+        ({"latency_ms": 2.5}, "2.5 ms"),
+        ({"latency_ms": 0.5}, "0.5 ms"),
+        ({"latency": 0.5}, "50% latency"),
+    ],
+)
+def test_limits_by_keyword(limits: dict[str, float], text: str) -> None:
+    assert str(Budget(**limits)) == text
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"macs": 0}, {"macs": -1}, {"macs": float("nan")}, {"params": float("inf")}, {"latency": 1.5},
+     {"latency_ms": 0}, {"macs": "50%"}, {"params": True}, {"text": 50}, {"text": b"50% macs"}],
+)  # fmt: skip
+def test_limits_that_cannot_be(limits: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError):
+        Budget(**limits)
+
+
+@pytest.mark.parametrize("value", [None, 0.5, b"50% macs", ["50% macs"], {"macs": 0.5}])
+def test_only_texts_and_budgets_are_budgets(value: Any) -> None:
+    with pytest.raises(BudgetError, match=r"write for example '50% macs'"):
+        Budget.of(value)
+
+
+def mlp() -> Structure:
+    return trace(nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 3)),
+                 torch.zeros(2, 4))  # fmt: skip
+
+
+FULL_MACS, FULL_PARAMS = 2 * (80 + 200 + 30), 80 + 20 + 200 + 10 + 30 + 3
+
+
+def test_the_load_is_the_largest_ratio_of_cost_to_limit() -> None:
+    structure = mlp()
+    macs, params = structure.macs({"0": 10, "2": 5}), structure.num_params({"0": 10, "2": 5})
+    assert (structure.macs(), structure.num_params()) == (FULL_MACS, FULL_PARAMS)
+    for text, expected in {
+        "50% macs": macs / (0.5 * FULL_MACS),
+        "50% params": params / (0.5 * FULL_PARAMS),
+        "100 macs": macs / 100,
+        "50% macs, 20% params": max(macs / (0.5 * FULL_MACS), params / (0.2 * FULL_PARAMS)),
+        "20% macs, 50% params": max(macs / (0.2 * FULL_MACS), params / (0.5 * FULL_PARAMS)),
+    }.items():
+        assert BoundBudget(Budget(text), structure).load({"0": 10, "2": range(5)}) == pytest.approx(expected)
+
+
+def test_reach_and_refusals_say_what_can_be_had() -> None:
+    structure = mlp()
+    (reach,) = BoundBudget(Budget("50% macs"), structure).reach
+    assert (reach.least, reach.most, reach.limit) == (2 * (4 + 1 + 3), FULL_MACS, FULL_MACS / 2)
+    assert str(reach) == f"50% macs: reachable 16 to {FULL_MACS}"
+    with pytest.raises(BudgetError, match=r"smallest .* costs 16 \(2.6 % of 620\).*frozen: 4 \(3\): reaches"):
+        BoundBudget(Budget("10 macs"), structure)
+    with pytest.raises(BudgetError, match="costs 262"):
+        BoundBudget(Budget("10 macs"), structure, minimum={"0": 10, "2": 7})
+    with pytest.raises(BudgetError, match="whole model costs only 620, less than the budget 621 macs"):
+        BoundBudget(Budget("621 macs"), structure)
+
+
+def test_a_loose_limit_beside_a_tight_one_is_no_error() -> None:
+    bound = BoundBudget(Budget("50% macs, 1M params"), mlp())
+    assert bound.load(None) == pytest.approx(2)
+    with pytest.raises(BudgetError, match=r"620 and 343"):
+        BoundBudget(Budget("1M macs, 1M params"), mlp())
+
+
+def test_a_latency_limit_needs_a_table() -> None:
+    with pytest.raises(BudgetError, match="measured on this machine"):
+        BoundBudget(Budget("50% latency"), mlp())
+
+
+def test_targets_print_as_they_are_written() -> None:
+    targets = Target("macs", 0.335, True), Target("params", 1e6, False), Target("latency", 2.5, False)
+    assert [str(t) for t in targets] == ["33.5% macs", "1,000,000 params", "2.5 ms"]

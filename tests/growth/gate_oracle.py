@@ -1,0 +1,78 @@
+"""The slow, explicit way: the gates multiply the parameters inside the forward pass of the full-size template."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from apical import Grower
+from apical.resizing import Selection, TemplateMap, lookup
+from apical.resizing._indexing import scatter_
+
+
+class GatedTemplate:
+    """A full-size network in which every unit and block is multiplied by q σ(β s) where its gate sits.
+
+    Absent components have q = 0 and arbitrary weights.
+
+    Args:
+        template: the network before it was seeded.
+        grower: whose live network, scores and temperatures are taken over.
+    """
+
+    def __init__(self, template: nn.Module, grower: Grower) -> None:
+        state = grower.state_dict()
+        self.structure = grower.structure
+        self.live, self.beta = state["components"]["live"], state["beta"]
+        self.scores = state["components"]["scores"].clone().requires_grad_()
+        self.model = _full_size(template, grower)
+        with torch.no_grad():  # the live network holds m θ; the template holds θ
+            present = torch.where(self.live, torch.sigmoid(self.beta * self.scores), 1.0)
+            self.theta = {n: p.clone() for n, p in self.model.named_parameters()}
+            for name, gate in self._gates(present):
+                self.theta[name] = self.theta[name] / gate
+
+    def _gates(self, gates: Tensor) -> list[tuple[str, Tensor]]:
+        """Factors of each gated parameter, shaped to multiply it."""
+        found, offset = [], 0
+        for group in self.structure.groups:
+            for part in group.gate_site:
+                shape = self.structure.tensors[part.tensor].shape
+                along = torch.ones(shape[part.dim], dtype=gates.dtype)
+                for unit, positions in enumerate(part.positions):
+                    along = along.index_fill(0, torch.tensor(positions), 0) + (
+                        torch.zeros(shape[part.dim], dtype=gates.dtype).index_fill(0, torch.tensor(positions), 1)
+                        * gates[offset + unit]
+                    )
+                found.append((part.tensor, along.reshape([-1 if d == part.dim else 1 for d in range(len(shape))])))
+            offset += group.size
+        for i, block in enumerate(self.structure.blocks):
+            found += [(name, gates[offset + i]) for name in block.gate_site]
+        return found
+
+    def score_gradient(self, loss: Callable[[Any], Tensor]) -> Tensor:
+        """∂L/∂s by autograd; the loss is a function of something that is called like the model."""
+        gates = self.live * torch.sigmoid(self.beta * self.scores)
+        effective = dict(self.theta)
+        for name, gate in self._gates(gates):
+            effective[name] = effective[name] * gate
+        value = loss(lambda *inputs: functional_call(self.model, effective, inputs))
+        return torch.autograd.grad(value, self.scores)[0]
+
+
+def _full_size(template: nn.Module, grower: Grower) -> nn.Module:
+    """The template with the live network's weights at their places."""
+    full, state = copy.deepcopy(template).train(), grower.state_dict()
+    selection = Selection({k: tuple(v) for k, v in state["keep"].items()}, frozenset(state["skip"]))
+    places = TemplateMap(grower.structure)
+    with torch.no_grad():
+        for name, spec in grower.structure.tensors.items():
+            if spec.is_parameter and places.present(name, selection):
+                live = lookup(grower.model, places.live_names(name, selection)[0])
+                scatter_(lookup(full, name), places.index(name, selection), live.detach())
+    return full
