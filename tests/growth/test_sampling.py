@@ -220,3 +220,33 @@ def test_uniform_widths_share_one_ratio(name: str, divisor: int) -> None:
     ratios = [widths[n] / full[n] for n in full]
     assert max(ratios) - min(ratios) <= max(divisor / size for size in full.values()) + 0.1
     assert uniform_widths(sampler_of(name, "100% macs").bound, sampler.limits) == full
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "tiny"])
+@given(seed=seeds, load=st.floats(0.3, 1.0), divisor=st.sampled_from([1, 4, 16]))
+@settings(max_examples=15)
+def test_an_exact_sample_exchanges_one_step_at_most_and_comes_nearer(
+    name: str, seed: int, load: float, divisor: int
+) -> None:
+    sampler = sampler_of(name, "70% macs", divisor)
+    drawn = draws(sampler.structure, seed, 0.3)
+    plain, exact = sampler.budgeted(*drawn, load), sampler.budgeted(*drawn, load, exact=True)
+    check_valid(sampler, exact)
+    assert plain.skip == exact.skip
+    assert plain.load <= exact.load <= max(plain.load, (1 + TOLERANCE) * load)
+    if plain.load >= load * 0.995:
+        assert exact == plain
+    changed = [n for n in plain.keep if plain.keep[n] != exact.keep[n]]
+    steps = [s for g, s in zip(sampler.structure.groups, sampler.limits.step, strict=True) if g.name in changed]
+    assert len(changed) in (0, 2)
+    assert all(abs(len(plain.keep[n]) - len(exact.keep[n])) == s for n, s in zip(changed, steps, strict=True))
+
+
+def test_pinned_groups_are_not_exchanged() -> None:
+    sampler = sampler_of("tiny", "50% macs")
+    for seed in range(20):
+        scores, beta, noise = draws(sampler.structure, seed, 0.3)
+        scores[:8] = float("inf")
+        scores[4:8] = -float("inf")
+        choice = sampler.budgeted(scores, beta, noise, 1.0, exact=True)
+        assert choice.keep[sampler.structure.groups[0].name] == [0, 1, 2, 3]

@@ -131,7 +131,9 @@ STAGES: list[st.SearchStrategy[Stage]] = [
         lambda a, b, how: lambda w: (Branches(w, a, b, how), 2 * a + b if how == "cat" else a),
         widths(), widths(), st.sampled_from(["cat", "add", "mul", "max"]),
     ),
-    st.builds(lambda o: lambda w: (nn.Sequential(conv(w, 4 * o), nn.PixelShuffle(2), nn.MaxPool2d(2)), o), widths(2, 4)),
+    st.builds(
+        lambda o: lambda w: (nn.Sequential(conv(w, 4 * o), nn.PixelShuffle(2), nn.MaxPool2d(2)), o), widths(2, 4)
+    ),
     st.builds(lambda: lambda w: (nn.Sequential(nn.Upsample(scale_factor=2), nn.PixelUnshuffle(2), unit(4 * w, w)), w)),
     st.builds(lambda: lambda w: (nn.Sequential(nn.ConvTranspose2d(w, w, 2, 2), nn.ReLU(), nn.AvgPool2d(2)), w)),
     st.builds(lambda: lambda w: (Twice(w), w)),

@@ -13,7 +13,7 @@ Kind = Literal["macs", "params", "latency"]
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 FORMS = "write for example '50% macs', '300M macs', '0.1M params', '2.5 ms', or '50% macs, 40% params'"
 _PATTERN = re.compile(
-    r"^\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(%|[kmgbt](?=\s*[a-z]{2}))?\s*(macs|params|parameters|latency|ms|us|s)\s*$", re.I
+    r"^\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(%|[kmgbt](?=\s*[a-z]{2}))?\s*(macs|param(?:eter)?s|latency|[mu]?s)\s*$", re.I
 )
 _SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 

@@ -58,9 +58,9 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
     try:
         _install(model, architecture, values, install)
         _check_sizes(model)
-    except Exception as problem:
+    except BaseException as problem:
         install.undo()
-        if isinstance(problem, LoadError):
+        if isinstance(problem, LoadError) or not isinstance(problem, Exception):
             raise
         raise LoadError(f"{path} could not be loaded, the model is unchanged: {problem}") from problem
     return model

@@ -178,7 +178,7 @@ class Grower:
         c, config = self.components, self.config
         noise = draw_noise(c.scores.numel(), self._generator) if config.noise == "fresh" else c.noise
         if config.sampling == "budgeted" or self._frozen:
-            return self.sampler.budgeted(self._pin(c.scores), self._beta, noise, self.target_load)
+            return self.sampler.budgeted(self._pin(c.scores), self._beta, noise, self.target_load, exact=self._frozen)
         return self.sampler.independent(self._pin(c.scores), self._beta, noise)
 
     def _smallest_load(self) -> float:

@@ -15,6 +15,8 @@ from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its scheduled cost by this fraction, so that it can end nearest to it
 
+CLOSE = 0.005  # the final network may stay below its budget by this fraction before units are exchanged
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -63,7 +65,7 @@ class Sampler:
         self._group_of = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
         self.num_units = sum(self.sizes)
 
-    def budgeted(self, scores: Tensor, beta: Tensor, noise: Tensor, load: float) -> Choice:
+    def budgeted(self, scores: Tensor, beta: Tensor, noise: Tensor, load: float, exact: bool = False) -> Choice:
         """The network whose cost is nearest to ``load`` times the budget, by one shift of all scores.
 
         Args:
@@ -71,12 +73,15 @@ class Sampler:
             beta: β  # (entries,)
             noise: u  # (entries,)
             load: scheduled cost as a fraction of the budget.
+            exact: exchange a unit of one group for one of another where that comes nearer to the load.
         """
         found = shift_for_cost(scores, beta, noise, self._load, load)
         critical = critical_shift(scores, beta, noise)
         indicators = critical < found.shift
         counts, skip = self._counts(indicators), self._skipped(indicators)
         counts = self._fill(counts, skip, critical, load)
+        if exact and self._load_of(counts, skip) < load * (1 - CLOSE):
+            counts = self._exchange(counts, skip, critical, load)
         return self._choice(counts, skip, critical, found.shift)
 
     def independent(self, scores: Tensor, beta: Tensor, noise: Tensor) -> Choice:
@@ -115,6 +120,21 @@ class Sampler:
             else:
                 counts, present = trial, new
         return counts
+
+    def _exchange(self, counts: list[int], skip: tuple[str, ...], critical: Tensor, load: float) -> list[int]:
+        """One step less in a group and one more in another, the pair that uses the most of what may be used."""
+        movable = [torch.isfinite(c).sum().item() for c in critical[: self.num_units].split(self.sizes)]
+        pairs = [(a, b) for a in range(len(counts)) for b in range(len(counts)) if a != b and movable[a] and movable[b]]
+        best, most = counts, self._load_of(counts, skip)
+        for a, b in pairs:
+            trial = list(counts)
+            trial[a], trial[b] = counts[a] - self.limits.step[a], counts[b] + self.limits.step[b]
+            if trial[a] < self.limits.least[a] or trial[b] > self.sizes[b] or counts[a] == self.sizes[a]:
+                continue
+            present = self._load_of(trial, skip)
+            if most < present <= load * (1 + TOLERANCE):
+                best, most = trial, present
+        return best
 
     def _choice(self, counts: Sequence[int], skip: tuple[str, ...], critical: Tensor, shift: float) -> Choice:
         keep = {}

@@ -10,6 +10,7 @@ from torch import nn
 from apical.errors import ApicalError, ResizeError
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
+from apical.resizing._store import DormantStore
 
 WRAPPERS = {
     "DistributedDataParallel": "pass ddp.module, and wrap it again after the resize",
@@ -51,7 +52,9 @@ def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
 def check_matches(model: nn.Module, template: TemplateMap, selection: Selection, whose: str, stored: bool) -> None:
     """Raise unless the model's tensors have the shapes that the selection says."""
     live = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    problems = []
+    known = {alias for name, spec in template.structure.tensors.items() for alias in (name, *spec.aliases)}
+    problems = [f"{name} is new since it was traced" for name, t in live.items()
+                if name not in known and isinstance(t, nn.Parameter)]  # fmt: skip
     for name in template.structure.tensors:
         expected = template.shape(name, selection)
         for alias in template.live_names(name, selection):
@@ -71,17 +74,24 @@ def check_matches(model: nn.Module, template: TemplateMap, selection: Selection,
         )
 
 
-def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], store: DormantStore | None) -> None:
     """Raise for parameters with hooks, which a new parameter would lose, and for optimizers of other models."""
     for name, parameter in model.named_parameters():
         if getattr(parameter, "_backward_hooks", None) or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ResizeError(f"{name} has hooks on the tensor itself, which a resized parameter would lose: remove "
                               "them before the resize and register them again after it")  # fmt: skip
     own = {id(p) for p in model.parameters()}
+    if len({id(o) for o in optimizers}) < len(optimizers):
+        raise ResizeError("the same optimizer was passed twice")
     for optimizer in optimizers:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         if held and not any(id(p) in own for p in held):
             raise ResizeError(
                 f"the {type(optimizer).__name__} passed as optimizer holds none of the model's parameters: it belongs "
                 "to another model, or was made before the model was changed or moved"
+            )
+        if store is not None and any(store.has_retired(p) for p in held):
+            raise ResizeError(
+                f"the {type(optimizer).__name__} passed as optimizer missed an earlier resize: it holds parameters "
+                "that are no longer the model's. Pass the optimizer to every resize_, or make a new one now."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,7 +23,7 @@ class Installation:
         self._undo.append(step)
 
     def undo(self) -> None:
-        """Revert every change."""
+        """Revert every change. No step runs code of the user's modules."""
         while self._undo:
             self._undo.pop()()
 
@@ -31,7 +32,7 @@ class Installation:
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
         old = getattr(module, leaf)
-        self.on_undo(lambda: setattr(module, leaf, old))
+        self.on_undo(lambda: _put_back(module, leaf, old))
         setattr(module, leaf, tensor)
         if isinstance(module, nn.RNNBase) and tensor.is_cuda:
             module.flatten_parameters()
@@ -52,13 +53,18 @@ class Installation:
     def attribute(self, module: nn.Module, name: str, value: int) -> None:
         """Set an integer attribute."""
         old = getattr(module, name)
-        self.on_undo(lambda: setattr(module, name, old))
+        self.on_undo(lambda: vars(module).__setitem__(name, old))
         setattr(module, name, value)
 
     def attributes_changed_by(self, module: nn.Module, change: Callable[[nn.Module], None]) -> None:
         """Run a function that may set any plain attribute of the module."""
-        before = {k: v for k, v in vars(module).items() if not k.startswith("_")}
-        self.on_undo(lambda: vars(module).update(before))
+        before = dict(vars(module))
+
+        def restore() -> None:
+            vars(module).clear()
+            vars(module).update(before)
+
+        self.on_undo(restore)
         change(module)
 
     def optimizer(self, optimizer: Optimizer) -> None:
@@ -87,6 +93,17 @@ def whole_or_nothing() -> Iterator[Installation]:
     except Exception as problem:
         installation.undo()
         raise ResizeError(f"undone, nothing changed: {type(problem).__name__}: {problem}") from problem
+    except BaseException:  # an interrupt from the keyboard
+        installation.undo()
+        raise
+
+
+def _put_back(module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """Like ``setattr``, but past any ``__setattr__`` of the user's."""
+    tensors: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+    tensors[leaf] = tensor
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]
 
 
 def lookup(model: nn.Module, name: str) -> Tensor:

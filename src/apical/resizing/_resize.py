@@ -95,7 +95,7 @@ def resize_(
     refuse_wrapped(model, ResizeError)
     if optimizer_state not in ("carry", "reset"):
         raise ResizeError(f"optimizer_state must be 'carry' or 'reset', got {optimizer_state!r}")
-    optimizers = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = _check_types(structure, optimizer, store)
     target = check_selection(structure, keep, skip)
     before = store.current(structure) if store is not None else Selection.full(structure)
     twins = [c.module if isinstance(c, AveragedModel) else c for c in copies]
@@ -104,7 +104,7 @@ def resize_(
     template = TemplateMap(structure)
     for twin, whose in [(model, "the model"), *((t, f"copy {i}") for i, t in enumerate(twins))]:
         check_matches(twin, template, before, whose, stored=store is not None)
-    check_parameters(model, optimizers)
+    check_parameters(model, optimizers, store)
     resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")
     with torch.inference_mode(False):  # parameters must be ordinary tensors wherever this is called from
         namespaces = ["", *(f"copy{i}/" for i in range(len(twins)))]
@@ -244,6 +244,7 @@ class _Resize:
         old_names = {id(p): canonical[n] for n, p in prepared[0].model.named_parameters() if n in canonical}
         tensors = prepared[0].tensors.items()
         new_parameters = {n: t for n, t in tensors if t is None or isinstance(t, nn.Parameter)}
+        leaving = [p for p in prepared[0].model.parameters() if old_names.get(id(p)) in prepared[0].tensors]
         with whole_or_nothing() as install:
             for new in prepared:
                 self._swap_blocks(new, install)
@@ -254,6 +255,9 @@ class _Resize:
                 if optimizer in self.forgetful:
                     optimizer.state.clear()
                 rekey_(optimizer, i, old_names, new_parameters, self.states[i], self.store)
+        if self.store is not None:
+            for parameter in leaving:
+                self.store.retire(parameter)
         return attributes
 
     def _swap_blocks(self, new: NewTensors, install: Installation) -> None:
@@ -317,6 +321,18 @@ class _Resize:
                 if not self._absent(path):
                     paths[path] = None
         return list(paths)
+
+
+def _check_types(structure: Any, optimizer: Any, store: Any) -> list[Optimizer]:
+    """The optimizers as a list, once every argument is of its type."""
+    if not isinstance(structure, Structure):
+        raise ResizeError(f"structure must be the Structure that apical.trace returned, got {type(structure).__name__}")
+    if store is not None and not isinstance(store, DormantStore):
+        raise ResizeError(f"store must be an apical.DormantStore, got {type(store).__name__}")
+    listed = [optimizer] if isinstance(optimizer, Optimizer) else optimizer if optimizer is not None else []
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(o, Optimizer) for o in listed):
+        raise ResizeError(f"optimizer must be a torch optimizer or a list of them, got {type(optimizer).__name__}")
+    return list(listed)
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:

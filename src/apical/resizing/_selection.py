@@ -45,6 +45,8 @@ def check_selection(structure: Structure, keep: Keep, skip: Iterable[str]) -> Se
     if not isinstance(keep, Mapping):
         raise ResizeError(f"keep must map group names to positions, not be a {type(keep).__name__}")
     problems += [_unknown("group", name, names) for name in keep if name not in names]
+    if not isinstance(skip, Iterable):
+        raise ResizeError(f"skip must list block names, not be a {type(skip).__name__}")
     skip = [skip] if isinstance(skip, str) else list(skip)
     problems += [_unknown("block", name, blocks) for name in skip if name not in blocks]
     chosen: dict[str, tuple[int, ...]] = {}

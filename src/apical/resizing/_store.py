@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from typing import Any
 
 import torch
@@ -45,6 +47,7 @@ class DormantStore:
         self._structure: Structure | None = None
         self._full: dict[str, Tensor] = {}
         self._other: dict[str, Any] = {}  # optimizer state that is not shaped like its parameter (step counts)
+        self._retired: dict[int, weakref.ref[nn.Parameter]] = {}
         self.modules: dict[str, nn.Module] = {}  # absent blocks by namespace and path
         self.order: dict[str, list[str]] = {}  # parameter names of each optimizer's parameter groups
 
@@ -83,22 +86,31 @@ class DormantStore:
 
     def keep_other(self, key: str, value: dict[str, Any]) -> None:
         """Remember optimizer state of an absent parameter that has no positions."""
-        self._other[key] = value
+        self._other[key] = copy.deepcopy(value)
 
     def other(self, key: str) -> dict[str, Any] | None:
         """Optimizer state of an absent parameter that has no positions."""
-        return self._other.get(key)
+        return copy.deepcopy(self._other.get(key))
+
+    def retire(self, parameter: nn.Parameter) -> None:
+        """Note that the model no longer holds this parameter object."""
+        self._retired[id(parameter)] = weakref.ref(parameter)
+
+    def has_retired(self, parameter: nn.Parameter) -> bool:
+        """Whether the object is one that the model held before a resize."""
+        known = self._retired.get(id(parameter))
+        return known is not None and known() is parameter
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers that restore the store's values (`load_state_dict`)."""
         return {
             "full": {k: v.clone() for k, v in self._full.items()},
-            "other": dict(self._other),
+            "other": copy.deepcopy(self._other),
             "order": {k: list(v) for k, v in self.order.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put saved values back; the model must have been resized to the saved selection with this store before."""
         self._full = {k: v.clone() for k, v in state["full"].items()}
-        self._other = dict(state["other"])
+        self._other = copy.deepcopy(state["other"])
         self.order = {k: list(v) for k, v in state["order"].items()}

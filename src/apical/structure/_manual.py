@@ -34,8 +34,16 @@ def describe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     specs = tensor_specs(model)
     check_runs(model, args, kwargs)
     made = tuple(_group(name, members, specs) for name, members in groups.items())
-    axes = {(m.tensor, m.dim): SizeAxis(specs[m.tensor].shape[m.dim] - _covered(m), ((i, len(m.positions[0])),))
-            for i, g in enumerate(made) for m in g.members}  # fmt: skip
+    owners: dict[tuple[str, int, int], str] = {}
+    for group in made:
+        for key in ((m.tensor, m.dim, i) for m in group.members for unit in m.positions for i in unit):
+            if owners.setdefault(key, group.name) != group.name:
+                raise TraceError(f"{key[0]} (dim {key[1]}) is in two groups, {owners[key]!r} and {group.name!r}")
+    axes: dict[tuple[str, int], SizeAxis] = {}
+    for i, group in enumerate(made):
+        for m in group.members:
+            known = axes.get((m.tensor, m.dim), SizeAxis(specs[m.tensor].shape[m.dim]))
+            axes[(m.tensor, m.dim)] = SizeAxis(known.base - _covered(m), (*known.counts, (i, len(m.positions[0]))))
 
     def axis(name: str, dim: int) -> SizeAxis:
         return axes.get((name, dim), SizeAxis(specs[name].shape[dim]))
@@ -80,6 +88,10 @@ def _group(
         sizes = {f"{s.tensor} (dim {s.dim})": len(s.positions) for s in slices}
     if len(set(sizes.values())) != 1:
         raise TraceError(f"group {name!r}: its tensors have different numbers of units: {sizes}")
+    for part in slices:
+        outside = [i for unit in part.positions for i in unit if not 0 <= i < specs[part.tensor].shape[part.dim]]
+        if outside:
+            raise TraceError(f"group {name!r}: {part.tensor} has no position {outside[0]} in dimension {part.dim}")
     readers = tuple(s for s in slices if s.dim == 1)
     if not readers:
         raise TraceError(f"group {name!r} names no tensor that reads its units (dimension 1 of a later layer's weight)")

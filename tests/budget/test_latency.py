@@ -1,0 +1,192 @@
+"""Measured latency: what the table holds and how it is used; nothing here depends on how fast the machine is."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from apical import Grower, Structure, resize_, trace
+from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_table
+from apical.budget import _latency as latency_module
+from apical.budget._latency import LayerTable, time_ms
+from apical.errors import BudgetError
+from apical.structure import SizeAxis
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    )  # fmt: skip
+
+
+def builder(model: nn.Module, structure: Structure) -> Callable[..., nn.Module]:
+    def resized(keep: Mapping[str, list[int]], skip: tuple[str, ...]) -> nn.Module:
+        twin = copy.deepcopy(model)
+        resize_(twin, structure, keep, skip)
+        return twin
+
+    return resized
+
+
+def measured(model: nn.Module) -> LatencyTable:
+    structure = trace(model, EXAMPLE)
+    return measure_latency_table(model, structure, (EXAMPLE,), builder(model, structure))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Instead of the time: a cost that grows with the parameters, disturbed; whole networks cost a little more."""
+    calls: list[float] = []
+
+    def cost(run: Any, *_: Any, **__: Any) -> float:
+        run()
+        cells = getattr(run, "__closure__", None)
+        layer = (
+            run.func
+            if cells is None
+            else next(c.cell_contents for c in cells if isinstance(c.cell_contents, nn.Module))
+        )
+        calls.append(0.001 * sum(p.numel() for p in layer.parameters()) * (1.2 if len(calls) % 3 else 1.0))
+        return calls[-1] + (0.0 if cells is not None else 0.05)
+
+    monkeypatch.setattr(latency_module, "time_ms", cost)
+    return calls
+
+
+def test_the_table_of_a_tiny_network() -> None:
+    """Really measured: grids reach from an eighth to the whole, the network is as before, the error is stated."""
+    model = net()
+    model[1].eval()
+    modes, state = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
+    rng = torch.get_rng_state()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    grower = Grower(model, sgd, EXAMPLE, "100% latency", epochs=4)
+    assert torch.equal(torch.get_rng_state(), rng)
+    table = grower.latency
+    assert table is not None
+    assert [layer.module for layer in table.layers] == ["0", "3", "5", "9"]
+    assert [(layer.inputs, layer.outputs) for layer in table.layers] == [
+        ((3,), (2, 4, 8, 16)), ((2, 4, 8, 16), (2, 4, 8, 16)), ((2, 4, 8, 16), (3, 6, 12, 24)), ((3, 6, 12, 24), (5,))
+    ]  # fmt: skip
+    assert table.device == "cpu"
+    assert table.error >= 0
+    assert table.scale > 0
+    assert table.offset >= 0
+    for layer in table.layers:
+        grid = np.array(layer.ms)
+        assert (grid > 0).all()
+        assert (np.diff(grid, axis=0) >= 0).all()
+        assert (np.diff(grid, axis=1) >= 0).all()
+    assert [m.training for m in model.modules()] == modes
+    assert all(v.shape[0] <= state[k].shape[0] for k, v in model.state_dict().items() if v.dim())
+
+
+def test_a_wider_network_never_costs_less() -> None:
+    table = measured(net())
+    for one in itertools.product((1, 3, 8, 16), (1, 5, 24)):
+        for other in itertools.product((1, 3, 8, 16), (1, 5, 24)):
+            if one[0] <= other[0] and one[1] <= other[1]:
+                assert table.predict_ms({"0": one[0], "5": one[1]}) <= table.predict_ms({"0": other[0], "5": other[1]})
+
+
+def test_a_latency_budget_is_met_as_predicted(counted: list[float]) -> None:
+    model = net()
+    grower = Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), EXAMPLE, "60% latency, 90% macs", epochs=4)
+    assert counted
+    for _ in range(4):
+        grower.end_epoch()
+    widths = grower.history[-1]["widths"]
+    assert grower.latency is not None
+    predicted = grower.latency.predict_ms(widths) / grower.latency.predict_ms()
+    assert 0.95 * 0.6 <= max(predicted, grower.history[-1]["macs_fraction"] / 0.9 * 0.6) <= 0.6 * 1.002
+
+
+def test_an_impossible_latency_is_refused_before_anything_changes(counted: list[float]) -> None:
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(BudgetError, match=r"0.0001 ms: the smallest .* costs 0.\d+ ms"):
+        Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), EXAMPLE, "0.0001 ms", epochs=4)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_same_layers_are_measured_once(counted: list[float]) -> None:
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)))
+    table = measured_with(model, torch.zeros(1, 8, 8, 8))
+    assert len(table.layers) == 6
+    assert len(counted) < 2 * 16 + 4 + 7  # 4 x 4 for the five alike, 4 for the last, 7 whole networks
+
+
+def measured_with(model: nn.Module, example: torch.Tensor) -> LatencyTable:
+    structure = trace(model, example)
+    return measure_latency_table(model, structure, (example,), builder(model, structure))
+
+
+def test_tables_survive_json(counted: list[float]) -> None:
+    table = measured(net())
+    again = LatencyTable.from_dict(table.structure, json.loads(json.dumps(table.to_dict())))
+    assert again == table
+    assert again.predict_ms({"0": 7, "5": 9}) == table.predict_ms({"0": 7, "5": 9})
+
+
+def test_a_resumed_grower_takes_the_saved_table(counted: list[float]) -> None:
+    """Measuring again would decide otherwise."""
+    models = [net(), net()]
+    growers = [Grower(m, torch.optim.SGD(m.parameters(), lr=0.1), EXAMPLE, "60% latency", epochs=4) for m in models]
+    assert growers[0].latency != growers[1].latency
+    growers[1].load_state_dict(growers[0].state_dict())
+    assert growers[0].latency == growers[1].latency
+    for _ in range(4):
+        first, second = (g.end_epoch() for g in growers)
+        assert first["widths"] == second["widths"]
+        assert growers[0].state_dict()["keep"] == growers[1].state_dict()["keep"]
+
+
+def test_interpolation_is_exact_on_the_grid_and_linear_between() -> None:
+    layer = LayerTable("x", (2, 4), (1, 3), ((1.0, 2.0), (3.0, 5.0)), SizeAxis(0, ((0, 1),)), SizeAxis(1, ((1, 2),)))
+    assert layer.predict_ms([2, 0]) == 1.0
+    assert layer.predict_ms([4, 1]) == 5.0
+    assert layer.predict_ms([3, 0]) == 2.0
+    assert layer.predict_ms([3, 1]) == 3.5
+    assert layer.predict_ms([1, 5]) == 2.0  # held constant beyond the grid
+
+
+def test_blocks_that_are_left_out_cost_nothing() -> None:
+    structure = trace(net(), EXAMPLE)
+    one = SizeAxis(1)
+    layers = tuple(LayerTable(m, (1,), (1,), ((2.0,),), one, one) for m in ("a.conv", "ab.conv", "c"))
+    table = LatencyTable(structure, layers, 0.5, 2.0, 0.01, "cpu")
+    assert table.predict_ms() == 0.5 + 2 * 6
+    assert table.predict_ms(None, ["a"]) == 0.5 + 2 * 4
+    assert BoundBudget(Budget("12.5 ms"), structure, latency=table).load(None) == 1.0
+
+
+def test_nothing_to_measure_is_an_error() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    with pytest.raises(BudgetError, match="latency budget is moot"):
+        measure_latency_table(Scale(), trace(net(), EXAMPLE), (torch.zeros(1, 3),), lambda *_: Scale())
+
+
+def test_times_are_medians_of_several_calls() -> None:
+    calls: list[int] = []
+    assert time_ms(lambda: calls.append(1), repeats=3, at_least_s=0.0) >= 0
+    assert len(calls) == 5  # two to warm up

@@ -1,0 +1,485 @@
+"""The Grower on small networks of every family: seed, growth, budget, births, and what is left at the end."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from apical import Budget, Grower, GrowthConfig, trace
+from apical.errors import ConfigError
+from apical.resizing import Selection, TemplateMap
+from apical.structure import ParamSlice
+from growth.cases import CASES, built, epochs, example, grown, loss_of, outputs, run, sgd, step, structure_of
+
+ALL = list(CASES)
+
+
+def largest_step(grower: Grower) -> float:
+    """The dearest of all single units, as a fraction of the budget: how near the budget can be met."""
+    widths = {g.name: g.size for g in grower.structure.groups}
+    full = grower.bound.load(widths)
+    return max(full - grower.bound.load(widths | {name: size - 1}) for name, size in widths.items() if size > 1)
+
+
+def within(grower: Grower, tolerance: float = 0.01) -> bool:
+    """Whether the present network costs the budget, as nearly as whole units allow."""
+    state = grower.state_dict()
+    load = grower.bound.load(state["keep"], state["skip"])
+    return 1 - max(tolerance, largest_step(grower)) <= load <= 1.002
+
+
+@pytest.mark.parametrize("style", ["thin", "small"])
+@pytest.mark.parametrize("name", ALL)
+def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) -> None:
+    model = built(name)
+    optimizer = sgd(model)
+    template = {k: v.shape for k, v in model.state_dict().items()}
+    types = {path: type(m) for path, m in model.named_modules()}
+    grower = grown(name, model, optimizer, seed_style=style)
+    structure = grower.structure
+    smallest = structure.macs({g.name: 1 for g in structure.groups}) / structure.macs()
+    run(grower, optimizer, name)
+
+    seed, last = grower.history[0], grower.history[-1]
+    assert seed["macs_fraction"] <= max(0.10, smallest + 1e-9)
+    assert within(grower)
+    if CASES[name].fine:
+        assert 0.495 <= last["macs_fraction"] <= 0.501
+    loads = [r["scheduled_load"] for r in grower.history]
+    assert loads == sorted(loads)
+    assert loads[-1] == 1.0
+    for record, following in zip(grower.history, grower.history[1:], strict=False):
+        assert following["scheduled_load"] == record["next_load"]
+        changed = record["born"] + record["returned"] + record["died"] > 0
+        same = (record["widths"], record["skipped"]) == (following["widths"], following["skipped"])
+        assert changed or same
+    assert json.loads(json.dumps(grower.history)) == grower.history
+    assert [r["epoch"] for r in grower.history] == list(range(6))
+    check_priced(grower)
+
+    before = outputs(model, name)
+    grower.finish()
+    assert torch.equal(outputs(model, name), before)
+    skipped = tuple(last["skipped"])
+    now = model.state_dict()
+    assert list(now) == [k for k in template if not k.startswith(tuple(f"{s}." for s in skipped))]
+    assert all(a <= b for k, v in now.items() for a, b in zip(v.shape, template[k], strict=True))
+    for path, module in model.named_modules():
+        assert type(module) is (nn.Identity if path in skipped else types[path])
+    assert all(type(p) is nn.Parameter and p.is_leaf for p in model.parameters())
+    assert not optimizer._optimizer_step_pre_hooks
+    was = [p.detach().clone() for p in model.parameters()]
+    step(model, optimizer, name, 5)  # it trains on
+    assert any(not torch.equal(a, p) for a, p in zip(was, model.parameters(), strict=True))
+
+
+def check_priced(grower: Grower) -> None:
+    """The last record says what the model is."""
+    last = grower.history[-1]
+    assert last["num_params"] == sum(p.numel() for p in grower.model.parameters())
+    assert last["params_fraction"] == last["num_params"] / grower.structure.num_params()
+    assert last["macs"] == grower.structure.macs(last["widths"], last["skipped"])
+    assert last["blocks"] == len(grower.structure.blocks) - len(last["skipped"])
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"sampling": "lambda"},
+    {"sampling": "independent"},
+    {"sampling": "independent", "noise": "fresh", "seed_style": "small"},
+    {"noise": "fixed"},
+    {"noise": "fresh"},
+    {"scores": "random"},
+    {"temperature": "global"},
+    {"temperature": "global", "beta_final": 1.0},
+    {"birth": "random"},
+    {"schedule": "geometric"},
+    {"grow_depth": False, "seed_style": "small"},
+    {"divisor": 2, "min_units": 2},
+    {"divisor": 4, "seed_style": "small"},
+    {"growth_end": 1.0, "freeze_at": 1.0},
+    {"growth_end": 0.3, "freeze_at": 0.8},
+    {"interval": 4},
+    {"interval": 9},
+    {"score_lr": 50.0},
+    {"config": GrowthConfig.scs()},
+    {"config": GrowthConfig.scs(freeze_at=1.0), "score_lr": 20.0},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("name", ["residual", "lstm"])
+def test_every_option_runs_through_and_meets_the_budget(name: str, options: dict[str, Any]) -> None:
+    model = built(name)
+    optimizer = sgd(model)
+    grower = grown(name, model, optimizer, **options)
+    for _ in epochs(grower, optimizer, name, 0, 6, steps=1):
+        for width, group in zip(grower.state_dict()["keep"].values(), grower.structure.groups, strict=True):
+            step_size = grower.config.divisor if group.size >= 2 * grower.config.divisor else 1
+            assert len(width) == group.size or len(width) % step_size == 0
+            assert len(width) >= min(group.size, grower.config.min_units)
+        if not grower.config.grow_depth:
+            assert not grower.state_dict()["skip"]
+    grower.finish()
+    assert 0.5 * (0.97 if grower.config.divisor > 1 else 0.99) <= grower.history[-1]["macs_fraction"] <= 0.501
+    check_priced(grower)
+
+
+@pytest.mark.parametrize("budget", ["40% params", "30% macs, 60% params", "20k params", "100% macs"])
+@pytest.mark.parametrize("style", ["thin", "small"])
+def test_other_budgets_are_met(budget: str, style: str) -> None:
+    model = built("residual")
+    optimizer = sgd(model)
+    grower = run(grown("residual", model, optimizer, budget=budget, seed_style=style, epochs=4), optimizer, "residual")
+    last = grower.history[-1]
+    macs, params = last["macs_fraction"], last["params_fraction"]
+    used = {"40% params": params / 0.4, "30% macs, 60% params": max(macs / 0.3, params / 0.6),
+            "20k params": last["num_params"] / 20_000, "100% macs": macs}[budget]  # fmt: skip
+    assert 0.99 <= used <= 1.002
+
+
+@pytest.mark.parametrize("epochs_in_all", [1, 2, 3])
+@pytest.mark.parametrize("interval", [1, 2])
+def test_even_the_shortest_training_ends_at_the_budget(epochs_in_all: int, interval: int) -> None:
+    model = built("plain")
+    optimizer = sgd(model)
+    grower = run(grown("plain", model, optimizer, epochs=epochs_in_all, interval=interval), optimizer, "plain")
+    assert 0.495 <= grower.history[-1]["macs_fraction"] <= 0.501
+
+
+def test_restructuring_after_steps() -> None:
+    """The network changes within an epoch; the records add up what changed."""
+    model = built("plain")
+    optimizer = sgd(model)
+    grower = grown("plain", model, optimizer, epochs=3, interval=3, interval_unit="steps", steps_per_epoch=8)
+    widths = []
+    for epoch in range(3):
+        for i in range(8):
+            step(model, optimizer, "plain", 10 * epoch + i)
+            grower.end_step()
+            widths.append(model[1][0].out_channels)
+        grower.end_epoch()
+    assert widths[:6] == [widths[0]] * 2 + [widths[2]] * 3 + [widths[5]]
+    assert widths[0] < widths[2] < widths[5] < widths[11] == widths[-1]
+    assert [r["epoch"] for r in grower.history] == [0, 1, 2]
+    assert grower.history[0]["born"] > 0
+    assert grower.history[1]["born"] > 0
+    assert grower.history[2]["born"] + grower.history[2]["died"] == 0
+    units = sum(sum(r["widths"].values()) for r in grower.history[-1:])
+    assert sum(r["born"] - r["died"] + r["returned"] for r in grower.history) + seed_units(grower) == units
+    assert 0.495 <= grower.history[-1]["macs_fraction"] <= 0.501
+
+
+def seed_units(grower: Grower) -> int:
+    """Units of the seed of the same options."""
+    model = built("plain")
+    same = grown("plain", model, sgd(model), epochs=grower.epochs)
+    return sum(len(k) for k in same.state_dict()["keep"].values())
+
+
+def test_steps_do_nothing_where_epochs_count() -> None:
+    model = built("plain")
+    grower = grown("plain", model, sgd(model))
+    before = grower.state_dict()["keep"]
+    for _ in range(5):
+        grower.end_step()
+    assert grower.state_dict()["keep"] == before
+
+
+# ---- births ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["thin", "small"])
+@pytest.mark.parametrize("name", ALL)
+def test_births_leave_the_function_as_it_was(name: str, style: str) -> None:
+    """Also that of the moving average; only a death or a return may change it."""
+    model = built(name).double()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    optimizer = sgd(model)
+    grower = grown(name, model, optimizer, seed_style=style, copies=[average], epochs=8, growth_end=0.9, freeze_at=0.9)
+    case, quiet, births = CASES[name], 0, 0
+    inputs = case.inputs(77)
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+
+    def now() -> list[Tensor]:
+        found = []
+        with torch.no_grad():
+            for one in (model, average):
+                output = one.eval()(inputs)
+                found.append(output[0] if isinstance(output, tuple) else output)
+                one.train()
+        return found
+
+    for epoch in range(8):
+        for i in range(2):
+            loss = loss_of(model, name, 10 * epoch + i, torch.float64)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average.update_parameters(model)
+        before = now()
+        record = grower.end_epoch()
+        if record["died"] + record["returned"] == 0:
+            quiet += 1
+            births += record["born"]
+            for a, b in zip(before, now(), strict=True):
+                assert (a - b).abs().max() <= 1e-10 * a.abs().max()
+        for a, b in zip(model.parameters(), average.module.parameters(), strict=True):
+            assert a.shape == b.shape
+    assert quiet >= 2
+    assert births > 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_newborns_wake_up(name: str) -> None:
+    """After two steps the weights that read a newborn and its own have both moved, in every group."""
+    model = built(name).double()
+    optimizer = sgd(model, weight_decay=0.0)
+    grower = grown(name, model, optimizer, score_lr=0.0)
+    was = grower.state_dict()["keep"]
+    train(model, optimizer, name, 0)
+    record = grower.end_epoch()
+    assert record["born"] > 0
+    now, before = grower.state_dict()["keep"], dict(copy.deepcopy(model).named_parameters())
+    train(model, optimizer, name, 10)
+    for group in grower.structure.groups:
+        born = sorted(set(now[group.name]) - set(was[group.name]))
+        for part in group.members:
+            if part.tensor in before and not part.tensor.endswith("bias"):
+                places = live_positions(grower, part, born)
+                moved = before[part.tensor] != model.get_parameter(part.tensor)
+                asleep = [u for u, p in zip(born, places, strict=True) if not moved.index_select(part.dim, p).any()]
+                assert not asleep, (group.name, part.tensor)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, name: str, seed: int) -> None:
+    """Two steps in float64."""
+    for i in range(2):
+        optimizer.zero_grad()
+        loss_of(model, name, seed + i, torch.float64).backward()
+        optimizer.step()
+
+
+def live_positions(grower: Grower, part: ParamSlice, units: list[int]) -> list[Tensor]:
+    """Where units of the template lie in the live tensor."""
+    state = grower.state_dict()
+    selection = Selection({k: tuple(v) for k, v in state["keep"].items()}, frozenset(state["skip"]))
+    index = TemplateMap(grower.structure).index(part.tensor, selection)
+    where = [torch.tensor(part.positions[u]) for u in units]
+    return [torch.searchsorted(index[part.dim], w) for w in where] if part.dim in index else where
+
+
+def test_blocks_are_born_as_the_identity_and_wake_up() -> None:
+    model = built("residual")
+    optimizer = sgd(model, weight_decay=0.0)
+    grower = grown("residual", model, optimizer, seed_style="small", growth_end=0.9, freeze_at=0.9, score_lr=0.0)
+    known: set[str] = set(grower.state_dict()["skip"])
+    woken = 0
+    for epoch in range(5):
+        run(grower, optimizer, "residual", epoch, epoch + 1)
+        skip = set(grower.state_dict()["skip"])
+        for name in known - skip:
+            block = model.get_submodule(name)
+            x = torch.randn(2, block.conv1.in_channels, 4, 4).relu()
+            assert torch.equal(block.eval()(x), x)
+            model.train()
+            was = copy.deepcopy(block.state_dict())
+            for i in range(2):
+                step(model, optimizer, "residual", 50 + i)
+            moved_keys = {k for k, v in block.state_dict().items() if not torch.equal(v, was[k])}
+            assert {"conv1.weight", "conv2.weight", "bn1.weight", "bn2.weight", "bn2.bias"} <= moved_keys
+            woken += 1
+        known = skip
+    assert woken > 0
+
+
+def test_returning_units_bring_their_weights_and_no_momentum() -> None:
+    """A unit that left and comes back has the weights it left with, and an empty momentum."""
+    model = built("mlp")
+    optimizer = sgd(model)
+    grower = grown("mlp", model, optimizer, noise="fresh", growth_end=0.9, freeze_at=0.9, epochs=8)
+    left: dict[int, Tensor] = {}
+    checked = 0
+    previous = grower.state_dict()["keep"]["0"]
+    for epoch in range(7):
+        for i in range(2):
+            step(model, optimizer, "mlp", 10 * epoch + i)
+        rows = {u: model[0].weight[i].detach().clone() for i, u in enumerate(previous)}
+        grower.end_epoch()
+        now = grower.state_dict()["keep"]["0"]
+        for i, u in enumerate(now):
+            if u in left and u not in previous:
+                assert torch.equal(model[0].weight[i], left[u])
+                assert (optimizer.state[model[0].weight]["momentum_buffer"][i] == 0).all()
+                checked += 1
+        left.update({u: rows[u] for u in previous if u not in now})
+        previous = now
+    assert checked > 0
+
+
+def test_random_births_change_the_function() -> None:
+    model = built("mlp")
+    optimizer = sgd(model)
+    grower = grown("mlp", model, optimizer, birth="random")
+    step(model, optimizer, "mlp", 1)
+    before = outputs(model, "mlp")
+    record = grower.end_epoch()
+    assert record["born"] > 0
+    assert record["died"] == 0
+    assert not torch.allclose(outputs(model, "mlp"), before)
+
+
+# ---- seeds, pins, blocks ---------------------------------------------------------------------------------------------
+
+
+def test_a_thin_seed_has_all_blocks_and_its_streams_at_their_final_width() -> None:
+    model = built("residual")
+    optimizer = sgd(model)
+    grower = grown("residual", model, optimizer, score_lr=0.1)
+    streams = [g.name for g in grower.structure.groups if g.role == "stream"]
+    assert len(streams) == 3
+    run(grower, optimizer, "residual")
+    assert {r["blocks"] for r in grower.history} == {4}
+    for name in streams:
+        assert len({r["widths"][name] for r in grower.history}) == 1
+    inner = [g.name for g in grower.structure.groups if g.role == "inner"]
+    assert all(grower.history[0]["widths"][n] <= grower.history[-1]["widths"][n] for n in inner)
+
+
+def test_a_small_seed_has_few_blocks_and_grows_in_depth() -> None:
+    model = built("residual")
+    optimizer = sgd(model)
+    grower = run(grown("residual", model, optimizer, seed_style="small", score_lr=0.0), optimizer, "residual")
+    blocks = [r["blocks"] for r in grower.history]
+    assert blocks[0] < 4
+    assert blocks[-1] > blocks[0]
+
+
+def test_ignored_modules_keep_their_size() -> None:
+    model = built("residual")
+    optimizer = sgd(model)
+    grower = grown("residual", model, optimizer, ignore=("layer1.0", "layer3.1.conv1"), seed_style="small")
+    run(grower, optimizer, "residual")
+    for record in grower.history:
+        widths = record["widths"]
+        assert (widths["conv1"], widths["layer1.0.conv1"], widths["layer3.1.conv1"]) == (8, 8, 32)
+    assert 0.495 <= grower.history[-1]["macs_fraction"] <= 0.501
+
+
+def test_a_block_whose_gate_closed_leaves_a_thin_network_and_the_budget_is_met() -> None:
+    model = built("residual")
+    optimizer = sgd(model)
+    grower = grown("residual", model, optimizer, budget="30% macs")
+    state = grower.state_dict()
+    state["components"]["scores"][-1] = -50.0  # the last block
+    grower.load_state_dict(state)
+    run(grower, optimizer, "residual")
+    assert grower.history[1]["skipped"] == ["layer3.1"]
+    assert 0.297 <= grower.history[-1]["macs_fraction"] <= 0.3006
+
+
+def test_streams_grow_where_inner_widths_cannot_use_up_the_budget() -> None:
+    """A network of streams only: a thin seed would have nothing to grow."""
+
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(5, 150), nn.Linear(5, 150), nn.Linear(150, 150)
+            self.fc = nn.Linear(150, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.a(x) + self.b(x))
+            return self.fc(torch.relu(y + self.c(y)))
+
+    model = Stream()
+    assert {g.role for g in trace(model, torch.zeros(1, 5)).groups} == {"stream"}
+    grower = Grower(model, sgd(model), torch.zeros(1, 5), "50% macs", epochs=4)
+    for _ in range(4):
+        grower.end_epoch()
+    assert grower.history[0]["macs_fraction"] < 0.1
+    assert 0.495 <= grower.history[-1]["macs_fraction"] <= 0.501
+
+
+# ---- the end, and misuse ---------------------------------------------------------------------------------------------
+
+
+def test_a_finished_grower_refuses_everything() -> None:
+    model = built("mlp")
+    grower = grown("mlp", model, sgd(model))
+    state = grower.state_dict()
+    grower.finish()
+    for call in (grower.end_epoch, grower.end_step, grower.finish, grower.state_dict):
+        with pytest.raises(ConfigError, match="has finished"):
+            call()
+    with pytest.raises(ConfigError, match="has finished"):
+        grower.load_state_dict(state)
+
+
+def test_epochs_beyond_the_plan_change_nothing() -> None:
+    model = built("mlp")
+    optimizer = sgd(model)
+    grower = run(grown("mlp", model, optimizer), optimizer, "mlp")
+    widths = grower.history[-1]["widths"]
+    run(grower, optimizer, "mlp", 6, 9)
+    assert len(grower.history) == 9
+    assert grower.history[-1]["widths"] == widths
+
+
+def test_what_the_caller_holds_stays_valid() -> None:
+    """A loss from before a restructuring can be differentiated after it; the optimizer is the same object."""
+    model = built("plain")
+    optimizer = sgd(model)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    grower = grown("plain", model, optimizer)
+    for _ in range(3):
+        step(model, optimizer, "plain", 1)
+        loss = loss_of(model, "plain", 2)
+        grower.end_epoch()
+        loss.backward()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.025)
+    held = [p for g in optimizer.param_groups for p in g["params"]]
+    assert [id(p) for p in held] == [id(p) for p in model.parameters()]
+
+
+def test_nothing_random_outside_is_touched() -> None:
+    model = built("residual")
+    before = torch.get_rng_state()
+    grower = Grower(model, sgd(model), example("residual"), Budget("50% macs"), 4, noise="fresh")
+    grower.end_epoch()
+    grower.state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_growing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy problem is learnt from seed to end: the loss falls well below where it started."""
+    torch.manual_seed(1)
+    x = torch.randn(256, 6)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    model = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    grower = Grower(model, optimizer, x[:1], "40% macs", epochs=10)
+    losses = []
+    for _ in range(10):
+        for i in range(8):
+            loss = nn.functional.cross_entropy(model(x[i::8]), y[i::8])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        grower.end_epoch()
+        losses.append(nn.functional.cross_entropy(model(x), y).item())
+    grower.finish()
+    assert losses[-1] < 0.3 < 0.6 < losses[0]
+
+
+def test_structures_are_only_read() -> None:
+    before = structure_of("plain").to_dict()
+    model = built("plain")
+    optimizer = sgd(model)
+    run(grown("plain", model, optimizer), optimizer, "plain")
+    assert structure_of("plain").to_dict() == before

@@ -1,0 +1,232 @@
+"""The same seed gives the same run, and a run that was cut anywhere goes on bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from apical import Grower, GrowthConfig
+from apical.errors import CheckpointError
+from growth.cases import adamw, built, grown, sgd, step
+
+EPOCHS = 7
+LIVELY: dict[str, Any] = {  # many deaths, returns and changes of depth
+    "noise": "fresh", "seed_style": "small", "score_lr": 20.0, "growth_end": 0.9, "freeze_at": 0.9, "epochs": EPOCHS,
+}  # fmt: skip
+Maker = Callable[[nn.Module], Optimizer]
+
+
+class Run:
+    """A model, its moving average, optimizer, scheduler and Grower, trained epoch by epoch."""
+
+    def __init__(self, name: str, maker: Maker, options: dict[str, Any]) -> None:
+        self.name = name
+        self.model = built(name)
+        self.optimizer = maker(self.model)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        self.grower = grown(name, self.model, self.optimizer, copies=[self.average], **options)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, EPOCHS)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """In the order in which they are loaded: the Grower first, since it resizes the others."""
+        return {"grower": self.grower, "model": self.model, "optimizer": self.optimizer, "average": self.average,
+                "scheduler": self.scheduler}  # fmt: skip
+
+    def train(self, first: int, last: int) -> Run:
+        for epoch in range(first, last):
+            for i in range(3):
+                step(self.model, self.optimizer, self.name, 100 * epoch + i)
+                self.average.update_parameters(self.model)
+                self.grower.end_step()
+            self.scheduler.step()
+            self.grower.end_epoch()
+        return self
+
+    def saved(self) -> bytes:
+        file = io.BytesIO()
+        torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
+        return file.getvalue()
+
+    def load(self, data: bytes) -> Run:
+        states = torch.load(io.BytesIO(data), weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(states[name])
+        return self
+
+
+def without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_seconds(v) for k, v in value.items() if k != "restructure_seconds"}
+    return [without_seconds(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def same(a: Any, b: Any, where: str = "") -> None:
+    """Bitwise equality of nested containers."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b) or set(a) == set(b), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{i}]")
+    elif isinstance(a, Tensor):
+        assert a.dtype == b.dtype, where
+        assert a.shape == b.shape, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def equal_runs(a: Run, b: Run) -> None:
+    for name, part in a.parts.items():
+        same(without_seconds(part.state_dict()), without_seconds(b.parts[name].state_dict()), name)
+    grads = [[p.grad for p in r.model.parameters()] for r in (a, b)]
+    assert len(grads[0]) == len(grads[1])
+
+
+CONFIGS: list[tuple[str, Maker, dict[str, Any]]] = [
+    ("residual", sgd, LIVELY),
+    ("residual", adamw, LIVELY),
+    ("residual", sgd, {"epochs": EPOCHS}),
+    ("gpt", adamw, LIVELY),
+    ("lstm", sgd, LIVELY),
+    ("tied", adamw, LIVELY),
+    ("mlp", sgd, {"epochs": EPOCHS, "interval": 2, "growth_end": 0.9, "freeze_at": 0.9}),
+    (
+        "plain",
+        adamw,
+        {"epochs": EPOCHS, "interval": 4, "interval_unit": "steps", "steps_per_epoch": 3, "noise": "fresh"},
+    ),
+    ("residual", sgd, {"epochs": EPOCHS, "config": GrowthConfig.scs(seed=4)}),
+]
+IDS = [f"{name}-{maker.__name__}-{i}" for i, (name, maker, _) in enumerate(CONFIGS)]
+
+
+@pytest.mark.parametrize(("name", "maker", "options"), CONFIGS, ids=IDS)
+def test_the_same_seed_is_the_same_run_and_so_is_one_resumed_at_any_epoch(
+    name: str, maker: Maker, options: dict[str, Any]
+) -> None:
+    whole = Run(name, maker, options)
+    saves = [whole.saved()]
+    for epoch in range(EPOCHS):
+        saves.append(whole.train(epoch, epoch + 1).saved())
+    equal_runs(whole, Run(name, maker, options).train(0, EPOCHS))  # saving on the way changed nothing
+    for epoch in range(EPOCHS):
+        torch.manual_seed(epoch)
+        equal_runs(whole, Run(name, maker, options).load(saves[epoch]).train(epoch, EPOCHS))
+
+
+@pytest.mark.parametrize("name", ["residual", "gpt"])
+def test_the_lively_runs_lose_and_regain_units_and_blocks(name: str) -> None:
+    history = Run(name, sgd, LIVELY).train(0, EPOCHS).grower.history
+    blocks = [set(r["skipped"]) for r in history]
+    assert sum(r["died"] for r in history) > 0
+    assert sum(r["returned"] for r in history) > 0
+    assert any(a - b for a, b in zip(blocks, blocks[1:], strict=False))  # a block came
+    assert any(b - a for a, b in zip(blocks, blocks[1:], strict=False))  # a block left
+
+
+def test_a_resumed_run_can_be_resumed_again() -> None:
+    whole = Run("residual", adamw, LIVELY).train(0, EPOCHS)
+    run = Run("residual", adamw, LIVELY)
+    for epoch in range(EPOCHS):
+        run = Run("residual", adamw, LIVELY).load(run.saved()).train(epoch, epoch + 1)
+    equal_runs(whole, run)
+
+
+def test_a_state_can_be_loaded_into_a_run_that_went_on() -> None:
+    """Rolling back to an earlier epoch, for instance after a loss that was not finite."""
+    run = Run("residual", sgd, LIVELY).train(0, 2)
+    saved = run.saved()
+    whole = copy.deepcopy(saved)
+    run.train(2, 5).load(saved).train(2, EPOCHS)
+    equal_runs(run, Run("residual", sgd, LIVELY).load(whole).train(2, EPOCHS))
+
+
+def test_another_seed_is_another_run() -> None:
+    runs = [Run("plain", sgd, {"seed": s}).train(0, 3) for s in (0, 1)]
+    assert runs[0].grower.state_dict()["keep"] != runs[1].grower.state_dict()["keep"]
+
+
+def test_saving_within_an_epoch() -> None:
+    """Also with momentum of the scores in full swing."""
+    runs = [Run("mlp", sgd, LIVELY).train(0, 2) for _ in range(2)]
+    for i in range(2):
+        step(runs[0].model, runs[0].optimizer, "mlp", i)
+        step(runs[1].model, runs[1].optimizer, "mlp", i)
+        runs[1] = Run("mlp", sgd, LIVELY).load(runs[1].saved())
+    equal_runs(*(r.train(3, 5) for r in runs))
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def foreign(grower: Grower) -> dict[str, Callable[[dict[str, Any]], Any]]:
+    """Ways to spoil a state."""
+    return {
+        "no state": lambda s: None,
+        "a list": lambda s: [s],
+        "empty": lambda s: {},
+        "a model's": lambda s: grower.model.state_dict(),
+        "incomplete": lambda s: {k: v for k, v in s.items() if k != "store"},
+    }
+
+
+@pytest.mark.parametrize("kind", ["no state", "a list", "empty", "a model's", "incomplete"])
+def test_what_is_no_state_is_refused_before_anything_changes(kind: str) -> None:
+    run = Run("mlp", sgd, {})
+    before = copy.deepcopy(run.model.state_dict())
+    with pytest.raises(CheckpointError, match=r"no state of a Grower|incomplete: store is missing"):
+        run.grower.load_state_dict(foreign(run.grower)[kind](run.grower.state_dict()))
+    same(run.model.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("plain", {}, "another model: its channel groups are 0 .64., 2 .48., those of this model 0.0"),
+        ("mlp", {"budget": "40% macs"}, "budget was '50% macs' and is '40% macs'"),
+        ("mlp", {"epochs": 9}, "epochs was 6 and is 9"),
+        ("mlp", {"divisor": 4}, "divisor was 1 and is 4"),
+        ("mlp", {"ignore": ("2",)}, "ignore was"),
+        ("mlp", {"sampling": "lambda", "score_lr": 1.0}, "sampling was 'budgeted' and is 'lambda'; score_lr was 2.0"),
+    ],
+)
+def test_states_of_other_runs_are_refused_before_anything_changes(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    state = Run("mlp", sgd, {}).train(0, 2).grower.state_dict()
+    other = Run(name, sgd, options)
+    before = copy.deepcopy(other.model.state_dict())
+    with pytest.raises(CheckpointError, match=message):
+        other.grower.load_state_dict(state)
+    same(other.model.state_dict(), before)
+    other.train(0, 2)
+
+
+def test_groups_of_other_sizes_are_refused() -> None:
+    wide = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2))
+    narrow = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
+    growers = [Grower(m, sgd(m), torch.zeros(1, 4), "50% macs", 3) for m in (wide, narrow)]
+    with pytest.raises(CheckpointError, match=r"another model: its channel groups are 0 \(30\)"):
+        growers[1].load_state_dict(growers[0].state_dict())
+
+
+def test_states_hold_nothing_that_lives_on() -> None:
+    """A state that was taken does not change while training goes on."""
+    run = Run("mlp", sgd, LIVELY).train(0, 2)
+    state = run.grower.state_dict()
+    before = copy.deepcopy(state)
+    run.train(2, 5)
+    same(state, before)
