@@ -274,16 +274,20 @@ def live_positions(grower: Grower, part: ParamSlice, units: list[int]) -> list[T
     return [torch.searchsorted(index[part.dim], w) for w in where] if part.dim in index else where
 
 
-def test_blocks_are_born_as_the_identity_and_wake_up() -> None:
+@pytest.mark.parametrize("noise", ["stratified", "fresh"])
+def test_blocks_are_born_as_the_identity_and_wake_up(noise: str) -> None:
+    """With fresh noise the units within change while a block is not born yet."""
     model = built("residual")
     optimizer = sgd(model, weight_decay=0.0)
-    grower = grown("residual", model, optimizer, seed_style="small", growth_end=0.9, freeze_at=0.9, score_lr=0.0)
+    options = {"seed_style": "small", "noise": noise, "growth_end": 0.9, "freeze_at": 0.9, "score_lr": 0.0}
+    grower = grown("residual", model, optimizer, **options)
+    ever: set[str] = {b.name for b in grower.structure.blocks} - set(grower.state_dict()["skip"])
     known: set[str] = set(grower.state_dict()["skip"])
     woken = 0
     for epoch in range(5):
         run(grower, optimizer, "residual", epoch, epoch + 1)
         skip = set(grower.state_dict()["skip"])
-        for name in known - skip:
+        for name in known - skip - ever:
             block = model.get_submodule(name)
             x = torch.randn(2, block.conv1.in_channels, 4, 4).relu()
             assert torch.equal(block.eval()(x), x)
@@ -294,6 +298,7 @@ def test_blocks_are_born_as_the_identity_and_wake_up() -> None:
             moved_keys = {k for k, v in block.state_dict().items() if not torch.equal(v, was[k])}
             assert {"conv1.weight", "conv2.weight", "bn1.weight", "bn2.weight", "bn2.bias"} <= moved_keys
             woken += 1
+            ever.add(name)
         known = skip
     assert woken > 0
 
@@ -368,6 +373,7 @@ def test_ignored_modules_keep_their_size() -> None:
     for record in grower.history:
         widths = record["widths"]
         assert (widths["conv1"], widths["layer1.0.conv1"], widths["layer3.1.conv1"]) == (8, 8, 32)
+        assert not {"layer1.0", "layer3.1"} & set(record["skipped"])
     assert 0.495 <= grower.history[-1]["macs_fraction"] <= 0.501
 
 

@@ -36,6 +36,21 @@ def test_a_block_after_an_activation_that_cuts_negative_values_is_none() -> None
     assert [b.name for b in structure.blocks] == ["2"]
 
 
+@pytest.mark.parametrize("inputs", [image(), (torch.zeros(2, 3, 8, 8),)])
+def test_what_is_positive_only_on_the_example_is_no_reason(inputs: tuple[Tensor]) -> None:
+    """The same block after a convolution that happens to be positive on the example inputs."""
+    net = nn.Sequential(conv(3, 8), Residual(8, 8, 6), head(8))
+    nn.init.constant_(net[0].weight, 1e-3)
+    nn.init.constant_(net[0].bias, 5.0)
+    assert blocks_of(net, inputs) == {}
+
+
+@pytest.mark.parametrize("between", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Dropout(), nn.Identity(), nn.Sigmoid()])
+def test_what_is_never_negative_stays_so(between: nn.Module) -> None:
+    net = nn.Sequential(unit(3, 8), between, Residual(8, 8, 6), Residual(8, 8, 5), head(8))
+    assert list(blocks_of(net, image())) == ["2", "3"]
+
+
 def test_innermost_blocks_win() -> None:
     class Stage(nn.Module):
         def __init__(self) -> None:

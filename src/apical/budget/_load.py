@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class BoundBudget:
         structure: the template.
         minimum: the fewest units of each group that may be left, by name; 1 if not named.
         latency: measured table, needed for latency limits.
-        fixed_blocks: whether all blocks stay.
+        fixed_blocks: names of the blocks that stay, or True if all do.
 
     Raises:
         BudgetError: if a limit cannot be met; it says what can, and what is frozen.
@@ -50,11 +50,12 @@ class BoundBudget:
         *,
         minimum: Mapping[str, int] | None = None,
         latency: LatencyTable | None = None,
-        fixed_blocks: bool = False,
+        fixed_blocks: bool | Collection[str] = False,
     ) -> None:
         self.budget, self.structure, self._latency = budget, structure, latency
         least = {g.name: (minimum or {}).get(g.name, 1) for g in structure.groups}
-        skip = [] if fixed_blocks else [b.name for b in structure.blocks]
+        fixed = fixed_blocks if isinstance(fixed_blocks, Collection) else ()
+        skip = [] if fixed_blocks is True else [b.name for b in structure.blocks if b.name not in fixed]
         self._full = {t: self._cost(t, None, ()) for t in budget.targets}
         self.reach = tuple(
             Reach(t, self._cost(t, least, skip), self._full[t], t.amount * (self._full[t] if t.relative else 1))

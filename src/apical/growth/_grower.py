@@ -19,14 +19,13 @@ from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._identity import check_identity, identity
 from apical.growth._observer import GateObserver, parameter_ids
+from apical.growth._pinned import Pinned
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
-from apical.growth._sampling import TOLERANCE, Choice, Limits, Sampler, uniform_widths
+from apical.growth._sampling import TOLERANCE, Choice, Sampler
 from apical.growth._schedule import is_last, scheduled_load
 from apical.growth._scores import ScoreOptimizer
 from apical.resizing import DormantStore, Selection, TemplateMap, resize_, trace
-from apical.structure import Structure, lies_in, quiet_rng
-
-BLOCK_FLOOR = 0.05  # a block of a thin seed leaves when its gate σ(βs) falls below this
+from apical.structure import Structure, quiet_rng
 
 
 class Grower:
@@ -103,11 +102,11 @@ class Grower:
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
         self._template = TemplateMap(self.structure)
-        self._pinned_groups = self._ignored()
+        self._pinned = Pinned(model, self.structure, self.config)
         self._bind(self._latency(inputs))
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
-        self._streams = self._stream_widths()
+        self._pinned.fix_streams(self.bound)
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
         self.epoch, self._step, self._frozen = 0, 0, False
@@ -185,7 +184,7 @@ class Grower:
         """The least that the seed can cost, as a fraction of the budget."""
         c = self.components
         lowest = torch.full_like(c.scores, -1e6)
-        load = self.sampler.budgeted(self._pin(lowest, blocks=True), self._beta, c.noise, 0.0).load
+        load = self.sampler.budgeted(self._pin(lowest), self._beta, c.noise, 0.0).load
         if load > 1 + TOLERANCE:
             raise BudgetError(
                 f"the smallest {self.config.seed_style} network costs {load:.3g} times the budget {self.budget}: it "
@@ -221,8 +220,8 @@ class Grower:
             born[group.name] = [u for u in choice.keep[group.name] if not was[u]]
             first[group.name] = [u for u in born[group.name] if not ever[u]]
         n = self.components.num_units
-        blocks = [b.name for i, b in enumerate(self.structure.blocks) if not lived[n + i] and b.name not in choice.skip]
-        prepare_births_(self.store, self.structure, born, first, blocks, self.config.birth == "preserving")
+        unborn = [b.name for i, b in enumerate(self.structure.blocks) if not lived[n + i]]
+        prepare_births_(self.store, self.structure, born, first, unborn, self.config.birth == "preserving")
 
     def _watch(self) -> None:
         """Observe the gate sites of the present network."""
@@ -271,77 +270,20 @@ class Grower:
             length *= value
         return length
 
-    # ---- what may change --------------------------------------------------------------------------------------------
+    # ---- budget ----------------------------------------------------------------------------------------------------
 
-    def _pin(self, scores: Tensor, blocks: bool = False) -> Tensor:
-        """Scores with +inf where a component must be present and -inf where it must not."""
-        scores, c = scores.clone(), self.components
-        for i, group in enumerate(self.structure.groups):
-            width = self._streams.get(group.name)
-            if width is not None:
-                part = scores[c.entries(i)]
-                part[:width], part[width:] = float("inf"), -float("inf")
-        n = c.num_units
-        if not self.config.grow_depth:
-            scores[n:] = float("inf")
-        elif self.config.seed_style == "thin":
-            scores[n:] = torch.where(self._wanted_blocks(), float("inf"), -float("inf"))
-        elif blocks:
-            scores[n:] = -float("inf")
-        return scores
-
-    def _wanted_blocks(self) -> Tensor:
-        """Blocks of a thin network leave when their gate has closed, the least wanted first, as long as the widths
-        that remain can still use up the budget.
-        """
-        gates = relax(self.components.scores, self._beta)[self.components.num_units :]
-        wanted = torch.ones_like(gates, dtype=torch.bool)
-        gone: list[str] = []
-        for i in torch.argsort(gates).tolist():
-            trial = [*gone, self.structure.blocks[i].name]
-            if gates[i] < BLOCK_FLOOR and self.bound.load(self._streams, trial) >= 1:
-                wanted[i], gone = False, trial
-        return wanted
-
-    def _ignored(self) -> set[str]:
-        """Groups of which some member lies below an ignored module path."""
-        paths = self.config.ignore
-        names = [n for n, _ in self.model.named_modules()]
-        unknown = [p for p in paths if p not in names]
-        if unknown:
-            raise ConfigError(
-                f"ignore names {unknown[0]!r}, which is no module of the model; modules are e.g. {names[1:6]}"
-            )
-        return {g.name for g in self.structure.groups if any(lies_in(m.tensor, p) for m in g.members for p in paths)}
-
-    def _limits(self) -> Limits:
-        limits = Limits.of(self.structure, self.config.divisor, self.config.min_units)
-        least = tuple(
-            g.size if g.name in self._pinned_groups else n
-            for g, n in zip(self.structure.groups, limits.least, strict=True)
-        )
-        return Limits(least, limits.step)
-
-    def _stream_widths(self) -> dict[str, int]:
-        """Widths that do not change: ignored groups, and the residual streams of a thin seed (unless the inner widths
-        alone cannot use up the budget).
-        """
-        fixed = {g.name: g.size for g in self.structure.groups if g.name in self._pinned_groups}
-        if self.config.seed_style == "thin":
-            uniform = uniform_widths(self.bound, self.sampler.limits)
-            streams = {g.name: uniform[g.name] for g in self.structure.groups if g.role == "stream"} | fixed
-            fixed = streams if self.bound.load(streams) >= 1 else fixed
-        return fixed
+    def _pin(self, scores: Tensor) -> Tensor:
+        return self._pinned.pin(scores, relax(self.components.scores, self._beta), self.components.live, self.bound)
 
     def _bind(self, latency: LatencyTable | None) -> None:
-        limits = self._limits()
         self.latency = latency
+        limits = self._pinned.limits
         self.bound = BoundBudget(
             self.budget,
             self.structure,
             minimum={g.name: n for g, n in zip(self.structure.groups, limits.least, strict=True)},
             latency=latency,
-            fixed_blocks=not (self.config.grow_depth and self.structure.blocks),
+            fixed_blocks=self._pinned.blocks,
         )
         self.sampler = Sampler(self.bound, limits)
 
@@ -392,7 +334,7 @@ class Grower:
             "frozen": self._frozen,
             "target_load": self.target_load,
             "seed_load": self._seed_load,
-            "streams": dict(self._streams),
+            "pinned": dict(self._pinned.widths),
             "latency": None if self.latency is None else self.latency.to_dict(),
             "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
@@ -418,7 +360,7 @@ class Grower:
         self.target_load, self._seed_load = state["target_load"], state["seed_load"]
         if state["latency"] is not None:
             self._bind(LatencyTable.from_dict(self.structure, state["latency"]))
-        self._streams = dict(state["streams"])
+        self._pinned.widths = dict(state["pinned"])
         self._changes = cast(Changes, dict(state["changes"]))
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()

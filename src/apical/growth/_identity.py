@@ -12,7 +12,7 @@ from apical.growth._config import GrowthConfig
 from apical.structure import Structure
 
 ENTRIES = ("keep", "skip", "components", "store", "generator", "penalty", "beta", "epoch", "step", "frozen",
-           "target_load", "seed_load", "streams", "latency", "changes", "history")  # fmt: skip
+           "target_load", "seed_load", "pinned", "latency", "changes", "history")  # fmt: skip
 
 
 def identity(

@@ -14,7 +14,7 @@ p { color: var(--soft); margin: 4px 0 12px; } .warn { color: var(--c2); font-wei
 .tiles div { background: var(--panel); border-radius: 8px; padding: 12px 14px; }
 .tiles b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; }
 .tiles span { color: var(--soft); font-size: 13px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 18px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 18px; }
 figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: 4px; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); } .axis { fill: var(--soft); font-size: 11px; } .end { text-anchor: end; }

@@ -1,0 +1,202 @@
+"""Operations that few networks use: what can be followed is, the rest is frozen, and prices stay right throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from structure.expectations import groups_of, traced
+from structure.nets import Net, conv, image, unit, vectors
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(normal(*shape))
+
+
+SEQUENCE = vectors(2, 5, 3)
+Sizes = dict[str, int]
+# name -> (forward, parts, inputs, groups and their sizes)
+Case = tuple[Callable[..., Any], dict[str, Any], tuple[Any, ...], Sizes]
+
+
+def images(change: Callable[[Any, Tensor], Tensor], groups: Sizes, **parts: Any) -> Case:
+    """A unit of six channels, a change, a convolution with five channels, and a last one."""
+    everything: dict[str, Any] = {"a": unit(3, 6), "b": conv(6, 5), "last": conv(5, 2), **parts}
+    return lambda m, x: m.last(F.relu(m.b(change(m, m.a(x))))), everything, image(), {**groups, "b": 5}
+
+
+def sequences(change: Callable[[Any, Tensor], Tensor], groups: Sizes, width: int = 6, **parts: Any) -> Case:
+    """A linear layer of six channels on a sequence, a change, a linear layer with five channels, and a last one."""
+    everything = {"a": nn.Linear(3, 6), "b": nn.Linear(width, 5), "last": nn.Linear(5, 2), **parts}
+    return lambda m, x: m.last(F.relu(m.b(change(m, m.a(x))))), everything, SEQUENCE, {**groups, "b": 5}
+
+
+def heads(x: Tensor, n: int) -> Tensor:
+    return x.view(*x.shape[:2], n, -1).transpose(1, 2)
+
+
+def merged(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+class WeightStandardised(nn.Conv2d):
+    """A convolution whose weight is normalised in the forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+ALL = {"a.0": 6}
+CASES: dict[str, Case] = {
+    # activations: what keeps a zero at zero lets the gate stay at the norm, what does not moves it to the reader
+    "clamp around zero": images(lambda m, h: h.clamp(-1, 1), ALL),
+    "clamp above zero": images(lambda m, h: h.clamp(0.5, 2.0), ALL),
+    "clamp_min and clamp_max": images(lambda m, h: h.clamp_min(-2.0).clamp_max(2.0), ALL),
+    "clamp_max below zero": images(lambda m, h: h.clamp_max(-0.5), ALL),
+    "hardtanh": images(lambda m, h: F.hardtanh(h, -0.5, 0.5), ALL),
+    "powers": images(lambda m, h: h**2 + h.pow(3), ALL),
+    "power of zero": images(lambda m, h: h**0, {}),
+    "negative power": images(lambda m, h: (h + 1) ** -1, ALL),
+    "threshold": images(lambda m, h: F.threshold(h, 0.1, 0.0), ALL),
+    "threshold to a value": images(lambda m, h: F.threshold(h, 0.1, 0.3), ALL),
+    "masked_fill with zero": images(lambda m, h: h.masked_fill(h > 1, 0.0), ALL),
+    "masked_fill with a value": images(lambda m, h: h.masked_fill(h > 1, 2.0), ALL),
+    "softplus": images(lambda m, h: F.softplus(h), ALL),
+    "cosine": images(lambda m, h: torch.cos(h), ALL),
+    "logarithm": images(lambda m, h: torch.log1p(h), ALL),
+    "division by a number": images(lambda m, h: h / 3.0 - h * 2, ALL),
+    "division by channels": images(lambda m, h: h / (h.abs() + 1.0), ALL),
+    "random noise": images(lambda m, h: h + torch.zeros_like(h), ALL),
+    "comparison": images(lambda m, h: (h > 0.5).to(h.dtype), ALL),
+    "one channel plus many": images(lambda m, h: m.gate(h) + h, ALL, gate=conv(6, 1)),
+    "one channel times many": images(lambda m, h: m.gate(h) * h, ALL, gate=conv(6, 1)),
+    "many times one channel that may be zero": images(lambda m, h: F.relu(m.gate(h)) * h, ALL, gate=conv(6, 1)),
+    # reductions over pixels
+    "maximum over pixels": images(lambda m, h: h * h.flatten(2).max(-1)[0][..., None, None], ALL),
+    "top pixels": images(lambda m, h: h.flatten(2).topk(16, -1)[0].view(2, -1, 4, 4), ALL),
+    "norm over pixels": images(lambda m, h: h * h.norm(dim=(2, 3), keepdim=True), ALL),
+    "variance over pixels": images(lambda m, h: h * h.var((2, 3), keepdim=True), ALL),
+    "cumulative sum over pixels": images(lambda m, h: h.cumsum(2), ALL),
+    "mean over everything": images(lambda m, h: h * h.mean(), {}),
+    "response norm": images(lambda m, h: F.local_response_norm(h, 3), {}),
+    "channel dimension moved": images(lambda m, h: h.movedim(1, -1).mul(2.0).movedim(-1, 1), ALL),
+    "square unfolded": images(lambda m, h: F.unfold(h, 1).view(2, -1, 8, 8), {}),
+    "repeated channels": images(lambda m, h: h.repeat(1, 2, 1, 1)[:, : h.shape[1]], {}),
+    # weights that are computed or used in parts
+    "weight standardisation": images(lambda m, h: m.ws(h), {}, ws=WeightStandardised(6, 6, 1)),
+    "computed bias": images(lambda m, h: F.conv2d(h, m.w, m.c * 2), {"a.0": 6}, w=parameter(6, 6, 1, 1), c=parameter(6)),
+    "part of a weight": images(lambda m, h: F.conv2d(h, m.w[:6]), {"a.0": 6, "w": 6}, w=parameter(9, 6, 1, 1)),
+    "grouped over the input": (
+        lambda m, x: m.last(F.relu(m.b(F.relu(m.a(x))))),
+        {"a": nn.Conv2d(4, 8, 1, groups=2), "b": conv(8, 5), "last": conv(5, 2)}, image(channels=4), {"b": 5},
+    ),
+    # parameters in the place of activations
+    "learned mask": images(lambda m, h: h * torch.sigmoid(m.mask), {}, mask=parameter(1, 6, 1, 1)),
+    "learned picture": images(lambda m, h: h + m.picture, ALL, picture=parameter(1, 8, 8)),
+    "addmm": (
+        lambda m, x: m.last(F.relu(torch.addmm(m.c, x, m.w))), {"w": parameter(3, 6), "c": parameter(6), "last": nn.Linear(6, 2)},
+        vectors(2, 3), {"w": 6},
+    ),
+    "class token": sequences(
+        lambda m, h: torch.cat([m.token.expand(h.shape[0], -1, -1), h], 1), {"a": 6}, token=parameter(1, 1, 6)),
+    "stacked parameters": sequences(lambda m, h: h + torch.stack([m.p, m.q]).sum(0), {}, p=parameter(6), q=parameter(6)),
+    "split parameter": sequences(lambda m, h: h * m.p.chunk(2)[0] + m.p.chunk(2)[1], {}, p=parameter(12)),
+    "rows of a table": sequences(lambda m, h: h + m.table[m.rows], {"a": 6}, table=parameter(9, 6), rows=torch.arange(5)),
+    "selected rows": sequences(
+        lambda m, h: h + m.table.index_select(0, m.rows), {"a": 6}, table=parameter(9, 6), rows=torch.arange(5)),
+    "unbound parameter": sequences(lambda m, h: h * m.pair.unbind(0)[0], {"a": 6}, pair=parameter(2, 6)),
+    "computed table": sequences(
+        lambda m, h: h + F.embedding(m.rows, m.table * 2.0), {}, table=parameter(9, 6), rows=torch.arange(5)),
+    # attention
+    "masked attention": sequences(
+        lambda m, h: merged(F.scaled_dot_product_attention(*(heads(h, 2),) * 3, attn_mask=m.mask)), {},
+        mask=torch.zeros(5, 5)),
+    "grouped queries": (
+        lambda m, x: m.last(F.relu(m.b(merged(F.scaled_dot_product_attention(
+            heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2), enable_gqa=True))))),
+        {"q": nn.Linear(3, 8), "k": nn.Linear(3, 4), "v": nn.Linear(3, 4), "b": nn.Linear(8, 5), "last": nn.Linear(5, 2)},
+        SEQUENCE, {"b": 5},
+    ),
+    "learned keys": sequences(
+        lambda m, h: torch.softmax(h @ m.keys.T, -1) @ m.values, {"a": 6, "values": 7}, width=7, keys=parameter(4, 6),
+        values=parameter(4, 7)),
+    "gram matrix": sequences(lambda m, h: h @ (h.mT @ h), {}),
+    "einsum with an ellipsis": sequences(lambda m, h: torch.einsum("...i,io->...o", h, m.w), {}, w=parameter(6, 6)),
+    "batched products": sequences(lambda m, h: torch.baddbmm(h, h.mT[:, :5, :5], h), {}),
+    # recurrent states
+    "given state": (
+        lambda m, x, s: m.last(F.relu(m.b(m.rnn(x, s)[0]))),
+        {"rnn": nn.GRU(3, 6, batch_first=True), "b": nn.Linear(6, 5), "last": nn.Linear(5, 2)},
+        (*SEQUENCE, *vectors(1, 2, 6)), {"b": 5},
+    ),
+    "learned state": (
+        lambda m, x: m.last(F.relu(m.b(m.rnn(x, m.state.expand(-1, x.shape[0], -1).contiguous())[0]))),
+        {"rnn": nn.GRU(3, 6, batch_first=True), "b": nn.Linear(6, 5), "last": nn.Linear(5, 2), "state": parameter(1, 1, 6)},
+        SEQUENCE, {"b": 5},
+    ),
+    "recurrent over the input": (
+        lambda m, x: m.last(m.rnn(x)[0]), {"rnn": nn.LSTM(3, 6, batch_first=True), "last": nn.Linear(6, 2)}, SEQUENCE,
+        {"rnn": 6},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_contract_and_groups(name: str) -> None:
+    forward, parts, inputs, sizes = CASES[name]
+    structure = traced(Net(forward, **parts), inputs)
+    assert {n: size for n, (size, _, _) in groups_of(structure).items()} == sizes
+
+
+AT_THE_READER = ["clamp above zero", "clamp_max below zero", "negative power", "threshold to a value", "softplus", "cosine",
+                 "masked_fill with a value", "one channel plus many", "learned picture"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AT_THE_READER)
+def test_what_does_not_keep_zeros_is_gated_at_its_reader(name: str) -> None:
+    forward, parts, inputs, _ = CASES[name]
+    (group,) = [g for g in traced(Net(forward, **parts), inputs).groups if g.name == "a.0"]
+    assert [(s.tensor, s.dim) for s in group.gate_site if s.tensor.startswith("b")] == [("b.weight", 1)]
+
+
+def test_contexts_inside_the_forward_pass() -> None:
+    """no_grad, autocast and checkpointing make regions of their own in the exported graph."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = x * m.a(x).mean()
+        h = m.b(x)
+        with torch.autocast("cpu", enabled=False):
+            h = m.c(h)
+        return m.last(checkpoint(m.d, h, use_reentrant=False))
+
+    net = Net(forward, a=conv(3, 4), b=unit(3, 6), c=unit(6, 5), d=unit(5, 4), last=conv(4, 2))
+    structure = traced(net, image())
+    assert {"b.0", "c.0", "d.0"} <= set(groups_of(structure))
+
+
+def test_several_inputs_of_which_one_is_a_mask() -> None:
+    def forward(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        return m.last(m.a(x) * mask[:, None])
+
+    inputs = (*image(), (vectors(2, 8, 8)[0] > 0).float())
+    assert set(groups_of(traced(Net(forward, a=unit(3, 6), last=conv(6, 2)), inputs))) == {"a.0"}
+
+
+def test_an_input_that_is_as_wide_as_the_channels_freezes_them() -> None:
+    def forward(m: Any, x: Tensor, style: Tensor) -> Tensor:
+        return m.last(m.b(m.a(x) * style[:, :, None, None]))
+
+    inputs = (*image(), *vectors(2, 6))
+    assert set(groups_of(traced(Net(forward, a=unit(3, 6), b=unit(6, 5), last=conv(5, 2)), inputs))) == {"b.0"}
