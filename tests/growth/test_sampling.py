@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from apical.growth._sampling import TOLERANCE, Limits, Sampler
 from structure.nets import Net, recurrent, tiny_resnet
 
 WIDE = {
-    "mlp": lambda: (nn.Sequential(nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 5)),
+    "mlp": lambda: (nn.Sequential(nn.Linear(20, 600), nn.ReLU(), nn.Linear(600, 500), nn.ReLU(), nn.Linear(500, 5)),
                     torch.zeros(1, 20)),
     "residual": lambda: (models.CifarResNet(14, width=24), torch.zeros(1, 3, 8, 8)),
     "recurrent": lambda: (Net(lambda m, x: m.fc(m.b(torch.relu(m.a(x)))[0]), a=nn.Linear(4, 250),
@@ -90,6 +90,7 @@ seeds, spreads = st.integers(0, 2**31), st.sampled_from([0.0, 0.01, 0.3, 3.0])
 
 @pytest.mark.parametrize("name", WIDE)
 @given(seed=seeds, spread=spreads, load=st.floats(0.35, 1.0))
+@example(seed=3558, spread=0.0, load=0.8125)  # all widths whole, three blocks absent: one of them must come
 def test_wide_networks_cost_what_is_scheduled_within_half_a_percent(
     name: str, seed: int, spread: float, load: float
 ) -> None:

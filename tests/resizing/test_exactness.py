@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -203,6 +204,7 @@ def test_positions_in_every_form() -> None:
     structure = apical.trace(template, torch.zeros(1, 3))
     texts = set()
     forms: list[Any] = [[1, 5], (1, 5), range(1, 6, 4), torch.tensor([1, 5]), torch.tensor([1, 5], dtype=torch.int32)]
+    forms += [np.array([1, 5]), (np.int64(1), np.int64(5))]
     for positions in forms:
         model = copy.deepcopy(template)
         apical.resize_(model, structure, {"0": positions})

@@ -17,7 +17,7 @@ from apical import DormantStore, Structure
 from apical.errors import ResizeError
 from resizing.reference import Reference, assert_unchanged, kept_positions, put, snapshot, take, train_steps
 from structure.contract import random_keep
-from structure.nets import conv, head, image, recurrent, tiny_resnet, unit
+from structure.nets import LanguageModel, conv, head, image, recurrent, tiny_resnet, tokens, unit
 
 SHAPE = (4, 3, 8, 8)
 KEEP = {"1.conv1": [1, 4], "2.conv2": [0, 2, 3, 9], "0.0": [1, 2, 5, 7]}
@@ -81,6 +81,22 @@ def test_gradients_are_carried(structure: Structure) -> None:
         put(expected, positions, take(grads[name], positions))
         assert p.grad is not None
         assert torch.equal(p.grad, expected), "returning channels have a gradient of zero until the next backward"
+
+
+def test_sparse_gradients_are_carried() -> None:
+    """As embeddings with sparse=True have them, usually still there when the epoch ends."""
+    model = LanguageModel(tied=False, width=7)
+    model.embedding.sparse = True
+    structure = apical.trace(model, tokens(), state_outputs=(1,))
+    model(tokens()[0])[0].sum().backward()
+    grad = model.embedding.weight.grad
+    assert grad is not None
+    assert grad.is_sparse
+    expected = grad.to_dense()[:, [0, 2, 5]]
+    apical.resize_(model, structure, {"embedding": [0, 2, 5]}, store=DormantStore())
+    carried = model.embedding.weight.grad
+    assert carried is not None
+    assert torch.equal(carried.to_dense(), expected)
 
 
 def test_no_gradients_stay_none(structure: Structure) -> None:

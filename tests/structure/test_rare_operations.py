@@ -66,7 +66,7 @@ CASES: dict[str, Case] = {
     "clamp_max below zero": images(lambda m, h: h.clamp_max(-0.5), ALL),
     "hardtanh": images(lambda m, h: F.hardtanh(h, -0.5, 0.5), ALL),
     "powers": images(lambda m, h: h**2 + h.pow(3), ALL),
-    "power of zero": images(lambda m, h: h**0, {}),
+    "power of zero": images(lambda m, h: h**0, ALL),
     "negative power": images(lambda m, h: (h + 1) ** -1, ALL),
     "threshold": images(lambda m, h: F.threshold(h, 0.1, 0.0), ALL),
     "threshold to a value": images(lambda m, h: F.threshold(h, 0.1, 0.3), ALL),
@@ -92,11 +92,12 @@ CASES: dict[str, Case] = {
     "response norm": images(lambda m, h: F.local_response_norm(h, 3), {}),
     "channel dimension moved": images(lambda m, h: h.movedim(1, -1).mul(2.0).movedim(-1, 1), ALL),
     "square unfolded": images(lambda m, h: F.unfold(h, 1).view(2, -1, 8, 8), {}),
-    "repeated channels": images(lambda m, h: h.repeat(1, 2, 1, 1)[:, : h.shape[1]], {}),
+    "repeated channels": images(lambda m, h: h.repeat(1, 2, 1, 1)[:, : h.shape[1]], ALL),
     # weights that are computed or used in parts
     "weight standardisation": images(lambda m, h: m.ws(h), {}, ws=WeightStandardised(6, 6, 1)),
-    "computed bias": images(lambda m, h: F.conv2d(h, m.w, m.c * 2), {"a.0": 6}, w=parameter(6, 6, 1, 1), c=parameter(6)),
-    "part of a weight": images(lambda m, h: F.conv2d(h, m.w[:6]), {"a.0": 6, "w": 6}, w=parameter(9, 6, 1, 1)),
+    "computed bias": images(
+        lambda m, h: F.conv2d(h, m.w, m.c * 2), {"a.0": 6, "w": 6}, w=parameter(6, 6, 1, 1), c=parameter(6)),
+    "part of a weight": images(lambda m, h: F.conv2d(h, m.w[:6]), ALL, w=parameter(9, 6, 1, 1)),
     "grouped over the input": (
         lambda m, x: m.last(F.relu(m.b(F.relu(m.a(x))))),
         {"a": nn.Conv2d(4, 8, 1, groups=2), "b": conv(8, 5), "last": conv(5, 2)}, image(channels=4), {"b": 5},
@@ -105,19 +106,21 @@ CASES: dict[str, Case] = {
     "learned mask": images(lambda m, h: h * torch.sigmoid(m.mask), {}, mask=parameter(1, 6, 1, 1)),
     "learned picture": images(lambda m, h: h + m.picture, ALL, picture=parameter(1, 8, 8)),
     "addmm": (
-        lambda m, x: m.last(F.relu(torch.addmm(m.c, x, m.w))), {"w": parameter(3, 6), "c": parameter(6), "last": nn.Linear(6, 2)},
-        vectors(2, 3), {"w": 6},
+        lambda m, x: m.last(F.relu(torch.addmm(m.c, x, m.w))),
+        {"w": parameter(3, 6), "c": parameter(6), "last": nn.Linear(6, 2)}, vectors(2, 3), {"w": 6},
     ),
     "class token": sequences(
         lambda m, h: torch.cat([m.token.expand(h.shape[0], -1, -1), h], 1), {"a": 6}, token=parameter(1, 1, 6)),
-    "stacked parameters": sequences(lambda m, h: h + torch.stack([m.p, m.q]).sum(0), {}, p=parameter(6), q=parameter(6)),
-    "split parameter": sequences(lambda m, h: h * m.p.chunk(2)[0] + m.p.chunk(2)[1], {}, p=parameter(12)),
-    "rows of a table": sequences(lambda m, h: h + m.table[m.rows], {"a": 6}, table=parameter(9, 6), rows=torch.arange(5)),
+    "stacked parameters": sequences(
+        lambda m, h: h + torch.stack([m.p, m.q]).sum(0), {}, p=parameter(6), q=parameter(6)),
+    "split parameter": sequences(lambda m, h: h * m.p.chunk(2)[0] + m.p.chunk(2)[1], {"a": 6}, p=parameter(12)),
+    "rows of a table": sequences(
+        lambda m, h: h + m.table[m.rows], {"a": 6}, table=parameter(9, 6), rows=torch.arange(5)),
     "selected rows": sequences(
         lambda m, h: h + m.table.index_select(0, m.rows), {"a": 6}, table=parameter(9, 6), rows=torch.arange(5)),
     "unbound parameter": sequences(lambda m, h: h * m.pair.unbind(0)[0], {"a": 6}, pair=parameter(2, 6)),
     "computed table": sequences(
-        lambda m, h: h + F.embedding(m.rows, m.table * 2.0), {}, table=parameter(9, 6), rows=torch.arange(5)),
+        lambda m, h: h + F.embedding(m.rows, m.table * 2.0), {"a": 6}, table=parameter(9, 6), rows=torch.arange(5)),
     # attention
     "masked attention": sequences(
         lambda m, h: merged(F.scaled_dot_product_attention(*(heads(h, 2),) * 3, attn_mask=m.mask)), {},
@@ -125,8 +128,8 @@ CASES: dict[str, Case] = {
     "grouped queries": (
         lambda m, x: m.last(F.relu(m.b(merged(F.scaled_dot_product_attention(
             heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2), enable_gqa=True))))),
-        {"q": nn.Linear(3, 8), "k": nn.Linear(3, 4), "v": nn.Linear(3, 4), "b": nn.Linear(8, 5), "last": nn.Linear(5, 2)},
-        SEQUENCE, {"b": 5},
+        {"q": nn.Linear(3, 8), "k": nn.Linear(3, 4), "v": nn.Linear(3, 4), "b": nn.Linear(8, 5),
+         "last": nn.Linear(5, 2)}, SEQUENCE, {"b": 5},
     ),
     "learned keys": sequences(
         lambda m, h: torch.softmax(h @ m.keys.T, -1) @ m.values, {"a": 6, "values": 7}, width=7, keys=parameter(4, 6),
@@ -142,12 +145,12 @@ CASES: dict[str, Case] = {
     ),
     "learned state": (
         lambda m, x: m.last(F.relu(m.b(m.rnn(x, m.state.expand(-1, x.shape[0], -1).contiguous())[0]))),
-        {"rnn": nn.GRU(3, 6, batch_first=True), "b": nn.Linear(6, 5), "last": nn.Linear(5, 2), "state": parameter(1, 1, 6)},
-        SEQUENCE, {"b": 5},
+        {"rnn": nn.GRU(3, 6, batch_first=True), "b": nn.Linear(6, 5), "last": nn.Linear(5, 2),
+         "state": parameter(1, 1, 6)}, SEQUENCE, {"b": 5},
     ),
     "recurrent over the input": (
-        lambda m, x: m.last(m.rnn(x)[0]), {"rnn": nn.LSTM(3, 6, batch_first=True), "last": nn.Linear(6, 2)}, SEQUENCE,
-        {"rnn": 6},
+        lambda m, x: m.last(m.rnn(x)[0]), {"rnn": nn.LSTM(3, 6, batch_first=True), "last": nn.Linear(6, 2)},
+        SEQUENCE, {"rnn": 6},
     ),
 }  # fmt: skip
 
@@ -159,8 +162,8 @@ def test_contract_and_groups(name: str) -> None:
     assert {n: size for n, (size, _, _) in groups_of(structure).items()} == sizes
 
 
-AT_THE_READER = ["clamp above zero", "clamp_max below zero", "negative power", "threshold to a value", "softplus", "cosine",
-                 "masked_fill with a value", "one channel plus many", "learned picture"]  # fmt: skip
+AT_THE_READER = ["clamp above zero", "clamp_max below zero", "negative power", "threshold to a value", "softplus",
+                 "cosine", "masked_fill with a value", "one channel plus many", "learned picture"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AT_THE_READER)

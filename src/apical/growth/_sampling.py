@@ -80,6 +80,11 @@ class Sampler:
         indicators = critical < found.shift
         counts, skip = self._counts(indicators), self._skipped(indicators)
         counts = self._fill(counts, skip, critical, load)
+        for block in self._blocks_to_add(counts, skip, critical, load):
+            pinned = scores.index_fill(0, torch.tensor([self.num_units + block]), float("inf"))
+            deeper = self.budgeted(pinned, beta, noise, load, exact)
+            if deeper.load <= load * (1 + TOLERANCE):
+                return deeper
         if exact and self._load_of(counts, skip) < load * (1 - CLOSE):
             counts = self._exchange(counts, skip, critical, load)
         return self._choice(counts, skip, critical, found.shift)
@@ -120,6 +125,19 @@ class Sampler:
             else:
                 counts, present = trial, new
         return counts
+
+    def _blocks_to_add(self, counts: list[int], skip: tuple[str, ...], critical: Tensor, load: float) -> list[int]:
+        """Absent blocks, nearest to existing first, if without them even the widest network stays below the load."""
+        parts = critical[: self.num_units].split(self.sizes)
+        widest = [
+            int((c < float("inf")).sum()) if c.isfinite().any() else n for c, n in zip(parts, counts, strict=True)
+        ]
+        waiting = [
+            (c, i)
+            for i, (block, c) in enumerate(zip(self.structure.blocks, critical[self.num_units :].tolist(), strict=True))
+            if block.name in skip and c < float("inf")
+        ]
+        return [i for _, i in sorted(waiting)] if self._load_of(widest, skip) < load * (1 - CLOSE) else []
 
     def _exchange(self, counts: list[int], skip: tuple[str, ...], critical: Tensor, load: float) -> list[int]:
         """One step less in a group and one more in another, the pair that uses the most of what may be used."""
