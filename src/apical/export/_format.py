@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -48,10 +49,25 @@ class Architecture:
     removed: tuple[str, ...]
     attributes: Mapping[str, Mapping[str, int]]
 
-    def to_json(self) -> str:
-        """Text for `ARCHITECTURE`."""
-        data = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps(data, indent=1) + "\n"
+    def to_json(self, weights_sha256: str) -> str:
+        """Text for `ARCHITECTURE`, with the digests of the weights file and of itself."""
+        data = {"format": FORMAT, "version": VERSION, **asdict(self), "weights_sha256": weights_sha256}
+        return json.dumps({**data, "sha256": digest(data)}, indent=1) + "\n"
+
+
+def digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 of the architecture's canonical JSON without its own entry ``sha256``."""
+    rest = {key: value for key, value in data.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            sha.update(chunk)
+    return sha.hexdigest()
 
 
 def size_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
@@ -66,8 +82,8 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
     return found
 
 
-def read_architecture(path: Path) -> Architecture:
-    """Parse and check an `ARCHITECTURE` file.
+def read_architecture(path: Path) -> tuple[Architecture, str]:
+    """Parse and check an `ARCHITECTURE` file; returns it with the digest that its weights must have.
 
     Raises:
         LoadError: if it is missing, too large, not JSON, of another format, or holds anything unexpected.
@@ -84,8 +100,10 @@ def read_architecture(path: Path) -> Architecture:
         raise LoadError(f'{path} is not an apical architecture (no "format": "{FORMAT}")')
     if data.get("version") != VERSION:
         raise LoadError(f"{path} has format version {data.get('version')!r}; this apical reads version {VERSION}")
+    if data.get("sha256") != digest(data):
+        raise LoadError(f"{path} is damaged: its contents do not have the digest that it states; save the model again")
     try:
-        return _parse(data)
+        return _parse(data), _text(data["weights_sha256"])
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise LoadError(f"{path} is damaged: {type(problem).__name__}: {problem}") from problem
 

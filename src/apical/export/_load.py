@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from apical.errors import LoadError
-from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, read_architecture, size_attributes
+from apical.export._format import (
+    ARCHITECTURE,
+    WEIGHTS,
+    Architecture,
+    SavedTensor,
+    file_digest,
+    read_architecture,
+    size_attributes,
+)
 from apical.resizing import Installation, lookup, refuse_wrapped
-from apical.structure import lies_in, module_refresh, tensor_specs
+from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -51,9 +59,9 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
     """
     refuse_wrapped(model, LoadError)
     path = Path(folder)
-    architecture = read_architecture(path / ARCHITECTURE)
+    architecture, weights_digest = read_architecture(path / ARCHITECTURE)
     _check_fits(model, architecture, path)
-    values = _read_weights(path / WEIGHTS, architecture)
+    values = _read_weights(path / WEIGHTS, architecture, weights_digest)
     install = Installation()
     try:
         _install(model, architecture, values, install)
@@ -68,10 +76,9 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
 
 def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
     """Collect everything in which the model and the saved architecture disagree."""
-    specs = tensor_specs(model)
+    expected = _remaining(model, saved)
     modules = dict(model.named_modules())
     problems = [f"it replaces {p}, which the model does not have" for p in saved.removed if p not in modules or not p]
-    expected = {n: s for n, s in specs.items() if not any(lies_in(n, b) for b in saved.removed)}
     problems += [f"{n} is missing" for n in expected if n not in saved.tensors]
     for name, tensor in saved.tensors.items():
         if name not in expected:
@@ -80,7 +87,7 @@ def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
             problems += _shape_problems(name, tensor, expected[name].shape)
             if (tensor.kind == "parameter") != expected[name].is_parameter:
                 problems.append(f"{name} is a {tensor.kind} in the folder but not in the model")
-    aliases = {a: n for n, s in expected.items() for a in s.aliases if not any(lies_in(a, b) for b in saved.removed)}
+    aliases = {a: n for n, s in expected.items() for a in s.aliases}
     if not problems and aliases != dict(saved.aliases):
         problems.append(f"other parameters are shared: {dict(saved.aliases)} in the folder, {aliases} in the model")
     problems += _attribute_problems(size_attributes(model), saved)
@@ -90,6 +97,16 @@ def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
             f"{path} holds a {saved.model} that does not fit this {type(model).__qualname__}: {'; '.join(problems[:5])}"
             f"{more}. Build the model with the arguments with which it was traced; it is unchanged."
         )
+
+
+def _remaining(model: nn.Module, saved: Architecture) -> dict[str, TensorSpec]:
+    """The model's tensors outside the removed modules, under the first name that is left of each."""
+    remaining = {}
+    for name, spec in tensor_specs(model).items():
+        names = [n for n in (name, *spec.aliases) if not any(lies_in(n, b) for b in saved.removed)]
+        if names:
+            remaining[names[0]] = TensorSpec(spec.shape, spec.is_parameter, tuple(names[1:]))
+    return remaining
 
 
 def _shape_problems(name: str, tensor: SavedTensor, full: tuple[int, ...]) -> list[str]:
@@ -108,8 +125,12 @@ def _attribute_problems(full: Mapping[str, Mapping[str, int]], saved: Architectu
     return problems
 
 
-def _read_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+def _read_weights(path: Path, architecture: Architecture, expected_digest: str) -> dict[str, Tensor]:
     try:
+        if file_digest(path) != expected_digest:
+            raise LoadError(
+                f"{path} is damaged, or belongs to another save: its digest is not the one in {ARCHITECTURE}"
+            )
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if names != set(architecture.tensors):
@@ -130,13 +151,13 @@ def _read_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
 
 
 def _install(model: nn.Module, saved: Architecture, values: Mapping[str, Tensor], install: Installation) -> None:
-    specs = tensor_specs(model)
+    specs = _remaining(model, saved)
     for block in saved.removed:
         if type(model.get_submodule(block)) is not nn.Identity:
             install.module(model, block, nn.Identity())
     for name, value in values.items():
-        aliases = [a for a in (name, *specs[name].aliases) if not any(lies_in(a, b) for b in saved.removed)]
-        old = lookup(model, aliases[0])
+        aliases = (name, *specs[name].aliases)
+        old = lookup(model, name)
         if value.is_floating_point() != old.is_floating_point():
             raise LoadError(f"{name} is {value.dtype} in the folder and {old.dtype} in the model")
         new = value.to(old.device, old.dtype)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apical.errors import LoadError, ResizeError
-from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, size_attributes
+from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
 from apical.resizing import refuse_wrapped
 from apical.structure import tensor_specs
 
@@ -64,7 +64,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         weights.unlink(missing_ok=True)
         raise LoadError(f"{architecture.model} cannot be written as safetensors: {problem}") from problem
     text = path / (ARCHITECTURE + ".tmp")
-    text.write_text(architecture.to_json(), encoding="utf-8")
+    text.write_text(architecture.to_json(file_digest(weights)), encoding="utf-8")
     weights.replace(path / WEIGHTS)
     text.replace(path / ARCHITECTURE)
     return path

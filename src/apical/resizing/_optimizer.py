@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from apical.errors import ResizeError
 from apical.resizing._store import DormantStore
 
+FOREIGN = ""  # stands for a parameter that is not the model's in a recorded order
 Transfer = Callable[[str, Tensor], Tensor | None]  # (key, live part) -> resized part, None if the parameter leaves
 
 
@@ -86,7 +87,7 @@ def rekey_(
         optimizer._numel_cache = None
     for g, group in enumerate(optimizer.param_groups):
         named = [(old_names.get(id(p)), p) for p in group["params"]]
-        order = _order(store, f"{index}/{g}", [n for n, _ in named if n is not None])
+        order = _order(store, f"{index}/{g}", [n or FOREIGN for n, _ in named])
         labels = _labels(named, group)
         for name, old in named:
             if name is not None and name in new:
@@ -96,8 +97,14 @@ def rekey_(
         leaving = {n for n, p in new.items() if p is None}
         entries: list[tuple[str | None, nn.Parameter]]
         if set(present) - {n for n, _ in named}:  # something comes back: rebuild in the template's order
-            entries = [(n, present[n]) for n in order if n in present and n not in leaving]
-            entries += [(n, p) for n, p in named if n is None]
+            foreign = [p for n, p in named if n is None]
+            entries = []
+            for n in order:
+                if n == FOREIGN and foreign:
+                    entries.append((None, foreign.pop(0)))
+                elif n in present and n not in leaving:
+                    entries.append((n, present[n]))
+            entries += [(None, p) for p in foreign]
         else:
             entries = [(n, present[n] if n is not None else p) for n, p in named if n not in leaving]
         group["params"][:] = [p for _, p in entries]

@@ -206,9 +206,11 @@ class _Resize:
         if reference is not None:
             vars(parameter).update(vars(reference))
         if live is not None and live.grad is not None:
-            full = torch.zeros(self.specs[move.name].shape, dtype=live.grad.dtype, device=live.grad.device)
-            scatter_(full, move.old or {}, live.grad)
-            parameter.grad = gather(full, move.new or {})
+            sparse, grad = live.grad.is_sparse, live.grad.to_dense() if live.grad.is_sparse else live.grad
+            full = torch.zeros(self.specs[move.name].shape, dtype=grad.dtype, device=grad.device)
+            scatter_(full, move.old or {}, grad)
+            grad = gather(full, move.new or {})
+            parameter.grad = grad.to_sparse(live.grad.sparse_dim()) if sparse else grad
         return parameter
 
     def _check_histories(self, model: nn.Module) -> None:

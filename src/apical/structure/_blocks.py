@@ -12,10 +12,12 @@ from apical.structure._types import SkippableBlock
 from apical.structure._values import AxisKey, ParamValue, Value
 from apical.structure._walk import Walk, node_modules
 
-PASSES = frozenset(
-    {"relu", "relu6", "dropout", "feature_dropout", "contiguous", "clone", "to", "alias"}
-    | {"view", "reshape", "flatten", "unflatten"}
-)
+PASSES = frozenset({"dropout", "feature_dropout", "contiguous", "clone", "to", "alias", "view", "reshape", "flatten",
+                    "unflatten"})  # fmt: skip
+UNIT = frozenset({"sigmoid", "hardsigmoid", "softmax", "relu6"})  # results in [0, 6]
+# What an activation after the addition leaves alone: relu(x + 0) = x where x came from one of these.
+RANGES = {"relu6": UNIT, "relu": UNIT | {"relu", "abs", "square", "exp", "softplus"}}
+KEEP_RANGE = PASSES | {f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def _zeroing(walk: Walk, node: fx.Node, entry: fx.Node, depth: int) -> frozenset
         return None
     name = op_name(node.target).split("::")[-1]
     tensors = [a for a in node.args if isinstance(a, fx.Node) and _shape(a) is not None]
-    if name in PASSES and tensors:
+    if name in RANGES and not _lies_in_range(entry, RANGES[name]):
+        return None
+    if (name in PASSES or name in RANGES) and tensors:
         return _zeroing(walk, tensors[0], entry, depth + 1)
     if name != "add" or len(tensors) != 2:
         return None
@@ -100,6 +104,17 @@ def _zeroing(walk: Walk, node: fx.Node, entry: fx.Node, depth: int) -> frozenset
         if rest is not None and zeros:
             return rest | zeros
     return None
+
+
+def _lies_in_range(node: fx.Node, sources: frozenset[str], depth: int = 0) -> bool:
+    """Whether a tensor comes from one of these operations, through others that keep its range."""
+    if depth > 16 or node.op != "call_function":
+        return False
+    name = op_name(node.target).split("::")[-1]
+    if name in sources:
+        return True
+    first = next((a for a in node.args if isinstance(a, fx.Node)), None)
+    return first is not None and name in KEEP_RANGE and _lies_in_range(first, sources, depth + 1)
 
 
 def _branch_zeros(walk: Walk, node: fx.Node) -> frozenset[AxisKey] | None:

@@ -143,7 +143,9 @@ def _zeros_after(name: str, args: Sequence[Any], operands: Sequence[AnyValue], i
     if name in SUMS:
         if any(isinstance(a, (int, float)) and not isinstance(a, bool) and a != 0 for a in args[:2]):
             return None
-        return union_zeros([_param_zeros(o, ids) if isinstance(o, ParamValue) else o.zeros for o in operands])
+        return union_zeros(
+            [_param_zeros(o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
+        )
     if name not in KEEPS_ZERO or not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
     numbers = [a for a in args[1:] if isinstance(a, (int, float)) and not isinstance(a, bool)]
@@ -190,6 +192,14 @@ def union_zeros(parts: Sequence[Zeros]) -> Zeros:
 def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
     """The axes of an added parameter, if zeroing them at a unit removes what it adds there."""
     return _param_axes(param) if _scales(param, ids) else None
+
+
+def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
+    """What zeroes an added activation at a unit; nothing does if it is one channel spread over many."""
+    if ids is None or not value.zeros or value.ids is None:
+        return value.zeros
+    theirs = value.ids.expand(ids.shape)
+    return value.zeros if set(varying_dims(ids)) <= set(varying_dims(theirs)) else None
 
 
 def _param_axes(param: ParamValue) -> frozenset[AxisKey]:
