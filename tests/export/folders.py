@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.errors import ApicalError, LoadError
+from apical.export._format import digest, file_digest
 from resizing.reference import assert_unchanged, snapshot
 from structure.contract import generic_, random_keep, random_skip
 from structure.nets import (
@@ -104,13 +105,19 @@ def refused(folder: Path, message: str | None = None, model: nn.Module | None = 
     assert_unchanged(before, snapshot(model))
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any], *, signed: bool = False) -> None:
+    """Change the architecture; ``signed`` makes the digest right again, as only intent would."""
     data = json.loads((folder / ARCHITECTURE).read_text())
     change(data)
+    if signed:
+        data["sha256"] = digest(data)
     (folder / ARCHITECTURE).write_text(json.dumps(data))
 
 
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any], *, signed: bool = False) -> None:
+    """Change the weights; ``signed`` makes both digests right again."""
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)
+    if signed:
+        edit(folder, lambda data: data.update(weights_sha256=file_digest(folder / WEIGHTS)), signed=True)

@@ -89,7 +89,7 @@ def test_an_architecture_that_is_too_large(folder: Path) -> None:
 
 @pytest.mark.parametrize("version", [0, 2, -1, "1", None, [1]])
 def test_other_versions(folder: Path, version: Any) -> None:
-    edit(folder, lambda d: d.update(version=version))
+    edit(folder, lambda d: d.update(version=version), signed=True)
     refused(folder, "format version .*; this apical reads version 1")
 
 
@@ -145,10 +145,34 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+# What fits the model in every respect that can be checked: only the digest tells.
+ONLY_THE_DIGEST = {"removed holds an activation", "norm attributes that contradict"}
+
+
 @pytest.mark.parametrize("name", EDITS)
 def test_edited_architectures(folder: Path, name: str) -> None:
     edit(folder, EDITS[name])
     refused(folder)
+
+
+@pytest.mark.parametrize("name", sorted(EDITS.keys() - ONLY_THE_DIGEST))
+def test_edited_architectures_with_a_right_digest(folder: Path, name: str) -> None:
+    """Nothing that could harm is taken over, whoever wrote it."""
+    edit(folder, EDITS[name], signed=True)
+    refused(folder, r"^(?!.*digest)")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda d: d.pop("sha256"), lambda d: d.update(sha256=3), lambda d: d.update(weights_sha256="0" * 64)]
+)
+def test_digests_that_are_missing_or_wrong(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    edit(folder, change)
+    refused(folder, "digest")
+
+
+def test_no_digest_of_the_weights(folder: Path) -> None:
+    edit(folder, lambda d: d.pop("weights_sha256"), signed=True)
+    refused(folder, "weights_sha256")
 
 
 # net, module, attribute, a wrong value that is smaller than the full one
@@ -197,9 +221,10 @@ WEIGHT_EDITS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 }
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("name", WEIGHT_EDITS)
-def test_edited_weights(folder: Path, name: str) -> None:
-    edit_weights(folder, WEIGHT_EDITS[name])
+def test_edited_weights(folder: Path, name: str, signed: bool) -> None:
+    edit_weights(folder, WEIGHT_EDITS[name], signed=signed)
     refused(folder)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import apical
 from apical.errors import LoadError
+from apical.export._format import digest, file_digest
 from export.folders import ARCHITECTURE, WEIGHTS, assert_same_model
 from resizing.reference import assert_unchanged, snapshot
 from structure.nets import image, tiny_resnet
@@ -68,26 +69,32 @@ def mutations(draw: st.DrawFn) -> Callable[[Any], None]:
     return mutate
 
 
-def load_anything(folder: Path, model: nn.Module, intact: nn.Module) -> None:
-    """Either the model that was saved comes out, or a `LoadError` and the model as it was."""
+def load_anything(folder: Path, model: nn.Module, intact: nn.Module | None) -> None:
+    """A `LoadError` and the model as it was; or a model, which must be the intact one if there is one to compare."""
     before = snapshot(model)
     try:
         apical.load(model, folder)
     except LoadError:
         assert_unchanged(before, snapshot(model))
     else:
-        assert_same_model(model, intact, image())
+        if intact is not None:
+            assert_same_model(model, intact, image())
 
 
 @settings(max_examples=8 * settings().max_examples)
-@given(mutate=mutations())
-def test_any_edit_of_the_architecture(original: Path, tmp_path: Path, mutate: Callable[[Any], None]) -> None:
-    data = json.loads((original / ARCHITECTURE).read_text())
+@given(mutate=mutations(), signed=st.booleans())
+def test_any_edit_of_the_architecture(
+    original: Path, tmp_path: Path, mutate: Callable[[Any], None], signed: bool
+) -> None:
+    """With a right digest too, nothing but a `LoadError` may come out; without one, nothing wrong may load."""
     intact = apical.load(tiny_resnet(), original)
+    data = json.loads((original / ARCHITECTURE).read_text())
     mutate(data)
+    if signed:
+        data["sha256"] = digest(data)
     shutil.copy(original / WEIGHTS, tmp_path / WEIGHTS)
     (tmp_path / ARCHITECTURE).write_text(json.dumps(data))
-    load_anything(tmp_path, tiny_resnet(), intact)
+    load_anything(tmp_path, tiny_resnet(), None if signed else intact)
 
 
 @settings(max_examples=4 * settings().max_examples)
@@ -95,17 +102,24 @@ def test_any_edit_of_the_architecture(original: Path, tmp_path: Path, mutate: Ca
     name=st.sampled_from([ARCHITECTURE, WEIGHTS]),
     edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
     end=st.floats(0.5, 1.2),
+    signed=st.booleans(),
 )
 def test_any_damage_to_the_bytes(
-    original: Path, tmp_path: Path, name: str, edits: list[tuple[float, int]], end: float
+    original: Path, tmp_path: Path, name: str, edits: list[tuple[float, int]], end: float, signed: bool
 ) -> None:
     intact = apical.load(tiny_resnet(), original)
     for file in (ARCHITECTURE, WEIGHTS):
         shutil.copy(original / file, tmp_path / file)
-    data = bytearray((original / name).read_bytes())
+    damaged = bytearray((original / name).read_bytes())
     if end < 1.0:
-        data = data[: int(end * len(data))]
+        damaged = damaged[: int(end * len(damaged))]
     for where, value in edits:
-        data[min(int(where * len(data)), len(data) - 1)] = value
-    (tmp_path / name).write_bytes(data)
-    load_anything(tmp_path, tiny_resnet(), intact)
+        damaged[min(int(where * len(damaged)), len(damaged) - 1)] = value
+    (tmp_path / name).write_bytes(damaged)
+    signed = signed and name == WEIGHTS
+    if signed:
+        data = json.loads((original / ARCHITECTURE).read_text())
+        data["weights_sha256"] = file_digest(tmp_path / WEIGHTS)
+        data["sha256"] = digest(data)
+        (tmp_path / ARCHITECTURE).write_text(json.dumps(data))
+    load_anything(tmp_path, tiny_resnet(), None if signed else intact)

@@ -109,11 +109,13 @@ def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, fl
     check_runs(model, example.args, example.kwargs)
     twin = _disturbed(copy.deepcopy(model).double())
     wide = Example(_double(example.args), _double(example.kwargs), example.state_outputs)
-    try:
-        if all(bool(t.isfinite().all()) for t in wide.run(twin) if t.is_floating_point()):
-            return twin, wide, 1e-10
-    except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype)
-        pass
+    noisy = Example(_noisy(wide.args), _noisy(wide.kwargs), example.state_outputs)
+    for trial in (noisy, wide):  # examples are often zeros, at which much is equal that is not the same
+        try:
+            if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
+                return twin, trial, 1e-10
+        except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
+            continue
     return _disturbed(copy.deepcopy(model)), example, 1e-3
 
 
@@ -121,6 +123,19 @@ def _double(tree: Any) -> Any:
     return torch.utils._pytree.tree_map(
         lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
     )
+
+
+def _noisy(tree: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
+            return value
+        spread = float(value.std()) if value.numel() > 1 else 0.0
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        return value + (0.3 * spread if spread > 0 else 1.0) * noise
+
+    return torch.utils._pytree.tree_map(disturb, tree)
 
 
 @torch.no_grad()
