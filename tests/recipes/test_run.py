@@ -187,7 +187,8 @@ def test_the_models_of_the_recipes_are_built_and_accept_their_images(name: str) 
     config = get_recipe(name)
     size = config.data.image_size or 28
     channels = 1 if name == "fashion-mnist" else 3
-    template(config, tuple("0123456789"), (channels, size, size))
+    model = template(config, tuple("0123456789"), (channels, size, size)).eval()
+    assert model(torch.zeros(2, channels, size, size)).shape == (2, 10)
 
 
 @pytest.mark.slow

@@ -1,17 +1,14 @@
 """Channel identities ("atoms") and the equivalences between them.
 
-An atom stands for one position along one dimension of one parameter. Tracing joins atoms that must live and die
+An atom stands for one position along one dimension of one parameter; the id -1 marks a position that no parameter
+produces, so that nothing can remove it. Tracing joins atoms that must live and die
 together; the classes that remain are the units of the channel groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-FIXED = -1  # the id of a position that no parameter produces, so that nothing can remove it
 
 
 class Atoms:
@@ -36,13 +33,6 @@ class Atoms:
         real = (a >= 0) & (b >= 0) & (a != b)
         if bool(real.any()):
             self._edges.append((a[real], b[real]))
-
-    def join_all(self, ids: Tensor) -> None:
-        """Declare all these atoms one unit."""
-        ids = ids.reshape(-1)
-        ids = ids[ids >= 0]
-        if ids.numel() > 1:
-            self.join(ids[:-1], ids[1:])
 
     def freeze(self, ids: Tensor, reason: str) -> None:
         """Units with one of these atoms cannot be removed."""
@@ -128,8 +118,3 @@ def spread(vector: Tensor, shape: tuple[int, ...] | torch.Size, dim: int) -> Ten
     view = [1] * len(shape)
     view[dim] = vector.numel()
     return vector.view(view).expand(tuple(shape))
-
-
-def replay(fn: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
-    """Apply a structural operation to ids and compress the result."""
-    return compress(fn(ids))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from apical.structure._atoms import Atoms, compress, is_constant, shrink_constant_dims, spread, varying_dims
+from apical.structure._atoms import Atoms, compress, is_constant, shrink_constant_dims, varying_dims
 from apical.structure._findings import RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along, whole_parameter
@@ -309,11 +309,6 @@ class Walk:
             self.rectangles.append(Rectangle(ids, self.module_path, columns_only))
 
 
-def like(value: Value, shape: Sequence[int], ids: Tensor | None, zeros: Zeros) -> Value:
-    """A value of this shape, flexible if ``value`` was."""
-    return Value(tuple(shape), ids, zeros, value.flexible)
-
-
 def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], split: bool = False) -> AnyValue:
     """The value after an operation that only moves elements, replayed on ids (or on a parameter's coordinates)."""
     if isinstance(value, ParamValue):
@@ -326,12 +321,6 @@ def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], spli
     if split:
         walk.rectangle(ids)
     return Value(tuple(ids.shape), ids, value.zeros, value.flexible)
-
-
-def channels_last_value(walk: Walk, ids: Tensor | None, dim: int, zeros: Zeros) -> Value:
-    """The current result with channel ids along ``dim``."""
-    shape = walk.out_shape
-    return Value(shape, None if ids is None else spread(ids, shape, dim % len(shape)), zeros)
 
 
 def node_modules(node: fx.Node) -> list[str]:
