@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.training import Loaders, OptimizerConfig, Progress, ScheduleConfig, TrainingConfig, TrainingResult, train
+from apical.training import (
+    Loaders,
+    Metric,
+    OptimizerConfig,
+    Progress,
+    ScheduleConfig,
+    TrainingConfig,
+    TrainingResult,
+    train,
+)
 
 INPUTS, FULL = 6, 12
 
@@ -146,7 +155,7 @@ class Recorder:
         self.steps = 0
         self.stopped = False
 
-    def start(self, epochs: int, run: str) -> None: ...
+    def start(self, epochs: int, run: str, metric: Metric) -> None: ...
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         self.steps += 1

@@ -24,7 +24,7 @@ def test_the_data_decides_classes_and_channels() -> None:
     model = build_model(ModelConfig("resnet20", {"width": 4}), num_classes=3, in_channels=1)
     assert model.conv1.in_channels == 1
     assert model.fc.out_features == 3
-    assert build_model(ModelConfig("CifarResNet", {"depth": 8}), 4, 3).fc.out_features == 4
+    assert build_model(ModelConfig("CifarResNet", {"depth": 8}), num_classes=4, in_channels=3).fc.out_features == 4
 
 
 def test_a_callable_of_the_current_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_a_callable_of_the_current_folder_can_be_named(tmp_path: Path, monkeypat
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    model = build_model(ModelConfig("my_nets_xyz:net", {"wide": 5}), 7, 3)
+    model = build_model(ModelConfig("my_nets_xyz:net", {"wide": 5}), num_classes=7, in_channels=3)
     assert [m.out_features for m in model if isinstance(m, nn.Linear)] == [5, 7]
     for name, message in {
         "my_nets_xyz:nett": "has no 'nett'; did you mean 'net'",
@@ -49,27 +49,27 @@ def test_a_callable_of_the_current_folder_can_be_named(tmp_path: Path, monkeypat
         ":net": "expected package.module:callable",
     }.items():
         with pytest.raises(ConfigError, match=message):
-            build_model(ModelConfig(name), 7, 3)
+            build_model(ModelConfig(name), num_classes=7, in_channels=3)
     with pytest.raises(ConfigError, match=r"expected package\.module:callable"):
         import_callable("my_nets_xyz")
 
 
 def test_wrong_names_and_arguments_are_suggested() -> None:
     with pytest.raises(ConfigError, match=r"no model 'resnet21'; did you mean 'resnet20'"):
-        build_model(ModelConfig("resnet21"), 10, 3)
+        build_model(ModelConfig("resnet21"), num_classes=10, in_channels=3)
     with pytest.raises(ConfigError, match=r"takes no argument 'widht'; did you mean 'width'"):
-        build_model(ModelConfig("resnet20", {"widht": 8}), 10, 3)
+        build_model(ModelConfig("resnet20", {"widht": 8}), num_classes=10, in_channels=3)
     with pytest.raises(ConfigError, match="depth must be 6n"):
-        build_model(ModelConfig("CifarResNet", {"depth": 9}), 10, 3)
+        build_model(ModelConfig("CifarResNet", {"depth": 9}), num_classes=10, in_channels=3)
 
 
 @pytest.mark.zoo
 @pytest.mark.skipif(not has_torchvision(), reason="needs torchvision")
 def test_torchvision_models_by_name() -> None:
     import_torchvision()
-    assert build_model(ModelConfig("torchvision:resnet18"), 7, 3).fc.out_features == 7
+    assert build_model(ModelConfig("torchvision:resnet18"), num_classes=7, in_channels=3).fc.out_features == 7
     with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
-        build_model(ModelConfig("torchvision:resnet118"), 7, 3)
+        build_model(ModelConfig("torchvision:resnet118"), num_classes=7, in_channels=3)
 
 
 @pytest.mark.zoo
@@ -77,17 +77,17 @@ def test_torchvision_models_by_name() -> None:
 def test_timm_models_by_name() -> None:
     import_torchvision()
     pytest.importorskip("timm")
-    model = build_model(ModelConfig("timm:resnet18"), 7, 1)
+    model = build_model(ModelConfig("timm:resnet18"), num_classes=7, in_channels=1)
     assert model.fc.out_features == 7
     assert model.conv1.in_channels == 1
     with pytest.raises(ConfigError, match="timm has no model"):
-        build_model(ModelConfig("timm:resnet1888"), 7, 1)
+        build_model(ModelConfig("timm:resnet1888"), num_classes=7, in_channels=1)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match="pip install timm"):
-        build_model(ModelConfig("timm:resnet18"), 7, 3)
+        build_model(ModelConfig("timm:resnet18"), num_classes=7, in_channels=3)
 
 
 def test_a_model_that_does_not_fit_the_images_is_refused() -> None:

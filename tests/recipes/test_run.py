@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 
 import apical
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, methods, read_config, run, template
-from apical.training import TrainingResult, make_progress
+from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, methods, read_config, run, task_kind
+from apical.training import Metric, TrainingResult, make_progress
 
 FILES = {
     "config.json",
@@ -86,7 +87,7 @@ def test_every_method_leaves_a_whole_run_folder(method: str, tmp_path: Path) -> 
 
 def test_the_saved_network_is_that_of_the_run(tmp_path: Path) -> None:
     result = do(tiny(), tmp_path)
-    model, full_model, example = load_run(tmp_path)
+    model, full_model, (example,) = load_run(tmp_path)
     assert tuple(example.shape) == (1, 3, 16, 16)
     assert sum(p.numel() for p in full_model.parameters()) > sum(p.numel() for p in model.parameters())
     assert {type(m) for m in model.modules()} <= {type(m) for m in full_model.modules()}
@@ -109,7 +110,7 @@ class StopAfter:
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def start(self, epochs: int, run: str) -> None: ...
+    def start(self, epochs: int, run: str, metric: Metric) -> None: ...
 
     def step(self, epoch: int, step: int, steps: int) -> None: ...
 
@@ -180,6 +181,17 @@ def test_an_unfinished_run_has_no_network_to_load(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="does not say what the model's input is"):
         load_run(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**content, "input": {"classes": ["a"]}}))
+    with pytest.raises(ConfigError, match="does not describe the input of a classification model"):
+        load_run(tmp_path)
+
+
+def test_a_task_and_its_data_must_fit() -> None:
+    config = get_recipe("digits")
+    with pytest.raises(ConfigError, match="no 'clasification'; did you mean 'classification'"):
+        dataclasses.replace(config, task="clasification")
+    with pytest.raises(ConfigError, match="a classification run needs a DataConfig, got str"):
+        dataclasses.replace(config, data="digits")
 
 
 @pytest.mark.parametrize("name", ["cifar10-resnet20", "cifar10-resnet56", "fashion-mnist", "cifar10-vgg16"])
@@ -187,7 +199,8 @@ def test_the_models_of_the_recipes_are_built_and_accept_their_images(name: str) 
     config = get_recipe(name)
     size = config.data.image_size or 28
     channels = 1 if name == "fashion-mnist" else 3
-    model = template(config, tuple("0123456789"), (channels, size, size)).eval()
+    facts = {"classes": list("0123456789"), "image_shape": [channels, size, size]}
+    model = task_kind("classification").template(config.model, facts).eval()
     assert model(torch.zeros(2, channels, size, size)).shape == (2, 10)
 
 

@@ -161,4 +161,4 @@ def test_every_setting_can_be_written_and_read_back() -> None:
     config = get_recipe("folder")
     command = reproducing_command(config, "x")
     assert command == "apical train folder --out x"
-    assert {"training.seed", "growth.divisor", "data.path", "method"} <= set(setting_types())
+    assert {"training.seed", "growth.divisor", "data.path", "method"} <= set(setting_types(get_recipe("digits")))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from apical.errors import ConfigError, TrainingError
 from apical.training import (
+    Classification,
     InterruptGuard,
     OptimizerConfig,
     ScheduleConfig,
@@ -160,7 +161,7 @@ def test_evaluation_is_exact_and_leaves_the_mode() -> None:
     model.eval()
     with torch.no_grad():
         logits = model(loader.images)
-    assert stats.accuracy == int((logits.argmax(1) == loader.labels).sum()) / 37
+    assert stats.metrics["accuracy"] == int((logits.argmax(1) == loader.labels).sum()) / 37
     assert stats.loss == pytest.approx(F.cross_entropy(logits, loader.labels).item(), rel=1e-5)
     assert stats.samples == 37
 
@@ -214,7 +215,7 @@ RECORD = {
 def test_plain_lines_line_up() -> None:
     out = io.StringIO()
     progress = make_progress("auto", out)
-    progress.start(4, "runs/x")
+    progress.start(4, "runs/x", Classification.metrics[0])
     progress.step(3, 1, 4)
     progress.epoch(RECORD)
     progress.message("hello [bold]")
@@ -230,7 +231,7 @@ def test_plain_lines_line_up() -> None:
 def test_json_lines_are_json() -> None:
     out = io.StringIO()
     progress = make_progress("json", out)
-    progress.start(4, "x")
+    progress.start(4, "x", Classification.metrics[0])
     progress.epoch({**RECORD, "train_loss": float("inf")})
     progress.message("m")
     progress.summary({"seed": 1})
@@ -241,7 +242,7 @@ def test_json_lines_are_json() -> None:
 
 def test_quiet_says_only_messages(capsys: pytest.CaptureFixture[str]) -> None:
     progress = make_progress("quiet")
-    progress.start(4, "x")
+    progress.start(4, "x", Classification.metrics[0])
     progress.epoch(RECORD)
     progress.message("careful")
     progress.summary({})
@@ -251,7 +252,7 @@ def test_quiet_says_only_messages(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_live_table_ends_with_every_row() -> None:
     out = io.StringIO()
     progress = TableProgress(Console(file=out, force_terminal=True, width=100, height=10))
-    progress.start(30, "runs/x")
+    progress.start(30, "runs/x", Classification.metrics[0])
     for epoch in range(1, 31):
         progress.step(epoch, 1, 2)
         progress.step(epoch, 2, 2)

@@ -40,10 +40,11 @@ def export_command(run: Path, kind: str, out: Path | None, tolerance: float) -> 
 
     torch.manual_seed(0)
     model, full_model, example = load_run(run)
-    images, target = torch.randn(example.shape), out or run / _FILES[kind]
+    inputs = tuple(torch.randn(value.shape) if value.is_floating_point() else value for value in example)
+    target = out or run / _FILES[kind]
     if kind == "safetensors":
-        report = export_safetensors(model, full_model, images, target, tolerance=tolerance)
+        report = export_safetensors(model, full_model, inputs, target, tolerance=tolerance)
     else:
         write = export_onnx if kind == "onnx" else export_pt2
-        report = write(model, images, target, tolerance=tolerance)
+        report = write(model, inputs, target, tolerance=tolerance)
     click.echo(f"wrote {report}")

@@ -128,11 +128,12 @@ def _list_recipes() -> None:
 def _list_settings(recipe: str | None) -> None:
     from apical.recipes import get_recipe, setting_types
 
-    content = get_recipe(recipe or "digits").to_mapping()
+    config = get_recipe(recipe or "digits")
+    content = config.to_mapping()
     click.echo(
         f"Settings of {recipe or 'digits'}, for --set KEY=VALUE (the end of a key is enough where it is unique):\n"
     )
-    for name in setting_types():
+    for name in setting_types(config):
         value: Any = content
         for part in name.split("."):
             value = value[part]

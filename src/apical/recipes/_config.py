@@ -11,6 +11,7 @@ from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import GrowthConfig
 from apical.recipes._fields import build
+from apical.recipes._tasks import task_kind
 from apical.training import TrainingConfig
 
 
@@ -95,11 +96,12 @@ class RunConfig:
     Attributes:
         recipe: the name of the recipe that this came from.
         model: the largest network that is acceptable.
-        data: what it learns from.
+        data: what it learns from: the data settings of the task, for classification a `DataConfig`.
         training: how it is trained.
         budget: what the final network may cost, as `apical.Budget` reads it.
         growth: how it grows; the other methods read `divisor` only.
         method: a name in `methods()`: ``"grown"``, ``"dense"``, ``"uniform"``, …
+        task: the kind of problem: ``"classification"``, …
 
     Example:
         >>> config = RunConfig("mine", ModelConfig("resnet20"), DataConfig("digits"), TrainingConfig(), "50% macs")
@@ -109,14 +111,18 @@ class RunConfig:
 
     recipe: str
     model: ModelConfig
-    data: DataConfig
+    data: Any
     training: TrainingConfig
     budget: str
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     method: str = "grown"
+    task: str = "classification"
 
     def __post_init__(self) -> None:
         Budget(self.budget)
+        kind = task_kind(self.task).data
+        if not isinstance(self.data, kind):
+            raise ConfigError(f"data: a {self.task} run needs a {kind.__name__}, got {type(self.data).__name__}")
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""
@@ -134,7 +140,8 @@ class RunConfig:
         if missing:
             raise ConfigError(f"config: {', '.join(missing)} missing; expected what an apical run writes")
         parts = dict(mapping)
-        for name, kind in (("model", ModelConfig), ("data", DataConfig), ("growth", GrowthConfig)):
+        data = task_kind(str(parts.get("task", "classification"))).data
+        for name, kind in (("model", ModelConfig), ("data", data), ("growth", GrowthConfig)):
             if name in parts:
                 parts[name] = build(kind, parts[name], name)
         parts["training"] = TrainingConfig.from_mapping(parts["training"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from apical.data import (
@@ -51,10 +50,6 @@ class PreparedData:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     in_memory: bool
-
-    def example(self, device: torch.device | str = "cpu") -> Tensor:
-        """One image for tracing  # (1, channels, height, width)."""
-        return torch.zeros(1, *self.image_shape, device=device)
 
 
 def prepare_data(config: DataConfig, training: TrainingConfig) -> PreparedData:

@@ -14,8 +14,8 @@ from apical.recipes._config import RunConfig
 from apical.recipes._fields import nearest
 from apical.training import GrowthMethod, MethodFactory
 
-Assemble = Callable[[RunConfig, Tensor], MethodFactory]
-"""Makes a method's factory from a config and one example image  # (1, channels, height, width)."""
+Assemble = Callable[[RunConfig, tuple[Tensor, ...]], MethodFactory]
+"""Makes a method's factory from a config and the arguments of one call of the model."""
 
 _METHODS: dict[str, Assemble] = {}
 
@@ -41,7 +41,7 @@ def methods() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def method_factory(config: RunConfig, example: Tensor) -> MethodFactory:
+def method_factory(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     """The factory of the method that a config names.
 
     Raises:
@@ -56,7 +56,7 @@ def method_factory(config: RunConfig, example: Tensor) -> MethodFactory:
 
 
 @register_method("grown")
-def _grown(config: RunConfig, example: Tensor) -> MethodFactory:
+def _grown(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     if config.growth.interval_unit == "steps":
         raise ConfigError(
             "growth.interval_unit='steps' is for loops of your own; here the network changes after epochs"
@@ -66,7 +66,7 @@ def _grown(config: RunConfig, example: Tensor) -> MethodFactory:
         return Grower(
             model,
             optimizer,
-            example_inputs=(example,),
+            example_inputs=example,
             budget=config.budget,
             epochs=config.training.epochs,
             copies=copies,
@@ -77,20 +77,20 @@ def _grown(config: RunConfig, example: Tensor) -> MethodFactory:
 
 
 @register_method("dense")
-def _dense(_config: RunConfig, example: Tensor) -> MethodFactory:
+def _dense(_config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     def make(model: nn.Module, _optimizer: Optimizer, _copies: Sequence[nn.Module]) -> GrowthMethod:
-        return Dense(model, (example,))
+        return Dense(model, example)
 
     return make
 
 
 @register_method("uniform")
-def _uniform(config: RunConfig, example: Tensor) -> MethodFactory:
+def _uniform(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         return Uniform(
             model,
             optimizer,
-            example_inputs=(example,),
+            example_inputs=example,
             budget=config.budget,
             divisor=config.growth.divisor,
             copies=copies,

@@ -18,13 +18,13 @@ from apical.recipes._config import ModelConfig
 from apical.recipes._fields import nearest
 
 
-def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.Module:
+def build_model(config: ModelConfig, **facts: Any) -> nn.Module:
     """Build the model for a data set, from torch's global random state.
 
     Args:
         config: name and keyword arguments.
-        num_classes: passed as ``num_classes`` where the callable takes that.
-        in_channels: passed as ``in_channels`` or ``in_chans`` likewise.
+        facts: what the data says, such as ``num_classes``, ``in_channels`` or ``vocab_size``: passed where the
+            callable takes an argument of that name; ``in_channels`` also as ``in_chans``.
 
     Raises:
         ConfigError: there is no such model, its package is not installed or does not load, or it does not take these
@@ -36,12 +36,10 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> nn.M
     """
     call, arguments = _find(config.name)
     names, free = _parameters(call)
-    facts = {"num_classes": num_classes, "in_channels": in_channels, "in_chans": in_channels}
-    known = {name: value for name, value in facts.items() if name in names}
-    if free:
-        known["num_classes"] = num_classes
-    if config.name.startswith("timm:"):
-        known["in_chans"] = in_channels
+    if "in_channels" in facts:
+        facts["in_chans"] = facts["in_channels"]
+    taken = {*names, *(["num_classes"] if free else []), *(["in_chans"] if config.name.startswith("timm:") else [])}
+    known = {name: value for name, value in facts.items() if name in taken}
     return call_builder(call, {**arguments, **known, **config.options}, config.name)
 
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
-from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._methods import method_factory
-from apical.recipes._model import build_model, check_outputs
 from apical.recipes._settings import reproducing_command
+from apical.recipes._tasks import Prepared, task_kind
 from apical.reporting import write_report
 from apical.structure import Structure
 from apical.training import Progress, TrainingResult, resolve_device, seed_everything, train
@@ -64,10 +63,10 @@ def run(
         1.0
     """
     device = resolve_device(config.training.device)
-    data = prepare_data(config.data, config.training)
+    kind = task_kind(config.task)
+    data = kind.prepare(config.data, config.training)
     seed_everything(config.training.seed)
-    model = template(config, data.classes, data.image_shape)
-    example = data.example(device)
+    model = kind.template(config.model, data.facts)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
     def write_files(result: TrainingResult) -> None:
@@ -76,11 +75,12 @@ def run(
 
     result = train(
         model,
-        method_factory(config, example),
+        method_factory(config, kind.example(data.facts, device)),
         data.loaders,
         config.training,
         out,
-        run_config={**content, "input": _input_facts(data)},
+        task=data.task,
+        run_config={**content, "input": dict(data.facts)},
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -88,17 +88,6 @@ def run(
     )
     write_report(result.folder)
     return result
-
-
-def template(config: RunConfig, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> nn.Module:
-    """The full-size model of a config, from torch's global random state, checked against the data.
-
-    Raises:
-        ConfigError: it cannot be built, or does not fit the data.
-    """
-    model = build_model(config.model, len(classes), image_shape[0])
-    check_outputs(model, torch.zeros(1, *image_shape), len(classes), config.model.name)
-    return model
 
 
 def read_config(folder: str | Path) -> RunConfig:
@@ -112,10 +101,10 @@ def read_config(folder: str | Path) -> RunConfig:
     return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})
 
 
-def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, torch.Tensor]:
-    """A finished run's final model in eval mode on the CPU, its full-size template, and an example image.
+def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
+    """A finished run's final model in eval mode on the CPU, its full-size template, and the arguments of one call.
 
-    Neither the data nor a pickle is read. The example has the shape (1, channels, height, width).
+    Neither the data nor a pickle is read. For images the arguments are one tensor  # (1, channels, height, width).
 
     Raises:
         ConfigError: the folder is not that of a run.
@@ -123,15 +112,19 @@ def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     """
     path = Path(folder)
     config = read_config(path)
+    kind = task_kind(config.task)
     facts = _read_json(path / "config.json", "a run folder").get("input")
-    if not isinstance(facts, dict) or not {"classes", "image_shape"} <= set(facts):
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{path / 'config.json'} does not say what the model's input is; expected it under 'input'")
+    try:
+        example = kind.example(facts, torch.device("cpu"))
+        model, full_model = (kind.template(config.model, facts) for _ in range(2))
+    except (KeyError, TypeError, RuntimeError, IndexError) as error:
         raise ConfigError(
-            f"{path / 'config.json'} does not say what the model's input is; expected classes, image_shape"
-        )
-    channels, height, width = (int(side) for side in facts["image_shape"])
-    classes = tuple(facts["classes"])
-    model, full_model = (template(config, classes, (channels, height, width)) for _ in range(2))
-    return load(model, path).eval(), full_model, torch.zeros(1, channels, height, width)
+            f"{path / 'config.json'}: 'input' does not describe the input of a {config.task} model: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return load(model, path).eval(), full_model, example
 
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:
@@ -146,13 +139,9 @@ def _read_json(path: Path, expected: str) -> dict[str, Any]:
     return content
 
 
-def _input_facts(data: PreparedData) -> dict[str, Any]:
-    return {"classes": list(data.classes), "image_shape": list(data.image_shape)}
-
-
-def _facts(config: RunConfig, data: PreparedData, result: TrainingResult) -> dict[str, Any]:
+def _facts(config: RunConfig, data: Prepared, result: TrainingResult) -> dict[str, Any]:
     """What the summary says beyond the loop's own numbers."""
-    facts: dict[str, Any] = {"budget": config.budget, "data": config.data.path, "data_in_memory": data.in_memory}
+    facts: dict[str, Any] = {"budget": config.budget, "task": config.task, "data": config.data.path, **data.notes}
     facts["command"] = reproducing_command(config, result.folder)
     last = result.history[-1]
     facts |= {name: last[name] for name in ("widths", "blocks", "skipped") if name in last}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,25 +12,28 @@ from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
 from apical.recipes._fields import in_words, nearest, parse, parse_freely
 
-_FIXED = frozenset({"recipe"})
+_FIXED = frozenset({"recipe", "task", "model.options"})
 
 
-def setting_types(kind: type = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """The type of every setting by its dotted name.
+def setting_types(config: RunConfig) -> dict[str, Any]:
+    """The type of every setting of a config by its dotted name.
 
     Example:
-        >>> setting_types()["training.optimizer.lr"]
+        >>> from apical.recipes import get_recipe
+        >>> setting_types(get_recipe("digits"))["training.optimizer.lr"]
         <class 'float'>
     """
-    found: dict[str, Any] = {}
-    hints = get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        hint, name = hints[item.name], prefix + item.name
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            found |= setting_types(hint, name + ".")
-        elif name not in _FIXED and name != "model.options":
-            found[name] = hint
-    return found
+    return {name: hint for name, hint in _types(config, "") if name not in _FIXED}
+
+
+def _types(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        if dataclasses.is_dataclass(value):
+            yield from _types(value, name + ".")
+        else:
+            yield name, hints[item.name]
 
 
 def apply_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
@@ -55,7 +58,7 @@ def apply_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
         (0.02, 8)
     """
     pairs = [_split(text) for text in settings]
-    types = setting_types()
+    types = setting_types(config)
     resolved = [(_resolve(key, types), value) for key, value in pairs]
     for name, text in resolved:  # first, so that an explicit warm-up is not scaled
         if name == "training.epochs":
@@ -94,7 +97,7 @@ def reproducing_command(config: RunConfig, out: str | Path) -> str:
 def _flat(config: RunConfig) -> dict[str, str]:
     """Every setting as the text that `--set` takes."""
     content, found = config.to_mapping(), {}
-    for name in setting_types():
+    for name in setting_types(config):
         value: Any = content
         for part in name.split("."):
             value = value[part]

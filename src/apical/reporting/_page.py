@@ -69,36 +69,38 @@ def _state(run: RunRecord) -> str:
 
 
 _FIGURES: tuple[tuple[str, str, float, str], ...] = (
-    ("test_accuracy", "test accuracy", 100, "{:.2f} %"),
     ("macs_fraction", "MACs of the full model", 100, "{:.1f} %"),
     ("params_fraction", "parameters of the full model", 100, "{:.1f} %"),
     ("train_macs_fraction", "training MACs, against the full model", 100, "{:.1f} %"),
     ("train_macs_vs_final", "training MACs, against the final network", 100, "{:.1f} %"),
     ("train_seconds", "training", 1, "{:.1f} s"),
     ("num_params", "parameters", 1, "{:,.0f}"),
-    ("macs", "MACs of an image", 1, "{:,.0f}"),
+    ("macs", "MACs of an example", 1, "{:,.0f}"),
 )
 
 
 def _figures(run: RunRecord) -> str:
     source = run.summary or (run.history[-1] if run.history else {})
+    name, pattern = run.metric["name"], f"{run.metric['pattern']}{run.metric['unit']}"
+    judged = (f"test_{name}", f"test {name}", run.metric["scale"], pattern)
     tiles = [
         f"<div><b>{pattern.format(scale * source[name])}</b><span>{label}</span></div>"
-        for name, label, scale, pattern in _FIGURES
+        for name, label, scale, pattern in (judged, *_FIGURES)
         if isinstance(source.get(name), (int, float))
     ]
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
 def _charts(run: RunRecord) -> str:
+    name, scale, unit = run.metric["name"], run.metric["scale"], run.metric["unit"]
     charts = (
         line_chart(
-            "Accuracy, %",
+            f"{name[:1].upper()}{name[1:]}{',' if unit else ''}{unit}",
             [
-                Series("held out", run.series("eval_accuracy", 100), 1),
-                Series("training", run.series("train_accuracy", 100), 2),
+                Series("held out", run.series(f"eval_{name}", scale), 1),
+                Series("training", run.series(f"train_{name}", scale), 2),
             ],
-            " %",
+            unit,
             from_zero=False,
         ),
         line_chart(

@@ -10,6 +10,10 @@ from typing import Any
 
 from apical.errors import DataError
 
+_ACCURACY = {
+    "name": "accuracy", "heading": "acc %", "pattern": "{:.2f}", "scale": 100.0, "unit": " %", "higher_is_better": True
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -35,6 +39,13 @@ class RunRecord:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 found.append((float(number), scale * value))
         return found
+
+    @property
+    def metric(self) -> Mapping[str, Any]:
+        """What the run is judged by: name, heading, pattern, scale, unit, higher_is_better."""
+        found = self.config.get("metrics")
+        first = found[0] if isinstance(found, Sequence) and found else {}
+        return {**_ACCURACY, **first} if isinstance(first, Mapping) else _ACCURACY
 
     def widths(self) -> dict[str, list[int]]:
         """Width of every group in every epoch; 0 where its block was left out."""

@@ -22,9 +22,12 @@ from apical.training._protocols import GrowthMethod, Loader, MethodFactory, Plai
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._run import Loaders, TrainingResult, describe_device, train, versions
 from apical.training._run_folder import RunFolder, plain
+from apical.training._task import BatchResult, Classification, Metric, Task, task_facts
 
 __all__ = [
+    "BatchResult",
     "Checkpoint",
+    "Classification",
     "EpochStats",
     "EvalStats",
     "GrowthMethod",
@@ -33,12 +36,14 @@ __all__ = [
     "Loader",
     "Loaders",
     "MethodFactory",
+    "Metric",
     "OptimizerConfig",
     "PlainMethod",
     "Progress",
     "ProgressMode",
     "RunFolder",
     "ScheduleConfig",
+    "Task",
     "TrainingConfig",
     "TrainingResult",
     "atomic_file",
@@ -60,6 +65,7 @@ __all__ = [
     "set_lr_",
     "set_random_state",
     "summarise_widths",
+    "task_facts",
     "train",
     "train_one_epoch",
     "training_costs",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from apical.errors import DataError, TrainingError
 from apical.training._config import TrainingConfig
+from apical.training._task import BatchResult, Classification, Task
 
 _AMP = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,16 +24,16 @@ class EpochStats:
     """What one epoch of training was like.
 
     Attributes:
-        loss: mean training loss per image, label smoothing included.
-        accuracy: share of training images classified rightly while training, in [0, 1].
-        samples: number of images.
+        loss: mean training loss per item, label smoothing included.
+        metrics: the task's metrics by name, of the training batches as they came.
+        samples: number of examples, in the unit that the MACs are counted for.
         steps: number of optimizer steps.
         step_seconds: in forward, backward and optimizer.
         data_seconds: waiting for batches and moving them to the device.
     """
 
     loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
     samples: int
     steps: int
     step_seconds: float
@@ -42,45 +42,53 @@ class EpochStats:
 
 @dataclass(frozen=True)
 class EvalStats:
-    """What an evaluation found: mean cross-entropy, top-1 accuracy in [0, 1], number of images, seconds."""
+    """What an evaluation found: mean loss, the task's metrics by name, number of examples, seconds."""
 
     loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
     samples: int
     seconds: float
 
 
 class _Tally:
-    """Sums of losses and hits. It reads them from the device now and then only, since reading stops the device."""
+    """Sums over batches. It reads them from the device now and then only, since reading stops the device."""
 
     def __init__(self, device: torch.device, where: str) -> None:
-        self.loss, self.hits, self.samples = 0.0, 0, 0
+        self.loss, self.weight, self.samples = 0.0, 0.0, 0
+        self.counts: Tensor | None = None
         self._every = 1 if device.type == "cpu" else 50
-        self._pending: list[tuple[Tensor, Tensor, int]] = []
+        self._pending: list[tuple[Tensor, int | Tensor]] = []
         self._where, self._seen = where, 0
 
-    def add(self, loss: Tensor, outputs: Tensor, labels: Tensor) -> None:
-        """Notes a batch's mean loss. Raises TrainingError if this or a pending loss is not finite."""
-        hits = (outputs.detach().argmax(1) == labels).sum()
-        self._pending.append((loss.detach(), hits, labels.shape[0]))
+    def add(self, result: BatchResult) -> None:
+        """Notes a batch. Raises TrainingError if this or a pending loss is not finite."""
+        self._pending.append((result.loss.detach(), result.weight))
+        self.counts = result.counts if self.counts is None else self.counts + result.counts
+        self.samples += result.samples
         if len(self._pending) >= self._every:
             self.read()
 
     def read(self) -> None:
-        """Reads the pending batches from the device."""
-        for loss, hits, samples in self._pending:
+        """Reads the pending losses from the device."""
+        for loss, weight in self._pending:
             self._seen += 1
             value = float(loss)
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the loss is {value} {self._where}, step {self._seen}; expected a finite number. Lower the "
-                    "learning rate, add warm-up epochs or clip gradients (clip_grad_norm), and check the images for "
+                    "learning rate, add warm-up epochs or clip gradients (clip_grad_norm), and check the data for "
                     "values that are not finite."
                 )
-            self.loss += value * samples
-            self.hits += int(hits)
-            self.samples += samples
+            self.loss += value * float(weight)
+            self.weight += float(weight)
         self._pending.clear()
+
+    def results(self, task: Task, what: str) -> tuple[float, dict[str, float]]:
+        """Mean loss and metrics. Raises DataError if there was no batch."""
+        if self.counts is None or not self.weight:
+            raise DataError(f"the {what} loader gave nothing to learn from {self._where}; expected at least one batch")
+        loss = self.loss / self.weight
+        return loss, task.results(loss, self.counts.cpu())
 
 
 def train_one_epoch(
@@ -90,20 +98,22 @@ def train_one_epoch(
     config: TrainingConfig,
     device: torch.device,
     *,
+    task: Task | None = None,
     scaler: torch.amp.GradScaler | None = None,
     average: AveragedModel | None = None,
     before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     where: str = "in this epoch",
 ) -> EpochStats:
-    """Trains a classifier for one epoch.
+    """Trains a model for one epoch.
 
     Args:
-        model: maps images (batch, ...) to logits (batch, classes).
-        loader: batches of (images, labels); labels are (batch,) int64.
+        model: as the task runs it; for classification it maps images (batch, ...) to logits (batch, classes).
+        loader: batches of (inputs, targets).
         optimizer: stepped once per batch.
         config: autocast, memory format, label smoothing and clipping are read from it.
         device: where the model is.
+        task: loss and metrics; classification if None.
         scaler: for float16; None for no scaling.
         average: moving average of the weights, updated after each step.
         before_step: called with the number of the step in this epoch (from 0), to set the learning rate.
@@ -111,26 +121,27 @@ def train_one_epoch(
         where: the words by which an error names this epoch.
 
     Returns:
-        Loss, accuracy and seconds.
+        Loss, metrics and seconds.
 
     Raises:
         TrainingError: a loss is not finite. On a CPU the weights have not yet been touched by it.
         DataError: the loader gives no batch.
     """
     model.train()
+    task = task or Classification(config.label_smoothing)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     tally, steps, step_seconds = _Tally(device, where), 0, 0.0
+    task.begin(training=True)
     started = time.perf_counter()
-    for images, labels in _on_device(loader, config, device):
+    for inputs, targets in _on_device(loader, config, device):
         step_started = time.perf_counter()
         if before_step is not None:
             before_step(steps)
         optimizer.zero_grad(set_to_none=True)
         with _autocast(config, device):
-            outputs = model(images)
-            loss = F.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
-        tally.add(loss, outputs, labels)
-        scaler.scale(loss).backward()
+            result = task.batch(model, inputs, targets, training=True)
+        tally.add(result)
+        scaler.scale(result.loss).backward()
         if config.clip_grad_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
@@ -146,12 +157,8 @@ def train_one_epoch(
     tally.read()  # waits for the device, so these seconds are those of steps
     ended = time.perf_counter()
     step_seconds += ended - read_started
-    if not tally.samples:
-        raise DataError(f"the training loader gave no batch {where}; expected at least one batch of (images, labels)")
-    samples = tally.samples
-    return EpochStats(
-        tally.loss / samples, tally.hits / samples, samples, steps, step_seconds, ended - started - step_seconds
-    )
+    loss, metrics = tally.results(task, "training")
+    return EpochStats(loss, metrics, tally.samples, steps, step_seconds, ended - started - step_seconds)
 
 
 @torch.no_grad()
@@ -161,51 +168,58 @@ def evaluate(
     config: TrainingConfig,
     device: torch.device,
     *,
+    task: Task | None = None,
     after_batch: Callable[[], None] | None = None,
 ) -> EvalStats:
-    """Cross-entropy and top-1 accuracy of a classifier in eval mode; the model's mode is put back afterwards.
+    """Loss and metrics of a model in eval mode; the model's mode is put back afterwards.
 
     Args:
-        model: maps images to logits.
-        loader: batches of (images, labels).
+        model: as the task runs it.
+        loader: batches of (inputs, targets).
         config: autocast and memory format are read from it; label smoothing is not applied.
         device: where the model is.
+        task: loss and metrics; classification if None.
         after_batch: called after each batch; may raise to stop.
 
     Returns:
-        Loss, accuracy, number of images, seconds.
+        Loss, metrics, number of examples, seconds.
 
     Raises:
         DataError: the loader gives no batch.
     """
     was_training, started = model.training, time.perf_counter()
+    task = task or Classification()
     loss = torch.zeros((), dtype=torch.float64, device=device if device.type != "mps" else "cpu")
-    hits, samples = torch.zeros((), dtype=torch.int64, device=device), 0
+    weight, samples = torch.zeros_like(loss), 0
+    counts: Tensor | None = None
     model.eval()
+    task.begin(training=False)
     try:
-        for images, labels in _on_device(loader, config, device):
+        for inputs, targets in _on_device(loader, config, device):
             with _autocast(config, device):
-                outputs = model(images)
-            loss += F.cross_entropy(outputs.float(), labels, reduction="sum")
-            hits += (outputs.argmax(1) == labels).sum()
-            samples += labels.shape[0]
+                result = task.batch(model, inputs, targets, training=False)
+            loss += result.loss * result.weight
+            weight += result.weight
+            counts = result.counts if counts is None else counts + result.counts
+            samples += result.samples
             if after_batch is not None:
                 after_batch()
     finally:
         model.train(was_training)
-    if not samples:
-        raise DataError("the evaluation loader gave no batch; expected at least one batch of (images, labels)")
-    return EvalStats(float(loss) / samples, int(hits) / samples, samples, time.perf_counter() - started)
+    if counts is None or not weight:
+        raise DataError("the evaluation loader gave nothing to judge by; expected at least one batch")
+    mean = float(loss / weight)
+    return EvalStats(mean, task.results(mean, counts.cpu()), samples, time.perf_counter() - started)
 
 
 def _on_device(
     loader: Iterable[tuple[Tensor, Tensor]], config: TrainingConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in loader:
-        moved = images.to(device, non_blocking=True)
+    for inputs, targets in loader:
+        moved = inputs.to(device, non_blocking=True)
         if config.channels_last and moved.ndim == 4:
             moved = moved.contiguous(memory_format=torch.channels_last)
-        yield moved, labels.to(device, non_blocking=True)
+        yield moved, targets.to(device, non_blocking=True)
 
 
 def _autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apical.training._run_folder import plain
+from apical.training._task import Classification, Metric
 
 Record = Mapping[str, Any]
 ProgressMode = Literal["auto", "table", "plain", "json", "quiet"]
@@ -22,8 +23,8 @@ ProgressMode = Literal["auto", "table", "plain", "json", "quiet"]
 class Progress(Protocol):
     """Receives what happens. `start` and `stop` are called once, `stop` even when the run fails."""
 
-    def start(self, epochs: int, run: str) -> None:
-        """A run of so many epochs begins; `run` is its folder."""
+    def start(self, epochs: int, run: str, metric: Metric) -> None:
+        """A run of so many epochs begins; `run` is its folder, `metric` what it is judged by."""
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Step `step` of `steps` of epoch `epoch` (both from 1) is done. Called often."""
@@ -91,24 +92,30 @@ def _seconds(record: Record) -> str:
     return f"{sum(record.get(part) or 0.0 for part in parts):.1f}"
 
 
-COLUMNS: tuple[tuple[str, int, Callable[[Record], str]], ...] = (
-    ("epoch", 5, _number("epoch", "{:.0f}")),
-    ("widths", 13, lambda record: summarise_widths(record.get("widths"))),
-    ("blocks", 6, _number("blocks", "{:.0f}")),
-    ("MACs %", 6, _number("macs_fraction", "{:.1f}", 100)),
-    ("params %", 8, _number("params_fraction", "{:.1f}", 100)),
-    ("lr", 8, _number("lr", "{:.2g}")),
-    ("loss", 7, _number("train_loss", "{:.4f}")),
-    ("acc %", 6, _number("eval_accuracy", "{:.2f}", 100)),
-    ("seconds", 7, _seconds),
-)
-"""Heading, width in characters and content of each column, for the table and the plain lines alike."""
+Column = tuple[str, int, Callable[[Record], str]]
+"""Heading, width in characters and content."""
 
 
-def _closing_line(summary: Record) -> str:
-    parts = []
+def columns(metric: Metric) -> tuple[Column, ...]:
+    """The columns of the table and of the plain lines."""
+    judged = _number(f"eval_{metric.name}", metric.pattern, metric.scale)
+    return (
+        ("epoch", 5, _number("epoch", "{:.0f}")),
+        ("widths", 13, lambda record: summarise_widths(record.get("widths"))),
+        ("blocks", 6, _number("blocks", "{:.0f}")),
+        ("MACs %", 6, _number("macs_fraction", "{:.1f}", 100)),
+        ("params %", 8, _number("params_fraction", "{:.1f}", 100)),
+        ("lr", 8, _number("lr", "{:.2g}")),
+        ("loss", 7, _number("train_loss", "{:.4f}")),
+        (metric.heading, max(6, len(metric.heading)), judged),
+        ("seconds", 7, _seconds),
+    )
+
+
+def _closing_line(summary: Record, metric: Metric) -> str:
+    value = summary.get(f"test_{metric.name}")
+    parts = [] if value is None else [f"{metric.name} {metric.text(value)}"]
     for name, label, pattern, scale in (
-        ("test_accuracy", "accuracy", "{:.2f} %", 100),
         ("macs_fraction", "MACs", "{:.1f} %", 100),
         ("params_fraction", "params", "{:.1f} %", 100),
         ("train_macs_fraction", "training MACs", "{:.1f} % of dense", 100),
@@ -125,7 +132,7 @@ class QuietProgress:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def start(self, epochs: int, run: str) -> None:
+    def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Says nothing."""
 
     def step(self, epoch: int, step: int, steps: int) -> None:
@@ -150,22 +157,24 @@ class PlainProgress:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._metric = Classification.metrics[0]
 
     def _line(self, text: str) -> None:
         self._stream.write(text.rstrip() + "\n")
         self._stream.flush()
 
-    def start(self, epochs: int, run: str) -> None:
+    def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Writes the heading."""
+        self._metric = metric
         self._line(f"{run}: {epochs} epochs")
-        self._line("  ".join(name.rjust(width) for name, width, _ in COLUMNS))
+        self._line("  ".join(name.rjust(width) for name, width, _ in columns(metric)))
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Says nothing."""
 
     def epoch(self, record: Record) -> None:
         """Writes the epoch's line."""
-        self._line("  ".join(cell(record).rjust(width) for _, width, cell in COLUMNS))
+        self._line("  ".join(cell(record).rjust(width) for _, width, cell in columns(self._metric)))
 
     def message(self, text: str) -> None:
         """Writes the message."""
@@ -173,7 +182,7 @@ class PlainProgress:
 
     def summary(self, summary: Record) -> None:
         """Writes the closing line."""
-        self._line(_closing_line(summary))
+        self._line(_closing_line(summary, self._metric))
 
     def stop(self) -> None:
         """Nothing to end."""
@@ -189,9 +198,9 @@ class JsonProgress:
         self._stream.write(json.dumps({"event": event, **plain(content)}, allow_nan=False) + "\n")
         self._stream.flush()
 
-    def start(self, epochs: int, run: str) -> None:
+    def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Writes a `start` object."""
-        self._event("start", {"epochs": epochs, "run": run})
+        self._event("start", {"epochs": epochs, "run": run, "metric": metric.name})
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Says nothing."""
@@ -221,12 +230,13 @@ class TableProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._records: list[Record] = []
+        self._metric = Classification.metrics[0]
         self._epochs, self._title, self._now, self._drawn = 0, "", "", 0.0
         self._live: Live | None = None
 
-    def start(self, epochs: int, run: str) -> None:
+    def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Shows the empty table."""
-        self._epochs, self._title = epochs, run
+        self._epochs, self._title, self._metric = epochs, run, metric
         self._live = Live(self._render(), console=self._console, auto_refresh=False)
         self._live.start()
 
@@ -251,7 +261,7 @@ class TableProgress:
 
     def summary(self, summary: Record) -> None:
         """Shows the closing line under the table."""
-        self._now = _closing_line(summary)
+        self._now = _closing_line(summary, self._metric)
         self._draw()
 
     def stop(self) -> None:
@@ -268,9 +278,9 @@ class TableProgress:
 
     def _render(self, everything: bool = False) -> Group:
         table = Table(title=self._title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for name, _, _ in COLUMNS:
+        for name, _, _ in columns(self._metric):
             table.add_column(name, justify="right", no_wrap=True)
         fitting = max(3, self._console.height - 5)
         for record in self._records if everything else self._records[-fitting:]:
-            table.add_row(*(cell(record) for _, _, cell in COLUMNS))
+            table.add_row(*(cell(record) for _, _, cell in columns(self._metric)))
         return Group(table, Text(self._now, style="dim"))

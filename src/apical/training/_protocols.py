@@ -43,7 +43,7 @@ MethodFactory = Callable[[nn.Module, Optimizer, Sequence[nn.Module]], GrowthMeth
 
 
 class Loader(Protocol):
-    """Batches of (images, labels). Its state between two epochs decides the order of the next one."""
+    """Batches of (inputs, targets). Its state between two epochs decides the order of the next one."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 

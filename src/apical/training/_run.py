@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from apical.training._progress import Progress, QuietProgress, make_progress
 from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._run_folder import RunFolder, plain
+from apical.training._task import Classification, Task, prefixed, task_facts
 
 __all__ = ["Loaders", "QuietProgress", "TrainingResult", "train"]
 
@@ -37,7 +38,7 @@ class Loaders:
     """The data of a run.
 
     Attributes:
-        train: batches to learn from.
+        train: batches of (inputs, targets) to learn from.
         evaluation: batches to evaluate on after each epoch: a split of the training set when decisions hang on it.
         test: batches that are read once, at the end; None reads `evaluation` again.
     """
@@ -73,13 +74,14 @@ def train(
     config: TrainingConfig,
     folder: str | Path,
     *,
+    task: Task | None = None,
     run_config: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     on_finish: Callable[[TrainingResult], None] | None = None,
 ) -> TrainingResult:
-    """Trains a classifier while `method` restructures it, and leaves a run folder.
+    """Trains a model while `method` restructures it, and leaves a run folder.
 
     After every epoch: evaluate, `method.end_epoch()`, checkpoint, history. A run that is killed at any moment and
     resumed repeats the running epoch from its beginning and ends, on a CPU, bit for bit as if it had not been killed.
@@ -90,6 +92,7 @@ def train(
         loaders: the data.
         config: how to train.
         folder: the run folder; receives config.json, history.jsonl, checkpoint.pt and summary.json.
+        task: loss and metrics; classification if None.
         run_config: the rest of the run's configuration (`recipe`, `method`, ...), kept in config.json and compared on
             resume, except the keys of `NOT_IDENTITY`.
         resume: go on from the folder's checkpoint.
@@ -106,16 +109,17 @@ def train(
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
     run_folder = RunFolder(Path(folder))
-    content = {"training": config.to_mapping(), **(run_config or {})}
+    task = task or Classification(config.label_smoothing)
+    content = {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
     _claim(run_folder, resume, overwrite)
     progress = progress or make_progress()
     with deterministic_algorithms(config.deterministic), InterruptGuard() as guard:
         seed_everything(config.seed)
-        run = _start(model, method, loaders, config, run_folder, _identity(content), guard, progress)
+        run = _start(model, method, loaders, config, task, run_folder, _identity(content), guard, progress)
         if not (resume and run.restore()):
             run_folder.write_json("config.json", {**content, "versions": versions()})
             run.save()
-        progress.start(config.epochs, str(run_folder.path))
+        progress.start(config.epochs, str(run_folder.path), task.metrics[0])
         try:
             while len(run.history) < config.epochs:
                 run.one_epoch()
@@ -140,6 +144,7 @@ class _Run:
     scaler: torch.amp.GradScaler
     loaders: Loaders
     config: TrainingConfig
+    task: Task
     device: torch.device
     folder: RunFolder
     identity: Mapping[str, Any]
@@ -184,6 +189,7 @@ class _Run:
             self.optimizer,
             self.config,
             self.device,
+            task=self.task,
             scaler=self.scaler,
             average=self.average,
             before_step=before_step,
@@ -195,7 +201,7 @@ class _Run:
         def after_batch() -> None:
             self._stop_if_asked(f"while evaluating {when}")
 
-        return evaluate(model, loader, self.config, self.device, after_batch=after_batch)
+        return evaluate(model, loader, self.config, self.device, task=self.task, after_batch=after_batch)
 
     def _stop_if_asked(self, where: str) -> None:
         if self.guard.requested:
@@ -262,7 +268,7 @@ class _Run:
                 "end_epoch() or finish() changed it after the last step, so the MACs reported are not quite its own"
             )
         summary = {
-            "test_accuracy": test.accuracy,
+            **prefixed("test", test.metrics),
             "test_loss": test.loss,
             "test_samples": test.samples,
             "macs": last.get("macs"),
@@ -302,6 +308,7 @@ def _start(
     factory: MethodFactory | None,
     loaders: Loaders,
     config: TrainingConfig,
+    task: Task,
     folder: RunFolder,
     identity: Mapping[str, Any],
     guard: InterruptGuard,
@@ -318,7 +325,9 @@ def _start(
     method = PlainMethod(model) if factory is None else factory(model, optimizer, copies)
     apply_memory_format_(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
-    return _Run(model, optimizer, method, average, scaler, loaders, config, device, folder, identity, guard, progress)
+    return _Run(
+        model, optimizer, method, average, scaler, loaders, config, task, device, folder, identity, guard, progress
+    )
 
 
 def _epoch_record(
@@ -333,12 +342,15 @@ def _epoch_record(
     own = {
         "epoch": epoch,
         "lr": optimizer.param_groups[0]["lr"],
-        **{
-            {"loss": "train_loss", "accuracy": "train_accuracy"}.get(name, name): value
-            for name, value in asdict(stats).items()
-        },
+        "train_loss": stats.loss,
+        **prefixed("train", stats.metrics),
+        "samples": stats.samples,
+        "steps": stats.steps,
+        "step_seconds": stats.step_seconds,
+        "data_seconds": stats.data_seconds,
         "eval_loss": None if evaluation is None else evaluation.loss,
-        "eval_accuracy": None if evaluation is None else evaluation.accuracy,
+        **(dict.fromkeys(f"eval_{name}" for name in stats.metrics) if evaluation is None else {}),
+        **prefixed("eval", {} if evaluation is None else evaluation.metrics),
         "eval_seconds": 0.0 if evaluation is None else evaluation.seconds,
         "restructure_seconds": restructure_seconds,
         "train_macs": epoch_train_macs(network.get("macs"), stats.samples),

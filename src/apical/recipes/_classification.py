@@ -1,0 +1,32 @@
+"""Image classification: a logit for each class of an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from apical.recipes._config import DataConfig, ModelConfig
+from apical.recipes._data import prepare_data
+from apical.recipes._model import build_model, check_outputs
+from apical.recipes._tasks import Facts, Prepared, TaskKind, register_task
+from apical.training import Classification, TrainingConfig
+
+
+def _prepare(config: DataConfig, training: TrainingConfig) -> Prepared:
+    data = prepare_data(config, training)
+    facts = {"classes": list(data.classes), "image_shape": list(data.image_shape)}
+    return Prepared(data.loaders, Classification(training.label_smoothing), facts, {"data_in_memory": data.in_memory})
+
+
+def _template(config: ModelConfig, facts: Facts) -> nn.Module:
+    classes = len(facts["classes"])
+    model = build_model(config, num_classes=classes, in_channels=facts["image_shape"][0])
+    check_outputs(model, torch.zeros(1, *facts["image_shape"]), classes, config.name)
+    return model
+
+
+def _example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
+    return (torch.zeros(1, *facts["image_shape"], device=device),)  # (1, channels, height, width)
+
+
+register_task("classification", TaskKind(DataConfig, _prepare, _template, _example))

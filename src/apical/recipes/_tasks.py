@@ -1,0 +1,81 @@
+"""Kinds of problems by name: how their data is prepared, and how a model is built for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.errors import ConfigError
+from apical.recipes._fields import nearest
+from apical.training import Loaders, Task, TrainingConfig
+
+if TYPE_CHECKING:
+    from apical.recipes._config import ModelConfig
+
+Facts = Mapping[str, Any]
+"""What a model must know about its data, as JSON holds it: number of classes, shape of an image, size of a
+vocabulary. Kept in config.json under `input`, so that a run's model is rebuilt without its data."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that is ready to be trained on.
+
+    Attributes:
+        loaders: training, evaluation and test batches.
+        task: loss and metrics.
+        facts: what a model must know about the data.
+        notes: what the summary says about the data.
+    """
+
+    loaders: Loaders
+    task: Task
+    facts: Facts
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A kind of problem.
+
+    Attributes:
+        data: the dataclass of its data settings; it has a `path`.
+        prepare: reads or opens the data of such settings.
+        template: the full-size model for facts, from torch's global random state, checked against them.
+        example: the arguments of one call, for tracing; MACs are counted for this call and are those of one of the
+            `samples` of a `BatchResult`.
+    """
+
+    data: type
+    prepare: Callable[[Any, TrainingConfig], Prepared]
+    template: Callable[[ModelConfig, Facts], nn.Module]
+    example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
+
+
+_KINDS: dict[str, TaskKind] = {}
+
+
+def register_task(name: str, kind: TaskKind) -> None:
+    """Let ``task=NAME`` in a `RunConfig` mean a kind of problem.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name in _KINDS:
+        raise ConfigError(f"there is a task {name!r} already")
+    _KINDS[name] = kind
+
+
+def task_kind(name: str) -> TaskKind:
+    """The kind of problem of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in _KINDS:
+        raise ConfigError(f"task: there is no {name!r}{nearest(name, _KINDS, '.')} The tasks are {', '.join(_KINDS)}.")
+    return _KINDS[name]
