@@ -4,7 +4,7 @@ from apical.budget import Budget
 from apical.errors import ApicalError
 from apical.export import load, save
 from apical.growth import Grower, GrowthConfig
-from apical.resizing import DormantStore, ResizeReport, resize_, trace
+from apical.resizing import DormantStore, ResizeReport, resize_, resize_state, trace
 from apical.structure import ChannelGroup, SkippableBlock, Structure, register_module, register_op
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "register_module",
     "register_op",
     "resize_",
+    "resize_state",
     "save",
     "trace",
 ]

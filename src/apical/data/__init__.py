@@ -1,4 +1,4 @@
-"""Readers for the layouts in which people have images, and batches of them on the device."""
+"""Readers for the layouts in which people have images and text, and batches of them on the device."""
 
 from apical.data._splits import Split
 from apical.data.arrays import ImageArrays, channel_statistics, train_validation_split
@@ -24,12 +24,14 @@ from apical.data.loader import ImageLoader
 from apical.data.parquet import ParquetImages, read_parquet
 from apical.data.root import data_root
 from apical.data.sampler import BlockShuffleSampler
+from apical.data.text import Corpus, TokenStream, Vocabulary, read_corpus
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Augment",
     "BlockShuffleSampler",
+    "Corpus",
     "Decode",
     "FolderImages",
     "ImageArrays",
@@ -40,6 +42,8 @@ __all__ = [
     "RandomFlip",
     "RandomResizedCrop",
     "Split",
+    "TokenStream",
+    "Vocabulary",
     "channel_statistics",
     "data_root",
     "load_images",
@@ -48,6 +52,7 @@ __all__ = [
     "random_flip",
     "random_resized_crop",
     "read_cifar",
+    "read_corpus",
     "read_digits",
     "read_folder",
     "read_idx",

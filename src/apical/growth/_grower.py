@@ -24,7 +24,7 @@ from apical.growth._record import Changes, EpochRecord, add_changes, epoch_recor
 from apical.growth._sampling import TOLERANCE, Choice, Sampler
 from apical.growth._schedule import is_last, scheduled_load
 from apical.growth._scores import ScoreOptimizer
-from apical.resizing import DormantStore, Selection, TemplateMap, resize_, trace
+from apical.resizing import DormantStore, Selection, TemplateMap, resize_, resize_state, trace
 from apical.structure import Structure, quiet_rng
 
 
@@ -110,6 +110,7 @@ class Grower:
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
         self.epoch, self._step, self._frozen = 0, 0, False
+        self._spent_steps, self._spent_macs = 0, 0  # of the running epoch
         self._changes = no_changes()
         self._penalty = torch.zeros_like(self.components.scores)
         self._beta = torch.ones_like(self.components.scores)
@@ -131,6 +132,9 @@ class Grower:
         self._alive()
         self._updates.write_back()
         record = epoch_record(self.structure, self._selection(), self.epoch, self.target_load)
+        if self._spent_steps:
+            record["mean_macs"] = self._spent_macs / self._spent_steps
+        self._spent_steps, self._spent_macs = 0, 0
         self.components.age += self.components.live.double()
         self.epoch += 1
         if self.config.interval_unit == "epochs":
@@ -140,12 +144,29 @@ class Grower:
         self.history.append(record)
         return record
 
-    def end_step(self) -> None:
-        """Say that an optimizer step ended; needed only for ``interval_unit="steps"``."""
+    def end_step(self, state: Any = None) -> Any:
+        """Say that an optimizer step ended; needed only for ``interval_unit="steps"``.
+
+        Args:
+            state: the recurrent state that the model hands on to the next step, if it has one.
+
+        Returns:
+            The state, resized (`apical.resize_state`) if the network has just changed.
+        """
         self._alive()
+        before = self._selection()
         self._step += 1
+        self._spent_steps += 1
+        self._spent_macs += self.structure.macs(before.keep, before.skip)
         if self.config.interval_unit == "steps":
             self._restructure_at(self._step)
+        after = self._selection()
+        return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
+
+    @property
+    def keep(self) -> dict[str, list[int]]:
+        """The present network: kept positions by group name."""
+        return {name: list(kept) for name, kept in self._selection().keep.items()}
 
     def finish(self) -> None:
         """Make the model final: hooks are removed and dormant weights released.
@@ -322,7 +343,7 @@ class Grower:
         self._updates.write_back()
         return {
             "identity": self._identity(),
-            "keep": {name: list(kept) for name, kept in present.keep.items()},
+            "keep": self.keep,
             "skip": sorted(present.skip),
             "components": self.components.state_dict(),
             "store": self.store.state_dict(),
@@ -331,6 +352,7 @@ class Grower:
             "beta": self._beta.clone(),
             "epoch": self.epoch,
             "step": self._step,
+            "spent": [self._spent_steps, self._spent_macs],
             "frozen": self._frozen,
             "target_load": self.target_load,
             "seed_load": self._seed_load,
@@ -357,6 +379,7 @@ class Grower:
         self._generator.set_state(state["generator"])
         self._penalty, self._beta = state["penalty"].clone(), state["beta"].clone()
         self.epoch, self._step, self._frozen = state["epoch"], state["step"], state["frozen"]
+        self._spent_steps, self._spent_macs = state["spent"]
         self.target_load, self._seed_load = state["target_load"], state["seed_load"]
         if state["latency"] is not None:
             self._bind(LatencyTable.from_dict(self.structure, state["latency"]))

@@ -9,10 +9,14 @@ from apical.structure import Structure
 
 
 class EpochRecord(TypedDict):
-    """One epoch: the network that it trained (at its end), and what was restructured in it or after it."""
+    """One epoch: the network that it trained (at its end), and what was restructured in it or after it.
+
+    ``mean_macs`` is the mean over the epoch's steps, where `Grower.end_step` was told of them.
+    """
 
     epoch: int
     macs: int
+    mean_macs: float
     macs_fraction: float
     num_params: int
     params_fraction: float
@@ -58,6 +62,7 @@ def epoch_record(structure: Structure, present: Selection, epoch: int, load: flo
     return EpochRecord(
         epoch=epoch,
         macs=macs,
+        mean_macs=float(macs),
         macs_fraction=macs / max(1, structure.macs()),
         num_params=params,
         params_fraction=params / max(1, structure.num_params()),

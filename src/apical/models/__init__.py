@@ -2,7 +2,7 @@
 
 from apical.models.deeplab import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
 from apical.models.gpt import GPT
-from apical.models.lstm_lm import LSTMLanguageModel
+from apical.models.lstm_lm import LSTMLanguageModel, lstm_large, lstm_medium, lstm_small
 from apical.models.mobilenet import MobileNetV1, mobilenet_v1
 from apical.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
 from apical.models.resnet_cifar import CifarResNet, resnet20, resnet56
@@ -22,6 +22,9 @@ __all__ = [
     "WideResNet",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
+    "lstm_large",
+    "lstm_medium",
+    "lstm_small",
     "mobilenet_v1",
     "resnet18",
     "resnet20",

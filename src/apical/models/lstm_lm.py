@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ class LSTMLanguageModel(nn.Module):
 
     Every layer is a single-layer module of its own, so that each has its own hidden size. All parameters start
     uniformly in ``[-init_range, init_range]``, as in the paper (0.1 small, 0.05 medium, 0.04 large).
+    `lstm_small`, `lstm_medium` and `lstm_large` have the paper's sizes.
 
     Args:
         vocab_size: number of words.
@@ -40,6 +41,8 @@ class LSTMLanguageModel(nn.Module):
         (torch.Size([5, 2, 100]), [(1, 2, 16), (1, 2, 12)])
         >>> logits, state = model(tokens, state)  # goes on with the stream
     """
+
+    state_outputs = (1,)  # the second output is the state: its size may change with the layers'
 
     def __init__(
         self,
@@ -89,6 +92,39 @@ class LSTMLanguageModel(nn.Module):
             x = self.dropout(x)  # (T, B, hidden size of the layer)
         logits: Tensor = self.decoder(x)
         return logits, tuple(new_state)
+
+
+def lstm_small(vocab_size: int, **options: Any) -> LSTMLanguageModel:
+    """The paper's small network: 2 x 200 units, no dropout. Options override its sizes.
+
+    Example:
+        >>> sum(p.numel() for p in lstm_small(10_000).parameters())
+        4653200
+    """
+    sizes: dict[str, Any] = {"embedding_size": 200, "hidden_sizes": (200, 200), "init_range": 0.1}
+    return LSTMLanguageModel(vocab_size, **(sizes | options))
+
+
+def lstm_medium(vocab_size: int, **options: Any) -> LSTMLanguageModel:
+    """The paper's medium network: 2 x 650 units, dropout 0.5. Options override its sizes.
+
+    Example:
+        >>> lstm_medium(50, dropout=0.1).dropout
+        Dropout(p=0.1, inplace=False)
+    """
+    sizes: dict[str, Any] = {"embedding_size": 650, "hidden_sizes": (650, 650), "dropout": 0.5, "init_range": 0.05}
+    return LSTMLanguageModel(vocab_size, **(sizes | options))
+
+
+def lstm_large(vocab_size: int, **options: Any) -> LSTMLanguageModel:
+    """The paper's large network: 2 x 1500 units, dropout 0.65. Options override its sizes.
+
+    Example:
+        >>> [layer.hidden_size for layer in lstm_large(50).layers]
+        [1500, 1500]
+    """
+    sizes: dict[str, Any] = {"embedding_size": 1500, "hidden_sizes": (1500, 1500), "dropout": 0.65, "init_range": 0.04}
+    return LSTMLanguageModel(vocab_size, **(sizes | options))
 
 
 def _check(embedding_size: int, hidden_sizes: Sequence[int], tied: bool, cell: str) -> None:

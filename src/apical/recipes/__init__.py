@@ -1,15 +1,17 @@
 """Complete configurations by name, and running them: `run(get_recipe("digits"), "runs/digits")`."""
 
 from apical.recipes import _classification as _classification  # registers the task
+from apical.recipes import _language as _language
 from apical.recipes import _recipes as _recipes  # registers the recipes
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
+from apical.recipes._language import TextConfig
 from apical.recipes._methods import method_factory, methods, register_method
 from apical.recipes._model import build_model, call_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._run import load_run, read_config, run
 from apical.recipes._settings import apply_settings, setting_types
-from apical.recipes._tasks import Facts, Prepared, TaskKind, register_task, task_kind
+from apical.recipes._tasks import Facts, Prepared, Serving, TaskKind, register_task, task_kind
 
 __all__ = [
     "DataConfig",
@@ -18,7 +20,9 @@ __all__ = [
     "Prepared",
     "PreparedData",
     "RunConfig",
+    "Serving",
     "TaskKind",
+    "TextConfig",
     "apply_settings",
     "build_model",
     "call_builder",

@@ -156,10 +156,15 @@ class RunConfig:
         )
 
     def with_epochs(self, epochs: int) -> RunConfig:
-        """The same run, longer or shorter: warm-up and milestones move in proportion."""
+        """The same run, longer or shorter: warm-up, milestones and decay move in proportion."""
         schedule, factor = self.training.schedule, epochs / self.training.epochs
         milestones = sorted({max(1, round(milestone * factor)) for milestone in schedule.milestones})
+        decays = schedule.name == "decay"  # shorter decay is steeper, so that it ends at about the same rate
         schedule = dataclasses.replace(
-            schedule, warmup_epochs=schedule.warmup_epochs * factor, milestones=tuple(milestones)
+            schedule,
+            warmup_epochs=schedule.warmup_epochs * factor,
+            milestones=tuple(milestones),
+            constant_epochs=schedule.constant_epochs * factor,
+            gamma=schedule.gamma ** (1 / factor) if decays else schedule.gamma,
         )
         return dataclasses.replace(self, training=dataclasses.replace(self.training, epochs=epochs, schedule=schedule))

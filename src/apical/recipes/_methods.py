@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.baselines import Dense, Uniform
+from apical.baselines import ISS, Dense, Uniform
 from apical.errors import ConfigError
 from apical.growth import Grower
 from apical.recipes._config import RunConfig
@@ -17,20 +18,27 @@ from apical.training import GrowthMethod, MethodFactory
 Assemble = Callable[[RunConfig, tuple[Tensor, ...]], MethodFactory]
 """Makes a method's factory from a config and the arguments of one call of the model."""
 
-_METHODS: dict[str, Assemble] = {}
+Stepwise = Callable[[RunConfig, tuple[Tensor, ...], int], MethodFactory]
+"""Likewise for a method that restructures within epochs; it is told the steps of an epoch, too."""
+
+_METHODS: dict[str, Stepwise] = {}
 
 
-def register_method(name: str) -> Callable[[Assemble], Assemble]:
-    """Let ``--method NAME`` mean what the decorated function assembles.
+def register_method(name: str, *, stepwise: bool = False) -> Callable[[Any], Any]:
+    """Let ``--method NAME`` mean what the decorated function, an `Assemble`, assembles.
+
+    Args:
+        name: of the method.
+        stepwise: whether the function is a `Stepwise` instead.
 
     Raises:
         ConfigError: the name is taken.
     """
 
-    def register(assemble: Assemble) -> Assemble:
+    def register(assemble: Any) -> Any:
         if name in _METHODS:
             raise ConfigError(f"there is a method {name!r} already")
-        _METHODS[name] = assemble
+        _METHODS[name] = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
         return assemble
 
     return register
@@ -41,8 +49,13 @@ def methods() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def method_factory(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+def method_factory(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int) -> MethodFactory:
     """The factory of the method that a config names.
+
+    Args:
+        config: of the run.
+        example: arguments of one call of the model.
+        steps_per_epoch: optimizer steps of an epoch.
 
     Raises:
         ConfigError: there is no such method.
@@ -52,16 +65,11 @@ def method_factory(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFact
             f"method: there is no {config.method!r}{nearest(config.method, _METHODS, '.')} The methods are "
             f"{', '.join(_METHODS)}."
         )
-    return _METHODS[config.method](config, example)
+    return _METHODS[config.method](config, example, steps_per_epoch)
 
 
-@register_method("grown")
-def _grown(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
-    if config.growth.interval_unit == "steps":
-        raise ConfigError(
-            "growth.interval_unit='steps' is for loops of your own; here the network changes after epochs"
-        )
-
+@register_method("grown", stepwise=True)
+def _grown(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int) -> MethodFactory:
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         return Grower(
             model,
@@ -69,6 +77,7 @@ def _grown(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
             example_inputs=example,
             budget=config.budget,
             epochs=config.training.epochs,
+            steps_per_epoch=steps_per_epoch if config.growth.interval_unit == "steps" else None,
             copies=copies,
             config=config.growth,
         )
@@ -92,6 +101,22 @@ def _uniform(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
             optimizer,
             example_inputs=example,
             budget=config.budget,
+            divisor=config.growth.divisor,
+            copies=copies,
+        )
+
+    return make
+
+
+@register_method("iss")
+def _iss(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
+        return ISS(
+            model,
+            optimizer,
+            example,
+            config.budget,
+            config.training.epochs,
             divisor=config.growth.divisor,
             copies=copies,
         )

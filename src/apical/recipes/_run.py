@@ -71,11 +71,13 @@ def run(
 
     def write_files(result: TrainingResult) -> None:
         save(result.model, result.folder)
+        for name, text in data.files.items():
+            (result.folder / name).write_text(text, encoding="utf-8")
         result.summary.update(_facts(config, data, result))
 
     result = train(
         model,
-        method_factory(config, kind.example(data.facts, device)),
+        method_factory(config, kind.example(data.facts, device), len(data.loaders.train)),
         data.loaders,
         config.training,
         out,

@@ -30,12 +30,27 @@ class Prepared:
         task: loss and metrics.
         facts: what a model must know about the data.
         notes: what the summary says about the data.
+        files: text files that the run folder keeps, by name: what is needed to use the network, such as a vocabulary.
     """
 
     loaders: Loaders
     task: Task
     facts: Facts
     notes: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A call of a finished model as other runtimes make it.
+
+    Attributes:
+        args: positional arguments: tensors, and nests of tensors for a recurrent state.
+        batch_dim: dimension of every tensor that may have any size.
+    """
+
+    args: tuple[Any, ...]
+    batch_dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,12 +63,14 @@ class TaskKind:
         template: the full-size model for facts, from torch's global random state, checked against them.
         example: the arguments of one call, for tracing; MACs are counted for this call and are those of one of the
             `samples` of a `BatchResult`.
+        serving: the call of a finished model that is exported; None for the example with a free first dimension.
     """
 
     data: type
     prepare: Callable[[Any, TrainingConfig], Prepared]
     template: Callable[[ModelConfig, Facts], nn.Module]
     example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
+    serving: Callable[[nn.Module, Facts], Serving] | None = None
 
 
 _KINDS: dict[str, TaskKind] = {}

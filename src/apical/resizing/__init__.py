@@ -8,6 +8,7 @@ from apical.resizing._install import Installation, lookup, whole_or_nothing
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._resize import resize_
 from apical.resizing._selection import Selection, check_selection
+from apical.resizing._state import resize_state
 from apical.resizing._store import DormantStore
 from apical.resizing._trace import trace
 
@@ -24,6 +25,7 @@ __all__ = [
     "lookup",
     "refuse_wrapped",
     "resize_",
+    "resize_state",
     "trace",
     "whole_or_nothing",
     "without",

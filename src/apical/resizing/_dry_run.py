@@ -212,4 +212,5 @@ def without(structure: Structure, refuted: Mapping[str, str]) -> Structure:
         terms=tuple(term(t) for t in structure.terms),
         param_axes=tuple(term(t) for t in structure.param_axes),
         notes=(*structure.notes, *notes),
+        states=tuple(s for s in structure.states if s.group in index),
     )

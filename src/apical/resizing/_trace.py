@@ -19,7 +19,7 @@ def trace(
     example_inputs: Tensor | Sequence[Any],
     example_kwargs: Mapping[str, Any] | None = None,
     *,
-    state_outputs: Sequence[int | str] = (),
+    state_outputs: Sequence[int | str] | None = None,
     groups: HandGroups | None = None,
 ) -> Structure:
     """Find what can be removed from a model and brought back: channels, hidden units, heads, residual blocks.
@@ -34,7 +34,8 @@ def trace(
         example_inputs: positional arguments of one call, on the model's device; `Structure.macs` prices this call.
         example_kwargs: keyword arguments of the call.
         state_outputs: positions (tuple) or keys (dict) of outputs that carry a recurrent state from call to call,
-            whose size may therefore change. All other outputs keep their size.
+            whose size may therefore change (`resize_state` resizes such a state). By default what the model says in
+            an attribute ``state_outputs``, else none. All other outputs keep their size.
         groups: for a model that cannot be exported, its groups by hand: ``{group: {tensor: dimension}}``, with the
             weights of later layers at the dimension that reads the units. The model is then only run, not exported,
             and the dry run checks the description.
@@ -65,6 +66,9 @@ def trace(
             f"example_inputs must be a tensor or a tuple of the model's arguments, got {type(example_inputs).__name__}"
         )
     args, kwargs = tuple(example_inputs), dict(example_kwargs or {})
+    state_outputs = getattr(model, "state_outputs", ()) if state_outputs is None else state_outputs
+    if isinstance(state_outputs, (int, str)):
+        state_outputs = (state_outputs,)
     _check_devices(model, (args, kwargs))
     twin = analysis_copy(model)
     if groups is None:

@@ -12,6 +12,7 @@ from apical.structure._types import (
     Keep,
     ParamSlice,
     SkippableBlock,
+    StateSlice,
     Structure,
     TensorSpec,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "ParamValue",
     "SizeAxis",
     "SkippableBlock",
+    "StateSlice",
     "Structure",
     "TensorSpec",
     "Value",

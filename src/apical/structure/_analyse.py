@@ -26,7 +26,9 @@ from apical.structure import (  # noqa: F401  (importing them registers the rule
 )
 from apical.structure._blocks import find_blocks
 from apical.structure._groups import assemble
+from apical.structure._states import state_slices, unit_dim
 from apical.structure._types import Structure, TensorSpec
+from apical.structure._values import AnyValue, Value
 from apical.structure._walk import Walk
 
 OUTPUT = "reaches the model's output"
@@ -133,7 +135,7 @@ def propose(
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in names
     }
     walk.run(program.graph, sources)
-    _freeze_outputs(walk, program, state_outputs)
+    states = _outputs(walk, program, state_outputs)
     assembly = assemble(walk, tensors)
     return Structure(
         groups=assembly.groups,
@@ -144,10 +146,12 @@ def propose(
         terms=assembly.terms,
         param_axes=assembly.param_axes,
         notes=tuple(walk.notes),
+        states=tuple(state_slices(walk, assembly.groups, states)),
     )
 
 
-def _freeze_outputs(walk: Walk, program: ExportedProgram, state_outputs: Sequence[int | str]) -> None:
+def _outputs(walk: Walk, program: ExportedProgram, state_outputs: Sequence[int | str]) -> list[AnyValue | None]:
+    """The leaves of the state outputs, in their order; everything else that is returned keeps its size."""
     output = next(n for n in program.graph.nodes if n.op == "output")
     leaves: tuple[Any, ...] = tuple(output.args[0])  # constants such as None are leaves too
     paths = _output_paths(program, len(leaves))
@@ -155,9 +159,17 @@ def _freeze_outputs(walk: Walk, program: ExportedProgram, state_outputs: Sequenc
     if unknown:
         names = ", ".join(map(repr, dict.fromkeys(p for p in paths if p is not None))) or "a single tensor"
         raise TraceError(f"state_outputs names {unknown[0]!r}, but the model's outputs are {names}")
+    states: list[tuple[int, AnyValue | None]] = []
     for node, top in zip(leaves, paths, strict=True):
-        if isinstance(node, fx.Node) and top not in state_outputs:
-            walk.freeze_value(walk.values[node], OUTPUT)
+        value = walk.values[node] if isinstance(node, fx.Node) else None
+        if top not in state_outputs:
+            if value is not None:
+                walk.freeze_value(value, OUTPUT)
+            continue
+        if isinstance(value, Value) and value.ids is not None and unit_dim(value) is None:
+            walk.freeze_value(value, "lies along several dimensions of a recurrent state")
+        states.append((list(state_outputs).index(top), value))
+    return [value for _, value in sorted(states, key=lambda item: item[0])]
 
 
 def _output_paths(program: ExportedProgram, n: int) -> list[int | str | None]:

@@ -106,6 +106,23 @@ class AttributeAxis:
 
 
 @dataclass(frozen=True)
+class StateSlice:
+    """Where a group's units lie in the recurrent state that a model returns and takes back.
+
+    Attributes:
+        leaf: which tensor of the state, counted in its flattened containers.
+        group: name of the group.
+        dim: the dimension along which the units lie.
+        positions: ``positions[u]`` lists the indices along ``dim`` of unit ``u``.
+    """
+
+    leaf: int
+    group: str
+    dim: int
+    positions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Structure:
     """What can be removed from a model, what cannot, and what each choice costs. Made by `apical.trace`.
 
@@ -120,6 +137,7 @@ class Structure:
         terms: multiply-accumulates of each operation as products of group sizes.
         param_axes: for each parameter, its dimensions as functions of group sizes.
         notes: remarks of the tracer (operations without a rule, for example).
+        states: where units lie in the recurrent state that the model hands on.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -130,6 +148,7 @@ class Structure:
     terms: tuple[CostTerm, ...] = ()
     param_axes: tuple[CostTerm, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    states: tuple[StateSlice, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """The group called ``name``; `KeyError` names the nearest if there is none."""
@@ -218,6 +237,10 @@ class Structure:
             terms=tuple(CostTerm.from_dict(t) for t in data["terms"]),
             param_axes=tuple(CostTerm.from_dict(t) for t in data["param_axes"]),
             notes=tuple(data["notes"]),
+            states=tuple(
+                StateSlice(s["leaf"], s["group"], s["dim"], tuple(tuple(p) for p in s["positions"]))
+                for s in data.get("states", ())
+            ),
         )
 
     def __str__(self) -> str:

@@ -16,13 +16,14 @@ from apical.training._checkpoint import (
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
 from apical.training._epoch import EpochStats, EvalStats, evaluate, train_one_epoch
 from apical.training._interrupt import Interrupted, InterruptGuard
+from apical.training._language import LanguageModelling
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
-from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod
+from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._run import Loaders, TrainingResult, describe_device, train, versions
 from apical.training._run_folder import RunFolder, plain
-from apical.training._task import BatchResult, Classification, Metric, Task, task_facts
+from apical.training._task import BatchResult, Classification, Metric, StreamTask, Task, task_facts
 
 __all__ = [
     "BatchResult",
@@ -33,6 +34,7 @@ __all__ = [
     "GrowthMethod",
     "InterruptGuard",
     "Interrupted",
+    "LanguageModelling",
     "Loader",
     "Loaders",
     "MethodFactory",
@@ -43,6 +45,8 @@ __all__ = [
     "ProgressMode",
     "RunFolder",
     "ScheduleConfig",
+    "StepwiseMethod",
+    "StreamTask",
     "Task",
     "TrainingConfig",
     "TrainingResult",

@@ -24,12 +24,14 @@ def epoch_train_macs(macs: float | None, samples: int) -> float | None:
 def training_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Sums over the epochs of a run.
 
-        train_macs_fraction  = Σ_e macs_e n_e / (macs_dense Σ_e n_e),  macs_dense = macs_e / macs_fraction_e
-        train_macs_vs_final  = Σ_e macs_e n_e / (macs_final Σ_e n_e),  macs_final = macs of the last epoch
+        train_macs_fraction  = Σ_e spent_e n_e / (macs_dense Σ_e n_e),  macs_dense = macs_e / macs_fraction_e
+        train_macs_vs_final  = Σ_e spent_e n_e / (macs_final Σ_e n_e),  macs_final = macs of the last epoch
+
+    with spent_e the `mean_macs` of an epoch in which the network changed, else its `macs`.
 
     Args:
-        history: records with `samples`, the seconds of each part and, where the method knows them, `macs` and
-            `macs_fraction`.
+        history: records with `samples`, the seconds of each part and, where the method knows them, `macs`,
+            `macs_fraction` and `mean_macs`.
 
     Returns:
         `train_macs`, `train_macs_fraction`, `train_macs_vs_final` (None where MACs are unknown), `train_seconds`
@@ -53,7 +55,7 @@ def training_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, float | No
         **{name: total(name) for name in ("step_seconds", "restructure_seconds", "data_seconds", "eval_seconds")},
     }
     if history and all(record.get("macs") for record in history):
-        spent = float(sum(record["macs"] * record["samples"] for record in history))
+        spent = float(sum((record.get("mean_macs") or record["macs"]) * record["samples"] for record in history))
         samples = sum(record["samples"] for record in history)
         costs["train_macs"] = STEP_MACS_FACTOR * spent
         costs["train_macs_vs_final"] = spent / (history[-1]["macs"] * samples)

@@ -30,6 +30,7 @@ class EpochStats:
         steps: number of optimizer steps.
         step_seconds: in forward, backward and optimizer.
         data_seconds: waiting for batches and moving them to the device.
+        restructure_seconds: in what was done between the steps.
     """
 
     loss: float
@@ -38,6 +39,7 @@ class EpochStats:
     steps: int
     step_seconds: float
     data_seconds: float
+    restructure_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def train_one_epoch(
     scaler: torch.amp.GradScaler | None = None,
     average: AveragedModel | None = None,
     before_step: Callable[[int], None] | None = None,
+    end_step: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     where: str = "in this epoch",
 ) -> EpochStats:
@@ -117,7 +120,8 @@ def train_one_epoch(
         scaler: for float16; None for no scaling.
         average: moving average of the weights, updated after each step.
         before_step: called with the number of the step in this epoch (from 0), to set the learning rate.
-        after_step: called likewise; may raise to stop.
+        end_step: called after each step, and timed apart: may restructure the model.
+        after_step: called with the number of steps that are done; may raise to stop.
         where: the words by which an error names this epoch.
 
     Returns:
@@ -130,7 +134,7 @@ def train_one_epoch(
     model.train()
     task = task or Classification(config.label_smoothing)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    tally, steps, step_seconds = _Tally(device, where), 0, 0.0
+    tally, steps, step_seconds, restructure_seconds = _Tally(device, where), 0, 0.0, 0.0
     task.begin(training=True)
     started = time.perf_counter()
     for inputs, targets in _on_device(loader, config, device):
@@ -151,6 +155,10 @@ def train_one_epoch(
             average.update_parameters(model)
         step_seconds += time.perf_counter() - step_started
         steps += 1
+        if end_step is not None:
+            changing = time.perf_counter()
+            end_step()
+            restructure_seconds += time.perf_counter() - changing
         if after_step is not None:
             after_step(steps)
     read_started = time.perf_counter()
@@ -158,7 +166,8 @@ def train_one_epoch(
     ended = time.perf_counter()
     step_seconds += ended - read_started
     loss, metrics = tally.results(task, "training")
-    return EpochStats(loss, metrics, tally.samples, steps, step_seconds, ended - started - step_seconds)
+    data_seconds = ended - started - step_seconds - restructure_seconds
+    return EpochStats(loss, metrics, tally.samples, steps, step_seconds, data_seconds, restructure_seconds)
 
 
 @torch.no_grad()

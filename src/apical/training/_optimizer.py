@@ -47,6 +47,7 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
         warm-up   e / w                                       for e < w, w = warmup_epochs
         cosine    f + (1 − f) (1 + cos(π (e − w) / (E − w))) / 2
         step      γ^(number of milestones ≤ e)
+        decay     γ^(⌊e − c⌋ + 1) for e ≥ c, else 1,  c = constant_epochs
 
     Args:
         epoch: e, epochs so far; fractions within an epoch.
@@ -61,12 +62,18 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
         [0.0, 0.5, 1.0, 0.5, 0.0]
         >>> [lr_factor(e, 10, ScheduleConfig(name="step", milestones=(5, 8), gamma=0.5)) for e in (0, 5, 9)]
         [1.0, 0.5, 0.25]
+        >>> zaremba = ScheduleConfig("decay", constant_epochs=4, gamma=0.5)  # arXiv:1409.2329, the small network
+        >>> [lr_factor(e, 13, zaremba) for e in (0, 3.9, 4, 5, 6.5)]
+        [1.0, 1.0, 0.5, 0.25, 0.125]
     """
     warmup = config.warmup_epochs
     if epoch < warmup:
         return epoch / warmup
     if config.name == "step":
         return config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
+    if config.name == "decay":
+        started = math.floor(epoch - config.constant_epochs) + 1
+        return float(config.gamma ** max(0, started))
     if config.name == "constant":
         return 1.0
     done = min(1.0, (epoch - warmup) / (epochs - warmup))

@@ -19,8 +19,9 @@ class GrowthMethod(Protocol):
         Returns:
             The record of the epoch that just ended, in plain numbers, strings, lists and dicts. `macs`, `num_params`,
             `macs_fraction` and `params_fraction` (both against the full-size model), `widths` (group name -> width),
-            `blocks` and `skipped` describe the network that the epoch *trained*; what the restructuring changed may
-            follow under other names. All are optional, and unknown names are written to the history as they are.
+            `blocks` and `skipped` describe the network that the epoch *trained*, at its end if it changed within it;
+            `mean_macs` is then the mean over its steps. What the restructuring changed may follow under other names.
+            All are optional, and unknown names are written to the history as they are.
         """
         ...
 
@@ -34,6 +35,22 @@ class GrowthMethod(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a state, and restructures model, optimizer and copies in place to its shapes."""
+        ...
+
+
+@runtime_checkable
+class StepwiseMethod(GrowthMethod, Protocol):
+    """A method that may restructure between two steps of an epoch."""
+
+    def end_step(self, state: Any = None) -> Any:
+        """Ends an optimizer step, and restructures model, optimizer and copies in place if it is time.
+
+        Args:
+            state: the recurrent state that the model hands on to the next step; None if there is none.
+
+        Returns:
+            The state as the network, which may have changed, takes it.
+        """
         ...
 
 

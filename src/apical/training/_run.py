@@ -22,10 +22,10 @@ from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, 
 from apical.training._interrupt import Interrupted, InterruptGuard
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._progress import Progress, QuietProgress, make_progress
-from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod
+from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._run_folder import RunFolder, plain
-from apical.training._task import Classification, Task, prefixed, task_facts
+from apical.training._task import Classification, StreamTask, Task, prefixed, task_facts
 
 __all__ = ["Loaders", "QuietProgress", "TrainingResult", "train"]
 
@@ -166,7 +166,7 @@ class _Run:
         started = time.perf_counter()
         record = dict(self.method.end_epoch())
         apply_memory_format_(self.model, self.config)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + stats.restructure_seconds
         record = _epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
         self.history.append(record)
         self.save()
@@ -178,6 +178,14 @@ class _Run:
 
         def before_step(step: int) -> None:
             set_lr_(self.optimizer, lr_factor(epoch - 1 + step / steps, epochs, self.config.schedule))
+
+        def end_step() -> None:
+            assert isinstance(self.method, StepwiseMethod)
+            if isinstance(self.task, StreamTask):
+                self.task.state = self.method.end_step(self.task.state)
+            else:
+                self.method.end_step()
+            apply_memory_format_(self.model, self.config)
 
         def after_step(step: int) -> None:
             self.progress.step(epoch, step, steps)
@@ -193,6 +201,7 @@ class _Run:
             scaler=self.scaler,
             average=self.average,
             before_step=before_step,
+            end_step=end_step if isinstance(self.method, StepwiseMethod) else None,
             after_step=after_step,
             where=f"in epoch {epoch}",
         )
@@ -353,7 +362,7 @@ def _epoch_record(
         **prefixed("eval", {} if evaluation is None else evaluation.metrics),
         "eval_seconds": 0.0 if evaluation is None else evaluation.seconds,
         "restructure_seconds": restructure_seconds,
-        "train_macs": epoch_train_macs(network.get("macs"), stats.samples),
+        "train_macs": epoch_train_macs(network.get("mean_macs") or network.get("macs"), stats.samples),
     }
     record: dict[str, Any] = plain({**own, **{key: value for key, value in network.items() if key not in own}})
     return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,15 @@ class Task(Protocol):
     def results(self, loss: float, counts: Tensor, /) -> dict[str, float]:
         """Every metric by name, from the mean loss and the summed counts of a pass."""
         ...
+
+
+@runtime_checkable
+class StreamTask(Task, Protocol):
+    """A task that hands a recurrent state on from batch to batch."""
+
+    state: Any
+    """Between two batches, what the model returned last, detached; None at the beginning of a pass. A method that
+    restructures between steps resizes it."""
 
 
 @dataclass(frozen=True)
