@@ -128,6 +128,8 @@ def lstm_large(vocab_size: int, **options: Any) -> LSTMLanguageModel:
 
 
 def _check(embedding_size: int, hidden_sizes: Sequence[int], tied: bool, cell: str) -> None:
+    if isinstance(hidden_sizes, int):
+        raise ConfigError(f"hidden_sizes must name the size of each layer, for example (200, 200), got {hidden_sizes}")
     if not hidden_sizes:
         raise ConfigError("hidden_sizes must name at least one layer, got none")
     if cell not in ("lstm", "gru"):

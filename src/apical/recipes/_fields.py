@@ -89,11 +89,11 @@ _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def parse_freely(text: str) -> Any:
-    """A value of a field whose type nobody knows: the narrowest of none, bool, int, float and str that fits.
+    """A value of a field whose type nobody knows: the narrowest of none, bool, int, float, list of numbers and str.
 
     Example:
-        >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu")]
-        [None, True, 1, 0.001, 'gelu']
+        >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu", "200,100", "200,")]
+        [None, True, 1, 0.001, 'gelu', [200, 100], [200]]
     """
     lowered = text.strip().lower()
     if lowered in ("none", "null", "true", "false"):
@@ -103,7 +103,8 @@ def parse_freely(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text
+    items = [parse_freely(item) for item in text.split(",") if item.strip()] if "," in text else []
+    return items if items and all(type(item) in (int, float) for item in items) else text
 
 
 def _parse_union(text: str, arguments: Iterable[Any]) -> Any:
