@@ -159,8 +159,6 @@ def test_an_impossible_budget_is_refused_before_training(method: str, tmp_path: 
 def test_wrong_methods_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no 'grow'; did you mean 'grown'"):
         do(tiny("method=grow"), tmp_path)
-    with pytest.raises(ConfigError, match="loops of your own"):
-        do(tiny("growth.interval_unit=steps"), tmp_path)
     with pytest.raises(ConfigError, match="does not exist; expected a run folder"):
         read_config(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text("[1]")

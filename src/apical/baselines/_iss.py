@@ -167,6 +167,13 @@ class ISS:
             name = min(movable, key=lambda n: ranked[n][len(ranked[n]) - counts[n]][0])
             step = self._step[name]
             counts[name] = max(step, counts[name] - (counts[name] % step or step))
+        open_ = set(self._step)
+        while open_:  # what the last one freed may do for smaller ones
+            closed = {n for n in open_ if counts[n] + self._step[n] > len(ranked[n])}
+            open_ -= closed | {n for n in open_ - closed if self._bound.load({**counts, n: counts[n] + self._step[n]}) > 1}
+            if open_:
+                name = max(open_, key=lambda n: ranked[n][len(ranked[n]) - counts[n] - 1][0])
+                counts[name] += self._step[name]
         return {name: sorted(unit for _, unit in units[len(units) - counts[name] :]) for name, units in ranked.items()}
 
     def _resize_(self, keep: Mapping[str, list[int]]) -> None:
@@ -220,9 +227,10 @@ class ISS:
 def _squares(parameter: Tensor, dim: int) -> Tensor:
     """Sums of squares over all dimensions but one  # (size of dim,)"""
     others = [d for d in range(parameter.dim()) if d != dim]
+    wide = torch.promote_types(parameter.dtype, torch.float32)
     if not others:
-        return parameter.float().square()
-    return torch.linalg.vector_norm(parameter, dim=others, dtype=torch.float32).square()
+        return parameter.to(wide).square()
+    return torch.linalg.vector_norm(parameter, dim=others, dtype=wide).square()
 
 
 def is_recurrent(group: ChannelGroup) -> bool:

@@ -35,16 +35,20 @@ def export_command(run: Path, kind: str, out: Path | None, tolerance: float) -> 
     """
     import torch
 
+    from torch.utils._pytree import tree_map
+
     from apical.export import export_onnx, export_pt2, export_safetensors
-    from apical.recipes import load_run
+    from apical.recipes import load_serving
 
     torch.manual_seed(0)
-    model, full_model, example = load_run(run)
-    inputs = tuple(torch.randn(value.shape) if value.is_floating_point() else value for value in example)
+    model, full_model, call = load_serving(run)
+    inputs = tree_map(lambda value: torch.randn(value.shape) if value.is_floating_point() else value, call.args)
     target = out or run / _FILES[kind]
     if kind == "safetensors":
         report = export_safetensors(model, full_model, inputs, target, tolerance=tolerance)
+    elif kind == "pt2":
+        report = export_pt2(model, inputs, target, batch_dim=call.batch_dim, tolerance=tolerance)
     else:
-        write = export_onnx if kind == "onnx" else export_pt2
-        report = write(model, inputs, target, tolerance=tolerance)
+        report = export_onnx(model, inputs, target, batch_dim=call.batch_dim, tolerance=tolerance,
+                             input_names=call.input_names, output_names=call.output_names)  # fmt: skip
     click.echo(f"wrote {report}")

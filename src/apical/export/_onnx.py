@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
@@ -21,23 +22,27 @@ from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_progr
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Tensor | Sequence[Any],
     path: str | os.PathLike[str],
     *,
     batch_dim: int | None = 0,
     tolerance: float = TOLERANCE,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> Equivalence:
     """Write a model as one ONNX file, run it through onnxruntime, and compare its outputs with the model's.
 
-    The file holds the graph of eval mode with the weights inside; inputs are called ``input_0``, ``input_1``, …, and
-    outputs likewise. The model itself is left as it is; the file appears only if the outputs agree.
+    The file holds the graph of eval mode with the weights inside. Nests of tensors become one input or output for
+    each tensor, in their order. The model itself is left as it is; the file appears only if the outputs agree.
 
     Args:
         model: any module that `torch.export` accepts, unwrapped.
-        example_inputs: positional arguments of one call.
+        example_inputs: positional arguments of one call: tensors, or nests of tensors such as a recurrent state.
         path: the file to write.
         batch_dim: dimension of every input that may have any size in the file; None fixes all sizes.
         tolerance: largest difference allowed, relative to max(1, largest output).
+        input_names: of every input tensor; ``input_0``, ``input_1``, … if None.
+        output_names: of every output tensor; the exporter's if None.
 
     Returns:
         What was compared.
@@ -56,9 +61,13 @@ def export_onnx(
     runtime = _import_all()
     frozen, inputs = prepare(model, example_inputs, batch_dim)
     program = trace_program(frozen, inputs, batch_dim)
+    num_inputs = len(pytree.tree_leaves(inputs))
+    names = [f"input_{number}" for number in range(num_inputs)] if input_names is None else list(input_names)
+    if len(names) != num_inputs:
+        raise ExportError(f"input_names has {len(names)} names, the call has {num_inputs} tensors")
 
     def write(aside: Path) -> None:
-        _convert(program, aside, len(inputs))
+        _convert(program, aside, names, None if output_names is None else list(output_names))
 
     def load(aside: Path) -> Callable[..., Any]:
         return _session(runtime, aside)
@@ -77,7 +86,9 @@ def _import_all() -> Any:
     return module
 
 
-def _convert(program: torch.export.ExportedProgram, path: Path, num_inputs: int) -> None:
+def _convert(
+    program: torch.export.ExportedProgram, path: Path, input_names: list[str], output_names: list[str] | None
+) -> None:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
@@ -89,7 +100,8 @@ def _convert(program: torch.export.ExportedProgram, path: Path, num_inputs: int)
                 f=path,
                 dynamo=True,
                 external_data=False,
-                input_names=[f"input_{number}" for number in range(num_inputs)],
+                input_names=input_names,
+                output_names=output_names,
                 verbose=False,
             )
     except OSError:
@@ -107,8 +119,8 @@ def _session(runtime: Any, path: Path) -> Callable[..., list[Tensor]]:
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
-    def run(*inputs: Tensor) -> list[Tensor]:
-        feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    def run(*inputs: Any) -> list[Tensor]:
+        feed = {name: value.numpy() for name, value in zip(names, pytree.tree_leaves(inputs), strict=True)}
         return [torch.from_numpy(value) for value in session.run(None, feed)]
 
     return run

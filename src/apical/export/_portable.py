@@ -56,7 +56,7 @@ class Equivalence:
 
 def export_pt2(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Tensor | Sequence[Any],
     path: str | os.PathLike[str],
     *,
     batch_dim: int | None = 0,
@@ -69,7 +69,7 @@ def export_pt2(
 
     Args:
         model: any module that `torch.export` accepts, unwrapped.
-        example_inputs: positional arguments of one call.
+        example_inputs: positional arguments of one call: tensors, or nests of tensors such as a recurrent state.
         path: the file to write.
         batch_dim: dimension of every input that may have any size; None fixes all sizes.
         tolerance: largest difference allowed, relative to max(1, largest output).
@@ -104,7 +104,7 @@ def export_pt2(
 def export_safetensors(
     model: nn.Module,
     full_model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: Tensor | Sequence[Any],
     folder: str | os.PathLike[str],
     *,
     tolerance: float = TOLERANCE,
@@ -114,7 +114,7 @@ def export_safetensors(
     Args:
         model: usually compact.
         full_model: freshly built at full size; it is shrunk and filled, as a reader of the folder would do it.
-        example_inputs: positional arguments of one call.
+        example_inputs: positional arguments of one call: tensors, or nests of tensors such as a recurrent state.
         folder: receives ``architecture.json`` and ``model.safetensors``.
         tolerance: largest difference allowed, relative to max(1, largest output).
 
@@ -141,30 +141,31 @@ def export_safetensors(
 
 
 def prepare(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], batch_dim: int | None
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    model: nn.Module, example_inputs: Tensor | Sequence[Any], batch_dim: int | None
+) -> tuple[nn.Module, tuple[Any, ...]]:
     """A copy of the model in eval mode on the CPU, and the example inputs there, checked."""
     refuse_wrapped(model, ExportError)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not inputs or not all(isinstance(value, Tensor) for value in inputs):
-        kinds = [type(value).__name__ for value in inputs]
+    leaves = pytree.tree_leaves(inputs)
+    if not leaves or not all(isinstance(value, Tensor) for value in leaves):
+        kinds = [type(value).__name__ for value in leaves]
         raise ExportError(f"example_inputs must be a tensor or a tuple of tensors, got {kinds}")
     if batch_dim is not None:
-        for number, value in enumerate(inputs):
+        for number, value in enumerate(leaves):
             if not -value.ndim <= batch_dim < value.ndim:
                 raise ExportError(
                     f"input {number} has shape {tuple(value.shape)} and no dimension {batch_dim} that could be the "
                     "batch; pass another batch_dim, or None to fix all sizes"
                 )
-    return copy.deepcopy(model).cpu().eval(), tuple(value.detach().cpu() for value in inputs)
+    return copy.deepcopy(model).cpu().eval(), pytree.tree_map(lambda value: value.detach().cpu(), inputs)
 
 
-def trace_program(model: nn.Module, inputs: tuple[Tensor, ...], batch_dim: int | None) -> torch.export.ExportedProgram:
+def trace_program(model: nn.Module, inputs: tuple[Any, ...], batch_dim: int | None) -> torch.export.ExportedProgram:
     """The program of one call, with the batch dimension free if one is named."""
     shapes = None
     if batch_dim is not None:  # a batch of one would be taken for a constant
         inputs = with_batch(inputs, 2, batch_dim)
-        shapes = tuple({batch_dim % value.ndim: torch.export.Dim.AUTO} for value in inputs)
+        shapes = pytree.tree_map(lambda value: {batch_dim % value.ndim: torch.export.Dim.AUTO}, inputs)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -180,7 +181,7 @@ def write_checked(
     kind: str,
     path: Path,
     model: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: tuple[Any, ...],
     batch_dim: int | None,
     tolerance: float,
     write: Callable[[Path], None],
@@ -208,30 +209,31 @@ def _require_close(kind: str, path: Path, difference: float, tolerance: float) -
         )
 
 
-def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: tuple[Tensor, ...]) -> float:
+def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: tuple[Any, ...]) -> float:
     with torch.no_grad():
         expected = model(*inputs)
         try:
             got = run(*inputs)
         except Exception as error:
             raise ExportError(
-                f"the {kind} file does not run on inputs of shapes {[tuple(value.shape) for value in inputs]}: "
+                f"the {kind} file does not run on inputs of shapes {[tuple(value.shape) for value in pytree.tree_leaves(inputs)]}: "
                 f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None."
             ) from error
     return largest_difference(expected, got)
 
 
-def with_batch(inputs: tuple[Tensor, ...], size: int, batch_dim: int) -> tuple[Tensor, ...]:
+def with_batch(inputs: tuple[Any, ...], size: int, batch_dim: int) -> tuple[Any, ...]:
     """Inputs of another batch size: the examples repeated, floating-point ones with some noise."""
     generator = torch.Generator().manual_seed(size)
-    made = []
-    for value in inputs:
-        index = torch.arange(size) % value.shape[batch_dim]
-        chosen = value.index_select(batch_dim, index)
+
+    def repeated(value: Tensor) -> Tensor:
+        chosen = value.index_select(batch_dim, torch.arange(size) % value.shape[batch_dim])
         if chosen.is_floating_point():
             chosen = chosen + torch.randn(chosen.shape, generator=generator).to(chosen.dtype) / 4
-        made.append(chosen)
-    return tuple(made)
+        return chosen
+
+    made: tuple[Any, ...] = pytree.tree_map(repeated, inputs)
+    return made
 
 
 def largest_difference(expected: Any, got: Any) -> float:
@@ -258,10 +260,10 @@ def _tensors(value: Any) -> list[Tensor]:
     return [torch.as_tensor(leaf) for leaf in pytree.tree_leaves(value) if leaf is not None]
 
 
-def _batch_sizes(inputs: tuple[Tensor, ...], batch_dim: int | None) -> tuple[int, ...]:
+def _batch_sizes(inputs: tuple[Any, ...], batch_dim: int | None) -> tuple[int, ...]:
     if batch_dim is None:
         return ()
-    own = inputs[0].shape[batch_dim]
+    own = pytree.tree_leaves(inputs)[0].shape[batch_dim]
     return tuple(dict.fromkeys((own, *(CHECKED_BATCHES if own != 1 else CHECKED_BATCHES[:1]))))
 
 

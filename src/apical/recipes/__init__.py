@@ -9,7 +9,7 @@ from apical.recipes._language import TextConfig
 from apical.recipes._methods import method_factory, methods, register_method
 from apical.recipes._model import build_model, call_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
-from apical.recipes._run import load_run, read_config, run
+from apical.recipes._run import load_run, load_serving, read_config, run
 from apical.recipes._settings import apply_settings, setting_types
 from apical.recipes._tasks import Facts, Prepared, Serving, TaskKind, register_task, task_kind
 
@@ -29,6 +29,7 @@ __all__ = [
     "get_recipe",
     "import_callable",
     "load_run",
+    "load_serving",
     "method_factory",
     "methods",
     "prepare_data",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from apical.budget import Budget
@@ -159,12 +160,14 @@ class RunConfig:
         """The same run, longer or shorter: warm-up, milestones and decay move in proportion."""
         schedule, factor = self.training.schedule, epochs / self.training.epochs
         milestones = sorted({max(1, round(milestone * factor)) for milestone in schedule.milestones})
-        decays = schedule.name == "decay"  # shorter decay is steeper, so that it ends at about the same rate
+        constant = schedule.constant_epochs * factor
+        before, after = ceil(self.training.epochs - schedule.constant_epochs), ceil(epochs - constant)
+        decays = schedule.name == "decay" and after > 0  # so many times; steeper ones, if fewer, end at the same rate
         schedule = dataclasses.replace(
             schedule,
             warmup_epochs=schedule.warmup_epochs * factor,
             milestones=tuple(milestones),
-            constant_epochs=schedule.constant_epochs * factor,
-            gamma=schedule.gamma ** (1 / factor) if decays else schedule.gamma,
+            constant_epochs=constant,
+            gamma=schedule.gamma ** (before / after) if decays else schedule.gamma,
         )
         return dataclasses.replace(self, training=dataclasses.replace(self.training, epochs=epochs, schedule=schedule))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from apical.data import Corpus, TokenStream, read_corpus
 from apical.errors import ConfigError
@@ -115,7 +116,9 @@ def _serving(model: nn.Module, _facts: Facts) -> Serving:
     tokens = torch.zeros(1, 2, dtype=torch.long)  # (T, B)
     with torch.no_grad():
         _, state = model(tokens)
-    return Serving((tokens, state), batch_dim=1)
+    parts = [f"state_{number}" for number in range(len(pytree.tree_leaves(state)))]
+    names = ("tokens", *parts), ("logits", *(f"next_{part}" for part in parts))
+    return Serving((tokens, state), 1, *names)
 
 
 register_task("language", TaskKind(TextConfig, _prepare, _template, _example, _serving))

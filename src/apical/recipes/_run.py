@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from apical.export import load, save
 from apical.recipes._config import RunConfig
 from apical.recipes._methods import method_factory
 from apical.recipes._settings import reproducing_command
-from apical.recipes._tasks import Prepared, task_kind
+from apical.recipes._tasks import Prepared, Serving, task_kind
 from apical.reporting import write_report
 from apical.structure import Structure
 from apical.training import Progress, TrainingResult, resolve_device, seed_everything, train
@@ -114,19 +116,45 @@ def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, tuple[Tensor, ..
     """
     path = Path(folder)
     config = read_config(path)
-    kind = task_kind(config.task)
+    kind, facts = task_kind(config.task), _input_facts(path)
+    with _fitting_facts(path, config):
+        example = kind.example(facts, torch.device("cpu"))
+        model, full_model = (kind.template(config.model, facts) for _ in range(2))
+    return load(model, path).eval(), full_model, example
+
+
+def load_serving(folder: str | Path) -> tuple[nn.Module, nn.Module, Serving]:
+    """A finished run's final model in eval mode on the CPU, its full-size template, and the call that is exported.
+
+    Raises:
+        ConfigError: the folder is not that of a run.
+        LoadError: the run has not finished, or its files are damaged.
+    """
+    path = Path(folder)
+    model, full_model, example = load_run(path)
+    config = read_config(path)
+    serving = task_kind(config.task).serving
+    with _fitting_facts(path, config):
+        call = Serving(example) if serving is None else serving(model, _input_facts(path))
+    return model, full_model, call
+
+
+def _input_facts(path: Path) -> dict[str, Any]:
     facts = _read_json(path / "config.json", "a run folder").get("input")
     if not isinstance(facts, dict):
         raise ConfigError(f"{path / 'config.json'} does not say what the model's input is; expected it under 'input'")
+    return facts
+
+
+@contextmanager
+def _fitting_facts(path: Path, config: RunConfig) -> Iterator[None]:
     try:
-        example = kind.example(facts, torch.device("cpu"))
-        model, full_model = (kind.template(config.model, facts) for _ in range(2))
+        yield
     except (KeyError, TypeError, RuntimeError, IndexError) as error:
         raise ConfigError(
             f"{path / 'config.json'}: 'input' does not describe the input of a {config.task} model: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return load(model, path).eval(), full_model, example
 
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:

@@ -47,10 +47,14 @@ class Serving:
     Attributes:
         args: positional arguments: tensors, and nests of tensors for a recurrent state.
         batch_dim: dimension of every tensor that may have any size.
+        input_names: of every tensor of the arguments, where files name them; None for plain numbers.
+        output_names: of every tensor that the call returns.
     """
 
     args: tuple[Any, ...]
     batch_dim: int = 0
+    input_names: tuple[str, ...] | None = None
+    output_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

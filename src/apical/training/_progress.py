@@ -17,6 +17,7 @@ from apical.training._run_folder import plain
 from apical.training._task import Classification, Metric
 
 Record = Mapping[str, Any]
+_FEW = 3  # groups that are shown one by one
 ProgressMode = Literal["auto", "table", "plain", "json", "quiet"]
 
 
@@ -65,17 +66,23 @@ def make_progress(mode: ProgressMode = "auto", stream: TextIO | None = None) -> 
 
 
 def summarise_widths(widths: Mapping[str, int] | None) -> str:
-    """Widths of all groups in a few characters: how many units in all, and the narrowest and widest group.
+    """Widths of all groups in a few characters.
+
+    Each in the order of the forward pass if there are few; else how many units in all, and the narrowest and widest.
 
     Example:
-        >>> summarise_widths({"conv1": 8, "conv2": 16, "conv3": 64})
-        '88 (8-64)'
+        >>> summarise_widths({"embedding": 650, "layers.0": 373, "layers.1": 315})
+        '650/373/315'
+        >>> summarise_widths({f"conv{n}": 8 * n for n in range(1, 6)})
+        '120 (8-40)'
         >>> summarise_widths(None)
         '-'
     """
     if not widths:
         return "-"
     values = list(widths.values())
+    if len(values) <= _FEW:
+        return "/".join(map(str, values))
     return f"{sum(values)} ({min(values)}-{max(values)})"
 
 
@@ -101,7 +108,7 @@ def columns(metric: Metric) -> tuple[Column, ...]:
     judged = _number(f"eval_{metric.name}", metric.pattern, metric.scale)
     return (
         ("epoch", 5, _number("epoch", "{:.0f}")),
-        ("widths", 13, lambda record: summarise_widths(record.get("widths"))),
+        ("widths", 14, lambda record: summarise_widths(record.get("widths"))),
         ("blocks", 6, _number("blocks", "{:.0f}")),
         ("MACs %", 6, _number("macs_fraction", "{:.1f}", 100)),
         ("params %", 8, _number("params_fraction", "{:.1f}", 100)),

@@ -276,8 +276,10 @@ class _Run:
                 f"the final model has {num_params} parameters, the one of the last epoch had {last['num_params']}: "
                 "end_epoch() or finish() changed it after the last step, so the MACs reported are not quite its own"
             )
+        held_out = {} if self.loaders.test is None else {name: last.get(f"eval_{name}") for name in test.metrics}
         summary = {
             **prefixed("test", test.metrics),
+            **prefixed("valid", held_out),
             "test_loss": test.loss,
             "test_samples": test.samples,
             "macs": last.get("macs"),

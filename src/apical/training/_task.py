@@ -135,7 +135,7 @@ def task_facts(task: Task) -> dict[str, Any]:
     return {"name": task.name, "metrics": [asdict(metric) for metric in task.metrics]}
 
 
-def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics as history and summary name them.
 
     Example:
