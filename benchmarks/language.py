@@ -6,10 +6,10 @@
     python benchmarks/language.py --time --seed 0                              # seconds of every visited network
 
 Methods: dense (the whole network), grown (apical.Grower), iss (group lasso, Wen et al. 2018), final-same-steps and
-final-same-macs (the grown run's final sizes from scratch, for as many steps or for the same training MACs; each with its
-own full learning-rate schedule). A run that has its file is not repeated, so a queue can be stopped at any time.
-Training reads the first tokens of the training text once; perplexity is that of the first 100,000 tokens of the validation
-and of the test text. Settings were chosen on the validation text of seed 0.
+final-same-macs (the grown run's final sizes from scratch, for as many steps or for the same training MACs; each with
+its own full learning-rate schedule). A run that has its file is not repeated, so a queue can be stopped at any time.
+Training reads the first tokens of the training text once; perplexity is that of the first 100,000 tokens of the
+validation and of the test text. Settings were chosen on the validation text of seed 0.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Setting:
     steps: int
     width: int
     words: int
+    init_range: float
     budget: str
 
 
@@ -68,7 +69,9 @@ class Still:
 
 def build(setting: Setting, seed: int) -> tuple[nn.Module, apical.Structure]:
     torch.manual_seed(seed)
-    model = LSTMLanguageModel(setting.words, setting.width, (setting.width, setting.width))
+    model = LSTMLanguageModel(
+        setting.words, setting.width, (setting.width, setting.width), init_range=setting.init_range
+    )
     tokens = torch.arange(WINDOW).unsqueeze(1) % setting.words  # a window of one stream
     return model, apical.trace(model, tokens)
 
@@ -81,7 +84,9 @@ def windows(corpus: Corpus, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     return islice(iter(TokenStream(corpus.train[:needed], BATCH, WINDOW, drop_last=True)), steps)
 
 
-def choose(method: str, setting: Setting, seed: int, folder: Path, options: dict[str, Any]) -> tuple[Any, Any, Any, int]:
+def choose(
+    method: str, setting: Setting, seed: int, folder: Path, options: dict[str, Any]
+) -> tuple[Any, Any, Any, int]:
     """Model, optimizer, method and number of steps."""
     model, structure = build(setting, seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
@@ -233,6 +238,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--words", type=int, default=5000)
+    parser.add_argument("--init-range", type=float, default=0.1)
     parser.add_argument("--budget", default="50% params")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the method")
     parser.add_argument("--table", action="store_true")
@@ -253,7 +259,7 @@ def main() -> None:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
-    setting = Setting(given.steps, given.width, given.words, given.budget)
+    setting = Setting(given.steps, given.width, given.words, given.init_range, given.budget)
     result = train(given.method, setting, given.seed, given.out, options)
     given.out.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")

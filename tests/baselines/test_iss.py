@@ -131,7 +131,7 @@ def test_recurrent_groups_only() -> None:
 
 def test_a_saved_state_is_resumed_by_the_same_run_only() -> None:
     model = language_model()
-    method, optimizer = iss(model, epochs=2, enforce_at=0.5)
+    method, _ = iss(model, epochs=2, enforce_at=0.5)
     method.end_epoch()
     fresh = language_model()
     resumed, _ = iss(fresh, epochs=2, enforce_at=0.5)

@@ -185,9 +185,9 @@ def test_what_cannot_be_trained_is_refused_before_training(corpus: Path, tmp_pat
         do(tiny(corpus, "model.hidden_sizes=16"), tmp_path)
     with pytest.raises(ConfigError, match="too few for 4 streams"):
         do(tiny(corpus, "limit=8"), tmp_path)
-    with pytest.raises(ConfigError, match=r"model GPT returns logits|does not run on tokens"):
-        config = apply_settings(tiny(corpus), ["model.name=GPT"])
-        do(RunConfig.from_mapping({**config.to_mapping(), "model": {"name": "GPT", "options": {}}}), tmp_path)
+    stateless = RunConfig.from_mapping({**tiny(corpus).to_mapping(), "model": {"name": "GPT", "options": {}}})
+    with pytest.raises(ConfigError, match=r"model GPT returns logits \(2, 1, \d+\) and no state .* expected the pair"):
+        do(stateless, tmp_path)
     with pytest.raises(ConfigError, match=r"data: bptt=1, expected at least 2; eval_streams=0"):
         tiny(corpus, "bptt=1", "eval_streams=0")
     assert not (tmp_path / "config.json").exists()

@@ -152,8 +152,8 @@ def test_the_grower_resizes_the_state_in_the_middle_of_a_stream(cell: Literal["l
     assert record["params_fraction"] == pytest.approx(0.5, rel=0.03)
 
 
-def test_none_stays_none_and_states_without_units_are_left_alone() -> None:
-    model, structure, *_ = setup("lstm", 0)
+def test_none_stays_none_and_a_part_of_a_state_is_refused() -> None:
+    _, structure, *_ = setup("lstm", 0)
     assert resize_state(None, structure, {}, {}) is None
     with pytest.raises(ResizeError, match=r"state has 1 tensors, expected at least 4"):
         resize_state(torch.zeros(1, 2, 7), structure, {}, {"layers.0": [0]})

@@ -167,13 +167,10 @@ class ISS:
             name = min(movable, key=lambda n: ranked[n][len(ranked[n]) - counts[n]][0])
             step = self._step[name]
             counts[name] = max(step, counts[name] - (counts[name] % step or step))
-        open_ = set(self._step)
-        while open_:  # what the last one freed may do for smaller ones
-            closed = {n for n in open_ if counts[n] + self._step[n] > len(ranked[n])}
-            open_ -= closed | {n for n in open_ - closed if self._bound.load({**counts, n: counts[n] + self._step[n]}) > 1}
-            if open_:
-                name = max(open_, key=lambda n: ranked[n][len(ranked[n]) - counts[n] - 1][0])
-                counts[name] += self._step[name]
+        for name, step in self._step.items():  # what the last removal left over may do for a group of smaller units
+            most = len(ranked[name]) - step
+            while counts[name] <= most and self._bound.load({**counts, name: counts[name] + step}) <= 1:
+                counts[name] += step
         return {name: sorted(unit for _, unit in units[len(units) - counts[name] :]) for name, units in ranked.items()}
 
     def _resize_(self, keep: Mapping[str, list[int]]) -> None:
@@ -230,7 +227,8 @@ def _squares(parameter: Tensor, dim: int) -> Tensor:
     wide = torch.promote_types(parameter.dtype, torch.float32)
     if not others:
         return parameter.to(wide).square()
-    return torch.linalg.vector_norm(parameter, dim=others, dtype=wide).square()
+    norms: Tensor = torch.linalg.vector_norm(parameter, dim=others, dtype=wide)
+    return norms.square()
 
 
 def is_recurrent(group: ChannelGroup) -> bool:

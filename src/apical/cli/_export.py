@@ -34,7 +34,6 @@ def export_command(run: Path, kind: str, out: Path | None, tolerance: float) -> 
     Next: run the file, for example with onnxruntime.InferenceSession("runs/digits/model.onnx").
     """
     import torch
-
     from torch.utils._pytree import tree_map
 
     from apical.export import export_onnx, export_pt2, export_safetensors

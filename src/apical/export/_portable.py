@@ -215,8 +215,9 @@ def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: tuple
         try:
             got = run(*inputs)
         except Exception as error:
+            shapes = [tuple(value.shape) for value in pytree.tree_leaves(inputs)]
             raise ExportError(
-                f"the {kind} file does not run on inputs of shapes {[tuple(value.shape) for value in pytree.tree_leaves(inputs)]}: "
+                f"the {kind} file does not run on inputs of shapes {shapes}: "
                 f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None."
             ) from error
     return largest_difference(expected, got)

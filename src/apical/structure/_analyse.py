@@ -162,7 +162,7 @@ def _outputs(walk: Walk, program: ExportedProgram, state_outputs: Sequence[int |
     states: list[tuple[int, AnyValue | None]] = []
     for node, top in zip(leaves, paths, strict=True):
         value = walk.values[node] if isinstance(node, fx.Node) else None
-        if top not in state_outputs:
+        if top is None or top not in state_outputs:
             if value is not None:
                 walk.freeze_value(value, OUTPUT)
             continue
