@@ -2,12 +2,14 @@
 
 from apical.recipes import _classification as _classification  # registers the task
 from apical.recipes import _recipes as _recipes  # registers the recipes
+from apical.recipes import _segmentation_recipes as _segmentation_recipes
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._methods import method_factory, methods, register_method
 from apical.recipes._model import build_model, call_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._run import load_run, read_config, run
+from apical.recipes._segmentation import SegmentationData, without_auxiliary_head
 from apical.recipes._settings import apply_settings, setting_types
 from apical.recipes._tasks import Facts, Prepared, TaskKind, register_task, task_kind
 
@@ -18,6 +20,7 @@ __all__ = [
     "Prepared",
     "PreparedData",
     "RunConfig",
+    "SegmentationData",
     "TaskKind",
     "apply_settings",
     "build_model",
@@ -36,4 +39,5 @@ __all__ = [
     "run",
     "setting_types",
     "task_kind",
+    "without_auxiliary_head",
 ]

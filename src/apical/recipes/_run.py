@@ -14,11 +14,13 @@ from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
 from apical.recipes._methods import method_factory
+from apical.recipes._pictures import remove_pictures
 from apical.recipes._settings import reproducing_command
 from apical.recipes._tasks import Prepared, task_kind
+from apical.recipes._weights import load_initial_weights_
 from apical.reporting import write_report
 from apical.structure import Structure
-from apical.training import Progress, TrainingResult, resolve_device, seed_everything, train
+from apical.training import Progress, TrainingResult, make_progress, resolve_device, seed_everything, train
 
 
 def run(
@@ -67,10 +69,20 @@ def run(
     data = kind.prepare(config.data, config.training)
     seed_everything(config.training.seed)
     model = kind.template(config.model, data.facts)
+    progress = progress or make_progress()
+    if config.model.initial_weights is not None:
+        classes = len(data.facts["classes"]) if "classes" in data.facts else None
+        for note in load_initial_weights_(model, config.model.initial_weights, classes):
+            progress.message(note)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
+
+    if overwrite:
+        remove_pictures(Path(out))
 
     def write_files(result: TrainingResult) -> None:
         save(result.model, result.folder)
+        if data.illustrate is not None:
+            data.illustrate(result.model, result.folder)
         result.summary.update(_facts(config, data, result))
 
     result = train(
@@ -101,10 +113,14 @@ def read_config(folder: str | Path) -> RunConfig:
     return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})
 
 
-def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
+def load_run(folder: str | Path, for_inference: bool = False) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
     """A finished run's final model in eval mode on the CPU, its full-size template, and the arguments of one call.
 
     Neither the data nor a pickle is read. For images the arguments are one tensor  # (1, channels, height, width).
+
+    Args:
+        folder: the run folder.
+        for_inference: leave out of both models what only training needs, such as an auxiliary head.
 
     Raises:
         ConfigError: the folder is not that of a run.
@@ -124,7 +140,12 @@ def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, tuple[Tensor, ..
             f"{path / 'config.json'}: 'input' does not describe the input of a {config.task} model: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return load(model, path).eval(), full_model, example
+    model = load(model, path).eval()
+    return (
+        (kind.for_inference(model), kind.for_inference(full_model), example)
+        if for_inference
+        else (model, full_model, example)
+    )
 
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:

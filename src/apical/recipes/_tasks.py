@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,12 +31,18 @@ class Prepared:
         task: loss and metrics.
         facts: what a model must know about the data.
         notes: what the summary says about the data.
+        illustrate: writes pictures of what the final model does into the run folder, for the report.
     """
 
     loaders: Loaders
     task: Task
     facts: Facts
     notes: Mapping[str, Any] = field(default_factory=dict)
+    illustrate: Callable[[nn.Module, Path], None] | None = None
+
+
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,14 @@ class TaskKind:
         template: the full-size model for facts, from torch's global random state, checked against them.
         example: the arguments of one call, for tracing; MACs are counted for this call and are those of one of the
             `samples` of a `BatchResult`.
+        for_inference: the model without what only training needs, for export; the argument is not changed.
     """
 
     data: type
     prepare: Callable[[Any, TrainingConfig], Prepared]
     template: Callable[[ModelConfig, Facts], nn.Module]
     example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
+    for_inference: Callable[[nn.Module], nn.Module] = _as_it_is
 
 
 _KINDS: dict[str, TaskKind] = {}

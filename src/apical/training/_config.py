@@ -60,22 +60,24 @@ class ScheduleConfig:
     """The learning rate over the epochs, as a factor of the optimizer's `lr`.
 
     Attributes:
-        name: `"cosine"`, `"step"` or `"constant"`.
+        name: `"cosine"`, `"poly"`, `"step"` or `"constant"`.
         warmup_epochs: length of the linear rise from 0, in epochs, fractions allowed.
-        final_factor: where the cosine ends, in [0, 1].
+        final_factor: where cosine and poly end, in [0, 1].
         milestones: epochs at which the step schedule multiplies by `gamma`.
         gamma: factor of the step schedule, in (0, 1].
+        power: exponent of the poly schedule, positive.
     """
 
-    name: Literal["cosine", "step", "constant"] = "cosine"
+    name: Literal["cosine", "poly", "step", "constant"] = "cosine"
     warmup_epochs: float = 0.0
     final_factor: float = 0.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    power: float = 0.9
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        known = ("cosine", "step", "constant")
+        known = ("cosine", "poly", "step", "constant")
         _check(
             "schedule",
             {
@@ -85,6 +87,7 @@ class ScheduleConfig:
                 f"gamma={self.gamma}, expected a number in (0, 1]": 0 < self.gamma <= 1,
                 f"milestones={self.milestones}, expected rising epochs": list(self.milestones)
                 == sorted(set(self.milestones)),
+                f"power={self.power}, expected a positive number": self.power > 0,
                 "name='step' needs milestones": self.name != "step" or bool(self.milestones),
             },
         )
