@@ -89,19 +89,14 @@ def random_view(image: Tensor, mask: Tensor, draws: Tensor, view: RandomView) ->
     crop, (low, high) = view.crop, view.scale
     window = max(1, round(crop / (low + (high - low) * scale)))
     y, x = (_place(side, window, draw) for side, draw in zip(image.shape[1:], (top, left), strict=True))
-    factor = crop / window
-    # The window's part inside the image, in pixels of the image and of the crop.
-    rows, columns = ((max(0, at), min(side, at + window)) for at, side in zip((y, x), image.shape[1:], strict=True))
-    (r0, r1), (c0, c1) = (
-        tuple(min(crop, max(0, round((edge - at) * factor))) for edge in edges)
-        for edges, at in ((rows, y), (columns, x))
+    (rows, (r0, r1)), (columns, (c0, c1)) = (
+        _inside(side, at, window, crop) for at, side in ((y, image.shape[1]), (x, image.shape[2]))
     )
-    r1, c1 = max(r1, r0 + 1), max(c1, c0 + 1)
     size = (r1 - r0, c1 - c0)
-    part = image[None, :, rows[0] : rows[1], columns[0] : columns[1]]
-    labels = mask[None, None, rows[0] : rows[1], columns[0] : columns[1]]
+    part, labels = image[None, :, rows, columns], mask[None, None, rows, columns]
     if tuple(part.shape[2:]) != size:
-        part = F.interpolate(part, size=size, mode="bilinear", antialias=True)
+        part = F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)  # uint8 fails on narrow images
+        part = part.round_().clamp_(0, 255).to(torch.uint8)
         labels = F.interpolate(labels, size=size, mode="nearest-exact")
     cut = torch.tensor(view.fill, dtype=torch.uint8)[:, None, None].repeat(1, crop, crop)
     cut_mask = torch.full((crop, crop), view.ignore_label, dtype=torch.uint8)
@@ -113,6 +108,13 @@ def _place(side: int, window: int, draw: float) -> int:
     """Where a window begins: inside the image if that is larger, else so that the image is inside the window."""
     free = side - window
     return min(0, free) + int(draw * (abs(free) + 1))
+
+
+def _inside(side: int, at: int, window: int, crop: int) -> tuple[slice, tuple[int, int]]:
+    """The part of a window that lies inside the image, in pixels of the image, and where it lies in the crop."""
+    first, last = max(0, at), min(side, at + window)
+    start = min(crop - 1, round((first - at) * crop / window))
+    return slice(first, last), (start, max(start + 1, round((last - at) * crop / window)))
 
 
 class PairLoader:

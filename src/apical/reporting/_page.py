@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.errors import DataError
+from apical.reporting._pictures import picture_rows
 from apical.reporting._read import RunRecord, read_run
 from apical.reporting._style import STYLE
 from apical.reporting._svg import Series, heat_strip, line_chart
@@ -46,6 +47,7 @@ def render_report(run: RunRecord) -> str:
             f"<h1>{escape(title)}</h1>",
             _state(run),
             _figures(run),
+            picture_rows(run.folder),
             _charts(run),
             _growth(run),
             _widths(run),
