@@ -53,7 +53,7 @@ def test_classes_come_from_the_file_or_from_the_masks_or_from_the_option(tmp_pat
     (tmp_path / "classes.txt").write_text("ground\nred thing\n")
     assert voc_classes(split, 255) == ("ground", "red thing")
     (tmp_path / "classes.txt").write_text("0 ground\n2 thing\n")
-    with pytest.raises(DataError, match=r"expected the numbers 0, 1, 2, … once each, got \[0, 2\]"):
+    with pytest.raises(DataError, match=r"expected the numbers 0, 1, 2, … once each, .* got \[0, 2\]"):
         voc_classes(split, 255)
     (tmp_path / "classes.txt").unlink()
     assert voc_classes(split, 255) == ("class 0", "class 1", "class 2", "class 3")

@@ -221,10 +221,14 @@ def _read_classes(path: Path, ignore_label: int) -> tuple[str, ...]:
     lines = [line.split(None, 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not all(words[0].isdigit() and len(words) == 2 for words in lines):
         return tuple(" ".join(words) for words in lines)
-    numbered = {int(number): name.strip() for number, name in lines if int(number) != ignore_label}
-    if sorted(numbered) != list(range(len(numbered))) or len(numbered) != sum(int(n) != ignore_label for n, _ in lines):
-        raise DataError(f"{path}: expected the numbers 0, 1, 2, … once each, got {sorted(numbered)}")
-    return tuple(numbered[number] for number in range(len(numbered)))
+    left_out = {ignore_label, 255}
+    numbers = [int(number) for number, _ in lines if int(number) not in left_out]
+    if sorted(numbered := set(numbers)) != list(range(len(numbers))):
+        raise DataError(
+            f"{path}: expected the numbers 0, 1, 2, … once each, beside the ignore label {ignore_label}, got "
+            f"{sorted(numbered)}"
+        )
+    return tuple(name.strip() for _, name in sorted((int(n), name) for n, name in lines if int(n) not in left_out))
 
 
 def check_mask(mask: Tensor, num_classes: int, ignore_label: int, where: str) -> None:

@@ -97,7 +97,10 @@ def _prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
     test = open_voc(folder, "test", config.eval_size) if has_masks(folder, "test") else None
     classes = voc_classes(train, config.ignore_label, config.num_classes)
     if config.ignore_label < len(classes):
-        raise ConfigError(f"data.ignore_label={config.ignore_label} is one of the {len(classes)} classes")
+        raise ConfigError(
+            f"data.ignore_label={config.ignore_label} is one of the {len(classes)} classes; give unlabelled pixels a "
+            "value beyond them, and number the classes from 0"
+        )
     used = [split for split in (train, evaluation, test) if split is not None]
     in_memory = _needed_gb(used) <= config.memory_gb
     device, normalize = resolve_device(training.device), Normalize(IMAGENET_MEAN, IMAGENET_STD)

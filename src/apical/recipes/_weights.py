@@ -95,7 +95,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "code. Save model.state_dict() where you trust the file, or convert it to safetensors."
         ) from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ConfigError(f"model.initial_weights: {path} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model.initial_weights: {path} cannot be read: {reason}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -115,11 +116,7 @@ def _other_classes(value: Tensor, own: Tensor, num_classes: int | None) -> bool:
 
 
 def _list(names: list[str]) -> str:
-    shown = names[:_SHOWN]
-    rest = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return (
-        ", ".join(shown[:-1])
-        + (" and " if len(shown) > 1 and not rest else ", " if rest and len(shown) > 1 else "")
-        + shown[-1]
-        + rest
-    )
+    """Names in a sentence, the first few of them."""
+    if len(names) > _SHOWN:
+        return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
