@@ -94,6 +94,16 @@ def test_epochs_differ_go_on_and_do_not_depend_on_threads(workers: int) -> None:
     assert same(batches(PairLoader(PAIRS, 4, view=RandomView(8), seed=5)), first)
 
 
+def test_processes_share_out_every_batch() -> None:
+    whole = batches(PairLoader(PAIRS, 4, view=RandomView(8), seed=5))
+    shares = [batches(PairLoader(PAIRS, 2, view=RandomView(8), seed=5, rank=r, world_size=2)) for r in range(2)]
+    assert len(whole) == len(shares[0]) == 2
+    for number, (images, masks) in enumerate(whole):
+        for rank in range(2):
+            assert torch.equal(shares[rank][number][0], images[rank::2])
+            assert torch.equal(shares[rank][number][1], masks[rank::2])
+
+
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     batches(PairLoader(PAIRS, 4, view=RandomView(8)))
@@ -110,6 +120,10 @@ def test_whole_images_are_batched_by_size_and_never_padded(workers: int) -> None
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match="11 images do not fill one batch of 12"):
         PairLoader(PAIRS, 12, view=RandomView(8))
+    with pytest.raises(ConfigError, match="11 images do not fill one batch of 6 x 2"):
+        PairLoader(PAIRS, 6, view=RandomView(8), world_size=2)
+    with pytest.raises(ConfigError, match=r"rank must lie in 0\.\.1"):
+        PairLoader(PAIRS, 2, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="order and augment, got"):
         PairLoader(PAIRS, 4).load_state_dict({"position": 3})
     with pytest.raises(ConfigError, match="crop must be at least 1 pixel"):

@@ -126,12 +126,15 @@ class PairLoader:
 
     Args:
         pairs: images and masks.
-        batch_size: images a batch, at most.
+        batch_size: images a batch (in each process), at most.
         view: for training: shuffle, and cut views out; the last, smaller batch is left out.
         normalize: from uint8 to the model's input.
         device: where the batches go.
         workers: threads that read ahead; 0 for none.
         seed: of order and views.
+        rank: of this process; with several processes all draw the same order and views of training images, and each
+            takes its share of every batch. Whole images are not shared out.
+        world_size: number of processes.
         check: called with each mask that was read and its index; may raise.
 
     Raises:
@@ -153,19 +156,26 @@ class PairLoader:
         device: torch.device | str = "cpu",
         workers: int = 0,
         seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
         check: Callable[[Tensor, int], None] | None = None,
     ) -> None:
-        if len(pairs) < (batch_size if view else 1) or batch_size < 1:
-            raise ConfigError(f"{len(pairs)} images do not fill one batch of {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+        if len(pairs) < (batch_size * world_size if view else 1) or batch_size < 1:
+            processes = f" x {world_size}" if world_size > 1 else ""
+            raise ConfigError(f"{len(pairs)} images do not fill one batch of {batch_size}{processes}")
         self._pairs, self._batch_size, self._view = pairs, batch_size, view
         self._normalize, self._device, self._workers, self._check = normalize, torch.device(device), workers, check
+        self._rank, self._world_size = rank, world_size
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
 
     def __len__(self) -> int:
         """Batches of an epoch; of whole images, at least so many (a change of size ends a batch early)."""
-        whole, rest = divmod(len(self._pairs), self._batch_size)
-        return whole + (rest > 0 and self._view is None)
+        if self._view is not None:
+            return len(self._pairs) // (self._batch_size * self._world_size)
+        return -(-len(self._pairs) // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._view is None:
@@ -173,8 +183,8 @@ class PairLoader:
             return
         order = torch.randperm(len(self._pairs), generator=self._order).tolist()
         draws = draw_views(len(order), self._augment)
-        used = order[: len(self) * self._batch_size]
-        items = self._ahead([(index, draws[place]) for place, index in enumerate(used)])
+        places = range(len(self) * self._batch_size * self._world_size)[self._rank :: self._world_size]
+        items = self._ahead([(order[place], draws[place]) for place in places])
         for _ in range(len(self)):
             yield self._batch([next(items) for _ in range(self._batch_size)])
 

@@ -60,15 +60,10 @@ class VocSplit:
         """The picture  # uint8 (3, H, W)"""
         path, mask = self._image_path(index), self._mask_path(index)
         pixels = Decode(resize=self.shorter_side)(path, str(path))
-        if self.shorter_side is None:
-            pillow = _pillow()
-            with pillow.open(mask) as opened:
-                size = (opened.height, opened.width)
-            if size != tuple(pixels.shape[1:]):
-                raise DataError(
-                    f"{mask} is {size[1]}x{size[0]} pixels, its image {path.name} {pixels.shape[2]}x{pixels.shape[1]}; "
-                    "expected the same size"
-                )
+        sizes = [_size(part) for part in (path, mask)]
+        if sizes[0] != sizes[1]:
+            image_size, mask_size = ("x".join(map(str, size)) for size in sizes)
+            raise DataError(f"{mask} is {mask_size} pixels, its image {path.name} {image_size}; expected the same size")
         return pixels
 
     def mask(self, index: int) -> Tensor:
@@ -275,6 +270,15 @@ def pascal_palette(count: int = 256) -> tuple[str, ...]:
         channels = [sum(((number >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)]
         colours.append("#{:02x}{:02x}{:02x}".format(*channels))
     return tuple(colours)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height, from the file's head."""
+    try:
+        with _pillow().open(path) as opened:
+            return (opened.width, opened.height)
+    except Exception as error:
+        raise DataError(f"{path}: cannot read the picture: {error}") from error
 
 
 def _pillow() -> Any:

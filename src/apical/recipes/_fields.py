@@ -91,9 +91,11 @@ _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 def parse_freely(text: str) -> Any:
     """A value of a field whose type nobody knows: the narrowest of none, bool, int, float and str that fits.
 
+    Several numbers with commas between are a list of numbers.
+
     Example:
-        >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu")]
-        [None, True, 1, 0.001, 'gelu']
+        >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu", "6,12,18")]
+        [None, True, 1, 0.001, 'gelu', [6, 12, 18]]
     """
     lowered = text.strip().lower()
     if lowered in ("none", "null", "true", "false"):
@@ -103,7 +105,9 @@ def parse_freely(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text
+    parts = [parse_freely(part) for part in text.split(",")] if "," in text else []
+    numbers = bool(parts) and all(isinstance(part, (int, float)) and not isinstance(part, bool) for part in parts)
+    return parts if numbers else text
 
 
 def _parse_union(text: str, arguments: Iterable[Any]) -> Any:

@@ -37,9 +37,9 @@ def camvid_deeplabv3_small() -> RunConfig:
         model=ModelConfig("DeepLabV3", {"depth": 18, "aux": True, "width": 16, "head_width": 64, "rates": [3, 6, 9]}),
         data=SegmentationData("camvid-voc", crop=160, scale=(0.75, 1.5), workers=0),
         training=TrainingConfig(
-            epochs=30,
+            epochs=20,
             batch_size=8,
-            optimizer=OptimizerConfig(lr=0.05, weight_decay=5e-4, decay_vectors=False),
+            optimizer=OptimizerConfig(lr=0.1, weight_decay=5e-4, decay_vectors=False),
             schedule=ScheduleConfig("poly", warmup_epochs=1.0),
             amp="bfloat16",
             channels_last=True,
