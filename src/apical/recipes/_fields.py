@@ -91,11 +91,9 @@ _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 def parse_freely(text: str) -> Any:
     """A value of a field whose type nobody knows: the narrowest of none, bool, int, float and str that fits.
 
-    Several numbers with commas between are a list of numbers.
-
     Example:
-        >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu", "6,12,18")]
-        [None, True, 1, 0.001, 'gelu', [6, 12, 18]]
+        >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu")]
+        [None, True, 1, 0.001, 'gelu']
     """
     lowered = text.strip().lower()
     if lowered in ("none", "null", "true", "false"):
@@ -105,9 +103,7 @@ def parse_freely(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    parts = [parse_freely(part) for part in text.split(",")] if "," in text else []
-    numbers = bool(parts) and all(isinstance(part, (int, float)) and not isinstance(part, bool) for part in parts)
-    return parts if numbers else text
+    return text
 
 
 def _parse_union(text: str, arguments: Iterable[Any]) -> Any:
