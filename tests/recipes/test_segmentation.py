@@ -15,6 +15,7 @@ from torch import nn
 import apical
 from apical.cli import main
 from apical.errors import ConfigError, DataError
+from apical.growth._strength import unit_strengths
 from apical.models import DeepLabV3
 from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, read_config, recipes, run, task_kind
 from apical.training import Interrupted, TrainingResult, make_progress
@@ -22,6 +23,8 @@ from voc_folder import write_voc
 
 TINY = ("crop=24", "epochs=4", "batch_size=4", "model.width=8", "model.head_width=16", "divisor=1", "device=cpu",
         "amp=none", "channels_last=false", "eval_every=2", "lr=0.05", "pictures=2")  # fmt: skip
+
+FACTS = {"classes": ["ground", "red thing", "green thing", "blue thing"], "image_shape": [3, 24, 24]}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,28 @@ def test_memory_or_files_is_the_same_run(folder: Path, tmp_path: Path) -> None:
         config = tiny(folder, f"memory_gb={memory}", f"workers={workers}", "epochs=1", "method=dense", "pictures=0")
         losses.append(do(config, tmp_path / str(memory)).history[0]["train_loss"])
     assert losses[0] == losses[1]
+
+
+def test_growing_from_a_trained_network_keeps_its_strongest_channels(folder: Path, tmp_path: Path) -> None:
+    do(tiny(folder, "method=dense", "epochs=1", "pictures=0"), tmp_path / "dense")
+    weights = tmp_path / "dense" / "model.safetensors"
+    settings = (f"model.initial_weights={weights}", "seed_style=pretrained", "seed_fraction=0.3", "pictures=0")
+    result = do(tiny(folder, *settings, "epochs=3"), tmp_path / "grown")
+    assert 0.49 <= result.summary["macs_fraction"] <= 0.505
+    assert result.history[0]["macs_fraction"] < 0.2
+    assert all(record["born"] == 0 for record in result.history)  # whatever comes has been trained before
+    assert sum(record["returned"] for record in result.history) > 0
+    structure = result.method.structure
+    template = task_kind("segmentation").template(read_config(tmp_path / "dense").model, FACTS)
+    trained = apical.load(template, tmp_path / "dense")
+    ranks = {group.name: unit_strengths(trained, group).argsort(descending=True) for group in structure.groups}
+    grower = apical.Grower(
+        trained, torch.optim.SGD(trained.parameters(), lr=0.1), torch.zeros(1, 3, 24, 24), "50% macs", 3,
+        seed_style="pretrained", seed_fraction=0.3, structure=structure,
+    )  # fmt: skip
+    for name, kept in grower.state_dict()["keep"].items():
+        assert sorted(ranks[name][: len(kept)].tolist()) == kept
+        assert len(kept) == result.history[0]["widths"][name]
 
 
 @pytest.mark.slow

@@ -113,10 +113,6 @@ def find_voc(folder: str | Path) -> Path:
 
     Raises:
         DataError: it is none of these; the message says what is missing.
-
-    Example:
-        >>> find_voc("VOCdevkit")  # doctest: +SKIP
-        PosixPath('VOCdevkit/VOC2012')
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
