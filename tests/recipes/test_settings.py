@@ -23,6 +23,9 @@ NAMES = {
     "imagenet-resnet50",
     "imagenet-mobilenetv1",
     "folder",
+    "voc-deeplabv3-resnet101",
+    "voc-deeplabv3-resnet50",
+    "camvid-deeplabv3-small",
 }
 
 

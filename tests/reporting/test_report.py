@@ -151,3 +151,56 @@ def test_charts_draw_inside_their_frame() -> None:
     assert "polyline" in line_chart("t", [Series("constant", [(1, 0.0)])])
     assert heat_strip({}, {}) == ""
     assert heat_strip({"a": [0, 0]}, {}).count("<rect") == 1
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"rest"
+
+
+def add_pictures(folder: Path, **changes: Any) -> Path:
+    (folder / "pictures").mkdir(exist_ok=True)
+    (folder / "pictures" / "0.png").write_bytes(PNG)
+    content = {
+        "title": "Image & truth",
+        "note": "of the val list",
+        "legend": [{"name": "sky <blue>", "colour": "#0000ff"}],
+        "rows": [{"name": "a<b", "note": "mIoU 40 %", "files": {"image": "0.png"}, "alt": {"image": 'a "street"'}}],
+        **changes,
+    }
+    (folder / "pictures" / "pictures.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_stored_pictures_are_part_of_the_page(tmp_path: Path) -> None:
+    page = write_report(add_pictures(make_run(tmp_path))).read_text(encoding="utf-8")
+    assert "<h2>Image &amp; truth</h2>" in page
+    assert 'src="data:image/png;base64,iVBORw0KGgpyZXN0" alt="a &quot;street&quot;"' in page
+    assert "sky &lt;blue&gt;" in page
+    assert 'fill="#0000ff"' in page
+    assert "a&lt;b" in page
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": [{"name": "a", "note": "", "files": {"image": "missing.png"}, "alt": {"image": ""}}]},
+        {"rows": [{"name": "a", "note": "", "files": {"image": "../config.json"}, "alt": {"image": ""}}]},
+        {"rows": [{"name": "a", "note": "", "files": {"image": "pictures.json"}, "alt": {"image": ""}}]},
+        {"rows": [{"name": "a"}]},
+        {"rows": 3},
+        {"legend": [{"name": "x", "colour": 'red" onload="x'}]},
+    ],
+)
+def test_damaged_pictures_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = add_pictures(make_run(tmp_path), **changes)
+    with pytest.raises(DataError, match=r"pictures.json cannot be shown"):
+        write_report(folder)
+    (folder / "pictures" / "pictures.json").write_text("{")
+    with pytest.raises(DataError, match=r"pictures.json cannot be shown"):
+        write_report(folder)
+
+
+def test_the_metric_is_written_as_its_heading_is(tmp_path: Path) -> None:
+    metric = {"name": "miou", "heading": "mIoU %", "scale": 100.0, "unit": " %"}
+    run = make_run(tmp_path, metrics=[metric])
+    assert read_run(run).metric_label == "mIoU"
+    assert read_run(make_run(tmp_path / "b")).metric_label == "accuracy"

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from apical.cli._inspect import InputSpec, parse_inputs
+
 _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 
 
@@ -21,15 +23,19 @@ _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 )  # fmt: skip
 @click.option("--tolerance", type=click.FloatRange(min=0), default=1e-5, show_default=True,
               help="Largest difference allowed between the outputs of the file and of the model.")  # fmt: skip
-def export_command(run: Path, kind: str, out: Path | None, tolerance: float) -> None:
+@click.option("--input", "shapes", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, callback=parse_inputs,
+              help="Shape of the input (1x3x360x480) where the network takes other sizes than it was trained on; the "
+              "batch size stays free.")  # fmt: skip
+def export_command(run: Path, kind: str, out: Path | None, tolerance: float, shapes: tuple[InputSpec, ...]) -> None:
     """Write the network of a finished run in a portable format, and check that it computes the same.
 
     What was written is read back and run (ONNX through onnxruntime) at several batch sizes; nothing is left behind if
-    its outputs differ.
+    its outputs differ. What only training needs, such as an auxiliary head, is left out.
 
     \b
-    Example:
+    Examples:
       apical export runs/digits --format onnx
+      apical export runs/voc --format onnx --input 1x3x360x480
 
     Next: run the file, for example with onnxruntime.InferenceSession("runs/digits/model.onnx").
     """
@@ -42,6 +48,8 @@ def export_command(run: Path, kind: str, out: Path | None, tolerance: float) -> 
     torch.manual_seed(0)
     model, full_model, call = load_serving(run)
     inputs = tree_map(lambda value: torch.randn(value.shape) if value.is_floating_point() else value, call.args)
+    if shapes:
+        inputs = tuple(spec.tensor() for spec in shapes)
     target = out or run / _FILES[kind]
     if kind == "safetensors":
         report = export_safetensors(model, full_model, inputs, target, tolerance=tolerance)

@@ -61,7 +61,8 @@ class InputSpec:
         return torch.randint(0, 2 if dtype is torch.bool else self.values, self.shape).to(dtype)
 
 
-def _parse_inputs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[InputSpec, ...]:
+def parse_inputs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[InputSpec, ...]:
+    """Read every `InputSpec` of a repeated option."""
     specs = []
     for value in values:
         try:
@@ -84,7 +85,7 @@ def _parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> d
 @click.command("inspect")
 @click.argument("target", metavar="MODULE:CALLABLE")
 @click.option(
-    "--input", "inputs", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, required=True, callback=_parse_inputs,
+    "--input", "inputs", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, required=True, callback=parse_inputs,
     help="One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2).",
 )  # fmt: skip
 @click.option("--kwargs", metavar="JSON", default="{}", callback=_parse_object,

@@ -66,7 +66,12 @@ def _describe(folder: Path) -> str:
     return ", ".join(names[:6]) + more if names else "nothing"
 
 
-def _locate(path_or_name: str | Path, root: str | Path | None) -> Path:
+def locate(path_or_name: str | Path, root: str | Path | None = None) -> Path:
+    """A folder of data: looked up here, then in `data_root`.
+
+    Raises:
+        DataError: it is in neither.
+    """
     path = Path(path_or_name).expanduser()
     if path.is_dir() or path.is_absolute():
         return path
@@ -111,7 +116,7 @@ def load_images(
     name = str(path_or_name)
     if name in _BUILTIN:
         return conform(_BUILTIN[name](split), size, channels)
-    layout, folder = recognise_layout(_locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, root))
     decode = Decode(size, resize, 3 if channels is None else channels)
     if layout == "parquet":
         return read_parquet(folder, split, decode)
@@ -143,7 +148,7 @@ def open_images(
     """
     if str(path_or_name) in _BUILTIN:
         raise DataError(f"{path_or_name!r} is a small data set: read it with load_images")
-    layout, folder = recognise_layout(_locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, root))
     if layout == "parquet":
         return ParquetImages(folder, split, decode, transform)
     if layout == "image-folder":

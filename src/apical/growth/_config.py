@@ -17,7 +17,9 @@ class GrowthConfig:
 
     Attributes:
         seed_style: ``"thin"``: all blocks and the residual streams at their final width from the start, only inner
-            widths grow; ``"small"``: everything small and as few blocks as possible, the paper's way.
+            widths grow; ``"small"``: everything small and as few blocks as possible, the paper's way;
+            ``"pretrained"``: like thin, for a model that was trained before: the strongest units of every group form
+            the seed, and the others come back in the order of their strength, with the weights that they have.
         seed_fraction: cost of the seed as a fraction of the budget (the smallest network if that costs more).
         growth_end: when the scheduled cost reaches the budget.
         freeze_at: when restructuring ends; between ``growth_end`` and here units may still be exchanged.
@@ -45,7 +47,7 @@ class GrowthConfig:
         seed: of the noise.
     """
 
-    seed_style: Literal["thin", "small"] = "thin"
+    seed_style: Literal["thin", "small", "pretrained"] = "thin"
     seed_fraction: float = 0.16
     growth_end: float = 0.5
     freeze_at: float = 0.5
@@ -84,6 +86,8 @@ class GrowthConfig:
                 yield f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
         if self.freeze_at < self.growth_end:
             yield f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})"
+        if self.seed_style == "pretrained" and self.noise != "stratified":
+            yield f"seed_style='pretrained' puts its order in the place of stratified noise, got noise={self.noise!r}"
         if not self.beta_final >= 1:
             yield f"beta_final must be at least 1, got {self.beta_final!r}"
         if not 0 <= self.score_momentum < 1:

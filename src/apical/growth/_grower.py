@@ -24,6 +24,7 @@ from apical.growth._record import Changes, EpochRecord, add_changes, epoch_recor
 from apical.growth._sampling import TOLERANCE, Choice, Sampler
 from apical.growth._schedule import is_last, scheduled_load
 from apical.growth._scores import ScoreOptimizer
+from apical.growth._strength import order_of, strongest_first_
 from apical.resizing import DormantStore, Selection, TemplateMap, resize_, resize_state, trace
 from apical.structure import Structure, quiet_rng
 
@@ -107,6 +108,9 @@ class Grower:
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
         self._pinned.fix_streams(self.bound)
+        if self.config.seed_style == "pretrained":
+            strongest_first_(self.components, model)
+            self._pinned.order = order_of(self.components, self.structure)
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
         self.epoch, self._step, self._frozen = 0, 0, False
@@ -384,6 +388,8 @@ class Grower:
         if state["latency"] is not None:
             self._bind(LatencyTable.from_dict(self.structure, state["latency"]))
         self._pinned.widths = dict(state["pinned"])
+        if self.config.seed_style == "pretrained":
+            self._pinned.order = order_of(self.components, self.structure)
         self._changes = cast(Changes, dict(state["changes"]))
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()

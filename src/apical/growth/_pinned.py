@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -23,13 +25,14 @@ class Pinned:
         config: the options.
 
     Attributes:
-        widths: groups whose width does not change; their first units are present.
+        widths: groups whose width does not change.
+        order: of the units of a group, by its name; those in front are present. By position where it is not named.
         blocks: names of the blocks that stay.
         limits: fewest units and rounding of each group.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, config: GrowthConfig) -> None:
-        self.structure, self._thin = structure, config.seed_style == "thin"
+        self.structure, self._thin = structure, config.seed_style != "small"
         paths, names = config.ignore, [n for n, _ in model.named_modules()]
         for path in paths:
             if path not in names:
@@ -37,6 +40,7 @@ class Pinned:
         self.widths = {
             g.name: g.size for g in structure.groups if any(lies_in(m.tensor, p) for m in g.members for p in paths)
         }
+        self.order: Mapping[str, Sequence[int]] = {}
         ignored = {b.name for b in structure.blocks for p in paths if lies_in(p, b.name) or lies_in(b.name, p)}
         self.blocks = ignored if config.grow_depth else {b.name for b in structure.blocks}
         free = Limits.of(structure, config.divisor, config.min_units)
@@ -65,7 +69,8 @@ class Pinned:
         for group in self.structure.groups:
             if group.name in self.widths:
                 part = scores[offset : offset + group.size]
-                part[: self.widths[group.name]], part[self.widths[group.name] :] = float("inf"), -float("inf")
+                first = self.order.get(group.name, range(group.size))[: self.widths[group.name]]
+                part.fill_(-float("inf"))[torch.tensor(first, dtype=torch.long)] = float("inf")
             offset += group.size
         if self._thin:
             scores[offset:] = torch.where(

@@ -3,6 +3,7 @@
 from apical.recipes import _classification as _classification  # registers the task
 from apical.recipes import _language as _language
 from apical.recipes import _recipes as _recipes  # registers the recipes
+from apical.recipes import _segmentation_recipes as _segmentation_recipes
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._language import TextConfig
@@ -10,6 +11,7 @@ from apical.recipes._methods import method_factory, methods, register_method
 from apical.recipes._model import build_model, call_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._run import load_run, load_serving, read_config, run
+from apical.recipes._segmentation import SegmentationData, without_auxiliary_head
 from apical.recipes._settings import apply_settings, setting_types
 from apical.recipes._tasks import Facts, Prepared, Serving, TaskKind, register_task, task_kind
 
@@ -20,6 +22,7 @@ __all__ = [
     "Prepared",
     "PreparedData",
     "RunConfig",
+    "SegmentationData",
     "Serving",
     "TaskKind",
     "TextConfig",
@@ -41,4 +44,5 @@ __all__ = [
     "run",
     "setting_types",
     "task_kind",
+    "without_auxiliary_head",
 ]

@@ -24,10 +24,13 @@ class ModelConfig:
         name: a function or class of `apical.models` (``"resnet20"``), ``"torchvision:NAME"``, ``"timm:NAME"``, or
             ``"package.module:callable"`` for one of your own.
         options: its keyword arguments; the numbers of classes and of image channels are taken from the data.
+        initial_weights: a file with a state_dict to start from (.safetensors, or .pt without anything but tensors);
+            None starts from scratch.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    initial_weights: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -127,7 +130,7 @@ class RunConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""
-        return {**dataclasses.asdict(self), "model": {"name": self.model.name, "options": dict(self.model.options)}}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> RunConfig:

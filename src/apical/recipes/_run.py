@@ -16,11 +16,13 @@ from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
 from apical.recipes._methods import method_factory
+from apical.recipes._pictures import remove_pictures
 from apical.recipes._settings import reproducing_command
 from apical.recipes._tasks import Prepared, Serving, task_kind
+from apical.recipes._weights import load_initial_weights_
 from apical.reporting import write_report
 from apical.structure import Structure
-from apical.training import Progress, TrainingResult, resolve_device, seed_everything, train
+from apical.training import Progress, TrainingResult, make_progress, resolve_device, seed_everything, train
 
 
 def run(
@@ -69,12 +71,22 @@ def run(
     data = kind.prepare(config.data, config.training)
     seed_everything(config.training.seed)
     model = kind.template(config.model, data.facts)
+    progress = progress or make_progress()
+    if config.model.initial_weights is not None:
+        classes = len(data.facts["classes"]) if "classes" in data.facts else None
+        for note in load_initial_weights_(model, config.model.initial_weights, classes):
+            progress.message(note)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
+
+    if overwrite:
+        remove_pictures(Path(out))
 
     def write_files(result: TrainingResult) -> None:
         save(result.model, result.folder)
         for name, text in data.files.items():
             (result.folder / name).write_text(text, encoding="utf-8")
+        if data.illustrate is not None:
+            data.illustrate(result.model, result.folder)
         result.summary.update(_facts(config, data, result))
 
     result = train(
@@ -126,6 +138,8 @@ def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, tuple[Tensor, ..
 def load_serving(folder: str | Path) -> tuple[nn.Module, nn.Module, Serving]:
     """A finished run's final model in eval mode on the CPU, its full-size template, and the call that is exported.
 
+    Both models are without what only training needs, such as an auxiliary head.
+
     Raises:
         ConfigError: the folder is not that of a run.
         LoadError: the run has not finished, or its files are damaged.
@@ -133,9 +147,10 @@ def load_serving(folder: str | Path) -> tuple[nn.Module, nn.Module, Serving]:
     path = Path(folder)
     model, full_model, example = load_run(path)
     config = read_config(path)
-    serving = task_kind(config.task).serving
+    kind = task_kind(config.task)
+    model, full_model = kind.for_inference(model), kind.for_inference(full_model)
     with _fitting_facts(path, config):
-        call = Serving(example) if serving is None else serving(model, _input_facts(path))
+        call = Serving(example) if kind.serving is None else kind.serving(model, _input_facts(path))
     return model, full_model, call
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ class Prepared:
         facts: what a model must know about the data.
         notes: what the summary says about the data.
         files: text files that the run folder keeps, by name: what is needed to use the network, such as a vocabulary.
+        illustrate: writes pictures of what the final model does into the run folder, for the report.
     """
 
     loaders: Loaders
@@ -38,6 +40,7 @@ class Prepared:
     facts: Facts
     notes: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    illustrate: Callable[[nn.Module, Path], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Serving:
     output_names: tuple[str, ...] | None = None
 
 
+def _as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
 @dataclass(frozen=True)
 class TaskKind:
     """A kind of problem.
@@ -68,6 +75,7 @@ class TaskKind:
         example: the arguments of one call, for tracing; MACs are counted for this call and are those of one of the
             `samples` of a `BatchResult`.
         serving: the call of a finished model that is exported; None for the example with a free first dimension.
+        for_inference: the model without what only training needs, for export; the argument is not changed.
     """
 
     data: type
@@ -75,6 +83,7 @@ class TaskKind:
     template: Callable[[ModelConfig, Facts], nn.Module]
     example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
     serving: Callable[[nn.Module, Facts], Serving] | None = None
+    for_inference: Callable[[nn.Module], nn.Module] = _as_it_is
 
 
 _KINDS: dict[str, TaskKind] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.errors import DataError
+from apical.reporting._pictures import picture_rows
 from apical.reporting._read import RunRecord, read_run
 from apical.reporting._style import STYLE
 from apical.reporting._svg import Series, heat_strip, line_chart
@@ -46,6 +47,7 @@ def render_report(run: RunRecord) -> str:
             f"<h1>{escape(title)}</h1>",
             _state(run),
             _figures(run),
+            picture_rows(run.folder),
             _charts(run),
             _growth(run),
             _widths(run),
@@ -82,7 +84,7 @@ _FIGURES: tuple[tuple[str, str, float, str], ...] = (
 def _figures(run: RunRecord) -> str:
     source = run.summary or (run.history[-1] if run.history else {})
     name, pattern = run.metric["name"], f"{run.metric['pattern']}{run.metric['unit']}"
-    judged = (f"test_{name}", f"test {name}", run.metric["scale"], pattern)
+    judged = (f"test_{name}", f"test {run.metric_label}", run.metric["scale"], pattern)
     tiles = [
         f"<div><b>{pattern.format(scale * source[name])}</b><span>{label}</span></div>"
         for name, label, scale, pattern in (judged, *_FIGURES)
@@ -92,10 +94,10 @@ def _figures(run: RunRecord) -> str:
 
 
 def _charts(run: RunRecord) -> str:
-    name, scale, unit = run.metric["name"], run.metric["scale"], run.metric["unit"]
+    name, label, scale, unit = run.metric["name"], run.metric_label, run.metric["scale"], run.metric["unit"]
     charts = (
         line_chart(
-            f"{name[:1].upper()}{name[1:]}{',' if unit else ''}{unit}",
+            f"{label[:1].upper() if label == name else label[:1]}{label[1:]}{',' if unit else ''}{unit}",
             [
                 Series("held out", run.series(f"eval_{name}", scale), 1),
                 Series("training", run.series(f"train_{name}", scale), 2),

@@ -47,6 +47,12 @@ class RunRecord:
         first = found[0] if isinstance(found, Sequence) and found else {}
         return {**_ACCURACY, **first} if isinstance(first, Mapping) else _ACCURACY
 
+    @property
+    def metric_label(self) -> str:
+        """The metric's name for people, in the spelling of its heading if that begins with it: mIoU for miou."""
+        name, heading = str(self.metric["name"]), str(self.metric["heading"])
+        return heading[: len(name)] if heading.lower().startswith(name.lower()) else name
+
     def widths(self) -> dict[str, list[int]]:
         """Width of every group in every epoch; 0 where its block was left out."""
         found: dict[str, list[int]] = {}

@@ -29,6 +29,14 @@ svg { width: 100%; height: auto; display: block; }
 .k1::before { background: var(--c1); } .k2::before { background: var(--c2); }
 .k3::before { background: var(--c3); } .k4::before { background: var(--c4); }
 .cell { fill: var(--c1); }
+.trio { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 6px; max-width: 980px;
+  margin: 0 0 18px; }
+.trio img { width: 100%; height: auto; display: block; border-radius: 4px; border: 1px solid var(--line); }
+.trio figcaption { grid-column: 1 / -1; margin: 0; overflow-wrap: anywhere; }
+.trio figcaption span, .trio i { font-weight: 400; color: var(--soft); font-size: 13px; }
+.trio i { font-style: normal; text-align: center; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; list-style: none; padding: 0; margin: 0 0 14px; }
+.legend svg { display: inline-block; width: 14px; height: 14px; margin-right: 6px; vertical-align: -2px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; }
 th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } .num { text-align: right; font-variant-numeric: tabular-nums; }

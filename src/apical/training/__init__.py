@@ -23,6 +23,7 @@ from apical.training._protocols import GrowthMethod, Loader, MethodFactory, Plai
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._run import Loaders, TrainingResult, describe_device, train, versions
 from apical.training._run_folder import RunFolder, plain
+from apical.training._segmentation import Segmentation, class_iou, confusion
 from apical.training._task import BatchResult, Classification, Metric, StreamTask, Task, task_facts
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "ProgressMode",
     "RunFolder",
     "ScheduleConfig",
+    "Segmentation",
     "StepwiseMethod",
     "StreamTask",
     "Task",
@@ -52,6 +54,8 @@ __all__ = [
     "TrainingResult",
     "atomic_file",
     "build_optimizer",
+    "class_iou",
+    "confusion",
     "describe_device",
     "deterministic_algorithms",
     "epoch_train_macs",

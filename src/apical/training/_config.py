@@ -60,24 +60,27 @@ class ScheduleConfig:
     """The learning rate over the epochs, as a factor of the optimizer's `lr`.
 
     Attributes:
-        name: `"cosine"`, `"step"`, `"constant"`, or `"decay"`: constant, then multiplied by `gamma` at every epoch.
+        name: `"cosine"`, `"poly"`, `"step"`, `"constant"`, or `"decay"`: constant, then multiplied by `gamma` at
+            every epoch.
         warmup_epochs: length of the linear rise from 0, in epochs, fractions allowed.
-        final_factor: where the cosine ends, in [0, 1].
+        final_factor: where cosine and poly end, in [0, 1].
         milestones: epochs at which the step schedule multiplies by `gamma`.
         gamma: factor of the step and decay schedules, in (0, 1].
         constant_epochs: epochs before the decay schedule's first decrease.
+        power: exponent of the poly schedule, positive.
     """
 
-    name: Literal["cosine", "step", "constant", "decay"] = "cosine"
+    name: Literal["cosine", "poly", "step", "constant", "decay"] = "cosine"
     warmup_epochs: float = 0.0
     final_factor: float = 0.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     constant_epochs: float = 0.0
+    power: float = 0.9
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        known = ("cosine", "step", "constant", "decay")
+        known = ("cosine", "poly", "step", "constant", "decay")
         _check(
             "schedule",
             {
@@ -88,6 +91,7 @@ class ScheduleConfig:
                 f"milestones={self.milestones}, expected rising epochs": list(self.milestones)
                 == sorted(set(self.milestones)),
                 f"constant_epochs={self.constant_epochs}, expected at least 0": self.constant_epochs >= 0,
+                f"power={self.power}, expected a positive number": self.power > 0,
                 "name='step' needs milestones": self.name != "step" or bool(self.milestones),
             },
         )

@@ -46,6 +46,7 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
 
         warm-up   e / w                                       for e < w, w = warmup_epochs
         cosine    f + (1 − f) (1 + cos(π (e − w) / (E − w))) / 2
+        poly      f + (1 − f) (1 − (e − w) / (E − w))^p       (Chen et al. 2017, arXiv:1706.05587, p = 0.9)
         step      γ^(number of milestones ≤ e)
         decay     γ^(⌊e − c⌋ + 1) for e ≥ c, else 1,  c = constant_epochs
 
@@ -65,6 +66,8 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
         >>> zaremba = ScheduleConfig("decay", constant_epochs=4, gamma=0.5)  # arXiv:1409.2329, the small network
         >>> [lr_factor(e, 13, zaremba) for e in (0, 3.9, 4, 5, 6.5)]
         [1.0, 1.0, 0.5, 0.25, 0.125]
+        >>> [round(lr_factor(e, 10, ScheduleConfig(name="poly")), 3) for e in (0, 5, 10)]
+        [1.0, 0.536, 0.0]
     """
     warmup = config.warmup_epochs
     if epoch < warmup:
@@ -77,7 +80,8 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
     if config.name == "constant":
         return 1.0
     done = min(1.0, (epoch - warmup) / (epochs - warmup))
-    return config.final_factor + (1 - config.final_factor) * (1 + math.cos(math.pi * done)) / 2
+    left = (1 - done) ** config.power if config.name == "poly" else (1 + math.cos(math.pi * done)) / 2
+    return config.final_factor + (1 - config.final_factor) * left
 
 
 def set_lr_(optimizer: Optimizer, factor: float) -> float:

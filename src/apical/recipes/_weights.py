@@ -1,0 +1,122 @@
+"""Starting from trained weights: a state_dict in a file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from apical.errors import ConfigError
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
+_COUNTER = "num_batches_tracked"  # older files lack it, and nothing depends on it with a fixed momentum
+_SHOWN = 5
+
+
+def load_initial_weights_(model: nn.Module, path: str | Path, num_classes: int | None = None) -> list[str]:
+    """Fill a full-size model from a file of weights.
+
+    All names and shapes must fit, with two exceptions: a layer that gives one output per class, trained for another
+    number of classes, keeps its initialisation; and the file may be that of a classifier whose features are the
+    model's ``backbone``, so that only this is filled. Nothing is loaded if anything else does not fit.
+
+    Args:
+        model: freshly built.
+        path: a .safetensors file, or one that ``torch.save(model.state_dict(), path)`` wrote; it is never unpickled.
+        num_classes: outputs of the model's own heads.
+
+    Returns:
+        What was not taken from the file, a sentence each.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not fit; every problem is named.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(nn.Linear(4, 7).state_dict(), f"{folder}/seven.pt")
+        ...     load_initial_weights_(nn.Linear(4, 3), f"{folder}/seven.pt", num_classes=3)
+        ['bias and weight keep their initialisation: the file has 7 outputs, the model 3']
+    """
+    values = read_weights(Path(path))
+    own = model.state_dict()
+    notes: list[str] = []
+    if not set(values) & set(own) and isinstance(backbone := getattr(model, "backbone", None), nn.Module):
+        own = backbone.state_dict()
+        left = sorted(set(values) - set(own))
+        values = {name: value for name, value in values.items() if name in own}
+        notes.append(
+            f"{path} fills the backbone only; everything else keeps its initialisation"
+            + (f", and {_list(left)} of the file is not used" if left else "")
+        )
+        model = backbone
+    heads = [name for name in values if name in own and _other_classes(values[name], own[name], num_classes)]
+    problems = [f"{name} is missing" for name in own if name not in values and not name.endswith(_COUNTER)]
+    problems += [f"{name} is not in the model" for name in values if name not in own]
+    problems += [
+        f"{name} is {tuple(value.shape)} in the file and {tuple(own[name].shape)} in the model"
+        for name, value in values.items()
+        if name in own and name not in heads and value.shape != own[name].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ConfigError(
+            f"model.initial_weights: {path} does not fit {type(model).__name__}: {'; '.join(problems[:_SHOWN])}{more}. "
+            "Expected the state_dict of the same full-size model; check model.name and its arguments."
+        )
+    if heads:
+        got, wanted = values[heads[0]].shape[0], own[heads[0]].shape[0]
+        notes.append(
+            f"{_list(sorted(heads))} keep their initialisation: the file has {got} outputs, the model {wanted}"
+        )
+    model.load_state_dict({**own, **{name: value for name, value in values.items() if name not in heads}})
+    return notes
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU; the wrappers that training scripts put around them are taken off.
+
+    Raises:
+        ConfigError: it does not exist, is damaged, needs unpickling, or holds something else.
+    """
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"model.initial_weights: {path} does not exist") from None
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"model.initial_weights: {path} holds more than tensors and plain containers, and loading it could run "
+            "code. Save model.state_dict() where you trust the file, or convert it to safetensors."
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model.initial_weights: {path} cannot be read: {reason}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    tensors = isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors:
+        raise ConfigError(f"model.initial_weights: {path} holds no state_dict (tensors by name)")
+    return dict(content)
+
+
+def _other_classes(value: Tensor, own: Tensor, num_classes: int | None) -> bool:
+    return (
+        num_classes is not None
+        and value.dim() == own.dim() > 0
+        and own.shape[0] == num_classes != value.shape[0]
+        and value.shape[1:] == own.shape[1:]
+    )
+
+
+def _list(names: list[str]) -> str:
+    """Names in a sentence, the first few of them."""
+    if len(names) > _SHOWN:
+        return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

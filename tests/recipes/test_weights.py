@@ -1,0 +1,118 @@
+"""Starting from weights in a file."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from apical.errors import ConfigError
+from apical.models import DeepLabV3, ResNet
+from apical.recipes import RunConfig, apply_settings, get_recipe, run
+from apical.recipes._weights import load_initial_weights_
+from apical.training import TrainingResult, make_progress
+
+
+def deeplab(classes: int = 4, aux: bool = True, width: int = 4) -> DeepLabV3:
+    return DeepLabV3(18, num_classes=classes, aux=aux, width=width, head_width=4)
+
+
+def same(a: nn.Module, b: nn.Module, but: tuple[str, ...] = ()) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items() if name not in but)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "safetensors"])
+def test_the_same_network_is_filled(wrapper: str | None, tmp_path: Path) -> None:
+    source, target = deeplab(), deeplab()
+    content: Any = source.state_dict()
+    path = tmp_path / ("w.safetensors" if wrapper == "safetensors" else "w.pt")
+    if wrapper == "safetensors":
+        save_file(content, path)
+    else:
+        torch.save(content if wrapper is None else {wrapper: content, "epoch": 3}, path)
+    assert not same(source, target)
+    assert load_initial_weights_(target, path, 4) == []
+    assert same(source, target)
+
+
+def test_heads_of_another_number_of_classes_keep_their_initialisation(tmp_path: Path) -> None:
+    source, target = deeplab(21), deeplab(4)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    notes = load_initial_weights_(target, tmp_path / "w.pt", 4)
+    heads = ("aux_classifier.4.bias", "aux_classifier.4.weight", "classifier.4.bias", "classifier.4.weight")
+    assert notes == [f"{', '.join(heads[:3])} and {heads[3]} keep their initialisation: the file has 21 outputs, "
+                     "the model 4"]  # fmt: skip
+    assert same(source, target, but=heads)
+    assert all(torch.equal(target.state_dict()[name], before[name]) for name in heads)
+
+
+def test_a_classifier_fills_the_backbone(tmp_path: Path) -> None:
+    source, target = ResNet(18, num_classes=10, width=4), deeplab()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    (note,) = load_initial_weights_(target, tmp_path / "w.pt", 4)
+    assert "fills the backbone only" in note
+    assert "fc.bias and fc.weight of the file is not used" in note
+    assert torch.equal(target.backbone.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_everything_else_must_fit_and_nothing_is_loaded_if_not(tmp_path: Path) -> None:
+    target = deeplab()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    torch.save(deeplab(width=8).state_dict(), tmp_path / "wide.pt")
+    torch.save(deeplab(aux=False).state_dict(), tmp_path / "no-aux.pt")
+    torch.save({**deeplab().state_dict(), "extra": torch.zeros(1)}, tmp_path / "more.pt")
+    with pytest.raises(
+        ConfigError, match=r"conv1.weight is \(8, 8, 3, 3\) in the file and \(4, 4, 3, 3\) in the model; .* more"
+    ):
+        load_initial_weights_(target, tmp_path / "wide.pt", 4)
+    with pytest.raises(ConfigError, match=r"aux_classifier.0.weight is missing; .* and 2 more"):
+        load_initial_weights_(target, tmp_path / "no-aux.pt", 4)
+    with pytest.raises(ConfigError, match="extra is not in the model"):
+        load_initial_weights_(target, tmp_path / "more.pt", 4)
+    assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
+
+
+class _Harmful:
+    def __reduce__(self) -> Any:
+        return (print, ("this must not run",))
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"missing.pt": None, "torn.pt": b"PK\x03\x04 torn", "torn.safetensors": b"\xff" * 20, "empty.pt": b""}
+    for name, content in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"{name} (does not exist|cannot be read)"):
+            load_initial_weights_(deeplab(), tmp_path / name, 4)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ConfigError, match="holds no state_dict"):
+        load_initial_weights_(deeplab(), tmp_path / "list.pt", 4)
+    torch.save({"model": _Harmful()}, tmp_path / "code.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(_Harmful(), protocol=2))
+    for name in ("code.pt", "pickle.pt"):
+        with pytest.raises(ConfigError, match="more than tensors and plain containers"):
+            load_initial_weights_(deeplab(), tmp_path / name, 4)
+    assert "this must not run" not in capsys.readouterr().out
+
+
+def do(config: RunConfig, out: Path) -> TrainingResult:
+    return run(config, out, progress=make_progress("quiet"))
+
+
+def test_a_run_starts_from_the_file_and_says_so_in_its_command(tmp_path: Path) -> None:
+    tiny = ["data.path=synthetic", "limit=32", "crop_padding=0", "batch_size=16", "epochs=1", "model.depth=8",
+            "model.width=8", "device=cpu", "method=dense"]  # fmt: skip
+    first = do(apply_settings(get_recipe("digits"), tiny), tmp_path / "first")
+    weights = tmp_path / "first" / "model.safetensors"
+    frozen = [*tiny, f"model.initial_weights={weights}", "lr=1e-12", "weight_decay=0"]
+    second = do(apply_settings(get_recipe("digits"), frozen), tmp_path / "second")
+    parameters = dict(second.model.named_parameters())
+    assert all(torch.allclose(value, parameters[name]) for name, value in first.model.named_parameters())
+    assert f"--set model.initial_weights={weights}" in second.summary["command"]
