@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from apical.resizing import resize_, trace
 from apical.structure import Structure
 
 
-def uniform_keep(structure: Structure, budget: Budget | str, divisor: int = 1) -> dict[str, int]:
+def uniform_keep(
+    structure: Structure, budget: Budget | str, divisor: int = 1, skip: Collection[str] = ()
+) -> dict[str, int]:
     """Widths of all groups scaled by one ratio r, so that the network costs what the budget allows.
 
         k_g = max(1, ⌊r n_g⌋),   r the largest for which the cost is within the budget
@@ -25,8 +27,9 @@ def uniform_keep(structure: Structure, budget: Budget | str, divisor: int = 1) -
 
     Args:
         structure: the template.
-        budget: the limit or limits; blocks all stay.
+        budget: the limit or limits.
         divisor: every width is a multiple of it (or the full width), as far as the group is that large.
+        skip: blocks that are left out; the others all stay.
 
     Returns:
         The width of every group by name.
@@ -44,21 +47,25 @@ def uniform_keep(structure: Structure, budget: Budget | str, divisor: int = 1) -
         raise BudgetError(f"divisor must be at least 1, got {divisor}")
     full = {group.name: group.size for group in structure.groups}
     least = {name: min(size, divisor) for name, size in full.items()}
-    bound = BoundBudget(Budget.of(budget), structure, minimum=least, fixed_blocks=True)
+    stay = [block.name for block in structure.blocks if block.name not in skip]
+    bound = BoundBudget(Budget.of(budget), structure, minimum=least, fixed_blocks=stay)
+
+    def load(widths: dict[str, int]) -> float:
+        return bound.load(widths, skip)
 
     def at(ratio: float) -> dict[str, int]:
         return {name: max(least[name], _floor(ratio * size, size, divisor)) for name, size in full.items()}
 
     low, high = 0.0, 1.0
-    if bound.load(full) <= 1:
+    if load(full) <= 1:
         return full
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if bound.load(at(middle)) <= 1 else (low, middle)
+        low, high = (middle, high) if load(at(middle)) <= 1 else (low, middle)
     widths = at(low)
     for name in sorted(full, key=lambda name: widths[name] - low * full[name]):
         more = {**widths, name: min(full[name], widths[name] + divisor)}
-        widths = more if bound.load(more) <= 1 else widths
+        widths = more if load(more) <= 1 else widths
     return widths
 
 
