@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.baselines._record import network_record
+from apical.baselines._subject import Subject
 from apical.budget import BoundBudget, Budget
 from apical.errors import BudgetError
-from apical.resizing import resize_, trace
 from apical.structure import Structure
 
 
@@ -85,6 +85,7 @@ class Uniform:
         budget: what the network may cost.
         divisor: every width is a multiple of it.
         copies: further models to resize alike.
+        structure: of the model, if it is known already.
 
     Raises:
         BudgetError: the budget cannot be met; the model is unchanged.
@@ -96,15 +97,16 @@ class Uniform:
         model: nn.Module,
         optimizer: Optimizer | None,
         *,
-        example_inputs: Tensor | Sequence[Tensor],
+        example_inputs: Tensor | Sequence[Any],
         budget: Budget | str,
         divisor: int = 1,
         copies: Sequence[nn.Module] = (),
+        structure: Structure | None = None,
     ) -> None:
-        self.structure = trace(model, example_inputs)
+        subject = Subject(model, optimizer, example_inputs, copies, structure)
+        self.structure = subject.structure
         self.widths = uniform_keep(self.structure, budget, divisor)
-        keep = {name: list(range(width)) for name, width in self.widths.items()}
-        resize_(model, self.structure, keep, optimizer=optimizer, copies=copies)
+        subject.resize_({name: range(width) for name, width in self.widths.items()})
 
     def end_epoch(self) -> dict[str, Any]:
         """The cost of the scaled model."""
