@@ -1,4 +1,4 @@
-"""Every comparator on every family of networks: train, meet the budget, save, resume bit for bit, fold, load, export."""
+"""Every comparator on every family of networks: train, meet the budget, resume bit for bit, save, load, export."""
 
 from __future__ import annotations
 
