@@ -33,7 +33,8 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the comparison.  [default: runs/compare-RECIPE]"
 )
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change any setting of all runs.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True,
+              help="Change any setting of all runs, or of one method: --set slimming.penalty=1e-3.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Do runs again that were done with other settings.")
 @click.option("--no-latency", is_flag=True, help="Do not measure the final networks.")
 @click.option("--quiet", is_flag=True, help="Print a line for each run only.")
@@ -53,12 +54,13 @@ def compare_command(
     OUT then holds compare.md, compare.html and compare.json. Next: open compare.html.
     """
     from apical.cli._train import configured
-    from apical.recipes import compare
+    from apical.recipes import compare, split_options
     from apical.reporting import render_markdown, rows
     from apical.training import Interrupted, make_progress
 
     overwrite, latency = options.pop("overwrite"), not options.pop("no_latency")
-    config = configured(recipe, {"seed": None, "method": None, **options})
+    shared, own = split_options(options.pop("settings"))
+    config = configured(recipe, {"seed": None, "method": None, **options, "settings": shared})
     folder = out or Path("runs") / f"compare-{recipe}"
     try:
         comparison = compare(
@@ -66,6 +68,7 @@ def compare_command(
             methods,
             seeds,
             folder,
+            options=own,
             overwrite=overwrite,
             progress=lambda: make_progress("quiet" if quiet else "auto"),
             message=click.echo,

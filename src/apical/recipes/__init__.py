@@ -4,7 +4,7 @@ from apical.recipes import _classification as _classification  # registers the t
 from apical.recipes import _final as _final  # registers two methods
 from apical.recipes import _language as _language
 from apical.recipes import _recipes as _recipes  # registers the recipes
-from apical.recipes._compare import Planned, compare, plan
+from apical.recipes._compare import Planned, compare, plan, split_options
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._language import TextConfig
@@ -46,5 +46,6 @@ __all__ = [
     "resolve_method",
     "run",
     "setting_types",
+    "split_options",
     "task_kind",
 ]
