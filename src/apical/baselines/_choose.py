@@ -8,10 +8,13 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from apical.budget import BoundBudget
+from apical.budget import BoundBudget, Budget
+from apical.errors import BudgetError
 from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its target by this fraction, so that it can end nearest to it
+
+LEAST_FRACTION = 0.1  # of a group's units, which methods that choose the ratio themselves leave in any case
 
 Scores = Mapping[str, Tensor]
 """By group name, a score for every unit of the template, the larger the better; -inf for absent units  # (size,)"""
@@ -40,6 +43,24 @@ def fewest(structure: Structure, fraction: float, divisor: int = 1) -> dict[str,
         step = divisor if group.size >= 2 * divisor else 1
         least[group.name] = min(group.size, step * ceil(max(1.0, fraction * group.size) / step))
     return least
+
+
+def sparing_streams(structure: Structure, budget: Budget | str, fraction: float, divisor: int = 1) -> dict[str, int]:
+    """The same, with residual streams left whole if the other groups alone can be narrow enough for the budget.
+
+    What publications do: a channel of a stream is read and written by many layers, so that removing it at once does
+    more harm. Where it must be (no other groups, a tight budget), streams are pruned like the rest.
+
+    Raises:
+        BudgetError: the budget cannot be met even then.
+    """
+    least = fewest(structure, fraction, divisor)
+    spared = least | {group.name: group.size for group in structure.groups if group.role == "stream"}
+    try:
+        BoundBudget(Budget.of(budget), structure, minimum=spared, fixed_blocks=True)
+    except BudgetError:
+        return least
+    return spared
 
 
 def by_threshold(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.baselines._choose import Scores, strongest
+from apical.baselines._choose import LEAST_FRACTION, Scores, sparing_streams, strongest
 from apical.baselines._phases import check, epoch_at, is_fraction
 from apical.baselines._scores import filter_norms
 from apical.baselines._subject import Subject
@@ -49,8 +49,9 @@ class L1:
 
         s_f = Σ |W_f|,   the k_g filters of group g with the largest s stay
 
-    with the widths k of uniform scaling to the budget. Source: Li, Kadav, Durdanovic, Samet, Graf, *Pruning Filters
-    for Efficient ConvNets*, ICLR 2017, section 3; docs/methods/l1.md says what differs.
+    with one ratio for the widths k of all groups, residual streams left whole where the budget allows. Source: Li,
+    Kadav, Durdanovic, Samet, Graf, *Pruning Filters for Efficient ConvNets*, ICLR 2017, section 3; docs/methods/l1.md
+    says what differs.
 
     Args:
         model: the full-size model; it is resized in place.
@@ -85,7 +86,8 @@ class L1:
         self.config = config or L1Config()
         self._subject = Subject(model, optimizer, example_inputs, copies, structure)
         self.structure = self._subject.structure
-        self.widths = uniform_keep(self.structure, budget, divisor)
+        least = sparing_streams(self.structure, budget, LEAST_FRACTION, divisor)
+        self.widths = uniform_keep(self.structure, budget, divisor, least=least)
         self._epoch, self._prune_after = 0, epoch_at(self.config.prune_at, epochs, "l1")
 
     def end_epoch(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.baselines._choose import Scores, by_threshold, fewest
+from apical.baselines._choose import Scores, by_threshold, sparing_streams
 from apical.baselines._phases import check, epoch_at, is_fraction
 from apical.baselines._scores import scales, spread
 from apical.baselines._subject import Rows, Subject
@@ -86,7 +86,7 @@ class Slimming:
         self._epoch, self._prune_after = 0, epoch_at(self.config.prune_at, epochs, "slimming")
         self._subject = Subject(model, optimizer, example_inputs, copies, structure)
         self.structure = self._subject.structure
-        self._least = fewest(self.structure, self.config.least_fraction, divisor)
+        self._least = sparing_streams(self.structure, budget, self.config.least_fraction, divisor)
         self._bound = BoundBudget(Budget.of(budget), self.structure, minimum=self._least, fixed_blocks=True)
         self._penalised = self._scale_parameters()
         self._hook = optimizer.register_step_pre_hook(self._penalise)

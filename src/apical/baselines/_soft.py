@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.baselines._choose import strongest
+from apical.baselines._choose import LEAST_FRACTION, sparing_streams, strongest
 from apical.baselines._phases import check, epoch_at
 from apical.baselines._scores import filter_norms, live_rows, writers
 from apical.baselines._subject import Subject
@@ -40,9 +40,9 @@ class SoftFilterPruning:
 
         after each epoch:  W_f ← 0  for the filters f outside the k_g with the largest ‖W_f‖₂
 
-    with the widths k of uniform scaling to the budget. Zeroed filters get gradients and grow again. Source: He, Kang,
-    Dong, Fu, Yang, *Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks*, IJCAI 2018, algorithm 1;
-    docs/methods/soft.md says what differs.
+    with one ratio for the widths k of all groups, residual streams left whole where the budget allows. Zeroed filters
+    get gradients and grow again. Source: He, Kang, Dong, Fu, Yang, *Soft Filter Pruning for Accelerating Deep
+    Convolutional Neural Networks*, IJCAI 2018, algorithm 1; docs/methods/soft.md says what differs.
 
     Args:
         model: the full-size model; it is resized in place.
@@ -77,7 +77,8 @@ class SoftFilterPruning:
         self.config = config or SoftConfig()
         self._subject = Subject(model, optimizer, example_inputs, copies, structure)
         self.structure = self._subject.structure
-        self.widths = uniform_keep(self.structure, budget, divisor)
+        least = sparing_streams(self.structure, budget, LEAST_FRACTION, divisor)
+        self.widths = uniform_keep(self.structure, budget, divisor, least=least)
         latest = epoch_at(1.0, epochs, "soft") + 1 - self.config.compact_epochs
         self._epoch, self._remove_after = 0, 1 if self.config.hard else max(1, latest)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.baselines._choose import strongest
+from apical.baselines._choose import LEAST_FRACTION, sparing_streams, strongest
 from apical.baselines._phases import check, epoch_at, is_fraction
 from apical.baselines._reconstruct import Reader, forget_hooks, gram_of, greedy_removal, readers_of, rescaling
 from apical.baselines._scores import filter_norms
@@ -52,9 +52,10 @@ class ThiNet:
         T = argmin_|T| = n − k  Σ_i (Σ_{c ∈ T} z_ic)²,   z_ic = Σ_kernel W_oc · x_ic
 
     z_ic is channel c's contribution to a sampled output i of the layer that reads it; T is found greedily, and the
-    weights of the rest are rescaled by ŵ = argmin ‖Z 1 − Z_S w‖². Widths are those of uniform scaling to the budget.
-    Source: Luo, Wu, Lin, *ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression*, ICCV 2017,
-    equations 6 and 7, algorithm 1; docs/methods/thinet.md says what differs.
+    weights of the rest are rescaled by ŵ = argmin ‖Z 1 − Z_S w‖². One ratio gives the widths of all groups,
+    residual streams left whole where the budget allows. Source: Luo, Wu, Lin, *ThiNet: A Filter Level Pruning Method
+    for Deep Neural Network Compression*, ICCV 2017, equations 6 and 7, algorithm 1; docs/methods/thinet.md says what
+    differs.
 
     Args:
         model: the full-size model; it is resized in place.
@@ -90,7 +91,8 @@ class ThiNet:
         self._epoch, self._prune_after = 0, epoch_at(self.config.prune_at, epochs, "thinet")
         self._subject = Subject(model, optimizer, example_inputs, copies, structure)
         self.structure = self._subject.structure
-        self.widths = uniform_keep(self.structure, budget, divisor)
+        least = sparing_streams(self.structure, budget, LEAST_FRACTION, divisor)
+        self.widths = uniform_keep(self.structure, budget, divisor, least=least)
         self._readers: dict[str, list[Reader]] = {}
         self._watch()
 

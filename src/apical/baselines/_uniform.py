@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from apical.structure import Structure
 
 
 def uniform_keep(
-    structure: Structure, budget: Budget | str, divisor: int = 1, skip: Collection[str] = ()
+    structure: Structure,
+    budget: Budget | str,
+    divisor: int = 1,
+    skip: Collection[str] = (),
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Widths of all groups scaled by one ratio r, so that the network costs what the budget allows.
 
@@ -30,6 +34,7 @@ def uniform_keep(
         budget: the limit or limits.
         divisor: every width is a multiple of it (or the full width), as far as the group is that large.
         skip: blocks that are left out; the others all stay.
+        least: the fewest units of each group; the divisor if None.
 
     Returns:
         The width of every group by name.
@@ -46,7 +51,7 @@ def uniform_keep(
     if divisor < 1:
         raise BudgetError(f"divisor must be at least 1, got {divisor}")
     full = {group.name: group.size for group in structure.groups}
-    least = {name: min(size, divisor) for name, size in full.items()}
+    least = least or {name: min(size, divisor) for name, size in full.items()}
     stay = [block.name for block in structure.blocks if block.name not in skip]
     bound = BoundBudget(Budget.of(budget), structure, minimum=least, fixed_blocks=stay)
 
