@@ -8,7 +8,7 @@ from apical.recipes._compare import Planned, compare, plan, split_options
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._language import TextConfig
-from apical.recipes._methods import method_factory, methods, register_method, resolve_method
+from apical.recipes._methods import method_factory, method_options, methods, register_method, resolve_method
 from apical.recipes._model import build_model, call_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._run import load_run, load_serving, read_config, run
@@ -35,6 +35,7 @@ __all__ = [
     "load_run",
     "load_serving",
     "method_factory",
+    "method_options",
     "methods",
     "plan",
     "prepare_data",
