@@ -16,10 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import apical
 from apical.baselines import (
+    ISS,
     L1,
     AutoGrow,
     Dense,
     Final,
+    ISSConfig,
     L1Config,
     Slimming,
     SlimmingConfig,
@@ -59,6 +61,7 @@ METHODS: dict[str, Make] = {
     "slimming": simple(Slimming, SlimmingConfig(penalty=1e-3)),
     "thinet": simple(ThiNet),
     "taylor": simple(Taylor),
+    "iss": simple(ISS, ISSConfig(strength=1e-3)),
     "taylor-random": simple(Taylor, TaylorConfig(random=True)),
     "autogrow": simple(AutoGrow),
     "random": simple(Grower, GrowthConfig.random()),
@@ -70,7 +73,7 @@ METHODS: dict[str, Make] = {
                                    structure=structure_of(g["name"])),
 }  # fmt: skip
 NETS = ("residual", "plain", "lstm", "gpt")
-EXACT = ("l1", "soft", "slimming", "thinet", "taylor", "autogrow", "uniform", "random", "scs")
+EXACT = ("l1", "soft", "slimming", "thinet", "taylor", "iss", "autogrow", "uniform", "random", "scs")
 
 
 @dataclass
