@@ -13,35 +13,41 @@ from torch import Tensor, nn
 from apical.reporting import BATCHES, Latency
 
 ROUNDS = 15
-AT_LEAST_S = 0.01  # of each sample, against the clock's and the scheduler's grain
+WARM_UP = 3
+AT_LEAST_S = 0.01  # of the fastest call's sample, against the clock's and the scheduler's grain
 Key = TypeVar("Key", bound=Hashable)
 
 
 def in_turns_ms(calls: Mapping[Key, Callable[[], object]], rounds: int = ROUNDS) -> dict[Key, Latency]:
     """Milliseconds of several calls: round by round, each is timed once, so that a slow spell of the machine meets all.
 
+    A sample is the same number of repetitions for every call: on a busy machine a long sample is interrupted more often
+    than a short one, and calls would no longer be comparable.
+
     Args:
-        calls: what to time; each is warmed up by two calls.
+        calls: what to time; each is warmed up first.
         rounds: samples of each.
 
     Returns:
         Median and quartiles of each.
     """
-    repeats = {}
-    for key, call in calls.items():
-        call()
-        started = time.perf_counter()
-        call()
-        repeats[key] = max(1, int(AT_LEAST_S / max(time.perf_counter() - started, 1e-7)))
+    fastest = min(_seconds(call) for call in calls.values() for _ in range(WARM_UP))
+    repeats = max(1, round(AT_LEAST_S / fastest))
     samples: dict[Key, list[float]] = {key: [] for key in calls}
     for number in range(rounds):
         order = list(calls) if number % 2 == 0 else list(calls)[::-1]
         for key in order:
             started = time.perf_counter()
-            for _ in range(repeats[key]):
+            for _ in range(repeats):
                 calls[key]()
-            samples[key].append(1000 * (time.perf_counter() - started) / repeats[key])
+            samples[key].append(1000 * (time.perf_counter() - started) / repeats)
     return {key: _summed_up(values) for key, values in samples.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return max(time.perf_counter() - started, 1e-7)
 
 
 def _summed_up(values: list[float]) -> Latency:
