@@ -45,7 +45,7 @@ class AutoGrow:
 
     The final depth is the largest that the budget pays for at almost the model's own widths: blocks are added in turn
     until the network would cost the budget, and the widths of that network are scaled to meet it exactly. Source:
-    Wen, Yan, Chen, Li, *AutoGrow: Automatic Layer Growing in Deep Convolutional Networks*, KDD 2020, algorithm 2;
+    Wen, Yan, Chen, Li, *AutoGrow: Automatic Layer Growing in Deep Convolutional Networks*, KDD 2020;
     docs/methods/autogrow.md says what differs.
 
     Args:

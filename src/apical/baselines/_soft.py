@@ -79,8 +79,8 @@ class SoftFilterPruning:
         self.structure = self._subject.structure
         least = sparing_streams(self.structure, budget, LEAST_FRACTION, divisor)
         self.widths = uniform_keep(self.structure, budget, divisor, least=least)
-        latest = epoch_at(1.0, epochs, "soft") + 1 - self.config.compact_epochs
-        self._epoch, self._remove_after = 0, 1 if self.config.hard else max(1, latest)
+        last = 0.0 if self.config.hard else 1 - self.config.compact_epochs / max(1, epochs)
+        self._epoch, self._remove_after = 0, epoch_at(last, epochs, "soft")
 
     def end_epoch(self) -> dict[str, Any]:
         """Record the epoch's network; zero its weakest filters, or remove them if it is time."""

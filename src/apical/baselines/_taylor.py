@@ -55,7 +55,7 @@ class Taylor:
 
     the squared first-order change of the loss when unit u's gate goes from 1 to 0. Units of all groups are ranked
     together. Source: Molchanov, Mallya, Tyree, Frosio, Kautz, *Importance Estimation for Neural Network Pruning*, CVPR
-    2019, equation 8 (gates after the normalisation: section 3.2); docs/methods/taylor.md says what differs.
+    2019 (the gates' form of the first-order importance); docs/methods/taylor.md says what differs.
 
     Args:
         model: the full-size model; it is resized in place.

@@ -27,7 +27,7 @@ class ThiNetConfig:
     Attributes:
         prune_at: share of the epochs after which channels are removed, in (0, 1); the rest is fine-tuning.
         samples: output locations per reading layer on which its outputs are rebuilt, at least 1.
-        rescale: whether the remaining weights are rescaled by least squares, the paper's equation 7.
+        rescale: whether the remaining weights are rescaled by least squares, as in the paper.
         seed: of the choice of images and locations.
     """
 
@@ -54,8 +54,7 @@ class ThiNet:
     z_ic is channel c's contribution to a sampled output i of the layer that reads it; T is found greedily, and the
     weights of the rest are rescaled by ŵ = argmin ‖Z 1 − Z_S w‖². One ratio gives the widths of all groups,
     residual streams left whole where the budget allows. Source: Luo, Wu, Lin, *ThiNet: A Filter Level Pruning Method
-    for Deep Neural Network Compression*, ICCV 2017, equations 6 and 7, algorithm 1; docs/methods/thinet.md says what
-    differs.
+    for Deep Neural Network Compression*, ICCV 2017, section 3.2; docs/methods/thinet.md says what differs.
 
     Args:
         model: the full-size model; it is resized in place.
