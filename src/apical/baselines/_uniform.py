@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.baselines._record import network_record
+from apical.baselines._subject import Subject
 from apical.budget import BoundBudget, Budget
 from apical.errors import BudgetError
-from apical.resizing import resize_, trace
 from apical.structure import Structure
 
 
-def uniform_keep(structure: Structure, budget: Budget | str, divisor: int = 1) -> dict[str, int]:
+def uniform_keep(
+    structure: Structure,
+    budget: Budget | str,
+    divisor: int = 1,
+    skip: Collection[str] = (),
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Widths of all groups scaled by one ratio r, so that the network costs what the budget allows.
 
         k_g = max(1, ⌊r n_g⌋),   r the largest for which the cost is within the budget
@@ -25,8 +31,10 @@ def uniform_keep(structure: Structure, budget: Budget | str, divisor: int = 1) -
 
     Args:
         structure: the template.
-        budget: the limit or limits; blocks all stay.
+        budget: the limit or limits.
         divisor: every width is a multiple of it (or the full width), as far as the group is that large.
+        skip: blocks that are left out; the others all stay.
+        least: the fewest units of each group; the divisor if None.
 
     Returns:
         The width of every group by name.
@@ -43,22 +51,26 @@ def uniform_keep(structure: Structure, budget: Budget | str, divisor: int = 1) -
     if divisor < 1:
         raise BudgetError(f"divisor must be at least 1, got {divisor}")
     full = {group.name: group.size for group in structure.groups}
-    least = {name: min(size, divisor) for name, size in full.items()}
-    bound = BoundBudget(Budget.of(budget), structure, minimum=least, fixed_blocks=True)
+    least = least or {name: min(size, divisor) for name, size in full.items()}
+    stay = [block.name for block in structure.blocks if block.name not in skip]
+    bound = BoundBudget(Budget.of(budget), structure, minimum=least, fixed_blocks=stay)
+
+    def load(widths: dict[str, int]) -> float:
+        return bound.load(widths, skip)
 
     def at(ratio: float) -> dict[str, int]:
         return {name: max(least[name], _floor(ratio * size, size, divisor)) for name, size in full.items()}
 
     low, high = 0.0, 1.0
-    if bound.load(full) <= 1:
+    if load(full) <= 1:
         return full
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if bound.load(at(middle)) <= 1 else (low, middle)
+        low, high = (middle, high) if load(at(middle)) <= 1 else (low, middle)
     widths = at(low)
     for name in sorted(full, key=lambda name: widths[name] - low * full[name]):
         more = {**widths, name: min(full[name], widths[name] + divisor)}
-        widths = more if bound.load(more) <= 1 else widths
+        widths = more if load(more) <= 1 else widths
     return widths
 
 
@@ -78,6 +90,7 @@ class Uniform:
         budget: what the network may cost.
         divisor: every width is a multiple of it.
         copies: further models to resize alike.
+        structure: of the model, if it is known already.
 
     Raises:
         BudgetError: the budget cannot be met; the model is unchanged.
@@ -89,15 +102,16 @@ class Uniform:
         model: nn.Module,
         optimizer: Optimizer | None,
         *,
-        example_inputs: Tensor | Sequence[Tensor],
+        example_inputs: Tensor | Sequence[Any],
         budget: Budget | str,
         divisor: int = 1,
         copies: Sequence[nn.Module] = (),
+        structure: Structure | None = None,
     ) -> None:
-        self.structure = trace(model, example_inputs)
+        subject = Subject(model, optimizer, example_inputs, copies, structure)
+        self.structure = subject.structure
         self.widths = uniform_keep(self.structure, budget, divisor)
-        keep = {name: list(range(width)) for name, width in self.widths.items()}
-        resize_(model, self.structure, keep, optimizer=optimizer, copies=copies)
+        subject.resize_({name: range(width) for name, width in self.widths.items()})
 
     def end_epoch(self) -> dict[str, Any]:
         """The cost of the scaled model."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from apical.cli._compare import compare_command
 from apical.cli._export import export_command
 from apical.cli._inspect import inspect_command
 from apical.cli._report import report_command
@@ -46,6 +47,7 @@ def main() -> None:
       apical train                                           list the recipes
       apical inspect apical.models:resnet50 --input 1x3x224x224
                                                              what of a model can grow
+      apical compare digits --methods grown,uniform          methods side by side
       apical export runs/digits --format onnx                write the result for another runtime
 
     A model of your own needs no recipe: see `apical.Grower` in the README.
@@ -54,5 +56,5 @@ def main() -> None:
     """
 
 
-for _command in (train_command, inspect_command, export_command, report_command):
+for _command in (train_command, compare_command, inspect_command, export_command, report_command):
     main.add_command(_command)

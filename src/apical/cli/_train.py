@@ -19,7 +19,10 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
 @click.command("train")
 @click.argument("recipe", required=False)
 @click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params', '2.5 ms'.")
-@click.option("--method", help="grown (default), dense (the whole model), uniform (one ratio for all widths), ...")
+@click.option(
+    "--method",
+    help="grown (default), dense (the whole model), uniform (one ratio for all widths), l1, soft, slimming, ...",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of training; warm-up moves in proportion.")
 @click.option("--data", help="Folder of the images, in any known layout; or a name below the folder in APICAL_DATA.")
 @click.option("--model", help="resnet20, torchvision:resnet50, timm:resnet18, package.module:callable, ...")
@@ -87,6 +90,11 @@ def _run(config: RunConfig, out: Path, progress: Any, *, resume: bool, overwrite
 
 
 def _started(recipe: str, options: dict[str, Any]) -> tuple[RunConfig, Path]:
+    return configured(recipe, options), options["out"] or Path("runs") / recipe
+
+
+def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
+    """A recipe's config changed by the options of the command line; those that are None change nothing."""
     from apical.recipes import apply_settings, get_recipe
 
     config = get_recipe(recipe)
@@ -95,7 +103,7 @@ def _started(recipe: str, options: dict[str, Any]) -> tuple[RunConfig, Path]:
     if options["model"] is not None:  # the recipe's arguments are those of its own model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
     settings = [f"{key}={options[option]}" for option, key in named.items() if options[option] is not None]
-    return apply_settings(config, [*settings, *options["settings"]]), options["out"] or Path("runs") / recipe
+    return apply_settings(config, [*settings, *options["settings"]])
 
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:

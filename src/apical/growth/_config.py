@@ -133,6 +133,19 @@ class GrowthConfig:
         }
         return GrowthConfig(**(paper | changes))
 
+    @staticmethod
+    def random(**changes: Any) -> GrowthConfig:
+        """The paper's control: growth at random, every indicator drawn anew with one probability for all components.
+
+        The probability is the one whose sample costs what is scheduled, so that the final network meets the budget;
+        scores are not learned. Otherwise as `scs`.
+
+        Example:
+            >>> GrowthConfig.random().scores
+            'random'
+        """
+        return GrowthConfig.scs(**({"sampling": "budgeted", "scores": "random"} | changes))
+
 
 def _wrong_type(name: str, value: Any) -> Iterator[str]:
     hint = get_type_hints(GrowthConfig)[name]

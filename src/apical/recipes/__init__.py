@@ -1,13 +1,15 @@
 """Complete configurations by name, and running them: `run(get_recipe("digits"), "runs/digits")`."""
 
 from apical.recipes import _classification as _classification  # registers the task
+from apical.recipes import _final as _final  # registers two methods
 from apical.recipes import _language as _language
 from apical.recipes import _recipes as _recipes  # registers the recipes
 from apical.recipes import _segmentation_recipes as _segmentation_recipes
+from apical.recipes._compare import Planned, compare, plan, split_options
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._language import TextConfig
-from apical.recipes._methods import method_factory, methods, register_method
+from apical.recipes._methods import method_factory, method_options, methods, register_method, resolve_method
 from apical.recipes._model import build_model, call_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._run import load_run, load_serving, read_config, run
@@ -19,6 +21,7 @@ __all__ = [
     "DataConfig",
     "Facts",
     "ModelConfig",
+    "Planned",
     "Prepared",
     "PreparedData",
     "RunConfig",
@@ -29,20 +32,25 @@ __all__ = [
     "apply_settings",
     "build_model",
     "call_builder",
+    "compare",
     "get_recipe",
     "import_callable",
     "load_run",
     "load_serving",
     "method_factory",
+    "method_options",
     "methods",
+    "plan",
     "prepare_data",
     "read_config",
     "recipes",
     "register_method",
     "register_recipe",
     "register_task",
+    "resolve_method",
     "run",
     "setting_types",
+    "split_options",
     "task_kind",
     "without_auxiliary_head",
 ]

@@ -103,8 +103,9 @@ class RunConfig:
         data: what it learns from: the data settings of the task, for classification a `DataConfig`.
         training: how it is trained.
         budget: what the final network may cost, as `apical.Budget` reads it.
-        growth: how it grows; the other methods read `divisor` only.
+        growth: how it grows; other methods read `divisor` and `seed` only.
         method: a name in `methods()`: ``"grown"``, ``"dense"``, ``"uniform"``, …
+        method_options: the method's own settings, by name; ``--set method.prune_at=0.6`` sets one.
         task: the kind of problem: ``"classification"``, …
 
     Example:
@@ -120,6 +121,7 @@ class RunConfig:
     budget: str
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     method: str = "grown"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
     task: str = "classification"
 
     def __post_init__(self) -> None:

@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.baselines import ISS, Dense, Uniform
+from apical.baselines import (
+    ISS,
+    L1,
+    AutoGrow,
+    AutoGrowConfig,
+    Dense,
+    ISSConfig,
+    L1Config,
+    Slimming,
+    SlimmingConfig,
+    SoftConfig,
+    SoftFilterPruning,
+    Taylor,
+    TaylorConfig,
+    ThiNet,
+    ThiNetConfig,
+    Uniform,
+)
 from apical.errors import ConfigError
-from apical.growth import Grower
+from apical.growth import Grower, GrowthConfig
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import nearest
+from apical.recipes._fields import build, nearest
 from apical.training import GrowthMethod, MethodFactory
 
+T = TypeVar("T")
 Assemble = Callable[[RunConfig, tuple[Tensor, ...]], MethodFactory]
 """Makes a method's factory from a config and the arguments of one call of the model."""
 
 Stepwise = Callable[[RunConfig, tuple[Tensor, ...], int], MethodFactory]
 """Likewise for a method that restructures within epochs; it is told the steps of an epoch, too."""
 
-_METHODS: dict[str, Stepwise] = {}
+Resolve = Callable[[RunConfig], RunConfig]
+"""Completes a config before its run starts, for instance with what another run's folder says."""
 
 
-def register_method(name: str, *, stepwise: bool = False) -> Callable[[Any], Any]:
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    assemble: Stepwise
+    resolve: Resolve
+
+
+_METHODS: dict[str, _Method] = {}
+
+
+def register_method(
+    name: str, resolve: Resolve = lambda config: config, *, stepwise: bool = False
+) -> Callable[[Any], Any]:
     """Let ``--method NAME`` mean what the decorated function, an `Assemble`, assembles.
 
     Args:
-        name: of the method.
+        name: of the method; docs/methods/NAME.md is its card.
         stepwise: whether the function is a `Stepwise` instead.
+        resolve: completes a config of this method before its run starts. It must not change what it completed before.
 
     Raises:
         ConfigError: the name is taken.
@@ -38,7 +71,8 @@ def register_method(name: str, *, stepwise: bool = False) -> Callable[[Any], Any
     def register(assemble: Any) -> Any:
         if name in _METHODS:
             raise ConfigError(f"there is a method {name!r} already")
-        _METHODS[name] = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
+        told = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
+        _METHODS[name] = _Method(told, resolve)
         return assemble
 
     return register
@@ -47,6 +81,15 @@ def register_method(name: str, *, stepwise: bool = False) -> Callable[[Any], Any
 def methods() -> tuple[str, ...]:
     """The names of all methods."""
     return tuple(_METHODS)
+
+
+def resolve_method(config: RunConfig) -> RunConfig:
+    """The config with everything that its method adds to it, so that it can be repeated from itself alone.
+
+    Raises:
+        ConfigError: there is no such method, or what it refers to is not there.
+    """
+    return _method(config.method).resolve(config)
 
 
 def method_factory(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int) -> MethodFactory:
@@ -58,18 +101,54 @@ def method_factory(config: RunConfig, example: tuple[Tensor, ...], steps_per_epo
         steps_per_epoch: optimizer steps of an epoch.
 
     Raises:
-        ConfigError: there is no such method.
+        ConfigError: there is no such method, or it has no such option.
     """
-    if config.method not in _METHODS:
+    return _method(config.method).assemble(config, example, steps_per_epoch)
+
+
+def check_method(name: str) -> None:
+    """Refuse a name that no method has.
+
+    Raises:
+        ConfigError: it names the nearest.
+    """
+    _method(name)
+
+
+def _method(name: str) -> _Method:
+    if name not in _METHODS:
         raise ConfigError(
-            f"method: there is no {config.method!r}{nearest(config.method, _METHODS, '.')} The methods are "
-            f"{', '.join(_METHODS)}."
+            f"method: there is no {name!r}{nearest(name, _METHODS, '.')} The methods are {', '.join(_METHODS)}."
         )
-    return _METHODS[config.method](config, example, steps_per_epoch)
+    return _METHODS[name]
 
 
-@register_method("grown", stepwise=True)
-def _grown(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int) -> MethodFactory:
+def method_options(config: RunConfig, kind: type[T]) -> T:
+    """The options of a config's method; a seed that is not given is that of growth.
+
+    Raises:
+        ConfigError: an option does not exist or cannot have this value.
+    """
+    values = dict(config.method_options)
+    if "seed" in {f.name for f in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+        values.setdefault("seed", config.growth.seed)
+    return build(kind, values, f"method {config.method}")
+
+
+def no_options(config: RunConfig) -> None:
+    """Refuse options.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if config.method_options:
+        raise ConfigError(
+            f"method {config.method} has no options of its own, got {', '.join(config.method_options)}; growth is set "
+            "by growth.NAME"
+        )
+
+
+def _grower(config: RunConfig, growth: GrowthConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         return Grower(
             model,
@@ -77,16 +156,41 @@ def _grown(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int)
             example_inputs=example,
             budget=config.budget,
             epochs=config.training.epochs,
-            steps_per_epoch=steps_per_epoch if config.growth.interval_unit == "steps" else None,
+            steps_per_epoch=steps if growth.interval_unit == "steps" else None,
             copies=copies,
-            config=config.growth,
+            config=growth,
         )
 
     return make
 
 
+@register_method("grown", stepwise=True)
+def _grown(config: RunConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
+    no_options(config)
+    return _grower(config, config.growth, example, steps)
+
+
+def _preset(
+    make: Callable[..., GrowthConfig], config: RunConfig, example: tuple[Tensor, ...], steps: int
+) -> MethodFactory:
+    """Growth by a preset: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
+    shared = ("divisor", "min_units", "grow_depth", "ignore", "seed")
+    preset = make(**{name: getattr(config.growth, name) for name in shared})
+    return _grower(config, GrowthConfig.merged(preset, _tuples(config.method_options)), example, steps)
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+register_method("scs", stepwise=True)(partial(_preset, GrowthConfig.scs))
+register_method("random", stepwise=True)(partial(_preset, GrowthConfig.random))
+
+
 @register_method("dense")
-def _dense(_config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    no_options(config)
+
     def make(model: nn.Module, _optimizer: Optimizer, _copies: Sequence[nn.Module]) -> GrowthMethod:
         return Dense(model, example)
 
@@ -95,6 +199,8 @@ def _dense(_config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
 
 @register_method("uniform")
 def _uniform(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    no_options(config)
+
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         return Uniform(
             model,
@@ -108,17 +214,45 @@ def _uniform(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     return make
 
 
-@register_method("iss")
-def _iss(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+class _Comparator(Protocol):
+    """How the comparators that change the network while it trains are built."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example_inputs: tuple[Tensor, ...],
+        budget: str,
+        epochs: int,
+        config: Any,
+        *,
+        divisor: int,
+        copies: Sequence[nn.Module],
+    ) -> GrowthMethod: ...
+
+
+def _comparator(kind: _Comparator, options: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    own: Any = method_options(config, options)
+
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
-        return ISS(
+        return kind(
             model,
             optimizer,
             example,
             config.budget,
             config.training.epochs,
+            own,
             divisor=config.growth.divisor,
             copies=copies,
         )
 
     return make
+
+
+register_method("l1")(partial(_comparator, L1, L1Config))
+register_method("soft")(partial(_comparator, SoftFilterPruning, SoftConfig))
+register_method("slimming")(partial(_comparator, Slimming, SlimmingConfig))
+register_method("thinet")(partial(_comparator, ThiNet, ThiNetConfig))
+register_method("taylor")(partial(_comparator, Taylor, TaylorConfig))
+register_method("autogrow")(partial(_comparator, AutoGrow, AutoGrowConfig))
+register_method("iss")(partial(_comparator, ISS, ISSConfig))

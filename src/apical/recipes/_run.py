@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
-from apical.recipes._methods import method_factory
+from apical.recipes._methods import method_factory, resolve_method
 from apical.recipes._pictures import remove_pictures
 from apical.recipes._settings import reproducing_command
 from apical.recipes._tasks import Prepared, Serving, task_kind
@@ -66,6 +66,7 @@ def run(
         >>> result.summary["macs_fraction"]
         1.0
     """
+    config = resolve_method(config)
     device = resolve_device(config.training.device)
     kind = task_kind(config.task)
     data = kind.prepare(config.data, config.training)

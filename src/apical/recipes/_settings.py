@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -12,7 +12,8 @@ from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
 from apical.recipes._fields import in_words, nearest, parse, parse_freely
 
-_FIXED = frozenset({"recipe", "task", "model.options"})
+_FIXED = frozenset({"recipe", "task", "model.options", "method_options"})
+_FREE = {"model": "model.options", "method": "method_options"}  # settings whose names the model or method decides
 
 
 def setting_types(config: RunConfig) -> dict[str, Any]:
@@ -41,7 +42,8 @@ def apply_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
 
     A key is a dotted name (``training.optimizer.lr``) or its end, where only one setting ends so (``lr``). Two are
     more than the field that they name: ``epochs`` also moves warm-up and milestones in proportion, ``seed`` sets the
-    seeds of training and growth. ``model.ANYTHING`` is a keyword argument of the model.
+    seeds of training and growth. ``model.ANYTHING`` is a keyword argument of the model, ``method.ANYTHING`` an option
+    of the method.
 
     Args:
         config: is not changed.
@@ -102,7 +104,9 @@ def _flat(config: RunConfig) -> dict[str, str]:
         for part in name.split("."):
             value = value[part]
         found[name] = _as_text(value)
-    return found | {f"model.{name}": _as_text(value) for name, value in content["model"]["options"].items()}
+    found |= {f"model.{name}": _as_text(value) for name, value in content["model"]["options"].items()}
+    options = content["method_options"].items()  # those that hold no single value follow from those that do
+    return found | {f"method.{k}": _as_text(v) for k, v in options if not isinstance(v, (Mapping, list, tuple))}
 
 
 def _as_text(value: Any) -> str:
@@ -121,8 +125,9 @@ def _split(text: str) -> tuple[str, str]:
 def _resolve(key: str, types: dict[str, Any]) -> str:
     if key in types or key == "seed":
         return key
-    if key.startswith("model.") and key.count(".") == 1:
-        return "model.options." + key.removeprefix("model.")
+    owner, dot, option = key.partition(".")
+    if dot and owner in _FREE and "." not in option:
+        return f"{_FREE[owner]}.{option}"
     found = [name for name in types if name.endswith("." + key)]
     if len(found) == 1:
         return found[0]

@@ -1,7 +1,31 @@
-"""A run as a page for people: charts, tables and settings in one HTML file that needs nothing else."""
+"""Runs as pages for people: charts, tables and settings in one HTML file that needs nothing else."""
 
+from apical.reporting._compare_page import render_markdown, write_comparison
+from apical.reporting._comparison import BATCHES, Comparison, Latency, MethodRow, Run, cost_curve, rows
 from apical.reporting._page import render_report, write_report
 from apical.reporting._read import RunRecord, read_run
+from apical.reporting._statistics import Difference, MeanStd, difference, mean_std
 from apical.reporting._svg import Series, heat_strip, line_chart
 
-__all__ = ["RunRecord", "Series", "heat_strip", "line_chart", "read_run", "render_report", "write_report"]
+__all__ = [
+    "BATCHES",
+    "Comparison",
+    "Difference",
+    "Latency",
+    "MeanStd",
+    "MethodRow",
+    "Run",
+    "RunRecord",
+    "Series",
+    "cost_curve",
+    "difference",
+    "heat_strip",
+    "line_chart",
+    "mean_std",
+    "read_run",
+    "render_markdown",
+    "render_report",
+    "rows",
+    "write_comparison",
+    "write_report",
+]

@@ -1,10 +1,35 @@
 """The page's style sheet: system fonts, light and dark by the reader's setting."""
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2129; --soft: #5c6470; --paper: #ffffff; --line: #e1e4e9; --panel: #f5f6f8;
-  --c1: #1f6feb; --c2: #d97706; --c3: #0f8a5f; --c4: #8b5cf6; }
+_LIGHT = ("#1f6feb", "#d97706", "#0f8a5f", "#8b5cf6", "#d1345b", "#0891b2", "#a16207", "#64748b", "#be185d", "#4d7c0f",
+          "#7c3aed", "#334155")  # fmt: skip
+_DARK = ("#6aa5ff", "#f5a94a", "#46c796", "#b79bff", "#ff7a9c", "#4fd1ea", "#e0b84c", "#a3b1c6", "#f472b6", "#a3d154",
+         "#c4a7ff", "#cbd5e1")  # fmt: skip
+
+
+def _variables(colours: tuple[str, ...]) -> str:
+    return " ".join(f"--c{number}: {colour};" for number, colour in enumerate(colours, 1))
+
+
+def _rules() -> str:
+    """The classes of each colour: lines, dots and keys of charts."""
+    return "\n".join(
+        f".line.c{n} {{ stroke: var(--c{n}); }} .dot.c{n} {{ fill: var(--c{n}); }} "
+        f".k{n}::before {{ background: var(--c{n}); }}"
+        for n in range(1, len(_LIGHT) + 1)
+    )
+
+
+STYLE = (
+    f"""
+:root {{ {_variables(_LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(_DARK)} }} }}
+{_rules()}
+"""
+    + """
+:root { color-scheme: light dark; --ink: #1d2129; --soft: #5c6470; --paper: #ffffff; --line: #e1e4e9;
+  --panel: #f5f6f8; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa3af; --paper: #14171c; --line: #2c323b;
-  --panel: #1c2027; --c1: #6aa5ff; --c2: #f5a94a; --c3: #46c796; --c4: #b79bff; } }
+  --panel: #1c2027; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
@@ -19,15 +44,10 @@ figure { margin: 0; } figcaption { font-weight: 600; margin-bottom: 4px; }
 svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); } .axis { fill: var(--soft); font-size: 11px; } .end { text-anchor: end; }
 .mid { text-anchor: middle; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.line.c1 { stroke: var(--c1); } .line.c2 { stroke: var(--c2); } .line.c3 { stroke: var(--c3); }
-.line.c4 { stroke: var(--c4); }
-.dot { fill-opacity: 0; } .dot:hover { fill-opacity: 1; }
-.dot.c1 { fill: var(--c1); } .dot.c2 { fill: var(--c2); } .dot.c3 { fill: var(--c3); } .dot.c4 { fill: var(--c4); }
+.dot { fill-opacity: 0; } .dot:hover, .lone { fill-opacity: 1; }
 .key { font-weight: 400; font-size: 13px; color: var(--soft); margin-left: 12px; }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px;
   margin-right: 5px; vertical-align: middle; }
-.k1::before { background: var(--c1); } .k2::before { background: var(--c2); }
-.k3::before { background: var(--c3); } .k4::before { background: var(--c4); }
 .cell { fill: var(--c1); }
 .trio { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 6px; max-width: 980px;
   margin: 0 0 18px; }
@@ -43,3 +63,4 @@ th { color: var(--soft); font-weight: 600; } .num { text-align: right; font-vari
 pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; overflow-x: auto; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; }
 """
+)

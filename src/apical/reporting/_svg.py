@@ -14,7 +14,7 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: its name, its (x, y) points, and the number of its colour (1 to 4)."""
+    """A line of a chart: its name, its (x, y) points, and the number of its colour (1 to 12)."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -37,14 +37,17 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_chart(title: str, series: Sequence[Series], unit: str = "", from_zero: bool = True) -> str:
-    """Lines over epochs, with axes, a legend, and the values as tooltips.
+def line_chart(
+    title: str, series: Sequence[Series], unit: str = "", from_zero: bool = True, across: str = "epoch {:g}"
+) -> str:
+    """Lines over epochs (or whatever lies across), with axes, a legend, and the values as tooltips.
 
     Args:
         title: shown above, and read out by screen readers.
         series: lines; those without points are left out.
         unit: behind the numbers.
         from_zero: whether the vertical axis starts at 0.
+        across: how a point's place on the horizontal axis is told.
 
     Returns:
         A ``<figure>``; empty text if there is nothing to draw.
@@ -74,11 +77,13 @@ def line_chart(title: str, series: Sequence[Series], unit: str = "", from_zero: 
     for line in drawn:
         corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
         parts.append(f'<polyline class="line c{line.colour}" points="{corners}"/>')
+        alone = " lone" if len(line.points) == 1 else ""  # no line shows where it is
         for point in line.points:
             x, y = place(*point)
-            label = escape(f"epoch {point[0]:g}, {line.name}: {point[1]:.4g}{unit}")
+            label = escape(f"{across.format(point[0])}, {line.name}: {point[1]:.4g}{unit}")
             parts.append(
-                f'<circle class="dot c{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{label}</title></circle>'
+                f'<circle class="dot{alone} c{line.colour}" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{label}</title>'
+                "</circle>"
             )
     legend = "".join(f'<span class="key k{s.colour}">{escape(s.name)}</span>' for s in drawn)
     return (

@@ -1,0 +1,132 @@
+"""From scores to kept units: by given widths, or by one threshold for all groups that meets the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from apical.budget import BoundBudget, Budget
+from apical.errors import BudgetError
+from apical.structure import Structure
+
+TOLERANCE = 0.002  # a network may exceed its target by this fraction, so that it can end nearest to it
+
+LEAST_FRACTION = 0.1  # of a group's units, which methods that choose the ratio themselves leave in any case
+
+Scores = Mapping[str, Tensor]
+"""By group name, a score for every unit of the template, the larger the better; -inf for absent units  # (size,)"""
+
+
+def strongest(scores: Scores, widths: Mapping[str, int]) -> dict[str, list[int]]:
+    """The units with the largest scores of each group, as many as its width; the first ones of equals.
+
+    Example:
+        >>> strongest({"a": torch.tensor([0.3, 0.1, 0.2])}, {"a": 2})
+        {'a': [0, 2]}
+    """
+    return {
+        name: sorted(torch.argsort(scores[name], descending=True, stable=True)[:width].tolist())
+        for name, width in widths.items()
+    }
+
+
+def fewest(structure: Structure, fraction: float, divisor: int = 1) -> dict[str, int]:
+    """The fewest units that a group may be left with: a fraction of its size, at least one, rounded up to the divisor.
+
+    A threshold for all groups can empty one and cut the network in two; this is what prevents it.
+    """
+    least = {}
+    for group in structure.groups:
+        step = divisor if group.size >= 2 * divisor else 1
+        least[group.name] = min(group.size, step * ceil(max(1.0, fraction * group.size) / step))
+    return least
+
+
+def sparing_streams(structure: Structure, budget: Budget | str, fraction: float, divisor: int = 1) -> dict[str, int]:
+    """The same, with residual streams left whole if the other groups alone can be narrow enough for the budget.
+
+    What publications do: a channel of a stream is read and written by many layers, so that removing it at once does
+    more harm. Where it must be (no other groups, a tight budget), streams are pruned like the rest.
+
+    Raises:
+        BudgetError: the budget cannot be met even then.
+    """
+    least = fewest(structure, fraction, divisor)
+    spared = least | {group.name: group.size for group in structure.groups if group.role == "stream"}
+    try:
+        BoundBudget(Budget.of(budget), structure, minimum=spared, fixed_blocks=True)
+    except BudgetError:
+        return least
+    return spared
+
+
+def by_threshold(
+    bound: BoundBudget, scores: Scores, least: Mapping[str, int], load: float = 1.0, divisor: int = 1
+) -> dict[str, list[int]]:
+    """Units above one threshold for all groups, the lowest threshold whose network costs at most ``load``.
+
+        keep_g = { u : s_gu ≥ τ },   τ = inf { τ : cost(keep(τ)) ≤ load · budget }
+
+    What rounding leaves of the budget is filled group by group with the best units that still fit.
+
+    Args:
+        bound: the budget, which prices networks.
+        scores: of the units; comparable between groups.
+        least: the fewest units that stay of each group, whatever their scores.
+        load: the cost to reach, as a fraction of the budget.
+        divisor: widths are multiples of it in groups of at least two steps.
+
+    Returns:
+        Kept positions by group name.
+
+    Example:
+        >>> import apical
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> bound = BoundBudget(apical.Budget("50% macs"), apical.trace(net, torch.zeros(1, 3)))
+        >>> by_threshold(bound, {"0": torch.arange(8.0)}, {"0": 1})
+        {'0': [4, 5, 6, 7]}
+    """
+    names = [group.name for group in bound.structure.groups]
+    present = {name: int((scores[name] > -torch.inf).sum()) for name in names}
+    owner = torch.cat([torch.full((present[name],), i) for i, name in enumerate(names)])
+    ranked = torch.cat([scores[name][scores[name] > -torch.inf].double().cpu() for name in names])
+    order = owner[torch.argsort(ranked, descending=True, stable=True)]  # the group of each unit, best first
+
+    def at(taken: int) -> dict[str, int]:
+        counts = torch.bincount(order[:taken], minlength=len(names)).tolist()
+        return {name: _rounded(n, present[name], least[name], divisor) for name, n in zip(names, counts, strict=True)}
+
+    low, high = 0, len(order)
+    while low < high:  # the most units whose network is not too dear
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if bound.load(at(middle)) <= load * (1 + TOLERANCE) else (low, middle - 1)
+    return strongest(scores, _filled(bound, at(low), present, order[low:].tolist(), load, divisor))
+
+
+def _rounded(count: int, present: int, least: int, divisor: int) -> int:
+    step = divisor if present >= 2 * divisor else 1
+    return present if count >= present else max(min(least, present), count - count % step)
+
+
+def _filled(
+    bound: BoundBudget,
+    widths: dict[str, int],
+    present: Mapping[str, int],
+    waiting: list[int],
+    load: float,
+    divisor: int,
+) -> dict[str, int]:
+    """Wider where a step still fits, groups in the order of their best waiting unit, until none fits."""
+    names = list(widths)
+    for index in dict.fromkeys(waiting):
+        name = names[index]
+        step = divisor if present[name] >= 2 * divisor else 1
+        while widths[name] < present[name]:
+            wider = {**widths, name: min(present[name], widths[name] + step)}
+            if bound.load(wider) > load * (1 + TOLERANCE):
+                break
+            widths = wider
+    return widths

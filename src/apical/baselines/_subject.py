@@ -1,0 +1,142 @@
+"""What a comparator works on: the model with its optimizer and copies, its structure, and what of it is present."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from apical.baselines._record import network_record
+from apical.errors import CheckpointError, ConfigError
+from apical.resizing import DormantStore, Selection, TemplateMap, lookup, resize_, trace
+from apical.structure import Keep, ParamSlice, Structure
+
+
+class Subject:
+    """The model under comparison. All comparators resize it, price it and save its shape in this one way.
+
+    Args:
+        model: the full-size model; it is resized in place.
+        optimizer: its optimizer; None for none.
+        example_inputs: positional arguments of one call with one example.
+        copies: further models to resize alike.
+        structure: of the model, if it is known already.
+
+    Attributes:
+        selection: what is present now.
+
+    Raises:
+        TraceError: the model cannot be analysed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> subject = Subject(net, None, torch.zeros(1, 3))
+        >>> subject.resize_({"0": [1, 5]})
+        >>> net[0].out_features, subject.record()["macs_fraction"]
+        (2, 0.25)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        example_inputs: Tensor | Sequence[Any],
+        copies: Sequence[nn.Module] = (),
+        structure: Structure | None = None,
+    ) -> None:
+        self.structure = trace(model, example_inputs) if structure is None else structure
+        self.model, self.optimizer, self._copies = model, optimizer, tuple(copies)
+        self.selection = Selection.full(self.structure)
+        self._template = TemplateMap(self.structure)
+        self._store: DormantStore | None = DormantStore()
+
+    def resize_(self, keep: Keep, skip: Iterable[str] = ()) -> None:
+        """Resize model, optimizer and copies; what leaves waits, and comes back as it was."""
+        if self._store is None:
+            raise ConfigError("this comparator has finished: what was removed is released; make a new one")
+        resize_(self.model, self.structure, keep, skip, self.optimizer, self._store, copies=self._copies)
+        assert self._store.selection is not None
+        self.selection = self._store.selection
+
+    def record(self) -> dict[str, Any]:
+        """Cost, widths and blocks of the present network."""
+        return network_record(self.structure, self.selection.keep, sorted(self.selection.skip))
+
+    def rows(self, group: str, part: ParamSlice) -> Rows | None:
+        """Where the present units of a group lie in a live tensor; None if that is absent or a buffer."""
+        if not self._template.present(part.tensor, self.selection):
+            return None
+        tensor = lookup(self.model, self._template.live_names(part.tensor, self.selection)[0])
+        if not isinstance(tensor, nn.Parameter):
+            return None
+        positions = part.index[list(self.selection.keep[group])]  # (units, positions per unit)
+        index = self._template.index(part.tensor, self.selection)
+        if part.dim in index:
+            positions = torch.searchsorted(index[part.dim], positions)
+        return Rows(part.tensor, tensor, part.dim, positions.to(tensor.device))
+
+    def release(self) -> None:
+        """Forget what was removed."""
+        self._store = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The present shape, and the values that wait, in tensors and plain containers."""
+        return {
+            "groups": {group.name: group.size for group in self.structure.groups},
+            "keep": {name: list(kept) for name, kept in self.selection.keep.items()},
+            "skip": sorted(self.selection.skip),
+            "store": {} if self._store is None else self._store.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resize to a saved shape; load the state dicts of model and optimizer after this.
+
+        Raises:
+            CheckpointError: the state belongs to another model; nothing has changed then.
+        """
+        own = {group.name: group.size for group in self.structure.groups}
+        if state.get("groups") != own:
+            raise CheckpointError(
+                f"the saved state belongs to another model: its channel groups are {state.get('groups')}, those of "
+                f"this model {own}"
+            )
+        self.resize_(state["keep"], state["skip"])
+        assert self._store is not None
+        self._store.load_state_dict(state["store"])
+
+
+class Rows:
+    """The part of a parameter that belongs to each of a group's present units.
+
+    Attributes:
+        name: of the parameter in the template.
+        tensor: the live parameter.
+        dim: the dimension that the units share out.
+        index: positions along it  # (units, positions per unit)
+    """
+
+    def __init__(self, name: str, tensor: nn.Parameter, dim: int, index: Tensor) -> None:
+        self.name, self.tensor, self.dim, self.index = name, tensor, dim, index
+
+    def of(self, values: Tensor) -> Tensor:
+        """The units' parts of a tensor that is shaped like the parameter  # (units, elements of one)"""
+        return values.detach().index_select(self.dim, self.index.reshape(-1)).movedim(self.dim, 0).reshape(
+            len(self.index), -1
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def zero_(self, units: Tensor) -> None:
+        """Set the parts of some units to zero, in place. Units count among the present ones  # (n,) int64"""
+        self.tensor.index_fill_(self.dim, self.index[units.to(self.index.device)].reshape(-1), 0)
+
+    @torch.no_grad()
+    def scale_(self, factors: Tensor) -> None:
+        """Multiply the part of every unit by its factor, in place  # (units,)"""
+        vector = torch.ones(self.tensor.shape[self.dim], dtype=self.tensor.dtype, device=self.tensor.device)
+        per_unit = factors.to(vector).repeat_interleave(self.index.shape[1])
+        vector[self.index.reshape(-1)] = per_unit
+        shape = [-1 if d == self.dim else 1 for d in range(self.tensor.dim())]
+        self.tensor.mul_(vector.view(shape))

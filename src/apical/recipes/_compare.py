@@ -1,0 +1,243 @@
+"""Several methods and seeds of one recipe, one run after the other, and what came out side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apical.errors import CheckpointError, ConfigError
+from apical.recipes._config import RunConfig
+from apical.recipes._fields import parse_freely
+from apical.recipes._latency import network_latencies
+from apical.recipes._methods import check_method, methods, resolve_method
+from apical.recipes._run import load_run, read_config, run
+from apical.recipes._settings import reproducing_command
+from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
+from apical.training import Progress, describe_device, resolve_device, versions
+
+FINAL = ("final-same-epochs", "final-same-macs")
+Options = Mapping[str, Mapping[str, Any]]
+GROWN = ("grown", "scs", "random", "autogrow")  # whose final architecture those two repeat, the first that is compared
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a comparison.
+
+    Attributes:
+        method: its method.
+        seed: of training and growth.
+        folder: its run folder.
+        config: of the run, not yet resolved.
+    """
+
+    method: str
+    seed: int
+    folder: Path
+    config: RunConfig
+
+
+def split_options(settings: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """``key=value`` texts of all runs, and the options of single methods among them (``METHOD.OPTION=value``).
+
+    Example:
+        >>> split_options(["lr=0.05", "slimming.penalty=1e-3"])
+        (['lr=0.05'], {'slimming': {'penalty': 0.001}})
+    """
+    shared: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        key, _, value = text.partition("=")
+        owner, dot, option = key.strip().partition(".")
+        if dot and owner in methods():
+            options.setdefault(owner, {})[option] = parse_freely(value.strip())
+        else:
+            shared.append(text)
+    return shared, options
+
+
+def plan(
+    config: RunConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: str | Path,
+    options: Options | None = None,
+) -> list[Planned]:
+    """The runs of a comparison in the order in which they are done: seed by seed, and methods that repeat another's
+    final architecture after it.
+
+    Args:
+        config: what all runs share.
+        methods: names of methods.
+        seeds: of training and growth.
+        out: folder of the comparison; runs lie in ``out/METHOD-seedN``.
+        options: of single methods, by name.
+
+    Raises:
+        ConfigError: a method does not exist, there is none, something is named twice, options are for no method that
+            is compared, or an architecture to repeat is missing.
+
+    Example:
+        >>> from apical.recipes import get_recipe
+        >>> runs = plan(get_recipe("digits"), ["final-same-macs", "grown"], [0], "out")
+        >>> [(planned.method, str(planned.folder)) for planned in runs]
+        [('grown', 'out/grown-seed0'), ('final-same-macs', 'out/final-same-macs-seed0')]
+    """
+    for name, values in (("methods", methods), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise ConfigError(f"{name}: got {', '.join(map(str, values)) or 'none'}; expected each once, at least one")
+    for method in methods:
+        check_method(method)
+    options = options or {}
+    lost = [name for name in options if name not in methods]
+    if lost or config.method_options:
+        raise ConfigError(
+            f"options of methods: got some for {', '.join(lost) or 'no method in particular'}; expected METHOD.OPTION "
+            f"of one that is compared ({', '.join(methods)}), for example --set {methods[0]}.seed=1"
+        )
+    source = next((name for name in GROWN if name in methods), None)
+    repeats = [name for name in methods if name in FINAL]
+    if source is None and any("run" not in options.get(name, {}) for name in repeats):
+        raise ConfigError(
+            f"methods: {repeats[0]} repeats the final architecture of another method; add one of {', '.join(GROWN)}"
+        )
+    ordered = [name for name in methods if name not in FINAL] + repeats
+    return [
+        _planned(config, method, seed, Path(out), source, options.get(method, {}))
+        for seed in seeds
+        for method in ordered
+    ]
+
+
+def _planned(
+    config: RunConfig, method: str, seed: int, out: Path, source: str | None, options: Mapping[str, Any]
+) -> Planned:
+    repeated = {"run": str(out / f"{source}-seed{seed}")} if method in FINAL else {}
+    own = dataclasses.replace(config.with_seed(seed), method=method, method_options={**repeated, **options})
+    return Planned(method, seed, out / f"{method}-seed{seed}", own)
+
+
+def compare(
+    config: RunConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: str | Path,
+    *,
+    options: Options | None = None,
+    overwrite: bool = False,
+    progress: Callable[[], Progress] | None = None,
+    message: Callable[[str], None] | None = None,
+    latency: bool = True,
+) -> Comparison:
+    """Do all runs, go on with those that were stopped, leave finished ones alone, and write one table and one page.
+
+    Args:
+        config: what all runs share; its method and seed are not used.
+        methods: names of methods; the first is what the others are compared with.
+        seeds: of training and growth.
+        out: folder of the comparison; receives METHOD-seedN, compare.json, compare.md and compare.html.
+        options: of single methods, by name: ``{"slimming": {"penalty": 1e-3}}``.
+        overwrite: do runs again that were done with other settings; else they are refused.
+        progress: makes what people see of a run.
+        message: called with a line about each run.
+        latency: whether to measure the final networks.
+
+    Returns:
+        What was compared.
+
+    Raises:
+        ConfigError, DataError, BudgetError, CheckpointError, TrainingError, Interrupted: as `run`; the same call goes
+            on where it stopped.
+    """
+    planned = plan(config, methods, seeds, out, options)
+    for number, item in enumerate(planned, 1):
+        where = f"{item.method}, seed {item.seed} ({number} of {len(planned)})"
+        done = _do(item, overwrite, progress)
+        if message is not None:
+            message(f"{where}: {done}")
+    command = _command(config, methods, seeds, Path(out), options or {})
+    return _summed_up(config, planned, Path(out), methods[0], latency, command)
+
+
+def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None) -> str:
+    """Do a run unless it is done; returns what was done in words."""
+    config, folder = resolve_method(item.config), item.folder
+    started = (folder / "config.json").exists()
+    if started and _changes(config, folder):
+        if not overwrite:
+            raise CheckpointError(
+                f"{folder} holds a run with other settings: {'; '.join(_changes(config, folder))}. Choose another "
+                "folder with --out, or do it again with --overwrite."
+            )
+        started = False
+    if started and (folder / "summary.json").exists():
+        return "done before"
+    run(config, folder, resume=started, overwrite=overwrite and not started, progress=progress and progress())
+    return "resumed and done" if started else "done"
+
+
+def _changes(config: RunConfig, folder: Path) -> list[str]:
+    """What differs from the run in a folder, where data and device do not count."""
+    own, other = (dict(_flat(_comparable(c))) for c in (config, read_config(folder)))
+    return [f"{k} was {other.get(k)!r} and is {own.get(k)!r}" for k in {**own, **other} if own.get(k) != other.get(k)]
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    content = config.to_mapping()
+    content["training"].pop("device")
+    content["data"].pop("path", None)
+    content["method_options"].pop("run", None)
+    return content
+
+
+def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, list(content) if isinstance(content, tuple) else content
+
+
+def _summed_up(
+    config: RunConfig, planned: Sequence[Planned], out: Path, reference: str, latency: bool, command: str
+) -> Comparison:
+    device = resolve_device(config.training.device)
+    records = {(item.method, item.seed): read_run(item.folder) for item in planned}
+    measured: dict[tuple[str, int], dict[int, Latency]] = {key: {} for key in records}
+    dense: dict[int, Latency] = {}
+    if latency:
+        loaded = {(item.method, item.seed): load_run(item.folder) for item in planned}
+        networks = {key: model for key, (model, _, _) in loaded.items()}
+        _, full_model, example = next(iter(loaded.values()))
+        whole = ("", -1)  # the full model, whose weights do not matter here
+        measured = network_latencies({whole: full_model, **networks}, example, device)
+        dense = measured.pop(whole)
+    comparison = Comparison(
+        title=f"{config.recipe} · {config.budget}",
+        epochs=config.training.epochs,
+        reference=reference,
+        metric=next(iter(records.values())).metric,
+        runs=[Run(method, seed, record, measured[method, seed]) for (method, seed), record in records.items()],
+        dense_latency=dense,
+        facts={
+            "device": describe_device(device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "command": command,
+        },
+    )
+    write_comparison(comparison, out)
+    return comparison
+
+
+def _command(config: RunConfig, methods: Sequence[str], seeds: Sequence[int], out: Path, options: Options) -> str:
+    shared = dataclasses.replace(config, method="grown").with_seed(0)
+    own = [f"--set {shlex.quote(f'{m}.{k}={v}')}" for m, values in options.items() for k, v in values.items()]
+    command = reproducing_command(shared, out).replace("apical train", "apical compare", 1)
+    return " ".join([command, *own, "--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))])

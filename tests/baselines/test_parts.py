@@ -1,0 +1,394 @@
+"""What each comparator computes, against slow and obviously right versions of its paper's formula."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import apical
+from apical import models, trace
+from apical.baselines import (
+    L1,
+    AutoGrow,
+    AutoGrowConfig,
+    Final,
+    L1Config,
+    Slimming,
+    SlimmingConfig,
+    SoftConfig,
+    SoftFilterPruning,
+    Subject,
+    Taylor,
+    TaylorConfig,
+    ThiNet,
+    ThiNetConfig,
+    blocks_in_turn,
+    by_threshold,
+    fewest,
+    filter_norms,
+    gate_products,
+    greedy_removal,
+    rescaling,
+    strongest,
+    uniform_keep,
+)
+from apical.baselines._reconstruct import gram_of, readers_of
+from apical.budget import BoundBudget, Budget
+from apical.errors import ConfigError
+from apical.resizing import zero_gates_
+from growth.cases import built, example, sgd, step, structure_of
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+def plain_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 5, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(),
+        nn.Flatten(), nn.Linear(5 * 16, 4),
+    )  # fmt: skip
+
+
+# ---- choosing -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.25, 0.5, 0.9]), st.sampled_from([1, 2, 4]))
+def test_one_threshold_separates_kept_from_removed_units(seed: int, share: float, divisor: int) -> None:
+    structure = structure_of("plain")
+    generator = torch.Generator().manual_seed(seed)
+    scores = {g.name: torch.rand(g.size, generator=generator) for g in structure.groups}
+    least = fewest(structure, 0.1, divisor)
+    bound = BoundBudget(Budget(macs=share), structure, minimum=least)
+    keep = by_threshold(bound, scores, least, 1.0, divisor)
+    assert 0.9 <= bound.load(keep) <= 1.002
+    for group in structure.groups:
+        kept = keep[group.name]
+        assert least[group.name] <= len(kept)
+        assert len(kept) % divisor == 0 or len(kept) == group.size
+        gone = sorted(set(range(group.size)) - set(kept))
+        assert not gone or scores[group.name][kept].min() >= scores[group.name][gone].max()
+    if divisor == 1:  # no two groups could trade: the weakest kept unit and the strongest removed one
+        free = [g.name for g in structure.groups if len(keep[g.name]) > least[g.name]]
+        weakest = min((scores[n][keep[n]].min().item(), n) for n in free)
+        for group in structure.groups:
+            gone = sorted(set(range(group.size)) - set(keep[group.name]))
+            if gone and scores[group.name][gone].max() > weakest[0]:
+                wider = {n: len(k) for n, k in keep.items()}
+                wider[group.name] += 1
+                assert bound.load(wider) > 1.002  # better, but too dear
+
+
+def test_absent_units_stay_away_and_loads_above_one_are_met() -> None:
+    structure = structure_of("plain")
+    bound = BoundBudget(Budget("50% macs"), structure)
+    scores = {g.name: torch.arange(g.size).double() for g in structure.groups}
+    for values in scores.values():
+        values[-3:] = -torch.inf
+    keep = by_threshold(bound, scores, dict.fromkeys(scores, 1), load=1.5)
+    assert 1.4 < bound.load(keep) <= 1.503
+    assert all(max(kept) < len(scores[name]) - 3 for name, kept in keep.items())
+    assert strongest({"a": torch.tensor([1.0, 3.0, 3.0, 2.0])}, {"a": 2}) == {"a": [1, 2]}
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+def test_filter_norms_are_those_of_the_rows() -> None:
+    net = plain_net()
+    subject = Subject(net, None, IMAGE)
+    norms = filter_norms(subject, 1)
+    assert torch.allclose(norms["0"], net[0].weight.double().abs().sum((1, 2, 3)))
+    subject.resize_({"0": [1, 4, 5], "3": [0, 2]})
+    norms = filter_norms(subject, 2)
+    assert torch.allclose(norms["3"][[0, 2]], net[3].weight.double().flatten(1).norm(dim=1))
+    assert norms["3"].isinf().tolist() == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["residual", "plain", "lstm", "gpt"])
+def test_gate_products_are_the_derivative_to_explicit_gates(name: str) -> None:
+    model = built(name).double()
+    structure = structure_of(name)
+    subject = Subject(model, None, example(name), structure=structure)
+    inputs = example(name)
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+
+    def loss(net: nn.Module) -> Tensor:
+        out = torch.func.functional_call(net, dict(net.named_parameters()), (inputs,))
+        return (out[0] if isinstance(out, tuple) else out).square().mean()
+
+    loss(model.eval()).backward()
+    products = gate_products(subject)
+    for group in structure.groups:
+        gates = torch.ones(group.size, dtype=torch.float64, requires_grad=True)
+        gated = {n: p.detach() for n, p in model.named_parameters()}
+        for part in group.gate_site:
+            tensor = gated[part.tensor]
+            factor = torch.ones(tensor.shape[part.dim], dtype=torch.float64)
+            positions = part.index
+            factor = factor.index_copy(
+                0, positions.reshape(-1), gates.repeat_interleave(positions.shape[1]).to(torch.float64)
+            )
+            shape = [-1 if d == part.dim else 1 for d in range(tensor.dim())]
+            gated[part.tensor] = tensor * factor.view(shape)
+        out = torch.func.functional_call(model, gated, (inputs,))
+        ((out[0] if isinstance(out, tuple) else out).square().mean()).backward()
+        assert gates.grad is not None
+        assert torch.allclose(products[group.name], gates.grad, rtol=1e-8, atol=1e-12), group.name
+
+
+# ---- l1 and soft ----------------------------------------------------------------------------------------------------
+
+
+def test_l1_keeps_the_largest_filters_and_its_controls_others() -> None:
+    kept = {}
+    for order in ("smallest", "largest", "random"):
+        model = built("plain")
+        method = L1(model, sgd(model), example("plain"), "50% macs", 2, L1Config(order=order),
+                    structure=structure_of("plain"))  # fmt: skip
+        norms = filter_norms(method._subject, 1)
+        method.end_epoch()
+        kept[order] = {n: set(k) for n, k in method._subject.selection.keep.items()}
+        assert {n: len(k) for n, k in kept[order].items()} == method.widths
+    for name, norm in norms.items():
+        every = set(range(len(norm)))
+        assert norm[sorted(kept["smallest"][name])].min() >= norm[sorted(every - kept["smallest"][name])].max()
+        assert norm[sorted(kept["largest"][name])].max() <= norm[sorted(every - kept["largest"][name])].min()
+    assert kept["random"] != kept["smallest"]
+
+
+def test_soft_zeroes_filters_which_grow_again_and_are_removed_before_the_last_epoch() -> None:
+    model = built("residual")
+    optimizer = sgd(model, weight_decay=0.0)
+    method = SoftFilterPruning(model, optimizer, example("residual"), "50% macs", 4, structure=structure_of("residual"))
+    full = sum(p.numel() for p in model.parameters())
+    step(model.train(), optimizer, "residual", 0)
+    norms = model.layer1[0].bn1.weight.clone()
+    method.end_epoch()
+    rows = model.layer1[0].conv1.weight.flatten(1).norm(dim=1)
+    assert int((rows == 0).sum()) == 8 - method.widths["layer1.0.conv1"] > 0
+    assert torch.equal(model.layer1[0].bn1.weight, norms)
+    for i in range(3):
+        step(model, optimizer, "residual", i)
+    assert (model.layer1[0].conv1.weight.flatten(1).norm(dim=1) > 0).all()
+    method.end_epoch()
+    assert sum(p.numel() for p in model.parameters()) == full
+    method.end_epoch()
+    assert sum(p.numel() for p in model.parameters()) < full
+    hard = built("residual")
+    SoftFilterPruning(hard, sgd(hard), example("residual"), "50% macs", 4, SoftConfig(hard=True),
+                      structure=structure_of("residual")).end_epoch()  # fmt: skip
+    assert sum(p.numel() for p in hard.parameters()) < full
+
+
+# ---- slimming and taylor --------------------------------------------------------------------------------------------
+
+
+def test_the_slimming_penalty_is_the_l1_norm_of_the_scales() -> None:
+    model, reference = built("residual"), built("residual")
+    optimizer, other = sgd(model), sgd(reference)
+    method = Slimming(model, optimizer, example("residual"), "50% macs", 4, SlimmingConfig(penalty=0.01),
+                      structure=structure_of("residual"))  # fmt: skip
+    scales = [m.weight for m in reference.modules() if isinstance(m, nn.BatchNorm2d)]
+    for i in range(3):
+        step(model.train(), optimizer, "residual", i)
+        reference.train()
+        inputs = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(i))
+        labels = torch.randint(5, (4,), generator=torch.Generator().manual_seed(i + 1))
+        loss = F.cross_entropy(reference(inputs), labels) + 0.01 * sum(s.abs().sum() for s in scales)
+        other.zero_grad()
+        loss.backward()
+        other.step()
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    method.finish()
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_slimming_removes_the_channels_with_the_smallest_scales() -> None:
+    model = plain_net()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.9, 0.01, 0.8, 0.02, -0.7, 0.03]))
+        model[4].weight.copy_(torch.tensor([0.5, 0.6, -0.04, 0.7, 0.8]))
+    method = Slimming(model, sgd(model), IMAGE, "48% macs", 2)
+    method.end_epoch()
+    kept = method._subject.selection.keep
+    assert kept["0"] == (0, 2, 4)
+    assert kept["3"] == (0, 1, 3, 4)
+
+
+def test_taylor_scores_a_removal_by_its_first_order_effect() -> None:
+    """With a loss that is linear in the gates the estimate is exact: I = (loss without − loss)²."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.randn(7, 3, dtype=torch.float64)
+    method = Taylor(model, optimizer, torch.zeros(1, 3).double(), "50% macs", 4, TaylorConfig(0.0, 0.5))
+    model(x).mean().backward()
+    optimizer.step()
+    before = model(x).mean()
+    exact = []
+    for unit in range(6):
+        twin = copy.deepcopy(model)
+        zero_gates_(twin, method.structure, {"0": [u for u in range(6) if u != unit]})
+        exact.append((twin(x).mean() - before).square().item())
+    assert torch.allclose(method._squares["0"], torch.tensor(exact, dtype=torch.float64), rtol=1e-9)
+
+
+def test_taylor_falls_from_the_whole_model_to_the_budget_and_never_rises() -> None:
+    model = built("residual")
+    optimizer = sgd(model)
+    method = Taylor(model, optimizer, example("residual"), "50% macs", 10, structure=structure_of("residual"))
+    macs = []
+    for epoch in range(10):
+        step(model.train(), optimizer, "residual", epoch)
+        macs.append(method.end_epoch()["macs_fraction"])
+    assert macs[0] == 1
+    assert all(a >= b for a, b in pairwise(macs))
+    assert len(set(macs)) == 7
+    assert macs[6:] == [pytest.approx(0.5, rel=0.01)] * 4
+
+
+# ---- thinet ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_greedy_removal_is_the_papers_loop(seed: int, width: int) -> None:
+    z = torch.randn(30, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    removed: list[int] = []
+    while len(removed) < 7 - width:
+        errors = {c: z[:, [*removed, c]].sum(1).square().sum().item() for c in range(7) if c not in removed}
+        removed.append(min(errors, key=lambda c: errors[c]))
+    assert greedy_removal(z.T @ z, width) == sorted(set(range(7)) - set(removed))
+    kept = sorted(set(range(7)) - set(removed))
+    best = torch.linalg.lstsq(z[:, kept], z.sum(1)).solution
+    assert torch.allclose(rescaling(z.T @ z, kept), best, atol=1e-2)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(4, 9, 3, padding=1), nn.Conv2d(4, 9, (1, 3), stride=2, padding="valid"), nn.Conv2d(4, 9, 3, dilation=2),
+    nn.Conv2d(4, 9, 4, padding="same"), nn.Linear(4 * 36, 9),
+])  # fmt: skip
+def test_contributions_add_up_to_the_outputs_of_the_reading_layer(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    flat = [nn.Flatten()] if isinstance(layer, nn.Linear) else []
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), *flat, layer, nn.ReLU())
+    x = torch.randn(2, 3, 6, 6)
+    subject = Subject(net, None, x[:1])
+    (reader,) = readers_of(subject, subject.structure.groups[0], 10_000, torch.Generator().manual_seed(0))
+    reader.outputs = lambda n: torch.arange(9).expand(n, 9)  # type: ignore[method-assign]
+    reader._draw = lambda among, number: torch.arange(among)  # type: ignore[method-assign]
+    net.train()(x)
+    reader.hook.remove()
+    layer.bias = None
+    energy = net[:-1](x).square().sum().item()
+    assert gram_of(reader).sum().item() == pytest.approx(energy, rel=1e-4)
+
+
+def test_thinet_removes_a_duplicate_channel_without_a_trace() -> None:
+    """Two equal channels: the next layer is rebuilt exactly from one of them with its weight adjusted."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.Flatten(), nn.Linear(96, 2))
+    with torch.no_grad():
+        net[0].weight[4] = net[0].weight[1]
+        net[0].bias[4] = net[0].bias[1]
+        net[2].weight[:, 4] = 0.5 * net[2].weight[:, 1]
+        net[2].weight[:, 1] *= 0.01
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    x = torch.randn(8, 3, 6, 6)
+    before = net(x)
+    structure = trace(net, x[:1])
+    method = ThiNet(net, optimizer, x[:1], "99% macs", 2, ThiNetConfig(samples=4096), structure=structure)
+    method.widths = {**{g.name: g.size for g in structure.groups}, "0": 4}
+    for _ in range(20):
+        net(x)
+    method.end_epoch()
+    assert net[0].out_channels == 4
+    assert F.mse_loss(net(x), before) < 1e-4 * before.var()
+
+
+# ---- autogrow and final ---------------------------------------------------------------------------------------------
+
+
+def test_autogrow_adds_one_block_of_each_stage_in_turn() -> None:
+    model = models.CifarResNet(26, width=8)
+    structure = trace(model, IMAGE)
+    turn = blocks_in_turn(structure)
+    assert turn[:4] == ["layer1.0", "layer2.1", "layer3.1", "layer1.1"]
+    optimizer = sgd(model)
+    method = AutoGrow(model, optimizer, IMAGE, "60% macs", 12, structure=structure)
+    blocks = []
+    for _ in range(12):
+        model.train()(torch.randn(4, 3, 8, 8)).sum().backward()
+        optimizer.step()
+        blocks.append(method.end_epoch()["blocks"])
+    assert blocks[0] == 0
+    assert all(b >= a for a, b in pairwise(blocks))
+    assert 0 < blocks[-1] < len(structure.blocks)
+    assert len(set(blocks[6:])) == 1
+    assert method.end_epoch()["macs_fraction"] == pytest.approx(0.6, rel=0.01)
+    assert min(w / g.size for w, g in zip(method.widths.values(), structure.groups, strict=True)) > 0.7
+
+
+@pytest.mark.parametrize("birth", ["random", "zero"])
+def test_a_block_with_zero_birth_leaves_the_function_as_it_was(birth: str) -> None:
+    model = models.CifarResNet(20, width=8)
+    method = AutoGrow(model, sgd(model), IMAGE, "90% macs", 6, AutoGrowConfig(birth=birth))
+    x = torch.rand(2, 3, 8, 8)
+    before = model.eval()(x)
+    method.end_epoch()
+    method.end_epoch()
+    assert torch.allclose(model(x), before, atol=1e-6) == (birth == "zero")
+
+
+def test_final_repeats_widths_and_blocks_and_refuses_those_of_another_model() -> None:
+    model = built("residual")
+    structure = structure_of("residual")
+    widths = {g.name: max(1, g.size // 3) for g in structure.groups}
+    method = Final(model, sgd(model), example("residual"), widths, ["layer1.1"], structure=structure)
+    record = method.end_epoch()
+    assert (record["widths"], record["skipped"]) == (widths, ["layer1.1"])
+    assert isinstance(model.layer1[1], nn.Identity)
+    with pytest.raises(ConfigError, match="another model"):
+        Final(built("plain"), None, example("plain"), widths, structure=structure_of("plain"))
+    with pytest.raises(ConfigError, match="another model"):
+        Final(built("residual"), None, example("residual"), {**widths, "conv1": 99}, structure=structure)
+
+
+def test_uniform_widths_of_a_shallower_network_use_the_same_budget() -> None:
+    structure = structure_of("residual")
+    skip = [b.name for b in structure.blocks][:2]
+    shallow = uniform_keep(structure, "50% macs", skip=skip)
+    assert structure.macs(shallow, skip) == pytest.approx(0.5 * structure.macs(), rel=0.02)
+    assert sum(shallow.values()) > sum(uniform_keep(structure, "50% macs").values())
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: L1Config(prune_at=0.0, order="biggest"), "prune_at=0.0.*order='biggest'"),
+    (lambda: SoftConfig(compact_epochs=0), "compact_epochs=0"),
+    (lambda: SlimmingConfig(penalty=-1.0, least_fraction=1.0), "penalty=-1.0.*least_fraction=1.0"),
+    (lambda: ThiNetConfig(samples=0, prune_at=1.0), "prune_at=1.0.*samples=0"),
+    (lambda: TaylorConfig(prune_from=0.7), "prune_from=0.7 and prune_until=0.6"),
+    (lambda: AutoGrowConfig(birth="one", grow_until=2.0), "grow_until=2.0.*birth='one'"),
+])  # fmt: skip
+def test_every_wrong_option_is_named(make: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_a_finished_comparator_cannot_be_resized() -> None:
+    model = built("plain")
+    subject = Subject(model, None, example("plain"), structure=structure_of("plain"))
+    subject.release()
+    with pytest.raises(ConfigError, match="has finished"):
+        subject.resize_({})
+    assert apical.GrowthConfig.random(divisor=4).divisor == 4

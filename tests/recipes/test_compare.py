@@ -1,0 +1,145 @@
+"""`compare`: the plan, what is done, resumed and left alone, and what is measured."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from apical.cli import main
+from apical.errors import CheckpointError, ConfigError
+from apical.recipes import compare, get_recipe, plan, split_options
+from apical.recipes._latency import in_turns_ms, network_latencies
+from apical.training import make_progress
+from recipes.test_run import TINY, StopAfter, tiny
+
+SMALL = ("epochs=2", "limit=32", "batch_size=32")
+
+
+def do(methods: list[str], out: Path, *settings: str, seeds: tuple[int, ...] = (0,), **options: Any) -> list[str]:
+    lines: list[str] = []
+    given = {"latency": False, "progress": lambda: make_progress("quiet"), "message": lines.append, **options}
+    compare(tiny(*SMALL, *settings), methods, seeds, out, **given)
+    return lines
+
+
+def test_runs_are_planned_seed_by_seed_and_repetitions_come_last() -> None:
+    planned = plan(get_recipe("digits"), ["final-same-macs", "uniform", "scs"], [3, 4], "out")
+    assert [(p.method, p.seed) for p in planned] == [
+        ("uniform", 3), ("scs", 3), ("final-same-macs", 3), ("uniform", 4), ("scs", 4), ("final-same-macs", 4)
+    ]  # fmt: skip
+    assert planned[2].config.method_options == {"run": str(Path("out/scs-seed3"))}
+    assert {(p.config.training.seed, p.config.growth.seed) for p in planned} == {(3, 3), (4, 4)}
+
+
+@pytest.mark.parametrize(("methods", "seeds", "options", "message"), [
+    (["grown", "unifrom"], [0], {}, "did you mean 'uniform'"),
+    (["grown", "grown"], [0], {}, "expected each once"),
+    (["grown"], [1, 1], {}, "seeds: got 1, 1"),
+    ([], [0], {}, "methods: got none"),
+    (["final-same-macs", "uniform"], [0], {}, "add one of grown, scs"),
+    (["grown"], [0], {"l1": {"prune_at": 0.5}}, "got some for l1"),
+])  # fmt: skip
+def test_impossible_plans_are_refused(methods: list[str], seeds: list[int], options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(get_recipe("digits"), methods, seeds, "out", options)
+
+
+def test_options_are_told_apart_from_settings_of_all_runs() -> None:
+    assert split_options(["lr=0.1", "l1.prune_at=0.7", "l1.order=random", "model.width=8"]) == (
+        ["lr=0.1", "model.width=8"], {"l1": {"prune_at": 0.7, "order": "random"}}
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"METHOD\.OPTION"):
+        plan(tiny("method=l1", "method.prune_at=0.5"), ["l1"], [0], "out")
+
+
+def test_finished_runs_are_left_alone_and_stopped_ones_resumed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        do(["uniform", "l1"], tmp_path, "epochs=3", progress=lambda: StopAfter(2))
+    assert not (tmp_path / "uniform-seed0" / "summary.json").exists()
+    assert do(["uniform"], tmp_path, "epochs=3") == ["uniform, seed 0 (1 of 1): resumed and done"]
+    stamp = (tmp_path / "uniform-seed0" / "summary.json").stat().st_mtime_ns
+    lines = do(["uniform", "l1"], tmp_path, "epochs=3")
+    assert lines == ["uniform, seed 0 (1 of 2): done before", "l1, seed 0 (2 of 2): done"]
+    assert (tmp_path / "uniform-seed0" / "summary.json").stat().st_mtime_ns == stamp
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert [row["method"] for row in content["methods"]] == ["uniform", "l1"]
+    assert content["methods"][1]["against"]["verdict"] == "one seed"
+
+
+def test_runs_with_other_settings_are_refused_or_done_again(tmp_path: Path) -> None:
+    do(["uniform"], tmp_path)
+    with pytest.raises(CheckpointError, match=r"training\.optimizer\.lr was 0\.05 and is 0\.01.*--overwrite"):
+        do(["uniform"], tmp_path, "lr=0.01")
+    do(["slimming"], tmp_path)
+    with pytest.raises(CheckpointError, match=r"method_options\.penalty"):
+        do(["slimming"], tmp_path, options={"slimming": {"penalty": 0.5}})
+    assert do(["uniform"], tmp_path, "lr=0.01", overwrite=True) == ["uniform, seed 0 (1 of 1): done"]
+    assert do(["uniform"], tmp_path, "lr=0.01", overwrite=True) == ["uniform, seed 0 (1 of 1): done before"]
+
+
+def test_the_final_architecture_is_that_of_the_grown_run_of_the_same_seed(tmp_path: Path) -> None:
+    do(["grown", "final-same-epochs", "final-same-macs"], tmp_path, "epochs=4", seeds=(0, 1))
+    for seed in (0, 1):
+        grown, long, short = (
+            json.loads((tmp_path / f"{name}-seed{seed}" / "summary.json").read_text())
+            for name in ("grown", "final-same-epochs", "final-same-macs")
+        )
+        assert grown["widths"] == long["widths"] == short["widths"]
+        assert (long["seed"], long["epochs"]) == (seed, 4)
+        assert short["epochs"] < 4
+    rows = {row["method"]: row for row in json.loads((tmp_path / "compare.json").read_text())["methods"]}
+    spent = [rows[name]["train_macs_vs_final"]["mean"] for name in ("grown", "final-same-macs", "final-same-epochs")]
+    assert spent[0] <= spent[1] < spent[2] == 1
+    assert do(["grown", "final-same-macs"], tmp_path, "epochs=4") == [
+        "grown, seed 0 (1 of 2): done before", "final-same-macs, seed 0 (2 of 2): done before"
+    ]  # fmt: skip
+
+
+def test_the_command_line_writes_table_and_page(tmp_path: Path) -> None:
+    settings = [f"--set={text}" for text in (*TINY, *SMALL)]
+    arguments = ["compare", "digits", *settings, "--methods", "uniform,slimming", "--seeds", "0,1",
+                 "--set=slimming.penalty=1e-3", "--out", str(tmp_path), "--quiet"]  # fmt: skip
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "| slimming | 2 |" in result.output
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["command"].endswith("--set slimming.penalty=0.001 --methods uniform,slimming --seeds 0,1")
+    assert set(content["dense_latency"]) == {"1", "128"}
+    assert all(row["latency_vs_dense"]["128"] > 0 for row in content["methods"])
+    assert "uniform-seed0/report.html" in (tmp_path / "compare.html").read_text()
+    for wrong, message in ((["--seeds", "a"], "no seed"), (["--methods", "slimmin"], "did you mean 'slimming'"),
+                           (["--methods", "l1"], "got some for slimming")):  # fmt: skip
+        result = CliRunner().invoke(main, [*arguments, *wrong], catch_exceptions=False)
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+def test_calls_are_timed_in_turns_and_slower_ones_take_longer() -> None:
+    found = in_turns_ms({"fast": lambda: time.sleep(0.001), "slow": lambda: time.sleep(0.012)}, rounds=5)
+    assert found["fast"].ms < found["slow"].ms
+    for latency in found.values():
+        assert latency.low <= latency.ms <= latency.high
+    assert found["slow"].ms >= 12
+
+
+def test_inputs_that_are_no_single_example_are_timed_as_they_are() -> None:
+    seen: list[int] = []
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return x
+
+    cpu = torch.device("cpu")
+    assert set(network_latencies({"a": Net()}, (torch.zeros(1, 3),), cpu, 1)["a"]) == {1, 128}
+    assert set(seen) == {1, 128}
+    seen.clear()
+    assert set(network_latencies({"a": Net()}, (torch.zeros(7, 3),), cpu, 1)["a"]) == {1}
+    assert set(seen) == {7}
