@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,23 @@ def test_the_saved_network_is_that_of_the_run(corpus: Path, tmp_path: Path) -> N
     assert tuple(example.shape) == (6, 1)
     assert full_model.layers[0].hidden_size == 16 > model.layers[0].hidden_size
     assert torch.equal(model(example)[0], result.model.eval()(example)[0])
+
+
+def test_the_guide_runs_as_it_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "guides" / "language-models.md"
+    names: dict[str, Any] = {"__name__": "guide"}
+    blocks = re.findall(r"^```python\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) == 2
+    exec(compile(blocks[0], str(guide), "exec"), names)
+    sizes = json.loads(capsys.readouterr().out)
+    assert all(12 < size < 24 for size in sizes)  # half of the parameters
+    model, text = names["LSTMLanguageModel"](50, 16, (24, 24)), names["text"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    names["grower"] = apical.Grower(model, optimizer, text[:5, :1], "50% params", 4)
+    names["state"] = model(text[:5])[1]
+    exec(compile(blocks[1], str(guide), "exec"), names)
+    logits, _ = model(text[5:10], names["state"])
+    assert logits.shape == (5, 4, 50)
 
 
 def test_what_cannot_be_trained_is_refused_before_training(corpus: Path, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from apical.recipes._settings import reproducing_command, setting_types
 NAMES = {
     "digits",
     "fashion-mnist",
+    "ptb-lstm-large",
+    "ptb-lstm-small",
+    "wikitext2-lstm",
     "cifar10-resnet20",
     "cifar10-vgg16",
     "cifar10-wrn28-10",

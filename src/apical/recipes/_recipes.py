@@ -144,7 +144,7 @@ def ptb_lstm_large() -> RunConfig:
     by 1.15 at each one after 14.
     """
     training = _zaremba(epochs=55, constant=14, decay=1 / 1.15, window=35, clip=10)
-    growth = GrowthConfig(divisor=4)
+    growth = GrowthConfig(divisor=4, seed_fraction=0.5)
     return _language("ptb-lstm-large", ModelConfig("lstm_large"), TextConfig("ptb"), training, "40% params", growth)
 
 
@@ -162,7 +162,8 @@ def _language(
     name: str, model: ModelConfig, data: TextConfig, training: TrainingConfig, budget: str,
     growth: GrowthConfig | None = None,
 ) -> RunConfig:  # fmt: skip
-    return RunConfig(name, model, data, training, budget, growth or GrowthConfig(), task="language")
+    growth = growth or GrowthConfig(seed_fraction=0.5)  # much narrower ones stay at word frequencies for long
+    return RunConfig(name, model, data, training, budget, growth, task="language")
 
 
 def _zaremba(epochs: int, constant: int, decay: float, window: int, clip: float) -> TrainingConfig:
