@@ -141,11 +141,9 @@ def load_run(folder: str | Path, for_inference: bool = False) -> tuple[nn.Module
             f"{type(error).__name__}: {error}"
         ) from error
     model = load(model, path).eval()
-    return (
-        (kind.for_inference(model), kind.for_inference(full_model), example)
-        if for_inference
-        else (model, full_model, example)
-    )
+    if for_inference:
+        model, full_model = kind.for_inference(model), kind.for_inference(full_model)
+    return model, full_model, example
 
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:
