@@ -123,7 +123,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def table(out: Path) -> str:
     """Mean and standard deviation over the seeds that are there, a line a method, as Markdown."""
-    dense_macs = [r["train_macs"] for r in results(out, "dense")]
+    grown = results(out, "grown")
+    dense_macs = grown[0]["train_macs"] / grown[0]["train_macs_fraction"] if grown else None  # for the same epochs
     lines = [
         "| method | seeds | test mIoU % | test pixel acc % | val mIoU % | MACs % | params % | epochs "
         "| training MACs, % of dense | training seconds |",
@@ -132,7 +133,7 @@ def table(out: Path) -> str:
     for method in METHODS:
         found = results(out, method)
         if found:
-            shares = [100 * r["train_macs"] / dense_macs[0] for r in found] if dense_macs else []
+            shares = [100 * r["train_macs"] / dense_macs for r in found] if dense_macs else []
             cells = [
                 method,
                 ", ".join(str(r["seed"]) for r in found),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apical.data import channel_statistics, load_images, open_images
+from apical.data import channel_statistics, check_mask, load_images, open_images, open_voc, voc_classes
 
 
 def require(name: str) -> Path:
@@ -44,3 +44,20 @@ def test_imagenette_is_read_lazily() -> None:
     image, label = images[3000]
     assert image.shape[0] == 3
     assert 0 <= label < 10
+
+
+def test_camvid() -> None:
+    folder = require("camvid-voc")
+    splits = {name: open_voc(folder, name) for name in ("train", "val", "test", "trainval")}
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 367,
+        "val": 101,
+        "test": 233,
+        "trainval": 468,
+    }
+    classes = voc_classes(splits["train"], 255)
+    assert (len(classes), classes[0], classes[-1]) == (11, "sky", "bicyclist")
+    for index in range(0, 233, 29):
+        image, mask = splits["test"][index]
+        assert (tuple(image.shape), tuple(mask.shape)) == ((3, 180, 240), (180, 240))
+        check_mask(mask, len(classes), 255, splits["test"].names[index])
