@@ -15,7 +15,7 @@ import copy
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ RELATIONS = (
     Relation("thinet", "thinet", "thinet, not rescaled", "pruned", "Luo et al. 2017: rescaling helps"),
     Relation("slimming", "slimming", "slimming, no penalty", "pruned", "Liu et al. 2017: sparse scales go unnoticed"),
     Relation("slimming", "slimming", "slimming, no penalty", "final", "the same after fine-tuning"),
-    Relation("taylor", "taylor", "taylor, random units", "final", "Molchanov et al. 2019: above random"),
+    Relation("taylor", "taylor", "taylor, random units", "pruned", "Molchanov et al. 2019: above random"),
+    Relation("taylor", "taylor", "taylor, random units", "final", "the same at the end"),
     Relation("soft", "soft", "soft, hard", "final", "He et al. 2018: soft above hard"),
     Relation("autogrow", "autogrow", "autogrow, zero birth", "final", "Wen et al. 2020: random above zero birth"),
     Relation("random", "scs", "random", "final", "[SCS]: learned above random growth"),
@@ -199,32 +200,31 @@ def needed(only: list[str]) -> list[str]:
 
 
 def table(done: dict[tuple[str, int], Outcome], only: list[str]) -> str:
-    def stat(method: str, when: str) -> MeanStd | None:
-        values = [100 * getattr(o, when) for (name, _), o in done.items() if name == method and getattr(o, when)]
-        return mean_std(values)
+    def stat(method: str, when: str, seeds: Collection[int]) -> MeanStd | None:
+        runs = [o for (name, seed), o in done.items() if name == method and seed in seeds]
+        return mean_std([100 * value for o in runs if (value := getattr(o, when)) is not None])
 
     lines = ["| relation | better | worse | difference | holds |", "|---|---|---|---|---|"]
     for r in RELATIONS:
-        high, low = stat(r.better, r.when), stat(r.worse, r.when)
+        shared = {s for name, s in done if name == r.better and (r.worse, s) in done}  # like is compared with like
+        high, low = stat(r.better, r.when, shared), stat(r.worse, r.when, shared)
         if (only and r.method not in only) or high is None or low is None:
             continue
         found = difference(high, low)
-        pairs = [
-            getattr(done[r.better, s], r.when) - getattr(done[r.worse, s], r.when)
-            for (name, s) in done
-            if name == r.better and (r.worse, s) in done
-        ]
+        pairs = [getattr(done[r.better, s], r.when) - getattr(done[r.worse, s], r.when) for s in sorted(shared)]
         wins = sum(d > 0 for d in pairs)
         lines.append(
             f"| {r.source} ({r.when}) | {r.better} {high.text()} | {r.worse} {low.text()} | {found.mean:+.2f}, "
             f"{found.verdict} | {wins} of {len(pairs)} seeds |"
         )
-    costs = [
-        f"| {name} | {statistics.fmean(o.macs_fraction for o in runs):.3f} | "
-        f"{statistics.fmean(o.train_macs_fraction for o in runs):.3f} | {stat(name, 'final').text()} |"  # type: ignore[union-attr]
-        for name in dict.fromkeys(n for n, _ in done)
-        if (runs := [o for (n, _), o in done.items() if n == name])
-    ]
+    costs = []
+    for name in dict.fromkeys(n for n, _ in done):
+        runs = [o for (n, _), o in done.items() if n == name]
+        final = stat(name, "final", {o.seed for o in runs})
+        assert final is not None
+        macs = statistics.fmean(o.macs_fraction for o in runs)
+        training = statistics.fmean(o.train_macs_fraction for o in runs)
+        costs.append(f"| {name} | {macs:.3f} | {training:.3f} | {final.text()} |")
     return "\n".join([*lines, "", "| method | MACs | training MACs | accuracy |", "|---|---|---|---|", *costs])
 
 

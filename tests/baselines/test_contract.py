@@ -192,7 +192,7 @@ def test_autogrow_says_that_it_needs_blocks() -> None:
         Run("autogrow", "plain")
 
 
-@pytest.mark.parametrize("method", ["l1", "autogrow", "taylor"])
+@pytest.mark.parametrize("method", [*EXACT, "final"])
 def test_the_final_network_is_exported(method: str) -> None:
     run = Run(method, "residual").train()
     run.method.finish()

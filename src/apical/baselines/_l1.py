@@ -96,6 +96,7 @@ class L1:
         self._epoch += 1
         if self._epoch == self._prune_after:
             self._subject.resize_(strongest(self._scores(), self.widths))
+            self._subject.release()
         return record
 
     def _scores(self) -> Scores:

@@ -14,7 +14,7 @@ from apical.structure import ChannelGroup, ParamSlice, Structure
 def spread(subject: Subject, group: ChannelGroup, values: Tensor) -> Tensor:
     """Scores of a group's present units at their places in the template; absent units have -inf  # (size,)"""
     full = torch.full((group.size,), -torch.inf, dtype=torch.float64)
-    full[list(subject.selection.keep[group.name])] = values.double().cpu()
+    full[list(subject.selection.keep[group.name])] = values.cpu().double()
     return full
 
 
@@ -51,7 +51,7 @@ def filter_norms(subject: Subject, order: float) -> dict[str, Tensor]:
     for group in subject.structure.groups:
         rows_of_layers = live_rows(subject, group, writers(subject.structure, group))
         parts = [rows for rows in rows_of_layers if rows.tensor.dim() > 1] or live_rows(subject, group, group.members)
-        norms = [torch.linalg.vector_norm(rows.of(rows.tensor).double(), order, dim=1) for rows in parts]
+        norms = [torch.linalg.vector_norm(rows.of(rows.tensor).cpu().double(), order, dim=1) for rows in parts]
         scores[group.name] = spread(subject, group, torch.stack(norms).sum(0))
     return scores
 
@@ -65,13 +65,17 @@ def scales(subject: Subject, group: ChannelGroup) -> list[Rows]:
 def gate_products(subject: Subject) -> dict[str, Tensor]:
     """Derivative of the loss to each present unit's gate at 1, from gradients that backward left.
 
-    p_u = Σ_gate site ⟨θ_u, ∂L/∂θ_u⟩   # (present units,)
+        p_u = Σ_gate site ⟨θ_u, ∂L/∂θ_u⟩
+
+    Returns:
+        p by group name, on the parameters' device, in float32 at least; groups without gradients are left out
+        # (present units,)
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for group in subject.structure.groups:
-        total = torch.zeros(len(subject.selection.keep[group.name]), dtype=torch.float64)
         for rows in live_rows(subject, group, group.gate_site):
             if rows.tensor.grad is not None:
-                total += (rows.of(rows.tensor) * rows.of(rows.tensor.grad)).sum(1).double().cpu()
-        found[group.name] = total
+                wide = torch.promote_types(rows.tensor.dtype, torch.float32)
+                products = (rows.of(rows.tensor).to(wide) * rows.of(rows.tensor.grad).to(wide)).sum(1)
+                found[group.name] = found[group.name] + products if group.name in found else products
     return found

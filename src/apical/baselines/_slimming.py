@@ -97,6 +97,7 @@ class Slimming:
         self._epoch += 1
         if self._epoch == self._prune_after:
             self._subject.resize_(by_threshold(self._bound, self._scores(), self._least, divisor=self._divisor))
+            self._subject.release()
             self._penalised = []
         return record
 

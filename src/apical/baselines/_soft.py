@@ -90,6 +90,7 @@ class SoftFilterPruning:
             keep = strongest(filter_norms(self._subject, order=2), self.widths)
             if self._epoch == self._remove_after:
                 self._subject.resize_(keep)
+                self._subject.release()
             else:
                 self._zero(keep)
         return record

@@ -52,14 +52,16 @@ class Subject:
         self.selection = Selection.full(self.structure)
         self._template = TemplateMap(self.structure)
         self._store: DormantStore | None = DormantStore()
+        self._rows: dict[tuple[str, ParamSlice], Rows | None] = {}  # of the present network
 
     def resize_(self, keep: Keep, skip: Iterable[str] = ()) -> None:
         """Resize model, optimizer and copies; what leaves waits, and comes back as it was."""
         if self._store is None:
-            raise ConfigError("this comparator has finished: what was removed is released; make a new one")
+            raise ConfigError("what this comparator removed is released, it cannot change the network again")
         resize_(self.model, self.structure, keep, skip, self.optimizer, self._store, copies=self._copies)
         assert self._store.selection is not None
         self.selection = self._store.selection
+        self._rows.clear()
 
     def record(self) -> dict[str, Any]:
         """Cost, widths and blocks of the present network."""
@@ -67,6 +69,11 @@ class Subject:
 
     def rows(self, group: str, part: ParamSlice) -> Rows | None:
         """Where the present units of a group lie in a live tensor; None if that is absent or a buffer."""
+        if (group, part) not in self._rows:
+            self._rows[group, part] = self._find_rows(group, part)
+        return self._rows[group, part]
+
+    def _find_rows(self, group: str, part: ParamSlice) -> Rows | None:
         if not self._template.present(part.tensor, self.selection):
             return None
         tensor = lookup(self.model, self._template.live_names(part.tensor, self.selection)[0])
@@ -79,8 +86,9 @@ class Subject:
         return Rows(part.tensor, tensor, part.dim, positions.to(tensor.device))
 
     def release(self) -> None:
-        """Forget what was removed."""
+        """Forget what was removed: the network keeps its shape from now on."""
         self._store = None
+        self._rows.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """The present shape, and the values that wait, in tensors and plain containers."""
@@ -104,8 +112,10 @@ class Subject:
                 f"this model {own}"
             )
         self.resize_(state["keep"], state["skip"])
-        assert self._store is not None
-        self._store.load_state_dict(state["store"])
+        if not state["store"]:
+            self.release()
+        elif self._store is not None:
+            self._store.load_state_dict(state["store"])
 
 
 class Rows:

@@ -115,23 +115,20 @@ class Taylor:
         return whole + (1 - whole) * done
 
     def _scores(self) -> Scores:
-        squares = self._squares
+        kept = self._subject.selection.keep
+        squares = {name: self._squares.get(name, torch.zeros(len(units))) for name, units in kept.items()}
         if self.config.random:
-            squares = {
-                name: torch.rand(len(kept), generator=self._generator)
-                for name, kept in self._subject.selection.keep.items()
-            }
+            squares = {name: torch.rand(len(units), generator=self._generator) for name, units in kept.items()}
         return {group.name: spread(self._subject, group, squares[group.name]) for group in self.structure.groups}
 
     def _observe(self, *_: Any) -> None:
         """Add a step's squared products, just before the optimizer steps."""
         if self._epoch < self._last and not self.config.random:
             for name, products in gate_products(self._subject).items():
-                self._squares[name] += products.square()
+                self._squares[name] = products.square() + self._squares.get(name, 0.0)
 
     def _forget(self) -> None:
-        kept = self._subject.selection.keep
-        self._squares = {name: torch.zeros(len(units), dtype=torch.float64) for name, units in kept.items()}
+        self._squares: dict[str, Tensor] = {}
 
     def finish(self) -> None:
         """Remove the hook and release what was removed."""

@@ -121,6 +121,7 @@ class ThiNet:
             if self.widths[group.name] < group.size and self._readers[group.name]:
                 keep[group.name] = self._rebuild(group)
         self._subject.resize_(keep)
+        self._subject.release()
 
     @torch.no_grad()
     def _rebuild(self, group: ChannelGroup) -> list[int]:

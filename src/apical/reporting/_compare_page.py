@@ -12,10 +12,8 @@ from typing import Any
 from apical.errors import DataError
 from apical.reporting._comparison import BATCHES, Comparison, MethodRow, cost_curve, rows
 from apical.reporting._statistics import Difference, MeanStd
-from apical.reporting._style import STYLE
+from apical.reporting._style import COLOURS, STYLE
 from apical.reporting._svg import Series, line_chart
-
-COLOURS = 12
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> tuple[Path, Path, Path]:

@@ -1,9 +1,11 @@
 """The page's style sheet: system fonts, light and dark by the reader's setting."""
 
 _LIGHT = ("#1f6feb", "#d97706", "#0f8a5f", "#8b5cf6", "#d1345b", "#0891b2", "#a16207", "#64748b", "#be185d", "#4d7c0f",
-          "#7c3aed", "#334155")  # fmt: skip
+          "#7c3aed", "#334155", "#0d9488", "#9f1239", "#1e3a8a", "#ca8a04")  # fmt: skip
 _DARK = ("#6aa5ff", "#f5a94a", "#46c796", "#b79bff", "#ff7a9c", "#4fd1ea", "#e0b84c", "#a3b1c6", "#f472b6", "#a3d154",
-         "#c4a7ff", "#cbd5e1")  # fmt: skip
+         "#c4a7ff", "#cbd5e1", "#2dd4bf", "#fda4af", "#93c5fd", "#fde047")  # fmt: skip
+
+COLOURS = len(_LIGHT)
 
 
 def _variables(colours: tuple[str, ...]) -> str:
@@ -15,7 +17,7 @@ def _rules() -> str:
     return "\n".join(
         f".line.c{n} {{ stroke: var(--c{n}); }} .dot.c{n} {{ fill: var(--c{n}); }} "
         f".k{n}::before {{ background: var(--c{n}); }}"
-        for n in range(1, len(_LIGHT) + 1)
+        for n in range(1, COLOURS + 1)
     )
 
 
@@ -45,7 +47,7 @@ svg { width: 100%; height: auto; display: block; }
 .grid { stroke: var(--line); } .axis { fill: var(--soft); font-size: 11px; } .end { text-anchor: end; }
 .mid { text-anchor: middle; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .dot { fill-opacity: 0; } .dot:hover, .lone { fill-opacity: 1; }
-.key { font-weight: 400; font-size: 13px; color: var(--soft); margin-left: 12px; }
+.key { display: inline-block; font-weight: 400; font-size: 13px; color: var(--soft); margin-left: 12px; }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px;
   margin-right: 5px; vertical-align: middle; }
 .cell { fill: var(--c1); }
@@ -59,7 +61,8 @@ svg { width: 100%; height: auto; display: block; }
 .legend svg { display: inline-block; width: 14px; height: 14px; margin-right: 6px; vertical-align: -2px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; }
 th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } .num { text-align: right; font-variant-numeric: tabular-nums; }
+th { color: var(--soft); font-weight: 600; } .num { text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
 pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; overflow-x: auto; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; }
 """

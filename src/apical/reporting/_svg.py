@@ -14,7 +14,7 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: its name, its (x, y) points, and the number of its colour (1 to 12)."""
+    """A line of a chart: its name, its (x, y) points, and the number of its colour (1 to 16)."""
 
     name: str
     points: Sequence[tuple[float, float]]
