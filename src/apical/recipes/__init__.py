@@ -9,6 +9,7 @@ from apical.recipes._compare import Planned, compare, plan, split_options
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._language import TextConfig
+from apical.recipes._live import LoggedProgress, LoggerFactory, logger_factory
 from apical.recipes._methods import method_factory, method_options, methods, register_method, resolve_method
 from apical.recipes._model import build_model, call_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
@@ -20,6 +21,8 @@ from apical.recipes._tasks import Facts, Prepared, Serving, TaskKind, register_t
 __all__ = [
     "DataConfig",
     "Facts",
+    "LoggedProgress",
+    "LoggerFactory",
     "ModelConfig",
     "Planned",
     "Prepared",
@@ -37,6 +40,7 @@ __all__ = [
     "import_callable",
     "load_run",
     "load_serving",
+    "logger_factory",
     "method_factory",
     "method_options",
     "methods",

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
+from apical.recipes._live import LoggedProgress, LoggerFactory
 from apical.recipes._methods import method_factory, resolve_method
 from apical.recipes._pictures import remove_pictures
 from apical.recipes._settings import reproducing_command
 from apical.recipes._tasks import Prepared, Serving, task_kind
+from apical.recipes._template import layer_facts, template_facts
 from apical.recipes._weights import load_initial_weights_
 from apical.reporting import write_report
 from apical.structure import Structure
-from apical.training import Progress, TrainingResult, make_progress, resolve_device, seed_everything, train
+from apical.training import (
+    GrowthMethod,
+    Progress,
+    TrainingResult,
+    make_progress,
+    resolve_device,
+    seed_everything,
+    train,
+)
 
 
 def run(
@@ -32,6 +43,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    loggers: Sequence[LoggerFactory] = (),
 ) -> TrainingResult:
     """Do a run and leave its folder: config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json, report.html.
@@ -43,6 +55,7 @@ def run(
             differ).
         overwrite: remove an earlier run from the folder first.
         progress: what people see; a table on a terminal, plain lines elsewhere, if None.
+        loggers: where the numbers go besides; see `logger_factory`.
 
     Returns:
         The final model, the history and the summary.
@@ -81,6 +94,14 @@ def run(
 
     if overwrite:
         remove_pictures(Path(out))
+        (Path(out) / "template.json").unlink(missing_ok=True)
+    live = LoggedProgress(progress, loggers, content)
+    build = method_factory(config, kind.example(data.facts, device), len(data.loaders.train))
+
+    def watched(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
+        method = build(model, optimizer, copies)
+        live.watch(model, method)
+        return method
 
     def write_files(result: TrainingResult) -> None:
         save(result.model, result.folder)
@@ -92,7 +113,7 @@ def run(
 
     result = train(
         model,
-        method_factory(config, kind.example(data.facts, device), len(data.loaders.train)),
+        watched,
         data.loaders,
         config.training,
         out,
@@ -100,7 +121,7 @@ def run(
         run_config={**content, "input": dict(data.facts)},
         resume=resume,
         overwrite=overwrite,
-        progress=progress,
+        progress=live,
         on_finish=write_files,
     )
     write_report(result.folder)
@@ -191,18 +212,8 @@ def _facts(config: RunConfig, data: Prepared, result: TrainingResult) -> dict[st
     facts["command"] = reproducing_command(config, result.folder)
     last = result.history[-1]
     facts |= {name: last[name] for name in ("widths", "blocks", "skipped") if name in last}
-    structure = getattr(result.method, "structure", None)
-    return facts | _template_facts(structure) if isinstance(structure, Structure) else facts
-
-
-def _template_facts(structure: Structure) -> dict[str, Any]:
-    return {
-        "template": {
-            "macs": structure.macs(),
-            "num_params": structure.num_params(),
-            "widths": {group.name: group.size for group in structure.groups},
-            "roles": {group.name: group.role for group in structure.groups},
-            "blocks": [block.name for block in structure.blocks],
-            "frozen": [dataclasses.asdict(item) for item in structure.frozen],
-        }
-    }
+    structure, template = getattr(result.method, "structure", None), template_facts(result.method)
+    if isinstance(structure, Structure):
+        layers = layer_facts(structure, result.model, last.get("widths") or {}, last.get("skipped") or ())
+        facts["template"] = {**template, "layers": layers}
+    return facts

@@ -2,8 +2,10 @@
 
 from apical.reporting._compare_page import render_markdown, write_comparison
 from apical.reporting._comparison import BATCHES, Comparison, Latency, MethodRow, Run, cost_curve, rows
+from apical.reporting._growth_picture import growth_pixels
 from apical.reporting._page import render_report, write_report
 from apical.reporting._read import RunRecord, read_run
+from apical.reporting._runs_page import render_runs_report, write_runs_report
 from apical.reporting._statistics import Difference, MeanStd, difference, mean_std
 from apical.reporting._svg import Series, heat_strip, line_chart
 
@@ -19,13 +21,16 @@ __all__ = [
     "Series",
     "cost_curve",
     "difference",
+    "growth_pixels",
     "heat_strip",
     "line_chart",
     "mean_std",
     "read_run",
     "render_markdown",
     "render_report",
+    "render_runs_report",
     "rows",
     "write_comparison",
     "write_report",
+    "write_runs_report",
 ]

@@ -1,18 +1,16 @@
-"""The report page."""
+"""The report page of a run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from apical.errors import DataError
+from apical.reporting._growth_picture import SCRIPT, frames, growth_figure, widths_table
 from apical.reporting._pictures import picture_rows
 from apical.reporting._read import RunRecord, read_run
-from apical.reporting._style import STYLE
-from apical.reporting._svg import Series, heat_strip, line_chart
+from apical.reporting._svg import Series, bar_chart, heat_strip, line_chart
+from apical.reporting._tables import folded, page, table, text, write_page
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -29,45 +27,41 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         DataError: the folder does not hold a run, a file is damaged, or the report cannot be written.
     """
     record = read_run(run)
-    path = Path(out) if out is not None else record.folder / "report.html"
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        aside.write_text(render_report(record), encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error}") from error
-    return path
+    return write_page(Path(out) if out is not None else record.folder / "report.html", render_report(record))
 
 
 def render_report(run: RunRecord) -> str:
-    """The page of a run: one HTML document without scripts, fonts or images from elsewhere."""
-    title = f"{_text(run.config.get('recipe'))} · {_text(run.config.get('method'))} · {_text(run.config.get('budget'))}"
+    """The page of a run: one HTML document that fetches nothing."""
+    title = run_title(run)
     body = "".join(
         (
             f"<h1>{escape(title)}</h1>",
             _state(run),
             _figures(run),
+            _network(run),
+            _saved(run),
             picture_rows(run.folder),
             _charts(run),
-            _growth(run),
             _widths(run),
+            _layers(run),
             _frozen(run),
             _repeat(run),
             _settings(run),
         )
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>apical: {escape(title)}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>\n"
-    )
+    return page(title, body, SCRIPT)
+
+
+def run_title(run: RunRecord) -> str:
+    """Recipe, method and budget."""
+    return " · ".join(text(run.config.get(name)) for name in ("recipe", "method", "budget") if run.config.get(name))
 
 
 def _state(run: RunRecord) -> str:
     epochs = (run.config.get("training") or {}).get("epochs")
     if run.summary:
-        return f"<p>{len(run.history)} epochs, on {escape(_text(run.summary.get('device')))}.</p>"
-    return f'<p class="warn">Not finished: {len(run.history)} of {_text(epochs)} epochs are done.</p>'
+        return f"<p>{len(run.history)} epochs, on {escape(text(run.summary.get('device')))}.</p>"
+    return f'<p class="warn">Not finished: {len(run.history)} of {escape(text(epochs))} epochs are done.</p>'
 
 
 _FIGURES: tuple[tuple[str, str, float, str], ...] = (
@@ -76,13 +70,16 @@ _FIGURES: tuple[tuple[str, str, float, str], ...] = (
     ("train_macs_fraction", "training MACs, against the full model", 100, "{:.1f} %"),
     ("train_macs_vs_final", "training MACs, against the final network", 100, "{:.1f} %"),
     ("train_seconds", "training", 1, "{:.1f} s"),
+    ("peak_memory_mib", "memory at most", 1, "{:,.0f} MiB"),
     ("num_params", "parameters", 1, "{:,.0f}"),
     ("macs", "MACs of an example", 1, "{:,.0f}"),
 )
 
 
 def _figures(run: RunRecord) -> str:
-    source = run.summary or (run.history[-1] if run.history else {})
+    last = run.history[-1] if run.history else {}
+    peaks = [value for _, value in run.series("peak_memory_mib")]
+    source = {**({"peak_memory_mib": max(peaks)} if peaks else {}), **(run.summary or last)}
     name, pattern = run.metric["name"], f"{run.metric['pattern']}{run.metric['unit']}"
     judged = (f"test_{name}", f"test {run.metric_label}", run.metric["scale"], pattern)
     tiles = [
@@ -93,110 +90,124 @@ def _figures(run: RunRecord) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
 
+def _network(run: RunRecord) -> str:
+    shown = frames(run)
+    if shown is None:
+        return ""
+    return (
+        "<h2>What was grown</h2><p>A bar for each group of channels that belong together, from the input to the "
+        "output: its outline is the full model, its filling what existed. Heights are on a square-root scale.</p>"
+        f"{growth_figure(shown)}"
+    )
+
+
+def _saved(run: RunRecord) -> str:
+    """Training cost against the two yardsticks."""
+    own, ratio = run.summary.get("train_macs_fraction"), run.summary.get("train_macs_vs_final")
+    if not (isinstance(own, float) and isinstance(ratio, float) and ratio > 0):
+        return ""
+    final = own / ratio
+    bars = [
+        ("the full model, as many epochs", 100.0, False),
+        ("this run", 100 * own, True),
+        ("its final network from the start, as many epochs", 100 * final, False),
+    ]
+    said = (
+        f"Training this run took {_against(own)} multiply-adds than training the full model would for as many "
+        f"epochs, and {_against(ratio)} than training its final network from the start."
+    )
+    chart = bar_chart("Training MACs, %", bars, " %")
+    return f'<h2>What training cost</h2><p>{said}</p><div class="wide">{chart}</div>'
+
+
+def _against(share: float) -> str:
+    return f"{100 * abs(1 - share):.1f} % {'more' if share > 1 else 'fewer'}"
+
+
 def _charts(run: RunRecord) -> str:
     name, label, scale, unit = run.metric["name"], run.metric_label, run.metric["scale"], run.metric["unit"]
+    judged = [
+        Series("held out", run.series(f"eval_{name}", scale), 1),
+        Series("training", run.series(f"train_{name}", scale), 2),
+    ]
+    heading = f"{label[:1].upper() if label == name else label[:1]}{label[1:]}{',' if unit else ''}{unit}"
+    loss = [Series("held out", run.series("eval_loss"), 1), Series("training", run.series("train_loss"), 2)]
+    cost = [
+        Series("MACs", run.series("macs_fraction", 100), 3),
+        Series("parameters", run.series("params_fraction", 100), 4),
+    ]
+    seconds = [
+        Series("steps", run.series("step_seconds"), 1),
+        Series("data", run.series("data_seconds"), 2),
+        Series("restructuring", run.series("restructure_seconds"), 3),
+    ]
     charts = (
-        line_chart(
-            f"{label[:1].upper() if label == name else label[:1]}{label[1:]}{',' if unit else ''}{unit}",
-            [
-                Series("held out", run.series(f"eval_{name}", scale), 1),
-                Series("training", run.series(f"train_{name}", scale), 2),
-            ],
-            unit,
-            from_zero=False,
-        ),
-        line_chart(
-            "Loss", [Series("held out", run.series("eval_loss"), 1), Series("training", run.series("train_loss"), 2)]
-        ),
-        line_chart(
-            "Cost, % of the full model",
-            [
-                Series("MACs", run.series("macs_fraction", 100), 3),
-                Series("parameters", run.series("params_fraction", 100), 4),
-            ],
-            " %",
-        ),
-        line_chart(
-            "Seconds of an epoch",
-            [
-                Series("steps", run.series("step_seconds"), 1),
-                Series("data", run.series("data_seconds"), 2),
-                Series("restructuring", run.series("restructure_seconds"), 3),
-            ],
-            " s",
-        ),
+        line_chart(heading, judged, unit, from_zero=False),
+        line_chart("Loss", loss),
+        line_chart("Cost, % of the full model", cost, " %"),
+        line_chart("Seconds of an epoch", seconds, " s"),
+        line_chart("Peak memory, MiB", [Series("peak", run.series("peak_memory_mib"), 4)], " MiB"),
+        line_chart("Blocks", [Series("present", run.series("blocks"), 3)]),
     )
     drawn = "".join(charts)
     return f'<h2>Training</h2><div class="charts">{drawn}</div>' if drawn else ""
 
 
-def _growth(run: RunRecord) -> str:
-    strip = heat_strip(run.widths(), _template(run).get("widths") or {})
-    if not strip:
+def _widths(run: RunRecord) -> str:
+    shown = frames(run)
+    if shown is None:
         return ""
-    blocks = line_chart("Blocks", [Series("present", run.series("blocks"), 3)])
+    full = run.template.get("widths") or {}
+    head, rows = widths_table(shown)
+    skipped = run.history[-1].get("skipped")
+    left_out = f"<p>Blocks that were left out: {escape(', '.join(skipped))}.</p>" if skipped else ""
     return (
         "<h2>Widths by epoch</h2><p>A row for each group of channels, from the input down; full colour is the full "
-        f"width, empty is absent.</p>{strip}<div class='charts'>{blocks}</div>"
+        f"width, empty is absent.</p><div class='scroll' tabindex='0'>"
+        f"{heat_strip(run.widths(), full)}</div>"
+        f"{folded('the widths as a table', table(head, rows, 'widths by epoch'))}{left_out}"
     )
 
 
-def _widths(run: RunRecord) -> str:
-    full, roles, widths = _template(run).get("widths") or {}, _template(run).get("roles") or {}, run.widths()
-    rows = [
-        (name, roles.get(name, ""), most, values[-1] or "absent", f"{100 * values[-1] / most:.0f} %")
-        for name, values in widths.items()
-        if (most := full.get(name) or max(*values, 1))
-    ]
-    skipped = run.history[-1].get("skipped") if run.history else None
-    text = f"<p>Blocks that were left out: {escape(', '.join(skipped))}.</p>" if skipped else ""
-    table = _table(("group", "role", "full model", "final", "share"), rows)
-    return f"<h2>The network</h2>{text}{table}" if rows else ""
+def _layers(run: RunRecord) -> str:
+    """The final network beside the template."""
+    rows = []
+    for layer in run.template.get("layers") or []:
+        (before, after), (macs, macs_after) = layer["params"], layer["macs"]
+        final = "gone" if layer["final"] is None else _shapes(layer["final"])
+        share = f"{100 * after / before:.0f} %" if before else ""
+        rows.append(
+            (layer["name"], layer["type"], _shapes(layer["full"]), final, before, after, share, macs, macs_after)
+        )
+    if not rows:
+        return ""
+    head = ("layer", "type", "full model", "final", "parameters", "final", "share", "MACs", "final")
+    return (
+        "<h2>The final network, layer by layer</h2><p>Shapes of the weights in the full model and in the final "
+        f"network.</p>{table(head, rows, 'the final network beside the full model')}"
+    )
+
+
+def _shapes(shapes: Iterable[Iterable[int]]) -> str:
+    return ", ".join("×".join(map(str, shape)) for shape in shapes)
 
 
 def _frozen(run: RunRecord) -> str:
-    rows = [(f.get("name"), f.get("size"), f.get("reason")) for f in _template(run).get("frozen") or []]
-    return f"<h2>What could not grow</h2>{_table(('part', 'size', 'reason'), rows)}" if rows else ""
+    rows = [(f.get("name"), f.get("size"), f.get("reason")) for f in run.template.get("frozen") or []]
+    if not rows:
+        return ""
+    shown = table(("part", "channels", "reason"), rows, "what could not grow")
+    return f"<h2>What could not grow, and why</h2>{shown}"
 
 
 def _repeat(run: RunRecord) -> str:
     command = run.summary.get("command") or f"apical train --resume {run.folder.name}"
     heading = "Repeat it" if run.summary else "Go on with it"
-    return f"<h2>{heading}</h2><pre>{escape(str(command))}</pre>"
+    return f'<h2>{heading}</h2><pre tabindex="0">{escape(str(command))}</pre>'
 
 
 def _settings(run: RunRecord) -> str:
     versions = run.summary.get("versions") or run.config.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    rows = list(_flat({name: value for name, value in run.config.items() if name not in ("versions", "input")}))
-    table = _table(("setting", "value"), rows)
-    return f"<h2>Settings</h2><p>{escape(made)}</p><details><summary>all settings</summary>{table}</details>"
-
-
-def _template(run: RunRecord) -> Mapping[str, Any]:
-    template = run.summary.get("template")
-    return template if isinstance(template, Mapping) else {}
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, json.dumps(value, ensure_ascii=False)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) else _text(value)
-    right = isinstance(value, (int, float)) or text.endswith(" %")
-    return f'<td class="num">{escape(text)}</td>' if right else f"<td>{escape(text)}</td>"
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    shown = folded("all settings", table(("setting", "value"), run.settings(), "settings"))
+    return f"<h2>Settings and versions</h2><p>{escape(made)}</p>{shown}"

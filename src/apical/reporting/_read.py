@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,26 @@ class RunRecord:
         config: config.json.
         history: a record per epoch.
         summary: summary.json; empty while the run has not finished.
+        started: template.json, what is known of the full model from the start.
     """
 
     folder: Path
     config: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any] = field(default_factory=dict)
+    started: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def template(self) -> Mapping[str, Any]:
+        """The full model: `macs`, `num_params`, `widths`, `roles`, `blocks`, `frozen`; empty if nothing was traced."""
+        found = self.summary.get("template") or self.started
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the run is to last; 0 if its config does not say."""
+        planned = (self.config.get("training") or {}).get("epochs")
+        return planned if isinstance(planned, int) else 0
 
     def series(self, name: str, scale: float = 1.0) -> list[tuple[float, float]]:
         """(epoch, value) of a column of the history, epochs without it left out."""
@@ -53,6 +67,10 @@ class RunRecord:
         name, heading = str(self.metric["name"]), str(self.metric["heading"])
         return heading[: len(name)] if heading.lower().startswith(name.lower()) else name
 
+    def settings(self) -> list[tuple[str, str]]:
+        """The config line by line, as (dotted name, JSON)."""
+        return list(_flat({name: value for name, value in self.config.items() if name not in ("versions", "input")}))
+
     def widths(self) -> dict[str, list[int]]:
         """Width of every group in every epoch; 0 where its block was left out."""
         found: dict[str, list[int]] = {}
@@ -65,7 +83,7 @@ class RunRecord:
 
 
 def read_run(folder: str | Path) -> RunRecord:
-    """Read config.json, history.jsonl and, if it is there, summary.json.
+    """Read config.json and, where they are there, history.jsonl, summary.json and template.json.
 
     Raises:
         DataError: the folder does not hold a run, or a file is damaged.
@@ -74,12 +92,20 @@ def read_run(folder: str | Path) -> RunRecord:
     if not (path / "config.json").is_file():
         raise DataError(f"{path} is not a run folder: it has no config.json; expected what `apical train` wrote")
     config = _json(path / "config.json")
-    summary = _json(path / "summary.json") if (path / "summary.json").exists() else {}
+    summary, started = (_json(path / n) if (path / n).exists() else {} for n in ("summary.json", "template.json"))
     history = []
     if (path / "history.jsonl").exists():
         lines = (path / "history.jsonl").read_text(encoding="utf-8").splitlines()
         history = [_parse(line, path / "history.jsonl", number) for number, line in enumerate(lines, 1) if line.strip()]
-    return RunRecord(path, config, history, summary)
+    return RunRecord(path, config, history, summary, started)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(value, ensure_ascii=False)
 
 
 def _json(path: Path) -> dict[str, Any]:

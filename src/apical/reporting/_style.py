@@ -65,5 +65,35 @@ th { color: var(--soft); font-weight: 600; } .num { text-align: right; white-spa
   font-variant-numeric: tabular-nums; }
 pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; overflow-x: auto; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; }
+figure details { margin-top: 4px; font-size: 13px; }
+:focus-visible { outline: 2px solid var(--c1); outline-offset: 2px; border-radius: 3px; }
+a { color: var(--c1); }
+.growth { background: var(--panel); border-radius: 10px; padding: 14px 16px; margin: 16px 0; }
+.growth output { display: block; font-weight: 400; color: var(--soft); font-variant-numeric: tabular-nums; }
+.net { height: clamp(150px, 22vw, 240px); }
+.net rect { vector-effect: non-scaling-stroke; }
+.net .full { fill: var(--paper); stroke: var(--soft); stroke-opacity: 0.55; } .net .now.inner { fill: var(--c1); }
+.net .now.stream { fill: var(--c3); } .net .gone .full { stroke-dasharray: 4 3; }
+.net .block { fill: var(--c2); stroke: var(--c2); } .net .block.out { fill: none; stroke-dasharray: 3 3; }
+.ends { display: flex; justify-content: space-between; font-size: 12px; margin: 2px 0 0; }
+.strip { min-width: 560px; }
+.nets { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 18px; }
+.nets .net { height: 130px; }
+.note { font-size: 13px; margin: 6px 0; } .growth .key:first-child { margin-left: 0; }
+.k-inner::before { background: var(--c1); } .k-stream::before { background: var(--c3); }
+.k-blocks::before { background: var(--c2); }
+.k-full::before { background: none; border: 1px solid var(--soft); height: 8px; }
+.controls { display: flex; align-items: center; gap: 12px; } .controls[hidden] { display: none; }
+.controls input { flex: 1; min-width: 0; accent-color: var(--c1); height: 32px; }
+button { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
+  border-radius: 6px; padding: 4px 14px; cursor: pointer; min-width: 76px; }
+.strip .cursor { fill: none; stroke: var(--c2); stroke-width: 1.5; pointer-events: none; }
+.bars rect.bar { fill: var(--c1); } .bars rect.bar.own { fill: var(--c3); } .bars .axis { font-size: 13px; }
+.bars text.value { fill: var(--ink); font-size: 13px; font-variant-numeric: tabular-nums; }
+.wide { max-width: 700px; }
+@media (max-width: 520px) { main { padding: 14px 12px 40px; } .growth { padding: 10px; }
+  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); } .tiles b { font-size: 18px; }
+  .axis { font-size: 15px; } .strip .axis { font-size: 12px; } .bars .axis, .bars text.value { font-size: 19px; } }
+@media print { .controls { display: none; } details { display: none; } }
 """
 )

@@ -6,10 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeVar
+
+T = TypeVar("T")
 
 WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
 MAX_POINTS = 400
+MAX_ROWS = 24  # of the table that stands for a chart
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def line_chart(
     Returns:
         A ``<figure>``; empty text if there is nothing to draw.
     """
-    drawn = [Series(s.name, _thinned(s.points), s.colour) for s in series if s.points]
+    drawn = [Series(s.name, evenly(s.points, MAX_POINTS), s.colour) for s in series if s.points]
     if not drawn:
         return ""
     xs, ys = ([point[axis] for s in drawn for point in s.points] for axis in (0, 1))
@@ -86,9 +90,63 @@ def line_chart(
                 "</circle>"
             )
     legend = "".join(f'<span class="key k{s.colour}">{escape(s.name)}</span>' for s in drawn)
+    told = ". ".join((title, *(_in_words(line, unit, across) for line in drawn)))
     return (
         f'<figure><figcaption>{escape(title)} {legend}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg></figure>'
+        f'aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>{_in_numbers(drawn, unit, across)}</figure>'
+    )
+
+
+def _in_words(line: Series, unit: str, across: str) -> str:
+    """What a line shows, for those who do not see it."""
+    first, last = line.points[0], line.points[-1]
+    values = [y for _, y in line.points]
+    if len(values) == 1:
+        return f"{line.name}: {first[1]:.4g}{unit} at {across.format(first[0])}"
+    return (
+        f"{line.name}: {first[1]:.4g}{unit} at {across.format(first[0])}, {last[1]:.4g}{unit} at "
+        f"{across.format(last[0])}, lowest {min(values):.4g}{unit}, highest {max(values):.4g}{unit}"
+    )
+
+
+def _in_numbers(lines: Sequence[Series], unit: str, across: str) -> str:
+    """Some of the points as a table that can be opened."""
+    places = evenly(sorted({x for line in lines for x, _ in line.points}), MAX_ROWS)
+    values = [dict(line.points) for line in lines]
+    head = "".join(f"<th>{escape(line.name)}</th>" for line in lines)
+    rows = "".join(
+        f"<tr><td>{escape(across.format(x))}</td>"
+        + "".join(f'<td class="num">{f"{column[x]:.4g}{unit}" if x in column else ""}</td>' for column in values)
+        + "</tr>"
+        for x in places
+    )
+    return (
+        f'<details><summary>as a table</summary><div class="scroll" tabindex="0"><table><thead><tr><th></th>{head}</tr>'
+        f"</thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def bar_chart(title: str, bars: Sequence[tuple[str, float, bool]], unit: str = "") -> str:
+    """Horizontal bars from zero, each with its name and value.
+
+    Args:
+        title: read out by screen readers before the values.
+        bars: (name, value, whether it stands out).
+        unit: behind the numbers.
+    """
+    most, row = max((value for _, value, _ in bars), default=1.0) or 1.0, 46
+    parts = []
+    for index, (name, value, own) in enumerate(bars):
+        top, long = index * row, (WIDTH - 80) * value / most
+        parts.append(
+            f'<text class="axis" x="0" y="{top + 14}">{escape(name)}</text>'
+            f'<rect class="bar{" own" if own else ""}" x="0" y="{top + 20}" width="{long:.1f}" height="16" rx="3"/>'
+            f'<text class="value" x="{long + 6:.1f}" y="{top + 33}">{value:.1f}{unit}</text>'
+        )
+    told = ". ".join((title, *(f"{name}: {value:.1f}{unit}" for name, value, _ in bars)))
+    return (
+        f'<svg class="bars" viewBox="0 0 {WIDTH} {len(bars) * row}" role="img" '
+        f'aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
     )
 
 
@@ -119,7 +177,13 @@ def heat_strip(widths: Mapping[str, Sequence[int]], full: Mapping[str, int]) -> 
                 f'height="{row - 2}" fill-opacity="{_shade(width / most):.2f}">'
                 f"<title>{escape(f'{name}, {when}: {what}')}</title></rect>"
             )
-    return f'<svg viewBox="0 0 768 {len(widths) * row}" role="img" aria-label="widths by epoch">{"".join(parts)}</svg>'
+    last = label + (epochs - 1) * span
+    parts.append(f'<rect class="cursor" x="{last:.2f}" y="0" width="{span:.2f}" height="{len(widths) * row - 2}"/>')
+    told = f"widths of {len(widths)} groups over {epochs} epochs; the table below holds the numbers"
+    return (
+        f'<svg class="strip" data-left="{label:.2f}" data-span="{span:.6f}" viewBox="0 0 768 {len(widths) * row}" '
+        f'role="img" aria-label="{told}">{"".join(parts)}</svg>'
+    )
 
 
 def _shade(fraction: float) -> float:
@@ -141,7 +205,12 @@ def _short(name: str, most: int = 40) -> str:
     return name if len(name) <= most else "…" + name[-most + 1 :]
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MAX_POINTS` of the points, the last one among them."""
-    step = math.ceil(len(points) / MAX_POINTS)
-    return [*points[:-1:step], points[-1]]
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread, the last one among them.
+
+    Example:
+        >>> evenly(range(10), 4)
+        [0, 3, 6, 9]
+    """
+    step = max(1, math.ceil((len(items) - 1) / max(1, most - 1)))
+    return [*items[:-1:step], items[-1]] if items else []

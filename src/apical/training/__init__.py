@@ -17,6 +17,8 @@ from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingCon
 from apical.training._epoch import EpochStats, EvalStats, evaluate, train_one_epoch
 from apical.training._interrupt import Interrupted, InterruptGuard
 from apical.training._language import LanguageModelling
+from apical.training._loggers import Logger, Pixels, TensorBoardLogger, require_tensorboard
+from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
 from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
@@ -38,9 +40,11 @@ __all__ = [
     "LanguageModelling",
     "Loader",
     "Loaders",
+    "Logger",
     "MethodFactory",
     "Metric",
     "OptimizerConfig",
+    "Pixels",
     "PlainMethod",
     "Progress",
     "ProgressMode",
@@ -50,6 +54,7 @@ __all__ = [
     "StepwiseMethod",
     "StreamTask",
     "Task",
+    "TensorBoardLogger",
     "TrainingConfig",
     "TrainingResult",
     "atomic_file",
@@ -64,9 +69,11 @@ __all__ = [
     "load_checkpoint",
     "lr_factor",
     "make_progress",
+    "peak_memory_mib",
     "plain",
     "random_state",
     "require_plain",
+    "require_tensorboard",
     "resolve_device",
     "save_checkpoint",
     "seed_everything",

@@ -20,6 +20,7 @@ from apical.training._checkpoint import Checkpoint, has_checkpoint, load_checkpo
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, evaluate, train_one_epoch
 from apical.training._interrupt import Interrupted, InterruptGuard
+from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._progress import Progress, QuietProgress, make_progress
 from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
@@ -168,6 +169,7 @@ class _Run:
         apply_memory_format_(self.model, self.config)
         seconds = time.perf_counter() - started + stats.restructure_seconds
         record = _epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
+        record["peak_memory_mib"] = peak_memory_mib(self.device)
         self.history.append(record)
         self.save()
         self.progress.epoch(record)
