@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from apical.errors import DataError
-from apical.reporting import Series, heat_strip, line_chart, read_run, write_report
+from apical.reporting import Series, growth_pixels, heat_strip, line_chart, read_run, write_report, write_runs_report
 
-VOID = {"meta", "line", "polyline", "circle", "rect", "br"}
+VOID = {"meta", "line", "polyline", "circle", "rect", "br", "input"}
 
 
 class Checker(HTMLParser):
@@ -29,6 +29,9 @@ class Checker(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         self.fetched += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        if tag in ("svg", "img"):  # a text stands for every picture, or it is decoration
+            names = dict(attrs)
+            assert names.get("aria-label") or names.get("alt") or names.get("aria-hidden") == "true", names
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
@@ -43,7 +46,7 @@ def parsed(path: Path) -> tuple[str, str]:
     checker.feed(page)
     assert not checker.open
     assert not checker.fetched
-    assert "<script" not in page
+    assert "default-src 'none'" in page  # browsers are told so, too
     assert "url(" not in page
     assert "prefers-color-scheme: dark" in page
     return page, " ".join(checker.text)
@@ -70,6 +73,7 @@ def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any
             "params_fraction": 0.15 * number,
             "step_seconds": 1.5,
             "blocks": 2,
+            "peak_memory_mib": 300.0 * number,
             "widths": {"conv1": 2 * number, "layer1.0.conv1": 4},
             "skipped": ["layer1.0"] if number == 3 else [],
         }
@@ -80,11 +84,32 @@ def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any
         summary = {
             "test_accuracy": 0.9725,
             "macs_fraction": 0.3,
+            "train_macs_fraction": 0.3,
+            "train_macs_vs_final": 0.75,
             "num_params": 12345,
             "command": "apical train digits --out 'a & b'",
             "template": {
                 "widths": {"conv1": 16, "layer1.0.conv1": 8},
                 "roles": {"conv1": "stream", "layer1.0.conv1": "inner"},
+                "blocks": ["layer1.0"],
+                "layers": [
+                    {
+                        "name": "conv1",
+                        "type": "Conv2d",
+                        "full": [[16, 3, 3, 3]],
+                        "final": [[6, 3, 3, 3]],
+                        "params": [432, 162],
+                        "macs": [43200, 16200],
+                    },
+                    {
+                        "name": "layer1.0.conv1",
+                        "type": "",
+                        "full": [[8, 16, 3, 3]],
+                        "final": None,
+                        "params": [1152, 0],
+                        "macs": [115200, 0],
+                    },
+                ],
                 "frozen": [{"name": "fc", "size": 10, "reason": "reaches the model's output"}],
             },
         }
@@ -94,7 +119,14 @@ def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any
 
 def test_the_page_holds_figures_charts_widths_reasons_and_the_command(tmp_path: Path) -> None:
     page, text = parsed(write_report(make_run(tmp_path)))
+    assert "epoch 3 of 3, 30.0 % of the MACs, 45.0 % of the parameters, 0 of 1 blocks, accuracy 75.00 %" in text
+    assert "this run: 30.0 %" in page
+    assert "its final network from the start, as many epochs: 40.0 %" in page
+    assert "25.0 % fewer than training its final network" in text
     for part in (
+        "16×3×3×3",
+        "gone",
+        "900 MiB",
         "97.25 %",
         "12,345",
         "reaches the model's output",
@@ -117,8 +149,13 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_what_files_say_is_escaped(tmp_path: Path) -> None:
-    page, _ = parsed(write_report(make_run(tmp_path, recipe="<script>alert(1)</script>")))
+    run = make_run(tmp_path, recipe="<script>alert(1)</script>")
+    record = json.loads((run / "history.jsonl").read_text().splitlines()[0])
+    record["widths"] = {"</script><script>alert(2)</script>": 3}
+    (run / "history.jsonl").write_text(json.dumps(record) + "\n")
+    page, _ = parsed(write_report(run))
     assert "&lt;script&gt;" in page
+    assert "<script>alert" not in page
 
 
 def test_a_long_run_keeps_the_page_small(tmp_path: Path) -> None:
@@ -204,3 +241,41 @@ def test_the_metric_is_written_as_its_heading_is(tmp_path: Path) -> None:
     run = make_run(tmp_path, metrics=[metric])
     assert read_run(run).metric_label == "mIoU"
     assert read_run(make_run(tmp_path / "b")).metric_label == "accuracy"
+
+
+def test_an_unfinished_run_is_drawn_in_the_outline_of_the_full_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path, epochs=2, finished=False)
+    facts = {"widths": {"conv1": 16, "layer1.0.conv1": 8}, "roles": {}, "blocks": ["layer1.0"], "frozen": []}
+    (run / "template.json").write_text(json.dumps(facts))
+    _, text = parsed(write_report(run))
+    assert "conv1: 4 of 16" in text
+    assert "epoch 2 of 3" in text
+
+
+def test_several_runs_share_a_page(tmp_path: Path) -> None:
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", epochs=1, finished=False, method="dense")
+    write_report(first)
+    page = write_runs_report([first, second], tmp_path / "runs.html").read_text(encoding="utf-8")
+    for part in ("97.25 %", "1 of 3 epochs", "Settings that differ", "<td>method</td>", 'href="a/report.html"'):
+        assert part in page
+    assert "training.seed" not in page
+    assert "All settings are the same" in write_runs_report([first, first], tmp_path / "c.html").read_text()
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a")
+    with pytest.raises(DataError, match="at least two runs, got 1"):
+        write_runs_report([first], tmp_path / "runs.html")
+    other = make_run(tmp_path / "b", metrics=[{"name": "miou", "heading": "mIoU %"}])
+    with pytest.raises(DataError, match="judged by different metrics"):
+        write_runs_report([first, other], tmp_path / "runs.html")
+    with pytest.raises(DataError, match="Name another file with --out"):
+        write_runs_report([first, first], tmp_path / "missing" / "runs.html")
+
+
+def test_the_live_picture_has_a_row_per_group_and_a_column_per_epoch() -> None:
+    rows = growth_pixels({"a": [0, 2, 4], "b": [4, 4, 4]}, {"a": 4})
+    assert [len(row) for row in rows] == [3, 3]
+    assert rows[0][0] == (255, 255, 255)
+    assert sum(rows[0][1]) > sum(rows[0][2])
+    assert rows[1][0] == rows[0][2]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -91,15 +92,20 @@ def _parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> d
 @click.option("--kwargs", metavar="JSON", default="{}", callback=_parse_object,
               help="Keyword arguments of the callable, as a JSON object.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def inspect_command(target: str, inputs: tuple[InputSpec, ...], kwargs: dict[str, Any], as_json: bool) -> None:
+@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write a page instead: the module tree, in which a group shows all that belongs to it.")  # fmt: skip
+def inspect_command(
+    target: str, inputs: tuple[InputSpec, ...], kwargs: dict[str, Any], as_json: bool, page: Path | None
+) -> None:
     """Show what of a model can grow and shrink, what is frozen and why, and what everything costs.
 
     MODULE:CALLABLE is a class or function that builds the model; the current folder is searched, too. Nothing is
-    trained and no file is written.
+    trained.
 
     \b
     Examples:
       apical inspect torchvision.models:resnet50 --input 1x3x224x224
+      apical inspect apical.models:resnet20 --input 1x3x32x32 --html resnet20.html
       apical inspect my_package.nets:Transformer --input 1x128:int64:32000 --kwargs '{"depth": 4}'
 
     Next: put `apical.Grower(model, optimizer, example_inputs=..., budget="50% macs", epochs=...)` around your own
@@ -113,7 +119,25 @@ def inspect_command(target: str, inputs: tuple[InputSpec, ...], kwargs: dict[str
     torch.manual_seed(0)
     model = call_builder(import_callable(target), kwargs, target)
     structure = trace(model, tuple(spec.tensor() for spec in inputs))
-    click.echo(json.dumps(summarise(structure, target), indent=2) if as_json else str(structure))
+    if page is not None:
+        from apical.reporting import write_architecture
+
+        types = {name: type(module).__name__ for name, module in model.named_modules()}
+        content = {**structure.to_dict(), **_costs(structure), "model": target, "types": types}
+        click.echo(f"wrote {write_architecture(content, page)}")
+    else:
+        click.echo(json.dumps(summarise(structure, target), indent=2) if as_json else str(structure))
+
+
+def _costs(structure: Structure) -> Mapping[str, Any]:
+    """MACs and parameters of the whole, and the share of the MACs that goes with each group and block."""
+    macs = structure.macs()
+    return {
+        "macs": macs,
+        "num_params": structure.num_params(),
+        "group_shares": {g.name: 1 - structure.macs({g.name: 1}) / max(1, macs) for g in structure.groups},
+        "block_shares": {b.name: 1 - structure.macs(skip=[b.name]) / max(1, macs) for b in structure.blocks},
+    }
 
 
 def summarise(structure: Structure, model: str) -> Mapping[str, Any]:

@@ -48,9 +48,11 @@ def main() -> None:
       apical inspect apical.models:resnet50 --input 1x3x224x224
                                                              what of a model can grow
       apical compare digits --methods grown,uniform          methods side by side
+      apical report runs/digits                              write the run's page anew
       apical export runs/digits --format onnx                write the result for another runtime
 
-    A model of your own needs no recipe: see `apical.Grower` in the README.
+    A model of your own needs no recipe: put `apical.Grower` around your training loop (see the README). Each command
+    explains itself: `apical train --help`.
 
     Exit codes: 0 done, 2 wrong input (the message says what), 75 stopped by a signal (resume it).
     """

@@ -39,9 +39,14 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
 )
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
+@click.option("--log", "logs", metavar="LOGGER", multiple=True,
+              help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own "
+              "tracker.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Print messages only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
+def train_command(
+    recipe: str | None, resume: Path | None, logs: tuple[str, ...], quiet: bool, as_json: bool, **options: Any
+) -> None:
     """Grow a network by a recipe, or go on with a run that was stopped.
 
     Without RECIPE, lists the recipes.
@@ -53,6 +58,7 @@ def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json:
       apical train cifar10-resnet20 --data /data/cifar10 --budget "40% macs" --epochs 30
       apical train folder --data photos --model torchvision:resnet18 --epochs 20
       apical train --resume runs/digits
+      apical train digits --log tensorboard      (then: tensorboard --logdir runs)
 
     The run folder holds config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json and report.html. Next: open the report, or `apical export RUN --format onnx`.
@@ -65,19 +71,22 @@ def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json:
     if options.pop("list_settings"):
         _list_settings(recipe)
         return
+    from apical.recipes import logger_factory
+
     config, out = _resumed(recipe, resume, options) if resume is not None else _started(str(recipe), options)
+    loggers = [logger_factory(name) for name in logs]
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
-    _run(config, out, progress, resume=resume is not None, overwrite=options["overwrite"])
+    _run(config, out, progress=progress, loggers=loggers, resume=resume is not None, overwrite=options["overwrite"])
     if not quiet and not as_json:
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 
 
-def _run(config: RunConfig, out: Path, progress: Any, *, resume: bool, overwrite: bool) -> None:
+def _run(config: RunConfig, out: Path, **options: Any) -> None:
     from apical.recipes import run
     from apical.training import Interrupted
 
     try:
-        run(config, out, resume=resume, overwrite=overwrite, progress=progress)
+        run(config, out, **options)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: apical train --resume {out}", stopped.signal_name) from stopped
     except CheckpointError as error:

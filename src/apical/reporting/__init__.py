@@ -1,5 +1,6 @@
 """Runs as pages for people: charts, tables and settings in one HTML file that needs nothing else."""
 
+from apical.reporting._architecture import render_architecture, write_architecture
 from apical.reporting._compare_page import render_markdown, write_comparison
 from apical.reporting._comparison import BATCHES, Comparison, Latency, MethodRow, Run, cost_curve, rows
 from apical.reporting._growth_picture import growth_pixels
@@ -26,10 +27,12 @@ __all__ = [
     "line_chart",
     "mean_std",
     "read_run",
+    "render_architecture",
     "render_markdown",
     "render_report",
     "render_runs_report",
     "rows",
+    "write_architecture",
     "write_comparison",
     "write_report",
     "write_runs_report",
