@@ -2,6 +2,7 @@
 # make demo    grow a network on scikit-learn's real handwritten digits, under two minutes on two cores
 # make test    lint, types and tests
 # make lint    lint and types only
+# make docs    the documentation site in build/site, warnings as errors
 #
 # make PYTHON=python3.12 VENV=/tmp/venv test   another interpreter, another place
 
@@ -15,7 +16,7 @@ PYTEST_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -25,7 +26,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,data,demo,export]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,data,demo,docs,export,live]'
 	$(BIN)/python -m pip install --constraint constraints.txt pyyaml huggingface-hub \
 		&& $(BIN)/python -m pip install --no-deps torchvision==0.28.0 timm==1.0.31 \
 		|| echo "apical: torchvision and timm could not be installed; the tests that need them are skipped"
@@ -41,6 +42,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The theme prints an advertisement for its successor; it is no warning of the build.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

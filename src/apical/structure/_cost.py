@@ -28,6 +28,7 @@ class SizeAxis:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> SizeAxis:
+        """The inverse of `dataclasses.asdict`."""
         return SizeAxis(data["base"], tuple((g, c) for g, c in data["counts"]))
 
 
@@ -47,6 +48,7 @@ class CostTerm:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> CostTerm:
+        """The inverse of `dataclasses.asdict`."""
         return CostTerm(data["coefficient"], tuple(SizeAxis.from_dict(a) for a in data["axes"]), tuple(data["modules"]))
 
 
