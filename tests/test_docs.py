@@ -21,12 +21,8 @@ from apical.recipes import get_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-PACKAGES = [
-    "apical",
-    "apical.errors",
-    *sorted(f"apical.{p.parent.name}" for p in ROOT.glob("src/apical/*/__init__.py")),
-]
-PACKAGES.remove("apical.cli")  # its reference is --help
+FOLDERS = {path.parent.name for path in ROOT.glob("src/apical/*/__init__.py")} - {"cli"}  # its reference is --help
+PACKAGES = ["apical", "apical.errors", *sorted(f"apical.{name}" for name in FOLDERS)]
 NEEDS = {"onnxruntime", "tensorboard", "lightning", "transformers", "accelerate", "timm", "sklearn", "pyarrow", "PIL"}
 
 
@@ -101,15 +97,12 @@ def _silent(kind: type) -> list[str]:
     found = []
     for name, value in vars(kind).items():
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-        if (
-            not name.startswith("_")
-            and inspect.isfunction(function)
-            and own(function)
-            and function.__name__ != "<lambda>"
-        ):
-            inherited = any(inspect.getdoc(getattr(base, name, None)) for base in kind.__mro__[1:])
-            if not (function.__doc__ or inherited or function.__name__ != name):
-                found.append(name)
+        if name.startswith("_") or not inspect.isfunction(function) or not own(function):
+            continue
+        is_default = function.__name__ != name  # of a field that holds a function
+        inherited = any(inspect.getdoc(getattr(base, name, None)) for base in kind.__mro__[1:])
+        if not (function.__doc__ or inherited or is_default):
+            found.append(name)
     return found
 
 
