@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 import apical
@@ -67,7 +66,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("where", "words"), [pytest.param(*found, id=found[0]) for found in commands()])
 def test_commands_in_the_documentation_are_understood(where: str, words: list[str]) -> None:
-    with click.Context(main, info_name="apical") as context:
+    with main.context_class(main, info_name="apical", **main.context_settings) as context:
         name, command, rest = main.resolve_command(context, words)
         assert command is not None, where
         parsed = command.make_context(name, list(rest), parent=context)

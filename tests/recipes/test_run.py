@@ -23,6 +23,7 @@ FILES = {
     "model.safetensors",
     "summary.json",
     "report.html",
+    "template.json",
 }
 SUMMARY = {
     "test_accuracy",

@@ -155,7 +155,10 @@ def measure_latency_table(
         t for path, shape in calls.items() if (t := _layer_table(model, path, shape, structure, known)) is not None
     ]
     if not tables:
-        raise BudgetError("no convolution or linear layer of this model can change its width; a latency budget is moot")
+        raise BudgetError(
+            "no convolution or linear layer of this model can change its width, so its latency cannot be steered; give a "
+            "budget in MACs or parameters, such as '50% macs'"
+        )
     raw = LatencyTable(structure, tuple(tables), 0.0, 1.0, 0.0, str(next(model.parameters()).device))
     points = []
     for fraction in (1.0, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15):

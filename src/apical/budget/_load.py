@@ -89,7 +89,10 @@ class BoundBudget:
         if target.kind == "params":
             return float(self.structure.num_params(keep, skip))
         if self._latency is None:
-            raise BudgetError("a latency budget needs a table measured on this machine (measure_latency_table)")
+            raise BudgetError(
+                f"the budget {target} is in time, and no times were measured; pass latency=measure_latency_table(...), "
+                "or let apical.Grower do it"
+            )
         return self._latency.predict_ms(keep, skip)
 
     def load(self, keep: Mapping[str, Any] | None, skip: Iterable[str] = ()) -> float:

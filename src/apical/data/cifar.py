@@ -84,7 +84,7 @@ def read_cifar(folder: str | Path, split: Split = "train") -> ImageArrays:
     paths = [folder / name for name in choose_split(files, split, folder)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise DataError(f"{folder} lacks {', '.join(missing)}")
+        raise DataError(f"{folder} lacks {', '.join(missing)}; unpack the whole archive into it")
     names = _field(_load(folder / marker), names_key, folder / marker)
     images, labels = zip(*(_read_batch(path, labels_key) for path in paths), strict=True)
     classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)

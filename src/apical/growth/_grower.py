@@ -328,7 +328,7 @@ class Grower:
 
     def _selection(self) -> Selection:
         if self.store is None or self.store.selection is None:
-            raise ConfigError("this Grower has finished")
+            raise ConfigError("this Grower has finished and keeps no state; ask for it before finish()")
         return self.store.selection
 
     def _alive(self) -> None:

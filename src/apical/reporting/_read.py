@@ -119,7 +119,9 @@ def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}, line {line}: not JSON: {error}") from error
+        raise DataError(
+            f"{path}, line {line}: not JSON: {error}. The file was cut or changed; copy the run folder anew."
+        ) from error
     if not isinstance(content, dict):
         raise DataError(f"{path}, line {line}: expected an object, got {type(content).__name__}")
     return content

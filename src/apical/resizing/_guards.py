@@ -34,7 +34,9 @@ def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
             raise error(f"{name or 'the model'} is wrapped in {type(module).__name__}: {advice}")
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if not tensors:
-        raise error(f"{type(model).__name__} has no parameters")
+        raise error(
+            f"{type(model).__name__} has no parameters, so nothing in it can change its size; pass the whole model"
+        )
     lazy = [n for n, t in tensors if isinstance(t, (nn.UninitializedParameter, nn.UninitializedBuffer))]
     if lazy:
         raise error(f"{lazy[0]} is not initialised yet (lazy module): run one forward pass first")

@@ -92,7 +92,10 @@ def whole_or_nothing() -> Iterator[Installation]:
         yield installation
     except Exception as problem:
         installation.undo()
-        raise ResizeError(f"undone, nothing changed: {type(problem).__name__}: {problem}") from problem
+        raise ResizeError(
+            f"the resize failed half way and was undone; model and optimizer are as before: {type(problem).__name__}: "
+            f"{problem}"
+        ) from problem
     except BaseException:  # an interrupt from the keyboard
         installation.undo()
         raise

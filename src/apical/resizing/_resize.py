@@ -23,6 +23,11 @@ from apical.resizing._selection import Selection, check_selection
 from apical.resizing._store import DormantStore
 from apical.structure import Keep, Structure, lies_in, module_refresh
 
+_NO_STORE = (
+    "what left it is not kept. Pass store=apical.DormantStore() to the resize that removes and the same store to the one "
+    "that brings back, or build the model anew."
+)
+
 
 @dataclass(frozen=True)
 class Move:
@@ -180,7 +185,7 @@ class _Resize:
         """Put the live part of a tensor into the store and take the new part out (None if it leaves)."""
         if self.store is None:
             if live is None or move.old:
-                raise ResizeError(f"{move.name} cannot come back: no DormantStore holds what left")
+                raise ResizeError(f"{move.name} cannot come back: {_NO_STORE}")
             return None if move.new is None else gather(live.detach(), move.new)
         if live is not None:
             full = self.store.hold(key, self.specs[move.name].shape, live)
@@ -189,7 +194,9 @@ class _Resize:
             return None
         stored = self.store.full(key)
         if stored is None:
-            raise ResizeError(f"{move.name} cannot come back: the store has never held it")
+            raise ResizeError(
+                f"{move.name} cannot come back: this store never held it. Pass the store that was passed when it left."
+            )
         part = gather(stored, move.new)
         return part if live is None else part.to(live.device)
 
@@ -269,7 +276,7 @@ class _Resize:
                 self._park(self.store.modules, new.namespace + block, module, install)
         for block in sorted(self.before.skip - self.after.skip):
             if self.store is None:
-                raise ResizeError(f"block {block} cannot come back: no DormantStore holds it")
+                raise ResizeError(f"block {block} cannot come back: {_NO_STORE}")
             key, waiting = new.namespace + block, self.store.modules
             module = waiting.pop(key)
             install.on_undo(partial(waiting.__setitem__, key, module))

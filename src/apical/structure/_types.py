@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
@@ -151,11 +152,11 @@ class Structure:
     states: tuple[StateSlice, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
-        """The group called ``name``; `KeyError` names the nearest if there is none."""
+        """The group called ``name``; `KeyError` names the nearest, or all, if there is none."""
         try:
             return self._group_index[name]
         except KeyError:
-            raise KeyError(f"no group is called {name!r}; the groups are {', '.join(self._group_index)}") from None
+            raise KeyError(_unknown("group", name, self._group_index)) from None
 
     @cached_property
     def _group_index(self) -> dict[str, ChannelGroup]:
@@ -187,7 +188,7 @@ class Structure:
         return model.price(sizes, skipped)
 
     def _no_block(self, name: str) -> int:
-        raise KeyError(f"no block is called {name!r}; the blocks are {', '.join(self._block_order) or '(none)'}")
+        raise KeyError(_unknown("block", name, self._block_order))
 
     def macs(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
         """Multiply-accumulates of one forward pass on the traced example inputs, batch included.
@@ -247,3 +248,10 @@ class Structure:
         from apical.structure._table import structure_table
 
         return structure_table(self)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = get_close_matches(name, names, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; the {kind}s are {', '.join(names) or '(none)'}"
+    return f"no {kind} is called {name!r}{hint}"

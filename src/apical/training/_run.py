@@ -305,7 +305,7 @@ def _claim(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(
-            f"{folder.path} already holds a run. Resume it, choose another folder, or ask to overwrite it."
+            f"{folder.path} already holds a run. Resume it (resume=True), choose another folder, or remove it (overwrite=True)."
         )
     folder.clear()
 
