@@ -1,16 +1,24 @@
-"""A small trial of growth options on held-out images: ResNet on Fashion-MNIST averaged to 14x14.
+"""A small trial of growth options and of fixed architectures on held-out images, at half resolution.
 
-    APICAL_DATA=... python benchmarks/trial.py --seeds 10 11 12 13 --epochs 8 --depth 20
-    APICAL_DATA=... python benchmarks/trial.py --seeds 10 11 12 13 --epochs 8 --depth 20 --set grow_depth=false
+    APICAL_DATA=... python benchmarks/trial.py --seeds 10 11 12 13 --epochs 8
+    APICAL_DATA=... python benchmarks/trial.py --data cifar10 --seeds 0 1 2 --epochs 20 --set seed_fraction=0.25
+    APICAL_DATA=... python benchmarks/trial.py --data cifar10 --method uniform --epochs 16
+    APICAL_DATA=... python benchmarks/trial.py --data cifar10 --method uniform --skip layer1.2 layer2.2 layer3.2
 
-Trains on 20,000 images and reports accuracy on 5,000 others of the training set; the test set is not read.
+Trains a CIFAR ResNet on the first 20,000 training images, averaged to 14x14 (Fashion-MNIST) or 16x16 pixels (CIFAR-10,
+with random crops and flips), and reports accuracy on the last 5,000 of the training set; the test set is not read.
+Methods: grown (options by --set), uniform (all widths scaled by one ratio to the budget, without the blocks that --skip
+names), dense. bfloat16 autocast, channels-last, SGD with Nesterov momentum 0.9, learning rate 0.1 with one epoch of
+warm-up, then a cosine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +26,13 @@ import torch
 from torch import Tensor, nn
 
 import apical
-from apical.data import load_images
+from apical.baselines import network_record, uniform_keep
+from apical.data import load_images, random_crop, random_flip
 from apical.models import CifarResNet
 
-TRAIN, HELD_OUT = slice(0, 20_000), slice(55_000, 60_000)
+TRAIN, HELD_OUT = slice(0, 20_000), slice(-5_000, None)
 BATCH = 128
+Images = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,41 +40,89 @@ class Outcome:
     """One run."""
 
     accuracy: float
+    train_loss: float
     macs_fraction: float
-    train_macs_fraction: float
+    params_fraction: float
+    train_macs: float  # in epochs of the full model
     blocks: int
 
 
-def images() -> tuple[Tensor, Tensor]:
-    """Normalised 14x14 images and labels of the training set."""
-    arrays = load_images("fashion-mnist", "train")
-    small = nn.functional.avg_pool2d(arrays.images.float(), 2)
-    return (small - small.mean()) / small.std(), arrays.labels
+class Fixed:
+    """A network that does not change, with the Grower's interface."""
+
+    def __init__(self, structure: apical.Structure, keep: dict[str, Any], skip: Sequence[str]) -> None:
+        self._record = network_record(structure, keep, skip)
+
+    def end_epoch(self) -> dict[str, Any]:
+        return self._record
 
 
-def run(x: Tensor, y: Tensor, seed: int, epochs: int, depth: int, budget: str, options: dict[str, Any]) -> Outcome:
-    """Grow one network and measure it on the held-out images."""
+def load(name: str) -> Images:
+    """Normalised images at half resolution, and labels, of the training set  # (N, C, H / 2, W / 2), (N,)"""
+    arrays = load_images(name, "train")
+    small = torch.cat([nn.functional.avg_pool2d(part.float(), 2) for part in arrays.images.split(5_000)])
+    mean, std = small.mean((0, 2, 3), keepdim=True), small.std((0, 2, 3), keepdim=True)
+    return ((small - mean) / std).contiguous(memory_format=torch.channels_last), arrays.labels
+
+
+def make(options: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor,
+         seed: int) -> Any:  # fmt: skip
+    """The method, with the model brought to its first shape."""
+    if options.method == "grown":
+        return apical.Grower(
+            model, optimizer, (example,), options.budget, options.epochs, seed=seed, **dict(options.set)
+        )
+    structure = apical.trace(model, (example,))
+    if options.method == "dense":
+        return Fixed(structure, {}, ())
+    widths = uniform_keep(structure, options.budget, skip=options.skip)
+    keep = {name: list(range(width)) for name, width in widths.items()}
+    apical.resize_(model, structure, keep, options.skip, optimizer=optimizer)
+    return Fixed(structure, keep, options.skip)
+
+
+def run(data: Images, seed: int, options: argparse.Namespace) -> Outcome:
+    """Train one network and measure it on the held-out images."""
+    (inputs, targets), (held_out, truth) = ((part[where] for part in data) for where in (TRAIN, HELD_OUT))
     torch.manual_seed(seed)
-    model = CifarResNet(depth=depth, in_channels=1)
+    model = CifarResNet(depth=options.depth, in_channels=inputs.shape[1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    inputs, targets = x[TRAIN], y[TRAIN]
-    steps = len(inputs) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps * epochs, pct_start=0.15)
-    grower = apical.Grower(model, optimizer, (inputs[:1],), budget, epochs, seed=seed, **options)
-    for _ in range(epochs):
-        model.train()
-        order = torch.randperm(len(inputs))
-        for batch in order[: steps * BATCH].split(BATCH):
-            loss = nn.functional.cross_entropy(model(inputs[batch]), targets[batch])
+    method = make(options, model, optimizer, inputs[:1].contiguous(), seed)
+    steps, augment, records = len(inputs) // BATCH, options.data == "cifar10", []
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(options.epochs):
+        model.to(memory_format=torch.channels_last).train()
+        order, losses = torch.randperm(len(inputs), generator=generator), []
+        for step, batch in enumerate(order[: steps * BATCH].split(BATCH)):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 * cosine(epoch + step / steps, options.epochs)
+            x = random_flip(random_crop(inputs[batch], 2, generator), generator) if augment else inputs[batch]
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(x), targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
-        grower.end_epoch()
-    macs = [record["macs_fraction"] for record in grower.history]
-    with torch.no_grad():
-        right = model.eval()(x[HELD_OUT]).argmax(1) == y[HELD_OUT]
-    return Outcome(right.float().mean().item(), macs[-1], statistics.mean(macs), grower.history[-1]["blocks"])
+            losses.append(loss.item())
+        records.append({**method.end_epoch(), "loss": statistics.mean(losses)})
+    last = records[-1]
+    return Outcome(accuracy(model, held_out, truth), last["loss"], last["macs_fraction"], last["params_fraction"],
+                   sum(record["macs_fraction"] for record in records), last["blocks"])  # fmt: skip
+
+
+def cosine(epoch: float, epochs: int) -> float:
+    """One epoch of linear warm-up, then a cosine to zero."""
+    return epoch if epoch < 1 else (1 + math.cos(math.pi * (epoch - 1) / (epochs - 1))) / 2
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images that are classified rightly."""
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        hits = sum(
+            int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
+        )
+    return hits / len(labels)
 
 
 def parse_option(text: str) -> tuple[str, Any]:
@@ -78,20 +136,26 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", choices=["fashion-mnist", "cifar10"], default="fashion-mnist")
+    parser.add_argument("--method", choices=["grown", "uniform", "dense"], default="grown")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="BLOCK", help="blocks that uniform leaves out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--depth", type=int, default=14)
-    parser.add_argument("--budget", default="40% macs")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--budget", default="50% macs")
     parser.add_argument("--set", type=parse_option, action="append", default=[], metavar="OPTION=VALUE")
     options = parser.parse_args()
-    x, y = images()
-    outcomes = []
+    data, outcomes = load(options.data), []
     for seed in options.seeds:
-        outcomes.append(run(x, y, seed, options.epochs, options.depth, options.budget, dict(options.set)))
+        outcomes.append(run(data, seed, options))
         print(f"seed {seed}: {outcomes[-1]}", flush=True)
-    accuracies = [100 * o.accuracy for o in outcomes]
-    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    print(f"accuracy {statistics.mean(accuracies):.2f}{spread} %")
+    show: Callable[[str, float], str] = lambda name, scale: _mean([scale * getattr(o, name) for o in outcomes])  # noqa: E731
+    print(f"accuracy {show('accuracy', 100)} %, training MACs {show('train_macs', 1)} epochs of the full model")
+
+
+def _mean(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 if __name__ == "__main__":
