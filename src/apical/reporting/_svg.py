@@ -137,7 +137,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float, bool]], unit: str = "
     most, row = max((value for _, value, _ in bars), default=1.0) or 1.0, 46
     parts = []
     for index, (name, value, own) in enumerate(bars):
-        top, long = index * row, (WIDTH - 80) * value / most
+        top, long = index * row, (WIDTH - 110) * value / most
         parts.append(
             f'<text class="axis" x="0" y="{top + 14}">{escape(name)}</text>'
             f'<rect class="bar{" own" if own else ""}" x="0" y="{top + 20}" width="{long:.1f}" height="16" rx="3"/>'

@@ -24,8 +24,8 @@ from apical.resizing._store import DormantStore
 from apical.structure import Keep, Structure, lies_in, module_refresh
 
 _NO_STORE = (
-    "what left it is not kept. Pass store=apical.DormantStore() to the resize that removes and the same store to the one "
-    "that brings back, or build the model anew."
+    "what left it is not kept. Pass store=apical.DormantStore() to the resize that removes and the same store to the "
+    "one that brings back, or build the model anew."
 )
 
 

@@ -305,7 +305,8 @@ def _claim(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(
-            f"{folder.path} already holds a run. Resume it (resume=True), choose another folder, or remove it (overwrite=True)."
+            f"{folder.path} already holds a run. Resume it (resume=True), choose another folder, or remove it "
+            "(overwrite=True)."
         )
     folder.clear()
 
