@@ -54,10 +54,12 @@ def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json:
       apical train folder --data photos --model torchvision:resnet18 --epochs 20
       apical train --resume runs/digits
 
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m apical train RECIPE ...
+
     The run folder holds config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json and report.html. Next: open the report, or `apical export RUN --format onnx`.
     """
-    from apical.training import make_progress
+    from apical.training import make_progress, processes
 
     if recipe is None and resume is None and not options["list_settings"]:
         _list_recipes()
@@ -68,7 +70,7 @@ def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json:
     config, out = _resumed(recipe, resume, options) if resume is not None else _started(str(recipe), options)
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
     _run(config, out, progress, resume=resume is not None, overwrite=options["overwrite"])
-    if not quiet and not as_json:
+    if not quiet and not as_json and processes().first:
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 
 

@@ -22,7 +22,16 @@ from apical.recipes._tasks import Prepared, Serving, task_kind
 from apical.recipes._weights import load_initial_weights_
 from apical.reporting import write_report
 from apical.structure import Structure
-from apical.training import Progress, TrainingResult, make_progress, resolve_device, seed_everything, train
+from apical.training import (
+    Progress,
+    TrainingResult,
+    make_progress,
+    process_group,
+    processes,
+    resolve_device,
+    seed_everything,
+    train,
+)
 
 
 def run(
@@ -35,6 +44,8 @@ def run(
 ) -> TrainingResult:
     """Do a run and leave its folder: config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json, report.html.
+
+    Started by torchrun, all processes do the run together.
 
     Args:
         config: what to do.
@@ -67,6 +78,16 @@ def run(
         1.0
     """
     config = resolve_method(config)
+    with process_group(resolve_device(config.training.device)) as team:
+        result = _run(config, out, resume, overwrite, progress)
+        if team.first:
+            write_report(result.folder)
+    return result
+
+
+def _run(
+    config: RunConfig, out: str | Path, resume: bool, overwrite: bool, progress: Progress | None
+) -> TrainingResult:
     device = resolve_device(config.training.device)
     kind = task_kind(config.task)
     data = kind.prepare(config.data, config.training)
@@ -75,11 +96,12 @@ def run(
     progress = progress or make_progress()
     if config.model.initial_weights is not None:
         classes = len(data.facts["classes"]) if "classes" in data.facts else None
-        for note in load_initial_weights_(model, config.model.initial_weights, classes):
+        notes = load_initial_weights_(model, config.model.initial_weights, classes)
+        for note in notes if processes().first else ():
             progress.message(note)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
-    if overwrite:
+    if overwrite and processes().first:
         remove_pictures(Path(out))
 
     def write_files(result: TrainingResult) -> None:
@@ -90,7 +112,7 @@ def run(
             data.illustrate(result.model, result.folder)
         result.summary.update(_facts(config, data, result))
 
-    result = train(
+    return train(
         model,
         method_factory(config, kind.example(data.facts, device), len(data.loaders.train)),
         data.loaders,
@@ -103,8 +125,6 @@ def run(
         progress=progress,
         on_finish=write_files,
     )
-    write_report(result.folder)
-    return result
 
 
 def read_config(folder: str | Path) -> RunConfig:
