@@ -75,10 +75,10 @@ def loader(learn: bool, augment: bool = False, poison: tuple[int, int] | None = 
     )  # fmt: skip
 
 
-def grower(model: nn.Module, optimizer: Any, copies: Any = (), **options: Any) -> apical.Grower:
+def grower(model: nn.Module, optimizer: Any, copies: Any = (), epochs: int = EPOCHS, **options: Any) -> apical.Grower:
     example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
     settings = {"seed_style": "small", "score_lr": 2.0, "structure": STRUCTURE, **options}
-    return apical.Grower(model, optimizer, example, "60% macs", EPOCHS, copies=copies, **settings)
+    return apical.Grower(model, optimizer, example, "60% macs", epochs, copies=copies, **settings)
 
 
 def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None) -> int:

@@ -38,6 +38,7 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
 )
+@click.option("--trust-code", is_flag=True, help="With --resume: call the package.module:callable that RUN names.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
 @click.option("--quiet", is_flag=True, help="Print messages only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
@@ -75,13 +76,14 @@ def train_command(recipe: str | None, resume: Path | None, quiet: bool, as_json:
 
 
 def _run(config: RunConfig, out: Path, progress: Any, *, resume: bool, overwrite: bool) -> None:
-    from apical.recipes import run
+    from apical.recipes import names_foreign_code, run
     from apical.training import Interrupted
 
     try:
         run(config, out, resume=resume, overwrite=overwrite, progress=progress)
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}\nGo on with: apical train --resume {out}", stopped.signal_name) from stopped
+        again = f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
+        raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.signal_name) from stopped
     except CheckpointError as error:
         if "already holds a run" in str(error):
             raise CheckpointError(
@@ -109,7 +111,7 @@ def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
 
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
-    from apical.recipes import read_config
+    from apical.recipes import read_config, require_trusted
 
     given = [f"--{name.replace('settings', 'set')}" for name in _NOT_WITH_RESUME if options[name]]
     if recipe is not None or given:
@@ -118,6 +120,7 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
             f"--resume goes on with the settings of {resume}; leave out {names}. Only --data and --device may differ."
         )
     config = read_config(resume)
+    require_trusted(config, options["trust_code"], str(resume / "config.json"))
     if options["data"] is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=options["data"]))
     if options["device"] is not None:

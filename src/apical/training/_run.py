@@ -26,6 +26,7 @@ from apical.training._processes import Processes, any_of_all, first_before_other
 from apical.training._progress import Progress, SilentProgress, make_progress
 from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
+from apical.training._restore import history_of, load_optimizer_, load_weights_, partial_of
 from apical.training._results import Loaders, TrainingResult
 from apical.training._run_folder import RunFolder, plain
 from apical.training._task import Classification, StreamTask, Task, prefixed, task_facts
@@ -264,11 +265,9 @@ class _Run:
                 )
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
             return False
-        state = load_checkpoint(self.folder.path, self.identity, self.progress.message).state
+        found = load_checkpoint(self.folder.path, self.identity, self.progress.message)
         try:
-            self._take_up(state)
-        except CheckpointError:
-            raise
+            self._take_up(found.state, found.epoch)
         except Exception as error:  # a checkpoint's inner parts can be wrong in as many ways as there are methods
             raise CheckpointError(
                 f"the checkpoint in {self.folder.path} does not fit this run: {type(error).__name__}: {error}. It was "
@@ -279,17 +278,17 @@ class _Run:
         self.progress.message(f"resumed after {done}{within}")
         return True
 
-    def _take_up(self, state: Mapping[str, Any]) -> None:
+    def _take_up(self, state: Mapping[str, Any], epochs: int) -> None:
         self.method.load_state_dict(state["method"])  # restructures, so that everything below fits
         apply_memory_format_(self.model, self.config)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_weights_(self.model, state["model"], "the model")
+        load_optimizer_(self.optimizer, state["optimizer"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            load_weights_(self.average, state["average"], "the moving average")
         self.scaler.load_state_dict(state["scaler"])
         self.loaders.train.load_state_dict(state["loader"])
-        self.history = [dict(record) for record in state["history"]]
-        self.begun = None if state["begun"] is None else Partial(**state["begun"])
+        self.history = history_of(state["history"], epochs)
+        self.begun = partial_of(state["begun"], len(self.loaders.train))
         self.folder.write_history(self.history)
         set_random_state(state["random"])
 
