@@ -93,7 +93,10 @@ class Replica:
         if self.team.count > 1:
             ids = None if self._device.type == "cpu" else [self._device.index]
             wrapped = DistributedDataParallel(wrapped, device_ids=ids, **_buffers(not self._synchronised))
-        return torch.compile(wrapped) if self._compiled else wrapped  # type: ignore[return-value]
+        if not self._compiled:
+            return wrapped
+        torch.compiler.reset()  # else torch gives up after eight networks, and runs the others as they are
+        return torch.compile(wrapped)  # type: ignore[return-value]
 
 
 def _buffers(shared: bool) -> dict[str, Any]:
