@@ -57,6 +57,7 @@ def load_optimizer_(optimizer: Optimizer, state: Any) -> None:
         if not _alike(group.get("initial_lr", 0.0), float):
             raise CheckpointError(f"initial_lr of the optimizer's group {number} is {group['initial_lr']!r}")
     names = {name for history in optimizer.state.values() for name in history}
+    tensors = {name for name in names if any(isinstance(h.get(name), Tensor) for h in optimizer.state.values())}
     for parameter, history in optimizer.state.items():
         if set(history) != names:
             raise CheckpointError(
@@ -68,8 +69,9 @@ def load_optimizer_(optimizer: Optimizer, state: Any) -> None:
                 raise CheckpointError(f"{name} of the optimizer has shape {shape}, expected {tuple(parameter.shape)}")
             if isinstance(value, Tensor) and not value.is_floating_point():
                 raise CheckpointError(f"{name} of the optimizer holds {value.dtype}, expected floating-point numbers")
-            if value is not None and not isinstance(value, (Tensor, int, float)):
-                raise CheckpointError(f"{name} of the optimizer is {value!r}, expected a tensor or a number")
+            known = isinstance(value, Tensor) if name in tensors else value is None
+            if not known:
+                raise CheckpointError(f"{name} of the optimizer is {value!r}, expected a tensor")
 
 
 def _alike(value: Any, kind: type) -> bool:
@@ -118,7 +120,8 @@ def partial_of(found: Any, steps: int) -> Partial | None:
         return None
     begun = Partial(**found)
     sums = begun.sums
-    numbers = (begun.steps, begun.step_seconds, sums["loss"], sums["weight"], sums["samples"], sums["seen"])
+    seconds = (begun.step_seconds, begun.restructure_seconds)
+    numbers = (begun.steps, *seconds, *(sums[name] for name in ("loss", "weight", "samples", "seen")))
     counts = sums["counts"]
     if not all(_alike(number, float) for number in numbers) or not (counts is None or isinstance(counts, Tensor)):
         raise CheckpointError("what the running epoch summed up to is no sum of an epoch")

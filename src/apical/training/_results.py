@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
+from apical.training._accounting import epoch_train_macs
+from apical.training._epoch import EpochStats, EvalStats
 from apical.training._protocols import GrowthMethod, Loader
+from apical.training._run_folder import plain
+from apical.training._task import prefixed
 
 
 @dataclass(frozen=True)
@@ -43,3 +49,32 @@ class TrainingResult:
     history: list[dict[str, Any]]
     summary: dict[str, Any]
     folder: Path
+
+
+def epoch_record(
+    epoch: int,
+    network: Mapping[str, Any],
+    stats: EpochStats,
+    evaluation: EvalStats | None,
+    optimizer: Optimizer,
+    restructure_seconds: float,
+) -> dict[str, Any]:
+    """A line of the history: the loop's own numbers, then those of the method, which may not replace them."""
+    own = {
+        "epoch": epoch,
+        "lr": optimizer.param_groups[0]["lr"],
+        "train_loss": stats.loss,
+        **prefixed("train", stats.metrics),
+        "samples": stats.samples,
+        "steps": stats.steps,
+        "step_seconds": stats.step_seconds,
+        "data_seconds": stats.data_seconds,
+        "eval_loss": None if evaluation is None else evaluation.loss,
+        **(dict.fromkeys(f"eval_{name}" for name in stats.metrics) if evaluation is None else {}),
+        **prefixed("eval", {} if evaluation is None else evaluation.metrics),
+        "eval_seconds": 0.0 if evaluation is None else evaluation.seconds,
+        "restructure_seconds": restructure_seconds,
+        "train_macs": epoch_train_macs(network.get("mean_macs") or network.get("macs"), stats.samples),
+    }
+    record: dict[str, Any] = plain({**own, **{key: value for key, value in network.items() if key not in own}})
+    return record

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical.errors import CheckpointError
-from apical.training._accounting import epoch_train_macs, training_costs
+from apical.training._accounting import training_costs
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
@@ -27,7 +27,7 @@ from apical.training._progress import Progress, SilentProgress, make_progress
 from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._restore import history_of, load_optimizer_, load_weights_, partial_of
-from apical.training._results import Loaders, TrainingResult
+from apical.training._results import Loaders, TrainingResult, epoch_record
 from apical.training._run_folder import RunFolder, plain
 from apical.training._task import Classification, StreamTask, Task, prefixed, task_facts
 
@@ -157,7 +157,7 @@ class _Run:
         apply_memory_format_(self.model, self.config)
         self.replica.refresh(f"after epoch {epoch}")
         seconds = time.perf_counter() - started + stats.restructure_seconds
-        record = _epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
+        record = epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
         self.history.append(record)
         self.save()
         self.progress.epoch(record)
@@ -384,32 +384,3 @@ def _start(
         progress,
         replica,
     )
-
-
-def _epoch_record(
-    epoch: int,
-    network: Mapping[str, Any],
-    stats: EpochStats,
-    evaluation: EvalStats | None,
-    optimizer: Optimizer,
-    restructure_seconds: float,
-) -> dict[str, Any]:
-    """A line of the history: the loop's own numbers, then those of the method, which may not replace them."""
-    own = {
-        "epoch": epoch,
-        "lr": optimizer.param_groups[0]["lr"],
-        "train_loss": stats.loss,
-        **prefixed("train", stats.metrics),
-        "samples": stats.samples,
-        "steps": stats.steps,
-        "step_seconds": stats.step_seconds,
-        "data_seconds": stats.data_seconds,
-        "eval_loss": None if evaluation is None else evaluation.loss,
-        **(dict.fromkeys(f"eval_{name}" for name in stats.metrics) if evaluation is None else {}),
-        **prefixed("eval", {} if evaluation is None else evaluation.metrics),
-        "eval_seconds": 0.0 if evaluation is None else evaluation.seconds,
-        "restructure_seconds": restructure_seconds,
-        "train_macs": epoch_train_macs(network.get("mean_macs") or network.get("macs"), stats.samples),
-    }
-    record: dict[str, Any] = plain({**own, **{key: value for key, value in network.items() if key not in own}})
-    return record
