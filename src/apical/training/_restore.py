@@ -69,8 +69,7 @@ def load_optimizer_(optimizer: Optimizer, state: Any) -> None:
                 raise CheckpointError(f"{name} of the optimizer has shape {shape}, expected {tuple(parameter.shape)}")
             if isinstance(value, Tensor) and not value.is_floating_point():
                 raise CheckpointError(f"{name} of the optimizer holds {value.dtype}, expected floating-point numbers")
-            known = isinstance(value, Tensor) if name in tensors else value is None
-            if not known:
+            if not (isinstance(value, Tensor) if name in tensors else value is None):
                 raise CheckpointError(f"{name} of the optimizer is {value!r}, expected a tensor")
 
 
