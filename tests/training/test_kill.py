@@ -1,66 +1,192 @@
-"""Real processes, really killed."""
+"""Real processes, really killed; real disks, really full."""
 
 from __future__ import annotations
 
-import os
+import random
 import signal
-import subprocess
-import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tiny_run import assert_same_run, tiny_config, tiny_train
+from apical.errors import CheckpointError
+from apical.training import RunFolder
+from apical.training import _run_folder as folders
+from fork_server import Ended, ForkServer, fork_server
+from tiny_run import timeless
+from training.kill_cases import EPOCHS, NO_SPACE, POINTS
 
-EPOCHS = 300
-SCRIPT = """
-import sys
-from pathlib import Path
-from tiny_run import tiny_config, tiny_train
-from apical.training import Interrupted
-folder = Path(sys.argv[1])
-try:
-    tiny_train(folder, tiny_config(epochs=int(sys.argv[2])), resume=folder.exists())
-except Interrupted as stop:
-    print(stop, flush=True)
-    sys.exit(stop.exit_code)
-"""
+CASES = "training.kill_cases"
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(EPOCHS)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with fork_server(CASES) as running:
+        yield running
 
 
-def wait_for_epochs(process: subprocess.Popen[str], folder: Path, epochs: int) -> None:
+@pytest.fixture(scope="module")
+def whole(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], float]:
+    """What a run ends with that nothing disturbed, and its seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert call(server, "held", folder / "first", 0.0).code == 0  # the server has imported everything
+    started = time.monotonic()
+    end = call(server, "run", folder / "run", str(folder / "end.pt"))
+    assert end.code == 0, end.output
+    return torch.load(folder / "end.pt"), time.monotonic() - started
+
+
+def call(server: ForkServer, function: str, folder: Path, *arguments: Any, after: float | None = None,
+         number: int = signal.SIGKILL) -> Ended:  # fmt: skip
+    signals = None if after is None else {0: (int(number), after)}
+    (end,) = server.run(f"{CASES}:{function}", str(folder), *arguments, folder=folder.parent, signals=signals)
+    return end
+
+
+def assert_ends_as(whole: dict[str, Any], server: ForkServer, folder: Path) -> None:
+    """Resumed to its end, the run is the undisturbed one, bit for bit, and its folder is tidy."""
+    end = call(server, "run", folder, str(folder.parent / "end.pt"))
+    assert end.code == 0, end.output
+    found = torch.load(folder.parent / "end.pt")
+    assert list(found["model"]) == list(whole["model"])
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, found["model"][name]), name
+    assert timeless(found["history"]) == timeless(whole["history"])
+    assert found["summary"]["test_loss"] == whole["summary"]["test_loss"]
+    assert not list(folder.glob(".*")), "what the killed processes were writing is swept away"
+
+
+def epochs_of(folder: Path) -> int:
     history = folder / "history.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if history.exists() and len(history.read_text().splitlines()) >= epochs:
-            return
-        time.sleep(0.002)
-    pytest.fail(f"the run ended before it could be stopped: {process.stdout.read() if process.stdout else ''}")
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def test_the_run_is_worth_killing(whole: tuple[dict[str, Any], float]) -> None:
+    history = whole[0]["history"]
+    assert len(history) == EPOCHS
+    assert sum(r["born"] > 0 for r in history) >= 5
+    assert sum(r["died"] > 0 for r in history) >= 5
+    assert any(r["returned"] > 0 for r in history)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_the_worst_moments(
+    server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path, point: str
+) -> None:
+    """In the middle of it at the 1st, 4th, 7th, 8th call, in one run after the other."""
+    for number in (1, 4, 7, 8):
+        end = call(server, "killed_at", tmp_path / "run", point, number)
+        assert end.code == -signal.SIGKILL, end.output
+    assert_ends_as(whole[0], server, tmp_path / "run")
+
+
+def kill_at_random(server: ForkServer, whole: tuple[dict[str, Any], float], folder: Path, kills: int) -> list[int]:
+    """Kills runs, each again and again after random whiles, checks how they end; returns after which epochs."""
+    draw, reached, number = random.Random(7), [], 0
+    while len(reached) < kills:
+        run = folder / str(number) / "run"
+        run.parent.mkdir(exist_ok=True)
+        end = call(server, "run", run, after=draw.uniform(0.02, whole[1] / 3))
+        if end.code == 0:  # it came to its end before: on with another one
+            number += 1
+            continue
+        assert end.code == -signal.SIGKILL, end.output
+        reached.append(epochs_of(run))
+    for ended in range(number + 1):
+        assert_ends_as(whole[0], server, folder / str(ended) / "run")
+    return reached
+
+
+def test_killed_at_random_moments(server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path) -> None:
+    assert len(kill_at_random(server, whole, tmp_path, 4)) == 4
 
 
 @pytest.mark.slow
-@pytest.mark.run
-def test_killed_processes_resume_bit_for_bit(tmp_path: Path) -> None:
-    config = tiny_config(epochs=EPOCHS)
-    whole, folder = tiny_train(tmp_path / "whole", config), tmp_path / "run"
-    for number, pause in ((1, 0.0), (40, 0.0031), (80, 0.0057)):  # anywhere: in a step, a restructuring, a write
-        with start(folder) as process:
-            wait_for_epochs(process, folder, number)
-            time.sleep(pause)
-            process.kill()
-            assert process.wait() == -signal.SIGKILL
-    with start(folder) as process:
-        wait_for_epochs(process, folder, 120)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
-    assert "stopped by SIGTERM" in output
-    assert not list(folder.glob("summary.json"))
-    assert_same_run(whole, tiny_train(folder, config, resume=True))
-    assert not list(folder.glob(".*")), "what the killed processes were writing is swept away"
+def test_killed_at_twenty_random_moments(
+    server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    reached = kill_at_random(server, whole, tmp_path, 20)
+    assert len(set(reached)) > 4, f"the runs were killed after epochs {reached}"
+
+
+@pytest.mark.parametrize(("where", "number", "within"), [("step", 13, 3), ("step", 15, 5), ("evaluation", 5, 5)])
+def test_a_signal_loses_nothing(
+    server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path, where: str, number: int, within: int
+) -> None:
+    """Stopped in epoch 3 of 5 steps (in its 3rd or last step, or in its evaluation), it goes on behind that step."""
+    end = call(server, "signalled", tmp_path / "run", number, where)
+    assert end.code == 75, end.output
+    assert "stopped by SIGTERM" in end.output
+    assert "within epoch 3 of 24; resumed, it goes on there" in end.output
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt")
+    assert (saved["epoch"], saved["state"]["begun"]["steps"]) == (2, within)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert_ends_as(whole[0], server, tmp_path / "run")
+
+
+def assert_checkpoint(folder: Path, epoch: int) -> None:
+    assert torch.load(folder / "checkpoint.pt")["epoch"] == epoch
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk(server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path) -> None:
+    end = call(server, "full_disk", tmp_path / "run", 5)
+    assert end.code == 2
+    assert "CheckpointError: cannot write" in end.output
+    assert NO_SPACE in end.output or "PytorchStreamWriter failed" in end.output
+    assert "untouched; free space or make the folder writable" in end.output
+    assert_checkpoint(tmp_path / "run", 3)
+    assert_ends_as(whole[0], server, tmp_path / "run")
+
+
+def test_a_file_that_may_not_grow_that_large(
+    server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    assert call(server, "killed_at", tmp_path / "run", "while flushing", 9).code == -signal.SIGKILL
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    end = call(server, "file_limit", tmp_path / "run", 20)
+    assert end.code == 2
+    assert "CheckpointError: cannot write" in end.output
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert_ends_as(whole[0], server, tmp_path / "run")
+
+
+def test_a_folder_that_becomes_read_only(server: ForkServer, whole: tuple[dict[str, Any], float]) -> None:
+    with tempfile.TemporaryDirectory() as outer:  # pytest's own folder is closed to other users
+        folder = Path(outer) / "run"
+        end = call(server, "read_only", folder, 4)
+        folder.chmod(0o700)
+        assert end.code == 2, end.output
+        assert "CheckpointError: cannot write" in end.output
+        assert "Permission denied" in end.output
+        assert_checkpoint(folder, 2)
+        assert_ends_as(whole[0], server, folder)
+
+
+def test_two_runs_in_one_folder(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "LOCK_PATIENCE_S", 0.2)
+    with RunFolder(tmp_path), pytest.raises(CheckpointError, match="another process is training in"):
+        RunFolder(tmp_path).__enter__()
+    with RunFolder(tmp_path), RunFolder(tmp_path, writes=False):
+        pass
+    assert call(server, "held", tmp_path / "run", 60, after=0.3).code == -signal.SIGKILL
+    with RunFolder(tmp_path / "run"):
+        assert not list((tmp_path / "run").iterdir()), "the lock goes with the process and leaves nothing behind"
+
+
+def test_a_lock_that_is_given_back_soon_is_waited_for(server: ForkServer, tmp_path: Path) -> None:
+    """As by the reading processes of a killed run, which notice a little later that it is gone."""
+    from threading import Thread
+
+    other = Thread(target=call, args=(server, "held", tmp_path / "run", 1.0))
+    other.start()
+    while not (tmp_path / "run").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    with RunFolder(tmp_path / "run"):
+        pass
+    other.join()

@@ -26,7 +26,10 @@ _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 @click.option("--input", "shapes", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, callback=parse_inputs,
               help="Shape of the input (1x3x360x480) where the network takes other sizes than it was trained on; the "
               "batch size stays free.")  # fmt: skip
-def export_command(run: Path, kind: str, out: Path | None, tolerance: float, shapes: tuple[InputSpec, ...]) -> None:
+@click.option("--trust-code", is_flag=True, help="Call the package.module:callable that RUN names to build its model.")
+def export_command(
+    run: Path, kind: str, out: Path | None, tolerance: float, shapes: tuple[InputSpec, ...], trust_code: bool
+) -> None:
     """Write the network of a finished run in a portable format, and check that it computes the same.
 
     What was written is read back and run (ONNX through onnxruntime) at several batch sizes; nothing is left behind if
@@ -46,7 +49,7 @@ def export_command(run: Path, kind: str, out: Path | None, tolerance: float, sha
     from apical.recipes import load_serving
 
     torch.manual_seed(0)
-    model, full_model, call = load_serving(run)
+    model, full_model, call = load_serving(run, trust_code=trust_code)
     inputs = tree_map(lambda value: torch.randn(value.shape) if value.is_floating_point() else value, call.args)
     if shapes:
         inputs = tuple(spec.tensor() for spec in shapes)

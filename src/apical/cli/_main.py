@@ -10,6 +10,7 @@ from apical.cli._compare import compare_command
 from apical.cli._export import export_command
 from apical.cli._inspect import inspect_command
 from apical.cli._report import report_command
+from apical.cli._simulate import simulate_command
 from apical.cli._train import train_command
 from apical.errors import ApicalError
 
@@ -58,5 +59,5 @@ def main() -> None:
     """
 
 
-for _command in (train_command, compare_command, inspect_command, export_command, report_command):
+for _command in (train_command, compare_command, inspect_command, export_command, report_command, simulate_command):
     main.add_command(_command)

@@ -38,6 +38,7 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
 )
+@click.option("--trust-code", is_flag=True, help="With --resume: call the package.module:callable that RUN names.")
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
 @click.option("--log", "logs", metavar="LOGGER", multiple=True,
               help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own "
@@ -60,10 +61,12 @@ def train_command(
       apical train --resume runs/digits
       apical train digits --log tensorboard      (then: tensorboard --logdir runs)
 
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m apical train RECIPE ...
+
     The run folder holds config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json and report.html. Next: open the report, or `apical export RUN --format onnx`.
     """
-    from apical.training import make_progress
+    from apical.training import make_progress, processes
 
     if recipe is None and resume is None and not options["list_settings"]:
         _list_recipes()
@@ -77,18 +80,19 @@ def train_command(
     loggers = [logger_factory(name) for name in logs]
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
     _run(config, out, progress=progress, loggers=loggers, resume=resume is not None, overwrite=options["overwrite"])
-    if not quiet and not as_json:
+    if not quiet and not as_json and processes().first:
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 
 
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
-    from apical.recipes import run
+    from apical.recipes import names_foreign_code, run
     from apical.training import Interrupted
 
     try:
         run(config, out, **options)
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}\nGo on with: apical train --resume {out}", stopped.signal_name) from stopped
+        again = f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
+        raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.signal_name) from stopped
     except CheckpointError as error:
         if "already holds a run" in str(error):
             raise CheckpointError(
@@ -116,7 +120,7 @@ def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
 
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
-    from apical.recipes import read_config
+    from apical.recipes import read_config, require_trusted
 
     given = [f"--{name.replace('settings', 'set')}" for name in _NOT_WITH_RESUME if options[name]]
     if recipe is not None or given:
@@ -125,6 +129,7 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
             f"--resume goes on with the settings of {resume}; leave out {names}. Only --data and --device may differ."
         )
     config = read_config(resume)
+    require_trusted(config, options["trust_code"], str(resume / "config.json"))
     if options["data"] is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=options["data"]))
     if options["device"] is not None:

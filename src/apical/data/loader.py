@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ class ImageLoader:
     at any time, also inside an epoch: after `load_state_dict` the next iteration goes on with the batch that would have
     come next.
 
+    Several processes draw the same order, the one that one alone would draw, and each takes its share of every batch.
+    What each augments with follows from the order's generator, the batch and the rank, so that the state of any of them
+    resumes all, and also another number of processes, as long as ``batch_size * world_size`` stays what it was.
+
     Args:
         arrays: moved to the device as a whole.
         batch_size: images a batch (in each process).
@@ -31,7 +36,7 @@ class ImageLoader:
         normalize: from uint8 to the model's input.
         device: where the images live.
         seed: of order and augmentation.
-        rank: of this process; with several processes all draw the same order and each takes its share of every batch.
+        rank: of this process.
         world_size: number of processes.
 
     Raises:
@@ -74,6 +79,9 @@ class ImageLoader:
         self._position = 0  # batches handed out in the current epoch
         self._resume = False
 
+    resumes_within_epoch = True
+    """Whether a state that is taken inside an epoch goes on behind the last batch."""
+
     def __len__(self) -> int:
         full, rest = divmod(len(self.arrays), self.batch_size * self.world_size)
         return full + (rest > self.rank and not self.drop_last)
@@ -85,7 +93,10 @@ class ImageLoader:
             self._epoch_start, self._position = self._order.get_state(), 0
         self._resume = False
         order = self._draw_order()
+        base = shared_seed(self._epoch_start) if self.world_size > 1 else None
         for position in range(self._position, len(self)):
+            if base is not None:
+                self._augment.manual_seed(base + position * self.world_size + self.rank)
             self._position = position + 1  # a state saved while the caller works on this batch goes on after it
             yield self._batch(self._share(order, position))
         self._epoch_start, self._position = self._order.get_state(), 0
@@ -130,6 +141,17 @@ class ImageLoader:
         for change in self.augment:
             images = change(images, self._augment)
         return (images if self.normalize is None else self.normalize(images)), labels
+
+
+def shared_seed(state: Tensor) -> int:
+    """A seed that follows from a generator's state and takes nothing from it: the same in processes that share it.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(1)
+        >>> shared_seed(generator.get_state()) == shared_seed(generator.get_state())
+        True
+    """
+    return int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:7], "little")
 
 
 def _check(num_images: int, batch_size: int, shuffle: bool, drop_last: bool, rank: int, world_size: int) -> None:

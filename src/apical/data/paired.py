@@ -168,6 +168,7 @@ class PairLoader:
         self._pairs, self._batch_size, self._view = pairs, batch_size, view
         self._normalize, self._device, self._workers, self._check = normalize, torch.device(device), workers, check
         self._rank, self._world_size = rank, world_size
+        self.rank, self.world_size = (rank, world_size) if view else (0, 1)  # what a process has of the batches
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 from torch.utils.data import Sampler
@@ -22,9 +22,12 @@ class BlockShuffleSampler(Sampler[int]):
         window: images that are shuffled together, unless a block is larger; keep ``cached_images`` of the data set at
             least as large.
         generator: of the order; save its state to resume.
+        rank: of this process. All draw the same order; each takes every ``world_size``-th image of it, and all take
+            equally many: up to ``world_size - 1`` images at the end are left out.
+        world_size: number of processes.
 
     Raises:
-        ConfigError: the window is smaller than one.
+        ConfigError: the window is smaller than one, or there is no such rank.
 
     Example:
         >>> sampler = BlockShuffleSampler((2, 3, 2), window=4, generator=torch.Generator().manual_seed(0))
@@ -33,18 +36,30 @@ class BlockShuffleSampler(Sampler[int]):
     """
 
     def __init__(
-        self, block_lengths: Sequence[int], window: int = 4096, generator: torch.Generator | None = None
+        self,
+        block_lengths: Sequence[int],
+        window: int = 4096,
+        generator: torch.Generator | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
         if window < 1:
             raise ConfigError(f"window must be at least 1 image, got {window}")
         self.block_lengths = tuple(block_lengths)
         self.window = window
         self.generator = generator
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return sum(self.block_lengths)
+        return sum(self.block_lengths) // self.world_size
 
     def __iter__(self) -> Iterator[int]:
+        return islice(self._all(), self.rank, len(self) * self.world_size, self.world_size)
+
+    def _all(self) -> Iterator[int]:
+        """The order of all images, the same in every process."""
         starts = [0, *accumulate(self.block_lengths)]
         gathered: list[int] = []
         for block in torch.randperm(len(self.block_lengths), generator=self.generator).tolist():

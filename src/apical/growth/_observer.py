@@ -83,7 +83,18 @@ class GateObserver:
         vectors = [_sum_to(p, d) for p, d in zip(parts, self._dims, strict=True)]
         flat = torch.cat(vectors).index_select(0, self._sources)
         total = torch.zeros(self._entries, dtype=flat.dtype, device=flat.device)
-        return total.index_add_(0, self._targets, flat)
+        return add_at_(total, self._targets, flat)
+
+
+def add_at_(total: Tensor, targets: Tensor, values: Tensor) -> Tensor:
+    """``total[targets[i]] += values[i]`` for all i, always in the same order.
+
+    On CUDA `index_add_` adds in whatever order its threads come, so that processes which train one model together would
+    get scores that differ in their last bits, and one day another network; accumulating `index_put_` sorts first.
+    """
+    if total.is_cuda:
+        return total.index_put_((targets,), values, accumulate=True)
+    return total.index_add_(0, targets, values)
 
 
 def _sum_to(product: Tensor, dim: int) -> Tensor:

@@ -17,6 +17,7 @@ from apical.recipes._run import load_run, load_serving, read_config, run
 from apical.recipes._segmentation import SegmentationData, without_auxiliary_head
 from apical.recipes._settings import apply_settings, setting_types
 from apical.recipes._tasks import Facts, Prepared, Serving, TaskKind, register_task, task_kind
+from apical.recipes._trust import names_foreign_code, require_trusted
 
 __all__ = [
     "DataConfig",
@@ -44,6 +45,7 @@ __all__ = [
     "method_factory",
     "method_options",
     "methods",
+    "names_foreign_code",
     "plan",
     "prepare_data",
     "read_config",
@@ -51,6 +53,7 @@ __all__ = [
     "register_method",
     "register_recipe",
     "register_task",
+    "require_trusted",
     "resolve_method",
     "run",
     "setting_types",

@@ -142,6 +142,8 @@ class RunConfig:
             ConfigError: a key is missing or unknown, or a value has the wrong type.
             BudgetError: the budget cannot be read.
         """
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(f"config: expected a mapping, got a {type(mapping).__name__}")
         missing = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory and f.name not in mapping]
         if missing:
             raise ConfigError(f"config: {', '.join(missing)} missing; expected what an apical run writes")

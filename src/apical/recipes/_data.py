@@ -28,7 +28,7 @@ from apical.data import (
 from apical.errors import ConfigError, DataError
 from apical.recipes._config import DataConfig
 from apical.recipes._stream import StreamLoader
-from apical.training import Loaders, TrainingConfig, resolve_device
+from apical.training import Loaders, TrainingConfig, processes, resolve_device
 
 _STATISTICS_IMAGES = 5_000  # enough for two digits more than matter
 Files = FolderImages | ParquetImages
@@ -83,20 +83,31 @@ def _in_memory(config: DataConfig, training: TrainingConfig) -> PreparedData:
         held_out = _middle(held_out, config.image_size)
     _check_agree(train, test, config)
     normalize = _normalization(train.images)
-    device = resolve_device(training.device)
+    device, team = resolve_device(training.device), processes()
+    share = team.share(training.batch_size)
 
     def evaluation(arrays: ImageArrays) -> ImageLoader:
-        return ImageLoader(arrays, 2 * training.batch_size, shuffle=False, normalize=normalize, device=device)
+        return ImageLoader(
+            arrays,
+            2 * share,
+            shuffle=False,
+            normalize=normalize,
+            device=device,
+            rank=team.rank,
+            world_size=team.count,
+        )
 
     loaders = Loaders(
         ImageLoader(
             train,
-            training.batch_size,
-            drop_last=len(train) >= training.batch_size,
+            share,
+            drop_last=len(train) >= training.batch_size or team.count > 1,
             augment=_augmentations(config),
             normalize=normalize,
             device=device,
             seed=training.seed,
+            rank=team.rank,
+            world_size=team.count,
         ),
         evaluation(test if held_out is None else held_out),
         None if held_out is None else evaluation(test),
@@ -120,7 +131,8 @@ def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> Pr
     train = open_images(config.path, decode=Decode(None, config.resize, channels) if cut else decode, transform=cut)
     test = open_images(config.path, "test", decode=decode)
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else Normalize((0.5,), (0.25,))
-    device = resolve_device(training.device)
+    device, team = resolve_device(training.device), processes()
+    share = team.share(training.batch_size)
 
     def loader(source: Files, batch_size: int, augment: tuple[Augment, ...], learn: bool) -> StreamLoader:
         return StreamLoader(
@@ -133,10 +145,12 @@ def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> Pr
             device=device,
             workers=config.workers,
             seed=training.seed,
+            rank=team.rank,
+            world_size=team.count,
         )
 
     rest = _augmentations(replace(config, random_resized_crop=False))
-    loaders = Loaders(loader(train, training.batch_size, rest, True), loader(test, 2 * training.batch_size, (), False))
+    loaders = Loaders(loader(train, share, rest, True), loader(test, 2 * share, (), False))
     return PreparedData(loaders, images.classes, (channels, size, size), in_memory=False)
 
 

@@ -22,7 +22,13 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a mapping of {list(get_type_hints(kind))}, got {values!r}")
     hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    problems = [f"unknown key {name!r}{nearest(name, hints)}" for name in values if name not in hints]
+    problems = [f"unknown key {name!r}{nearest(str(name), hints)}" for name in values if name not in hints]
+    needed = [
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.init and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    problems += [f"{name} is missing; expected {in_words(hints[name])}" for name in needed if name not in values]
     made: dict[str, Any] = {}
     for name, value in values.items():
         if name in hints:

@@ -22,6 +22,7 @@ from apical.recipes._pictures import remove_pictures
 from apical.recipes._settings import reproducing_command
 from apical.recipes._tasks import Prepared, Serving, task_kind
 from apical.recipes._template import layer_facts, template_facts
+from apical.recipes._trust import refuse_absurd, require_trusted
 from apical.recipes._weights import load_initial_weights_
 from apical.reporting import write_report
 from apical.structure import Structure
@@ -30,6 +31,8 @@ from apical.training import (
     Progress,
     TrainingResult,
     make_progress,
+    process_group,
+    processes,
     resolve_device,
     seed_everything,
     train,
@@ -47,6 +50,8 @@ def run(
 ) -> TrainingResult:
     """Do a run and leave its folder: config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json, report.html.
+
+    Started by torchrun, all processes do the run together.
 
     Args:
         config: what to do.
@@ -80,6 +85,21 @@ def run(
         1.0
     """
     config = resolve_method(config)
+    with process_group(resolve_device(config.training.device)) as team:
+        result = _run(config, out, resume, overwrite, progress, loggers if team.first else ())
+        if team.first:
+            write_report(result.folder)
+    return result
+
+
+def _run(
+    config: RunConfig,
+    out: str | Path,
+    resume: bool,
+    overwrite: bool,
+    progress: Progress | None,
+    loggers: Sequence[LoggerFactory],
+) -> TrainingResult:
     device = resolve_device(config.training.device)
     kind = task_kind(config.task)
     data = kind.prepare(config.data, config.training)
@@ -88,11 +108,12 @@ def run(
     progress = progress or make_progress()
     if config.model.initial_weights is not None:
         classes = len(data.facts["classes"]) if "classes" in data.facts else None
-        for note in load_initial_weights_(model, config.model.initial_weights, classes):
+        notes = load_initial_weights_(model, config.model.initial_weights, classes)
+        for note in notes if processes().first else ():
             progress.message(note)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
-    if overwrite:
+    if overwrite and processes().first:
         remove_pictures(Path(out))
         (Path(out) / "template.json").unlink(missing_ok=True)
     live = LoggedProgress(progress, loggers, content)
@@ -111,7 +132,7 @@ def run(
             data.illustrate(result.model, result.folder)
         result.summary.update(_facts(config, data, result))
 
-    result = train(
+    return train(
         model,
         watched,
         data.loaders,
@@ -124,8 +145,6 @@ def run(
         progress=live,
         on_finish=write_files,
     )
-    write_report(result.folder)
-    return result
 
 
 def read_config(folder: str | Path) -> RunConfig:
@@ -139,35 +158,42 @@ def read_config(folder: str | Path) -> RunConfig:
     return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})
 
 
-def load_run(folder: str | Path) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
+def load_run(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
     """A finished run's final model in eval mode on the CPU, its full-size template, and the arguments of one call.
 
     Neither the data nor a pickle is read. For images the arguments are one tensor  # (1, channels, height, width).
 
+    Args:
+        folder: the run folder.
+        trust_code: whether the callable that builds the model may be called if it is neither apical's, torchvision's
+            nor timm's: the folder's config.json decides what it is.
+
     Raises:
-        ConfigError: the folder is not that of a run.
+        ConfigError: the folder is not that of a run, names code that is not trusted, or sizes that cannot be meant.
         LoadError: the run has not finished, or its files are damaged.
     """
     path = Path(folder)
     config = read_config(path)
     kind, facts = task_kind(config.task), _input_facts(path)
+    require_trusted(config, trust_code, str(path / "config.json"))
+    refuse_absurd(config, facts, str(path / "config.json"))
     with _fitting_facts(path, config):
         example = kind.example(facts, torch.device("cpu"))
         model, full_model = (kind.template(config.model, facts) for _ in range(2))
     return load(model, path).eval(), full_model, example
 
 
-def load_serving(folder: str | Path) -> tuple[nn.Module, nn.Module, Serving]:
+def load_serving(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, nn.Module, Serving]:
     """A finished run's final model in eval mode on the CPU, its full-size template, and the call that is exported.
 
-    Both models are without what only training needs, such as an auxiliary head.
+    Both models are without what only training needs, such as an auxiliary head. `trust_code` is that of `load_run`.
 
     Raises:
         ConfigError: the folder is not that of a run.
         LoadError: the run has not finished, or its files are damaged.
     """
     path = Path(folder)
-    model, full_model, example = load_run(path)
+    model, full_model, example = load_run(path, trust_code=trust_code)
     config = read_config(path)
     kind = task_kind(config.task)
     model, full_model = kind.for_inference(model), kind.for_inference(full_model)
@@ -187,7 +213,9 @@ def _input_facts(path: Path) -> dict[str, Any]:
 def _fitting_facts(path: Path, config: RunConfig) -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, RuntimeError, IndexError) as error:
+    except (KeyError, TypeError, RuntimeError, IndexError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
             f"{path / 'config.json'}: 'input' does not describe the input of a {config.task} model: "
             f"{type(error).__name__}: {error}"
@@ -199,7 +227,7 @@ def _read_json(path: Path, expected: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected {expected}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no object; expected {expected}")

@@ -30,7 +30,7 @@ from apical.recipes._config import ModelConfig
 from apical.recipes._model import build_model
 from apical.recipes._pictures import write_pictures
 from apical.recipes._tasks import Facts, Prepared, TaskKind, register_task
-from apical.training import Loaders, Segmentation, TrainingConfig, resolve_device
+from apical.training import Loaders, Segmentation, TrainingConfig, processes, resolve_device
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def _prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
     used = [split for split in (train, evaluation, test) if split is not None]
     in_memory = _needed_gb(used) <= config.memory_gb
     device, normalize = resolve_device(training.device), Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    team = processes()
 
     def loader(split: VocSplit, view: RandomView | None) -> PairLoader:
         def check(mask: Tensor, index: int) -> None:
@@ -113,12 +114,14 @@ def _prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
         pairs: Pairs = read_split(split, check) if in_memory else split
         return PairLoader(
             pairs,
-            training.batch_size,
+            team.share(training.batch_size) if view else training.batch_size,
             view=view,
             normalize=normalize,
             device=device,
             workers=config.workers,
             seed=training.seed,
+            rank=team.rank,
+            world_size=team.count,
             check=None if in_memory else check,
         )
 

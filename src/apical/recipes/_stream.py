@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from apical.data import Augment, BlockShuffleSampler, FolderImages, ParquetImages
 from apical.errors import ConfigError
@@ -22,7 +22,7 @@ class StreamLoader:
 
     Args:
         images: the data set; its transform runs in the workers.
-        batch_size: images a batch.
+        batch_size: images a batch (in each process).
         shuffle: a new order in every epoch, random within windows of the files' blocks.
         drop_last: leave out a last, smaller batch.
         augment: changes to each batch, in order.
@@ -30,6 +30,8 @@ class StreamLoader:
         device: where the batches go.
         workers: number of processes; 0 reads in this one.
         seed: of everything random.
+        rank: of this process.
+        world_size: number of processes; each takes its share of every batch.
 
     Raises:
         ConfigError: there is not a single batch.
@@ -47,26 +49,32 @@ class StreamLoader:
         device: torch.device,
         workers: int = 0,
         seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        if len(images) < (batch_size if drop_last else 1):
-            raise ConfigError(f"{len(images)} images do not fill one batch of {batch_size}")
+        if len(images) < (batch_size * world_size if drop_last else world_size):
+            raise ConfigError(f"{len(images)} images do not fill one batch of {batch_size} x {world_size}")
+        self.rank, self.world_size = rank, world_size
         self._order = torch.Generator().manual_seed(seed)
         self._augment_generator = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
         self._augment, self._normalize, self._device = tuple(augment), normalize, device
         self._loader: DataLoader[Any] = DataLoader(
             images,
             batch_size,
-            sampler=BlockShuffleSampler(images.block_lengths, generator=self._order) if shuffle else None,
+            sampler=_sampler(images, self._order if shuffle else None, rank, world_size),
             drop_last=drop_last,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            generator=self._order,
+            generator=self._order if world_size == 1 else self._augment_generator,  # it seeds the workers
         )
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.world_size > 1:  # the draw with which one alone seeds its workers: any process' state resumes all
+            base = int(torch.empty((), dtype=torch.int64).random_(generator=self._order))
+            self._augment_generator.manual_seed((base + self.rank) % 2**62)
         for images, labels in self._loader:
             batch = images.to(self._device, non_blocking=True)
             for change in self._augment:
@@ -89,3 +97,12 @@ class StreamLoader:
             )
         self._order.set_state(state["order"].cpu())
         self._augment_generator.set_state(state["augment"].cpu())
+
+
+def _sampler(
+    images: FolderImages | ParquetImages, order: torch.Generator | None, rank: int, world_size: int
+) -> Sampler[int] | Sequence[int] | None:
+    """What a process reads: its share of a random order, or every `world_size`-th image."""
+    if order is not None:
+        return BlockShuffleSampler(images.block_lengths, generator=order, rank=rank, world_size=world_size)
+    return range(rank, len(images), world_size) if world_size > 1 else None

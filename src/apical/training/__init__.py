@@ -14,16 +14,20 @@ from apical.training._checkpoint import (
     save_checkpoint,
 )
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
+from apical.training._describe import describe_device, versions
 from apical.training._epoch import EpochStats, EvalStats, evaluate, train_one_epoch
 from apical.training._interrupt import Interrupted, InterruptGuard
 from apical.training._language import LanguageModelling
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger, require_tensorboard
 from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
+from apical.training._parallel import Replica, check_same_everywhere
+from apical.training._processes import Processes, process_group, processes
 from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
 from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
-from apical.training._run import Loaders, TrainingResult, describe_device, train, versions
+from apical.training._results import Loaders, TrainingResult
+from apical.training._run import train
 from apical.training._run_folder import RunFolder, plain
 from apical.training._segmentation import Segmentation, class_iou, confusion
 from apical.training._task import BatchResult, Classification, Metric, StreamTask, Task, task_facts
@@ -46,8 +50,10 @@ __all__ = [
     "OptimizerConfig",
     "Pixels",
     "PlainMethod",
+    "Processes",
     "Progress",
     "ProgressMode",
+    "Replica",
     "RunFolder",
     "ScheduleConfig",
     "Segmentation",
@@ -59,6 +65,7 @@ __all__ = [
     "TrainingResult",
     "atomic_file",
     "build_optimizer",
+    "check_same_everywhere",
     "class_iou",
     "confusion",
     "describe_device",
@@ -71,6 +78,8 @@ __all__ = [
     "make_progress",
     "peak_memory_mib",
     "plain",
+    "process_group",
+    "processes",
     "random_state",
     "require_plain",
     "require_tensorboard",

@@ -114,6 +114,8 @@ class _TornError(Exception):
 def _read(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                raise _TornError(f"{path.name} is torn (packed, which torch.save never does)")
             damaged = archive.testzip()
         if damaged is not None:
             raise _TornError(f"{path.name} is damaged (checksum of {damaged} is wrong)")

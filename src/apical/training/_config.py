@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 
 from apical.errors import ConfigError
+from apical.training._processes import processes
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: number of passes over the training set, at least 1.
-        batch_size: images per step; the loaders read it, the loop does not.
+        batch_size: images per step in all processes together; the loaders read it, the loop does not.
         optimizer: the optimizer.
         schedule: the learning rate over time.
         amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler).
@@ -114,6 +115,8 @@ class TrainingConfig:
             kept; None for none.
         seed: seed of everything random.
         device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, ...
+        sync_batchnorm: whether batch norms see the batches of all processes, so that their number changes nothing.
+        compile: whether the training step calls the model through torch.compile.
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
 
@@ -137,6 +140,8 @@ class TrainingConfig:
     ema_decay: float | None = None
     seed: int = 0
     device: str = "auto"
+    sync_batchnorm: bool = True
+    compile: bool = False
     deterministic: bool = False
     eval_every: int = 1
 
@@ -172,6 +177,8 @@ class TrainingConfig:
         Raises:
             ConfigError: a key is unknown or a value has the wrong type.
         """
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(f"training: expected a mapping, got {mapping!r}")
         values = dict(mapping)
         for name, kind in (("optimizer", OptimizerConfig), ("schedule", ScheduleConfig)):
             if isinstance(values.get(name), Mapping):
@@ -210,6 +217,8 @@ def _fits(value: Any, hint: Any) -> bool:
 def resolve_device(name: str) -> torch.device:
     """The device that a config's `device` names; `"auto"` takes the first CUDA device if there is one.
 
+    Of several processes on a machine, each takes a CUDA device of its own.
+
     Raises:
         ConfigError: the name is not a device, or the machine does not have it.
 
@@ -218,11 +227,17 @@ def resolve_device(name: str) -> torch.device:
         device(type='cpu')
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device: got {name!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+    team = processes()
+    if team.count > 1 and device.type == "cuda":
+        if ":" in name:
+            raise ConfigError(f"device: got {name!r} for {team.count} processes; expected 'cuda': each takes its own")
+        name = f"cuda:{team.local_rank}"
+        device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device: got {name!r}, but this machine has {torch.cuda.device_count()} CUDA devices that torch can use; "

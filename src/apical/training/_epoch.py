@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from apical.errors import DataError, TrainingError
 from apical.training._config import TrainingConfig
+from apical.training._parallel import Replica
+from apical.training._processes import any_of_all, processes, summed
 from apical.training._task import BatchResult, Classification, Task
 
 _AMP = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,7 +62,8 @@ class _Tally:
     def __init__(self, device: torch.device, where: str) -> None:
         self.loss, self.weight, self.samples = 0.0, 0.0, 0
         self.counts: Tensor | None = None
-        self._every = 1 if device.type == "cpu" else 50
+        self._team = processes()
+        self._every = 1 if device.type == "cpu" and self._team.count == 1 else 50
         self._pending: list[tuple[Tensor, int | Tensor]] = []
         self._where, self._seen = where, 0
 
@@ -72,25 +77,59 @@ class _Tally:
 
     def read(self) -> None:
         """Reads the pending losses from the device."""
+        wrong: str | None = None
         for loss, weight in self._pending:
             self._seen += 1
             value = float(loss)
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} {self._where}, step {self._seen}; expected a finite number. Lower the "
-                    "learning rate, add warm-up epochs or clip gradients (clip_grad_norm), and check the data for "
-                    "values that are not finite."
-                )
+            if not math.isfinite(value) and wrong is None:
+                wrong = f"{value} {self._where}, step {self._seen}"
             self.loss += value * float(weight)
             self.weight += float(weight)
         self._pending.clear()
+        if any_of_all(int(wrong is not None)):  # all processes stop together: none waits for another in vain
+            raise TrainingError(
+                f"the loss is {wrong or f'not finite in another process {self._where}'}; expected a finite number. "
+                "Lower the learning rate, add warm-up epochs or clip gradients (clip_grad_norm), and check the data "
+                "for values that are not finite."
+            )
 
-    def results(self, task: Task, what: str) -> tuple[float, dict[str, float]]:
-        """Mean loss and metrics. Raises DataError if there was no batch."""
-        if self.counts is None or not self.weight:
+    def everywhere(self) -> dict[str, Any]:
+        """The sums over all processes, in plain containers; `resume` takes them up."""
+        self.read()
+        sums = summed(torch.tensor([self.loss, self.weight, self.samples], dtype=torch.float64))
+        assert sums is not None
+        loss, weight, samples = sums.tolist()
+        counts = summed(self.counts)
+        return {"loss": loss, "weight": weight, "samples": int(samples), "counts": counts, "seen": self._seen}
+
+    def resume(self, sums: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from `everywhere`: the first process takes up what all had summed."""
+        self._seen = sums["seen"]
+        if processes().first:
+            self.loss, self.weight, self.samples = sums["loss"], sums["weight"], sums["samples"]
+            self.counts = None if sums["counts"] is None else sums["counts"].to(device)
+
+    def results(self, task: Task, what: str) -> tuple[float, dict[str, float], int]:
+        """Mean loss, metrics and number of examples in all processes. Raises DataError if there was no batch."""
+        sums = self.everywhere()
+        if sums["counts"] is None or not sums["weight"]:
             raise DataError(f"the {what} loader gave nothing to learn from {self._where}; expected at least one batch")
-        loss = self.loss / self.weight
-        return loss, task.results(loss, self.counts.cpu())
+        loss = sums["loss"] / sums["weight"]
+        return loss, task.results(loss, sums["counts"].cpu()), sums["samples"]
+
+
+@dataclass(frozen=True)
+class Partial:
+    """An epoch that was stopped between two steps: how many steps are done, and what they summed up to."""
+
+    steps: int
+    step_seconds: float
+    restructure_seconds: float
+    sums: Mapping[str, Any]
+
+
+def _partial(steps: int, step_seconds: float, restructure_seconds: float, tally: _Tally) -> Partial:
+    return Partial(steps, step_seconds, restructure_seconds, tally.everywhere())
 
 
 def train_one_epoch(
@@ -103,9 +142,12 @@ def train_one_epoch(
     task: Task | None = None,
     scaler: torch.amp.GradScaler | None = None,
     average: AveragedModel | None = None,
+    replica: Replica | None = None,
+    begun: Partial | None = None,
     before_step: Callable[[int], None] | None = None,
     end_step: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    stop_after: Callable[[int, Callable[[], Partial]], None] | None = None,
     where: str = "in this epoch",
 ) -> EpochStats:
     """Trains a model for one epoch.
@@ -119,9 +161,12 @@ def train_one_epoch(
         task: loss and metrics; classification if None.
         scaler: for float16; None for no scaling.
         average: moving average of the weights, updated after each step.
+        replica: the model as training calls it, in several processes; None calls the model itself.
+        begun: what was done of this epoch before it was stopped; the loader goes on behind it.
         before_step: called with the number of the step in this epoch (from 0), to set the learning rate.
         end_step: called after each step, and timed apart: may restructure the model.
         after_step: called with the number of steps that are done; may raise to stop.
+        stop_after: called after that with the number of steps and what makes a `Partial` of them; may raise to stop.
         where: the words by which an error names this epoch.
 
     Returns:
@@ -135,6 +180,10 @@ def train_one_epoch(
     task = task or Classification(config.label_smoothing)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     tally, steps, step_seconds, restructure_seconds = _Tally(device, where), 0, 0.0, 0.0
+    if begun is not None:
+        tally.resume(begun.sums, device)
+        steps, step_seconds, restructure_seconds = begun.steps, begun.step_seconds, begun.restructure_seconds
+    before_seconds = step_seconds + restructure_seconds
     task.begin(training=True)
     started = time.perf_counter()
     for inputs, targets in _on_device(loader, config, device):
@@ -143,7 +192,7 @@ def train_one_epoch(
             before_step(steps)
         optimizer.zero_grad(set_to_none=True)
         with _autocast(config, device):
-            result = task.batch(model, inputs, targets, training=True)
+            result = task.batch(model if replica is None else replica.module, inputs, targets, training=True)
         tally.add(result)
         scaler.scale(result.loss).backward()
         if config.clip_grad_norm is not None:
@@ -161,13 +210,15 @@ def train_one_epoch(
             restructure_seconds += time.perf_counter() - changing
         if after_step is not None:
             after_step(steps)
+        if stop_after is not None:
+            stop_after(steps, partial(_partial, steps, step_seconds, restructure_seconds, tally))
     read_started = time.perf_counter()
     tally.read()  # waits for the device, so these seconds are those of steps
     ended = time.perf_counter()
     step_seconds += ended - read_started
-    loss, metrics = tally.results(task, "training")
-    data_seconds = ended - started - step_seconds - restructure_seconds
-    return EpochStats(loss, metrics, tally.samples, steps, step_seconds, data_seconds, restructure_seconds)
+    loss, metrics, samples = tally.results(task, "training")
+    data_seconds = ended - started - (step_seconds + restructure_seconds - before_seconds)
+    return EpochStats(loss, metrics, samples, steps, step_seconds, data_seconds, restructure_seconds)
 
 
 @torch.no_grad()
@@ -195,6 +246,8 @@ def evaluate(
 
     Raises:
         DataError: the loader gives no batch.
+
+    In several processes, a loader that gives each of them a share is summed over all.
     """
     was_training, started = model.training, time.perf_counter()
     task = task or Classification()
@@ -215,6 +268,10 @@ def evaluate(
                 after_batch()
     finally:
         model.train(was_training)
+    if getattr(loader, "world_size", 1) > 1:
+        sums, counts = summed(torch.stack([loss, weight, loss.new_tensor(samples)])), summed(counts)
+        assert sums is not None
+        loss, weight, samples = sums[0], sums[1], int(sums[2])
     if counts is None or not weight:
         raise DataError("the evaluation loader gave nothing to judge by; expected at least one batch")
     mean = float(loss / weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,6 +24,29 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
     def __init__(self, message: str, signal_name: str) -> None:
         super().__init__(message)
         self.signal_name = signal_name
+
+
+def what_is_kept(checkpoint: Path, done: int, epochs: int, within: bool) -> str:
+    """What a stopped run has saved, and where it goes on.
+
+    Args:
+        checkpoint: the file.
+        done: completed epochs.
+        epochs: all of them.
+        within: whether the checkpoint lies within an epoch, or at the end of one.
+
+    Example:
+        >>> what_is_kept(Path("checkpoint.pt"), 2, 9, False)
+        'checkpoint.pt holds the run after 2 of 9 epochs; resumed, it goes on with the beginning of epoch 3'
+    """
+    if done == epochs:
+        return "All epochs are done; resume to write the final files"
+    if within:
+        return f"{checkpoint} holds the run as it is, within epoch {done + 1} of {epochs}; resumed, it goes on there"
+    return (
+        f"{checkpoint} holds the run after {done} of {epochs} epochs; resumed, it goes on with the beginning of epoch "
+        f"{done + 1}"
+    )
 
 
 class InterruptGuard:

@@ -159,6 +159,16 @@ class QuietProgress:
         """Nothing to end."""
 
 
+class SilentProgress(QuietProgress):
+    """Nothing, for all processes but the first."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def message(self, text: str) -> None:
+        """Says nothing."""
+
+
 class PlainProgress:
     """A line per epoch under one heading, for logs."""
 

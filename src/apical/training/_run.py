@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,57 +14,29 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical.errors import CheckpointError
-from apical.training._accounting import epoch_train_macs, training_costs
-from apical.training._checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from apical.training._accounting import training_costs
+from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, evaluate, train_one_epoch
-from apical.training._interrupt import Interrupted, InterruptGuard
+from apical.training._describe import describe_device, versions
+from apical.training._epoch import EpochStats, EvalStats, Partial, apply_memory_format_, evaluate, train_one_epoch
+from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
-from apical.training._progress import Progress, QuietProgress, make_progress
+from apical.training._parallel import Replica, process_seed, refuse_unshared
+from apical.training._processes import Processes, any_of_all, first_before_others, process_group
+from apical.training._progress import Progress, SilentProgress, make_progress
 from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
+from apical.training._restore import history_of, load_optimizer_, load_weights_, partial_of
+from apical.training._results import Loaders, TrainingResult, epoch_record
 from apical.training._run_folder import RunFolder, plain
 from apical.training._task import Classification, StreamTask, Task, prefixed, task_facts
 
-__all__ = ["Loaders", "QuietProgress", "TrainingResult", "train"]
+__all__ = ["train"]
 
 # Where and how verbosely a run goes on does not make it another run.
+STEPS_PER_QUESTION = 10  # several processes ask each other so often whether a signal came
 NOT_IDENTITY = frozenset({"device", "data", "out", "progress", "resume", "versions"})
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """The data of a run.
-
-    Attributes:
-        train: batches of (inputs, targets) to learn from.
-        evaluation: batches to evaluate on after each epoch: a split of the training set when decisions hang on it.
-        test: batches that are read once, at the end; None reads `evaluation` again.
-    """
-
-    train: Loader
-    evaluation: Loader
-    test: Loader | None = None
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run leaves.
-
-    Attributes:
-        model: the final, compact model (with the averaged weights, if the run averaged them).
-        method: the growth method after `finish()`.
-        history: a record per epoch, as in history.jsonl.
-        summary: as in summary.json.
-        folder: the run folder.
-    """
-
-    model: nn.Module
-    method: GrowthMethod
-    history: list[dict[str, Any]]
-    summary: dict[str, Any]
-    folder: Path
 
 
 def train(
@@ -86,6 +57,11 @@ def train(
 
     After every epoch: evaluate, `method.end_epoch()`, checkpoint, history. A run that is killed at any moment and
     resumed repeats the running epoch from its beginning and ends, on a CPU, bit for bit as if it had not been killed.
+    A run that is stopped by SIGTERM or SIGINT writes a checkpoint first, after the running step if the training loader
+    `resumes_within_epoch`.
+
+    Started by torchrun, all processes train together: the model is wrapped for the training step and wrapped again
+    after each restructuring, the first process writes, and the folder must be one that all of them see.
 
     Args:
         model: the full-size model, freshly built; it is moved to the device and restructured in place.
@@ -109,23 +85,32 @@ def train(
         CheckpointError: the folder holds another run, cannot be written, or has no usable checkpoint to resume from.
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
-    run_folder = RunFolder(Path(folder))
     task = task or Classification(config.label_smoothing)
     content = {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
-    _claim(run_folder, resume, overwrite)
-    progress = progress or make_progress()
-    with deterministic_algorithms(config.deterministic), InterruptGuard() as guard:
+    with (
+        process_group(resolve_device(config.device)) as team,
+        RunFolder(Path(folder), team.first) as run_folder,
+        deterministic_algorithms(config.deterministic),
+        InterruptGuard() as guard,
+    ):
+        refuse_unshared({"training": loaders.train}, team)
+        with first_before_others(team):
+            _claim(run_folder, resume, overwrite, team)
+        progress = (progress or make_progress()) if team.first else SilentProgress()
         seed_everything(config.seed)
         run = _start(model, method, loaders, config, task, run_folder, _identity(content), guard, progress)
-        if not (resume and run.restore()):
+        with first_before_others(team):  # it may set a torn checkpoint aside
+            resumed = resume and run.restore()
+        if not resumed:
             run_folder.write_json("config.json", {**content, "versions": versions()})
             run.save()
+        run.replica.refresh("at the start")
         progress.start(config.epochs, str(run_folder.path), task.metrics[0])
         try:
             while len(run.history) < config.epochs:
                 run.one_epoch()
             result = run.finish(content)
-            if on_finish is not None:
+            if on_finish is not None and team.first:
                 on_finish(result)
             run_folder.write_json("summary.json", result.summary)
             progress.summary(result.summary)
@@ -151,7 +136,10 @@ class _Run:
     identity: Mapping[str, Any]
     guard: InterruptGuard
     progress: Progress
+    replica: Replica
     history: list[dict[str, Any]] = field(default_factory=list)
+    begun: Partial | None = None  # of the running epoch, if the checkpoint lies within it
+    _partial: Callable[[], Partial] | None = None
 
     @property
     def judged(self) -> nn.Module:
@@ -162,21 +150,29 @@ class _Run:
         """Trains, evaluates, restructures and saves."""
         epoch = len(self.history) + 1
         stats = self._train(epoch)
+        self.replica.share_statistics_(self.average)
         due = epoch % self.config.eval_every == 0 or epoch == self.config.epochs
         evaluation = self._evaluate(self.judged, self.loaders.evaluation, f"epoch {epoch}") if due else None
         started = time.perf_counter()
         record = dict(self.method.end_epoch())
         apply_memory_format_(self.model, self.config)
+        self.replica.refresh(f"after epoch {epoch}")
         seconds = time.perf_counter() - started + stats.restructure_seconds
-        record = _epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
+        record = epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
         record["peak_memory_mib"] = peak_memory_mib(self.device)
         self.history.append(record)
         self.save()
         self.progress.epoch(record)
-        self._stop_if_asked(f"after epoch {epoch}")
+        if self._asked():
+            self._stop(f"after epoch {epoch}")
 
     def _train(self, epoch: int) -> EpochStats:
         steps, epochs = len(self.loaders.train), self.config.epochs
+        seed = process_seed(self.config.seed, epoch, self.replica.team)
+        if seed is not None:
+            seed_everything(seed if self.begun is None else seed + self.begun.steps)
+        begun, self.begun, self._partial = self.begun, None, None
+        loader = self.loaders.train if begun is None or begun.steps < steps else ()  # only evaluation was left
 
         def before_step(step: int) -> None:
             set_lr_(self.optimizer, lr_factor(epoch - 1 + step / steps, epochs, self.config.schedule))
@@ -188,42 +184,61 @@ class _Run:
             else:
                 self.method.end_step()
             apply_memory_format_(self.model, self.config)
+            self.replica.refresh(f"in epoch {epoch}", if_changed=True)
 
         def after_step(step: int) -> None:
             self.progress.step(epoch, step, steps)
-            self._stop_if_asked(f"in epoch {epoch}, after step {step} of {steps}")
+
+        def stop_after(step: int, partial: Callable[[], Partial]) -> None:
+            self._partial = partial
+            if step == steps or not self._asked(step % STEPS_PER_QUESTION == 0):
+                return  # after the last step, evaluation asks
+            if getattr(self.loaders.train, "resumes_within_epoch", False):
+                self._save_within()
+            self._stop(f"in epoch {epoch}, after step {step} of {steps}")
 
         return train_one_epoch(
             self.model,
-            self.loaders.train,
+            loader,
             self.optimizer,
             self.config,
             self.device,
             task=self.task,
             scaler=self.scaler,
             average=self.average,
+            replica=self.replica,
+            begun=begun,
             before_step=before_step,
             end_step=end_step if isinstance(self.method, StepwiseMethod) else None,
             after_step=after_step,
+            stop_after=stop_after,
             where=f"in epoch {epoch}",
         )
 
     def _evaluate(self, model: nn.Module, loader: Loader, when: str) -> EvalStats:
         def after_batch() -> None:
-            self._stop_if_asked(f"while evaluating {when}")
+            if self.replica.team.count == 1 and self._asked():  # several may have different numbers of batches
+                if len(self.history) < self.config.epochs:
+                    self._save_within()
+                self._stop(f"while evaluating {when}")
 
         return evaluate(model, loader, self.config, self.device, task=self.task, after_batch=after_batch)
 
-    def _stop_if_asked(self, where: str) -> None:
-        if self.guard.requested:
-            done = len(self.history)
-            raise Interrupted(
-                f"stopped by {self.guard.requested} {where}. {self.folder.path / 'checkpoint.pt'} holds the run after "
-                f"{done} of {self.config.epochs} epochs; resumed, it goes on with the beginning of epoch {done + 1}"
-                if done < self.config.epochs
-                else f"stopped by {self.guard.requested} {where}. All epochs are done; resume to write the final files",
-                self.guard.requested,
-            )
+    def _asked(self, due: bool = True) -> bool:
+        """Whether a signal came. Several processes ask each other, together, when it is due."""
+        came = self.guard.requested is not None
+        return came if self.replica.team.count == 1 else due and bool(any_of_all(int(came)))
+
+    def _save_within(self) -> None:
+        """A checkpoint within an epoch."""
+        assert self._partial is not None
+        self.begun = self._partial()
+        self.save()
+
+    def _stop(self, where: str) -> None:
+        name = self.guard.requested or "a signal to another process"
+        rest = what_is_kept(self.folder.path / CURRENT, len(self.history), self.config.epochs, self.begun is not None)
+        raise Interrupted(f"stopped by {name} {where}. {rest}", name)
 
     def save(self) -> None:
         """Writes the checkpoint, then the history that belongs to it."""
@@ -236,8 +251,10 @@ class _Run:
             "loader": self.loaders.train.state_dict(),
             "random": random_state(),
             "history": self.history,
+            "begun": None if self.begun is None else vars(self.begun),
         }
-        save_checkpoint(self.folder.path, Checkpoint(len(self.history), self.identity, state))
+        if self.replica.team.first:
+            save_checkpoint(self.folder.path, Checkpoint(len(self.history), self.identity, state))
         self.folder.write_history(self.history)
 
     def restore(self) -> bool:
@@ -250,26 +267,39 @@ class _Run:
                 )
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
             return False
-        state = load_checkpoint(self.folder.path, self.identity, self.progress.message).state
+        found = load_checkpoint(self.folder.path, self.identity, self.progress.message)
+        try:
+            self._take_up(found.state, found.epoch)
+        except Exception as error:  # a checkpoint's inner parts can be wrong in as many ways as there are methods
+            raise CheckpointError(
+                f"the checkpoint in {self.folder.path} does not fit this run: {type(error).__name__}: {error}. It was "
+                "changed, or written by other versions (config.json names them). Start the run anew."
+            ) from error
+        done = f"epoch {len(self.history)} of {self.config.epochs}"
+        within = "" if self.begun is None else f" and {self.begun.steps} steps"
+        self.progress.message(f"resumed after {done}{within}")
+        return True
+
+    def _take_up(self, state: Mapping[str, Any], epochs: int) -> None:
         self.method.load_state_dict(state["method"])  # restructures, so that everything below fits
         apply_memory_format_(self.model, self.config)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_weights_(self.model, state["model"], "the model")
+        load_optimizer_(self.optimizer, state["optimizer"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
+            load_weights_(self.average, state["average"], "the moving average")
         self.scaler.load_state_dict(state["scaler"])
         self.loaders.train.load_state_dict(state["loader"])
-        self.history = [dict(record) for record in state["history"]]
+        self.history = history_of(state["history"], epochs)
+        self.begun = partial_of(state["begun"], len(self.loaders.train))
         self.folder.write_history(self.history)
-        self.progress.message(f"resumed after epoch {len(self.history)} of {self.config.epochs}")
         set_random_state(state["random"])
-        return True
 
     def finish(self, content: Mapping[str, Any]) -> TrainingResult:
         """Makes the model final and tests it."""
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         self.method.finish()
+        self.replica.finish()
         test = self._evaluate(self.model, self.loaders.test or self.loaders.evaluation, "the final model")
         last = self.history[-1]
         num_params = sum(p.numel() for p in self.model.parameters())
@@ -294,14 +324,15 @@ class _Run:
             "method": content.get("method"),
             "recipe": content.get("recipe"),
             "device": describe_device(self.device),
+            "processes": self.replica.team.count,
             "threads": torch.get_num_threads(),
             "versions": versions(),
         }
         return TrainingResult(self.model, self.method, self.history, plain(summary), self.folder.path)
 
 
-def _claim(folder: RunFolder, resume: bool, overwrite: bool) -> None:
-    if resume or not folder.holds_run():
+def _claim(folder: RunFolder, resume: bool, overwrite: bool, team: Processes) -> None:
+    if resume or not team.first or not folder.holds_run():
         return
     if not overwrite:
         raise CheckpointError(
@@ -331,6 +362,7 @@ def _start(
     device = resolve_device(config.device)
     model.to(device)
     apply_memory_format_(model, config)
+    replica = Replica(model, device, config.sync_batchnorm, config.compile)
     optimizer = build_optimizer(model, config.optimizer)
     average = None
     if config.ema_decay is not None:
@@ -340,52 +372,18 @@ def _start(
     apply_memory_format_(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
     return _Run(
-        model, optimizer, method, average, scaler, loaders, config, task, device, folder, identity, guard, progress
+        model,
+        optimizer,
+        method,
+        average,
+        scaler,
+        loaders,
+        config,
+        task,
+        device,
+        folder,
+        identity,
+        guard,
+        progress,
+        replica,
     )
-
-
-def _epoch_record(
-    epoch: int,
-    network: Mapping[str, Any],
-    stats: EpochStats,
-    evaluation: EvalStats | None,
-    optimizer: Optimizer,
-    restructure_seconds: float,
-) -> dict[str, Any]:
-    """A line of the history: the loop's own numbers, then those of the method, which may not replace them."""
-    own = {
-        "epoch": epoch,
-        "lr": optimizer.param_groups[0]["lr"],
-        "train_loss": stats.loss,
-        **prefixed("train", stats.metrics),
-        "samples": stats.samples,
-        "steps": stats.steps,
-        "step_seconds": stats.step_seconds,
-        "data_seconds": stats.data_seconds,
-        "eval_loss": None if evaluation is None else evaluation.loss,
-        **(dict.fromkeys(f"eval_{name}" for name in stats.metrics) if evaluation is None else {}),
-        **prefixed("eval", {} if evaluation is None else evaluation.metrics),
-        "eval_seconds": 0.0 if evaluation is None else evaluation.seconds,
-        "restructure_seconds": restructure_seconds,
-        "train_macs": epoch_train_macs(network.get("mean_macs") or network.get("macs"), stats.samples),
-    }
-    record: dict[str, Any] = plain({**own, **{key: value for key, value in network.items() if key not in own}})
-    return record
-
-
-def describe_device(device: torch.device) -> str:
-    """The device in words, for tables."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} ({device})"
-    return f"{device.type} ({platform.processor() or platform.machine()})"
-
-
-def versions() -> dict[str, str]:
-    """Versions that results depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        apical = version("apical")
-    except PackageNotFoundError:
-        apical = "unknown"
-    return {"apical": apical, "torch": torch.__version__, "python": platform.python_version()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,50 @@ from torch import Tensor
 from apical.errors import CheckpointError
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, atomic_file, flush_to_disk, has_checkpoint
 
+LOCK_PATIENCE_S = 6.0  # a killed run's reading processes notice within five seconds that it is gone
+
 
 class RunFolder:
     """A folder of one run, made if need be. Every file is written whole or not at all.
 
+    While entered, the folder is locked: a second run that wants to write there is refused. The lock is the system's own
+    (flock on the folder), so it goes with the process, however that ends. Where a system has none, nothing is locked.
+
+    Args:
+        path: the folder.
+        writes: whether this process is the one that writes; for others, everything here does nothing.
+
     Raises:
-        CheckpointError: the folder cannot be made or written.
+        CheckpointError: the folder cannot be made or written, or another run is writing there.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self._writes = path, writes
+        self._lock: int | None = None
+
+    def __enter__(self) -> RunFolder:
+        if self._writes:
+            self._make()
+            self._lock = _locked(self.path)
+            self._sweep()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _make(self) -> None:
+        path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
                 f"cannot make the run folder {path}: {error}. Choose another one, or make its parent writable."
             ) from error
+
+    def _sweep(self) -> None:
+        path = self.path
         for name in (CURRENT, "config.json", "history.jsonl", "summary.json"):
             for aside in path.glob(f".{name}.*.tmp"):  # a killed process was writing it
                 aside.unlink(missing_ok=True)
@@ -51,6 +81,8 @@ class RunFolder:
         self._write("history.jsonl", "".join(json.dumps(plain(r), allow_nan=False) + "\n" for r in records))
 
     def _write(self, name: str, text: str) -> None:
+        if not self._writes:
+            return
         path = self.path / name
         try:
             with atomic_file(path) as aside:
@@ -60,6 +92,31 @@ class RunFolder:
             raise CheckpointError(
                 f"cannot write {path}: {error}. Free space or make the folder writable, then resume the run."
             ) from error
+
+
+def _locked(path: Path) -> int | None:
+    """An open file that holds the folder's lock; None where folders cannot be locked (Windows, some network drives)."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            os.close(descriptor)
+            raise CheckpointError(
+                f"another process is training in {path}. Wait until it has ended, or choose another folder."
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            return None
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,123 @@
+"""float16 under a GradScaler, compiled models, computed weights: what ordinary loops do beyond test_compatibility."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from apical import Grower
+from growth.cases import built, grown, loss_of, scores_of, sgd, structure_of
+
+EPOCHS = 20
+
+
+def test_fp16_autocast_under_a_scaler_that_overflows() -> None:
+    """The first steps overflow and are skipped; none of them moves a score, the others do, and the budget is met."""
+    model = built("plain")
+    optimizer = sgd(model)
+    grower = grown("plain", model, optimizer, epochs=4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**26)
+    skipped = 0
+    for epoch in range(4):
+        for i in range(6):
+            before, scale = scores_of(grower), scaler.get_scale()
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loss = loss_of(model, "plain", 10 * epoch + i)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            was_skipped = scaler.get_scale() < scale
+            skipped += was_skipped
+            assert torch.equal(scores_of(grower), before) == was_skipped
+        grower.end_epoch()
+    assert 0 < skipped < 20
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert 0.49 <= grower.history[-1]["macs_fraction"] <= 0.501
+
+
+class Counting:
+    """A backend for torch.compile that runs the graph as it is, and counts."""
+
+    def __init__(self) -> None:
+        self.compiled = 0
+
+    def __call__(self, graph: Any, inputs: list[Tensor]) -> Any:
+        self.compiled += 1
+        return graph.forward
+
+
+@pytest.fixture
+def backend() -> Any:
+    torch.compiler.reset()
+    yield Counting()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("divisor", "interval"), [(1, 1), (8, 1), (8, 3)])
+def test_a_compiled_model_is_compiled_once_for_each_network(backend: Counting, divisor: int, interval: int) -> None:
+    """With the line of docs/guides/compatibility.md: no recompilation but for another network, and none is left out.
+
+    Without it torch gives up after eight networks and runs the others, the last one too, uncompiled.
+    """
+    plain, model = built("plain"), built("plain")
+    optimizers = sgd(plain), sgd(model)
+    options = {"epochs": EPOCHS, "divisor": divisor, "interval": interval, "growth_end": 0.8, "freeze_at": 0.8}
+    growers = grown("plain", plain, optimizers[0], **options), grown("plain", model, optimizers[1], **options)
+    compiled = torch.compile(model, backend=backend)
+    networks, counts = 1, []
+    for epoch in range(EPOCHS):
+        before = backend.compiled
+        for net, optimizer in ((plain, optimizers[0]), (compiled, optimizers[1])):
+            for i in range(2):
+                optimizer.zero_grad()
+                loss_of(net, "plain", 10 * epoch + i).backward()
+                optimizer.step()
+        counts.append(backend.compiled - before)
+        shapes = [p.shape for p in model.parameters()]
+        for grower in growers:
+            grower.end_epoch()
+        if shapes != [p.shape for p in model.parameters()]:
+            torch.compiler.reset()
+            networks += 1
+    assert backend.compiled == networks
+    assert counts[-1] == 0
+    assert networks <= 1 + math.ceil(16 / interval)
+    assert networks > (8 if interval == 1 else 3)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm", "orthogonal"])
+def test_computed_weights_stay_and_the_rest_grows(norm: str) -> None:
+    """A parametrised layer and what feeds it keep their sizes, named with a reason; the layers beside it grow."""
+    torch.manual_seed(0)
+    parametrised = getattr(parametrizations, norm)(nn.Linear(24, 24))
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), parametrised, nn.ReLU(), nn.Linear(24, 40), nn.ReLU(),
+                          nn.Linear(40, 4))  # fmt: skip
+    optimizer = sgd(model)
+    grower = Grower(model, optimizer, torch.zeros(8, 6), "80% macs", 4, score_lr=2.0)
+    assert [g.name for g in grower.structure.groups] == ["4"]
+    assert {"0", "2.parametrizations.weight.0"} <= {f.name for f in grower.structure.frozen}
+    assert all(f.reason for f in grower.structure.frozen)
+    for epoch in range(4):
+        optimizer.zero_grad()
+        loss_of(model, "mlp", epoch).backward()
+        optimizer.step()
+        grower.end_epoch()
+    grower.finish()
+    assert model[2].weight.shape == (24, 24)
+    assert model[4].out_features < 40
+    assert grower.history[-1]["macs_fraction"] <= 0.801
+
+
+def test_the_structure_of_these_tests_is_whole() -> None:
+    assert not [f for f in structure_of("plain").frozen if "output" not in f.reason]

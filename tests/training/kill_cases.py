@@ -1,0 +1,168 @@
+"""A real run, small: a Grower, dropout, augmentation, a moving average of the weights; and ways to die."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apical.errors import ApicalError
+from apical.resizing._install import Installation
+from apical.training import Interrupted, Loaders, OptimizerConfig, TrainingConfig, train
+from apical.training._progress import QuietProgress
+from training.parallel_cases import Net, grower, loader
+
+EPOCHS = 24
+
+
+def build() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return Net(dropout=0.2).double()
+
+
+def config() -> TrainingConfig:
+    return TrainingConfig(
+        epochs=EPOCHS, batch_size=8, optimizer=OptimizerConfig(lr=0.05), device="cpu", seed=2, ema_decay=0.5
+    )
+
+
+def go_on(folder: Path, training: Any = None) -> Any:
+    """Starts the run, or resumes what is there."""
+    import sys
+
+    return train(
+        build(),
+        lambda model, optimizer, copies: grower(model, optimizer, copies, epochs=EPOCHS, noise="fresh", growth_end=0.9,
+                                                freeze_at=0.9),
+        Loaders(training or loader(True, augment=True), loader(False)),
+        config(), folder, resume=(folder / "config.json").exists(), progress=QuietProgress(sys.stdout),
+    )  # fmt: skip
+
+
+def run(folder: str, keep: str | None = None) -> int:
+    """The run until it ends or is ended; what it ends with lies in the file `keep`."""
+    try:
+        result = go_on(Path(folder))
+    except Interrupted as stopped:
+        print(stopped)
+        return stopped.exit_code
+    except ApicalError as error:
+        print(f"{type(error).__name__}: {error}")
+        return 2
+    if keep is not None:
+        content = {"model": result.model.state_dict(), "history": result.history, "summary": result.summary}
+        torch.save(content, keep)
+    return 0
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def on_call(owner: Any, name: str, number: int, act: Callable[..., None]) -> None:
+    """Lets ``owner.name`` do something else at its call of this number, before it does what it does."""
+    original, calls = getattr(owner, name), []
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            act(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, called)
+
+
+def half_written(_content: object, stream: Any) -> None:
+    stream.write(b"PK\x03\x04 half a checkpoint")
+    stream.flush()
+    die()
+
+
+POINTS: dict[str, tuple[Any, str, Callable[..., None]]] = {
+    "in the middle of writing a checkpoint": (torch, "save", half_written),
+    "between two steps of a restructuring": (Installation, "tensor", lambda *_: die()),
+    "before a file is moved": (Path, "replace", lambda *_: die()),
+    "while flushing": (os, "fsync", lambda *_: die()),
+}
+
+
+def killed_at(folder: str, point: str, number: int) -> int:
+    """A run that dies at the given call of a function."""
+    owner, name, act = POINTS[point]
+    on_call(owner, name, number, act)
+    return run(folder)
+
+
+def signalled(folder: str, number: int, where: str) -> int:
+    """A run that gets SIGTERM in a training step or while it evaluates."""
+    from apical.training import Classification
+
+    def act(_task: object, _model: object, _inputs: object, _targets: object, training: bool) -> None:
+        if training == (where == "step"):
+            seen.append(1)
+            if len(seen) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    seen: list[int] = []
+    original = Classification.batch
+
+    def batch(self: Any, model: Any, inputs: Any, targets: Any, training: bool) -> Any:
+        act(self, model, inputs, targets, training)
+        return original(self, model, inputs, targets, training)
+
+    Classification.batch = batch  # type: ignore[method-assign]
+    return run(folder)
+
+
+def full_disk(folder: str, checkpoint: int) -> int:
+    """A run whose disk is full when it writes this checkpoint: what it writes aside leads to /dev/full."""
+
+    def fill(*_: object) -> None:
+        (Path(folder) / f".checkpoint.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+    import apical.training._run as loop
+
+    on_call(loop, "save_checkpoint", checkpoint, fill)
+    return run(folder)
+
+
+def file_limit(folder: str, kilobytes: int) -> int:
+    """A run that may write no file larger than this."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, 1024 * kilobytes))
+    return run(folder)
+
+
+def read_only(folder: str, epochs: int) -> int:
+    """A run whose folder becomes read-only; root, for whom nothing is, becomes somebody else first."""
+    if os.geteuid() == 0:
+        for path in (Path(folder).parent, Path(folder)):
+            path.mkdir(exist_ok=True)
+            os.chown(path, 65534, 65534)
+            for file in path.iterdir():
+                os.chown(file, 65534, 65534)
+        os.setuid(65534)
+    import apical.training._run as loop
+
+    on_call(loop, "save_checkpoint", epochs, lambda *_: Path(folder).chmod(0o500))
+    return run(folder)
+
+
+def held(folder: str, seconds: float) -> int:
+    """Holds the folder's lock."""
+    import time
+
+    from apical.training import RunFolder
+
+    with RunFolder(Path(folder)):
+        time.sleep(seconds)
+    return 0
+
+
+NO_SPACE = os.strerror(errno.ENOSPC)
