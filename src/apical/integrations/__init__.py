@@ -4,3 +4,5 @@
 - `apical.integrations.transformers.GrowthCallback` for Hugging Face's Trainer
 - `apical.integrations.accelerate.rewrapped` for loops with Hugging Face Accelerate
 """
+
+__all__: list[str] = []  # nothing here: each module needs its own framework

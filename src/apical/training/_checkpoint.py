@@ -169,7 +169,8 @@ def _differences(saved: Any, wanted: Any, where: str) -> list[str]:
             else:
                 found += _differences(saved[key], wanted[key], inner)
         return found
-    return [] if saved == wanted else [f"{where} is {saved!r} in the checkpoint, {wanted!r} in this run"]
+    same = not isinstance(saved, Tensor) and bool(saved == wanted)  # tensors compare element by element
+    return [] if same else [f"{where} is {saved!r} in the checkpoint, {wanted!r} in this run"]
 
 
 _PLAIN = (str, int, float, bool, bytes, complex, type(None))
