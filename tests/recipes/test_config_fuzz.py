@@ -29,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=6 * settings().max_examples, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=3 * settings().max_examples, phases=[Phase.explicit, Phase.generate])
 @given(mutate=mutations(), name=st.sampled_from(["digits", "imagenet-resnet50", "cifar10-vgg16"]))
 def test_any_edit_of_a_config(tmp_path: Path, mutate: Any, name: str) -> None:
     content = json.loads(json.dumps(get_recipe(name).to_mapping()))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--input", "shape", metavar="CxHxW", help="Shape of an image, likewise.")
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="How many train together.")
 @click.option("--device-table", type=click.Path(path_type=Path), help="Measured step times of this model, as JSON.")
-@click.option("--measure", is_flag=True, help="Measure step times on this machine first (a few steps at five widths).")
+@click.option("--measure", is_flag=True, help="Measure step times on this machine first (a few steps each).")
 @click.option("--device", default="auto", show_default=True, help="What --measure measures.")
 @click.option("--write-table", type=click.Path(path_type=Path), help="With --measure: keep the table in this file.")
 @click.option("--memory/--no-memory", default=True, help="Run each network once for its activations.")

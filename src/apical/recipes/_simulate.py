@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from apical.errors import ConfigError
 from apical.growth import Grower
 from apical.recipes._config import RunConfig
 from apical.recipes._tasks import task_kind
-from apical.resizing import resize_
 from apical.training import build_optimizer, describe_device
 
 KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
@@ -26,7 +26,7 @@ KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
     "digits": (1_437, 10, (1, 8, 8)),
 }
 """Training images, classes and image shape of public data sets, so that a run can be simulated without its data."""
-FRACTIONS = (0.1, 0.3, 0.55, 0.8, 1.0)
+FURTHER = 1.25  # a network is timed if it has so many times the MACs of the last one
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,10 @@ def simulate(
 
 
 def measure_table(config: RunConfig, facts: Mapping[str, Any], device: torch.device, batch: int) -> DeviceTable:
-    """Times training steps of a recipe's model on this machine at several widths.
+    """Times training steps of the networks through which a recipe's model grows, and of the whole one.
+
+    The networks are those of the growth itself, since a thin one with wide residual streams takes longer
+    than one of as many MACs that is narrow everywhere.
 
     Args:
         config: whose model, optimizer and autocast.
@@ -122,28 +125,24 @@ def measure_table(config: RunConfig, facts: Mapping[str, Any], device: torch.dev
         device: where.
         batch: examples a step.
     """
-    from apical.resizing import trace
-
     kind = task_kind(config.task)
-    torch.manual_seed(0)
-    template, example = kind.template(config.model, facts), kind.example(facts, torch.device("cpu"))
-    structure = trace(template, example)
-    points = []
-    for fraction in FRACTIONS:
-        torch.manual_seed(0)
-        model = kind.template(config.model, facts)
-        keep = {g.name: list(range(_width(g.size, fraction, config.growth.divisor))) for g in structure.groups}
-        resize_(model, structure, keep)
-        model.to(device)
-        points.append((float(structure.macs(keep)), _time_step(model, example, config, device, batch)))
+    torch.manual_seed(config.training.seed)
+    model, example = kind.template(config.model, facts), kind.example(facts, torch.device("cpu"))
+    whole = _time_step(copy.deepcopy(model).to(device), example, config, device, batch)
+    optimizer = build_optimizer(model, config.training.optimizer)
+    grower = Grower(model, optimizer, example, config.budget, config.training.epochs, config=config.growth)
+    points = [(float(grower.structure.macs()), whole)]
+    known = 0.0
+    for _ in range(config.training.epochs):
+        network = copy.deepcopy(model)
+        macs = float(grower.end_epoch()["macs"])
+        if macs >= FURTHER * known:
+            known = macs
+            points.append((macs, _time_step(network.to(device), example, config, device, batch)))
+    grower.finish()
     points.sort()
     distinct = [point for i, point in enumerate(points) if i == 0 or point[0] > points[i - 1][0]]
     return DeviceTable(describe_device(device), config.model.name, batch, tuple(distinct))
-
-
-def _width(size: int, fraction: float, divisor: int) -> int:
-    width = max(1, round(size * fraction))
-    return width if size < 2 * divisor else min(size, max(divisor, round(width / divisor) * divisor))
 
 
 def _time_step(
