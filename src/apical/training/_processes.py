@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from apical.errors import CheckpointError, ConfigError
 
+_SETTLE_SECONDS = 0.2
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _DIMS = 8  # most dimensions of what is summed over the processes
 
@@ -108,6 +110,9 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     try:
         yield found
     finally:
+        # A group that is freed while one of its threads still lets go of a tensor of the last exchange deadlocks: it
+        # joins the thread with the interpreter's lock held, which the thread waits for. Asleep, we do not hold it.
+        time.sleep(_SETTLE_SECONDS)
         dist.destroy_process_group()
 
 
