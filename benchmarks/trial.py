@@ -83,7 +83,8 @@ def make(options: argparse.Namespace, model: nn.Module, optimizer: torch.optim.O
 
 def run(data: Images, seed: int, options: argparse.Namespace) -> Outcome:
     """Train one network and measure it on the held-out images."""
-    (inputs, targets), (held_out, truth) = ((part[where] for part in data) for where in (TRAIN, HELD_OUT))
+    images, labels = data
+    inputs, targets = images[TRAIN], labels[TRAIN]
     torch.manual_seed(seed)
     model = CifarResNet(depth=options.depth, in_channels=inputs.shape[1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -105,7 +106,8 @@ def run(data: Images, seed: int, options: argparse.Namespace) -> Outcome:
             losses.append(loss.item())
         records.append({**method.end_epoch(), "loss": statistics.mean(losses)})
     last = records[-1]
-    return Outcome(accuracy(model, held_out, truth), last["loss"], last["macs_fraction"], last["params_fraction"],
+    judged = accuracy(model, images[HELD_OUT], labels[HELD_OUT])
+    return Outcome(judged, last["loss"], last["macs_fraction"], last["params_fraction"],
                    sum(record["macs_fraction"] for record in records), last["blocks"])  # fmt: skip
 
 
