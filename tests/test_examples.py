@@ -29,7 +29,7 @@ PACKAGES = {"torchvision_model.py": "torchvision", "timm_model.py": "timm", "own
 def elsewhere(name: str) -> bool:
     """Whether a test of its own runs the example."""
     tests = (path for path in EXAMPLES.parent.glob("tests/**/*.py") if path != Path(__file__).resolve())
-    return any(name in path.read_text(encoding="utf-8") for path in tests)
+    return any(name.removesuffix(".py") in path.read_text(encoding="utf-8") for path in tests)
 
 
 def test_every_example_is_run() -> None:

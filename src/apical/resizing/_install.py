@@ -93,8 +93,8 @@ def whole_or_nothing() -> Iterator[Installation]:
     except Exception as problem:
         installation.undo()
         raise ResizeError(
-            f"the resize failed half way and was undone; model and optimizer are as before: {type(problem).__name__}: "
-            f"{problem}"
+            "the resize failed half way and was undone; nothing changed in model and optimizer: "
+            f"{type(problem).__name__}: {problem}"
         ) from problem
     except BaseException:  # an interrupt from the keyboard
         installation.undo()
