@@ -90,7 +90,7 @@ class BoundBudget:
             return float(self.structure.num_params(keep, skip))
         if self._latency is None:
             raise BudgetError(
-                f"the budget {target} is in time, and no times were measured; pass latency=measure_latency_table(...), "
+                f"the budget {target} is in time, measured on this machine; pass latency=measure_latency_table(...), "
                 "or let apical.Grower do it"
             )
         return self._latency.predict_ms(keep, skip)
