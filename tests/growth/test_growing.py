@@ -342,14 +342,15 @@ def test_random_births_change_the_function() -> None:
 # ---- seeds, pins, blocks ---------------------------------------------------------------------------------------------
 
 
-def test_a_thin_seed_has_all_blocks_and_its_streams_at_their_final_width() -> None:
+@pytest.mark.parametrize(("depth_share", "blocks"), [(0.0, 4), (0.5, 2)])
+def test_a_thin_seed_has_its_blocks_and_its_streams_at_their_final_width(depth_share: float, blocks: int) -> None:
     model = built("residual")
     optimizer = sgd(model)
-    grower = grown("residual", model, optimizer, score_lr=0.1)
+    grower = grown("residual", model, optimizer, score_lr=0.1, depth_share=depth_share)
     streams = [g.name for g in grower.structure.groups if g.role == "stream"]
     assert len(streams) == 3
     run(grower, optimizer, "residual")
-    assert {r["blocks"] for r in grower.history} == {4}
+    assert {r["blocks"] for r in grower.history} == {blocks}
     for name in streams:
         assert len({r["widths"][name] for r in grower.history}) == 1
     inner = [g.name for g in grower.structure.groups if g.role == "inner"]

@@ -212,15 +212,22 @@ def test_limits_round_as_documented() -> None:
 
 
 @pytest.mark.parametrize("name", [*WIDE, "tiny"])
-@pytest.mark.parametrize("divisor", [1, 4])
-def test_uniform_widths_share_one_ratio(name: str, divisor: int) -> None:
-    sampler = sampler_of(name, "50% macs", divisor)
-    widths = uniform_widths(sampler.bound, sampler.limits)
+def test_uniform_widths_share_one_ratio(name: str) -> None:
+    sampler = sampler_of(name, "50% macs")
+    widths = uniform_widths(sampler.bound)
     assert sampler.bound.load(widths) <= 1 + TOLERANCE
     full = {g.name: g.size for g in sampler.structure.groups}
     ratios = [widths[n] / full[n] for n in full]
-    assert max(ratios) - min(ratios) <= max(divisor / size for size in full.values()) + 0.1
-    assert uniform_widths(sampler_of(name, "100% macs").bound, sampler.limits) == full
+    assert max(ratios) - min(ratios) <= max(1 / size for size in full.values()) + 0.1
+    assert uniform_widths(sampler_of(name, "100% macs").bound) == full
+
+
+def test_the_nearest_multiple_is_within_half_a_step() -> None:
+    limits = Limits(least=(4, 1, 8), step=(4, 1, 8))
+    assert limits.nearest([5, 3, 3], [16, 5, 20]) == [4, 3, 8]
+    assert limits.nearest([6, 5, 17], [16, 5, 20]) == [8, 5, 16]
+    assert limits.nearest([14, 1, 19], [15, 5, 20]) == [15, 1, 20]  # never above the size
+    assert limits.nearest([15, 1, 20], [15, 5, 20]) == [15, 1, 20]  # whole groups stay whole
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "tiny"])

@@ -59,6 +59,27 @@ def test_options_are_told_apart_from_settings_of_all_runs() -> None:
         plan(tiny("method=l1", "method.prune_at=0.5"), ["l1"], [0], "out")
 
 
+def test_a_method_has_growth_settings_of_its_own_where_it_reads_them() -> None:
+    options = {"grown": {"divisor": 8, "depth_share": 1.0}, "uniform": {"divisor": 4}, "random": {"divisor": 2}}
+    planned = plan(get_recipe("digits"), ["grown", "uniform", "random", "dense"], [5], "out", options)
+    growth = {p.method: p.config.growth for p in planned}
+    assert {name: g.divisor for name, g in growth.items()} == {"grown": 8, "uniform": 4, "random": 2, "dense": 1}
+    assert growth["grown"].depth_share == 1.0
+    assert {g.seed for g in growth.values()} == {5}
+    assert all(p.config.method_options == {} for p in planned)
+    with pytest.raises(ConfigError, match="divisor must be a whole number"):
+        plan(get_recipe("digits"), ["uniform"], [5], "out", {"uniform": {"divisor": 0}})
+
+
+def test_growth_settings_that_a_method_does_not_read_do_not_matter(tmp_path: Path) -> None:
+    methods = ["dense", "uniform"]
+    do(methods, tmp_path)
+    lines = do(methods, tmp_path, "growth.growth_end=0.3", "growth.freeze_at=0.3")
+    assert [line.split(": ")[1] for line in lines] == ["done before", "done before"]
+    with pytest.raises(CheckpointError, match=r"uniform-seed0 .* growth\.divisor was 1 and is 2"):
+        do(methods, tmp_path, "growth.divisor=2")
+
+
 def test_finished_runs_are_left_alone_and_stopped_ones_resumed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         do(["uniform", "l1"], tmp_path, "epochs=3", progress=lambda: StopAfter(2))

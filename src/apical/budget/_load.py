@@ -97,5 +97,9 @@ class BoundBudget:
 
     def load(self, keep: Mapping[str, Any] | None, skip: Iterable[str] = ()) -> float:
         """The largest cost-to-limit ratio over the limits: 1 where the budget is exactly met, above it too dear."""
+        return max(self.loads(keep, skip))
+
+    def loads(self, keep: Mapping[str, Any] | None, skip: Iterable[str] = ()) -> tuple[float, ...]:
+        """The cost-to-limit ratio of every limit, in the budget's order."""
         skip = tuple(skip)
-        return max(self._cost(r.target, keep, skip) / r.limit for r in self.reach)
+        return tuple(self._cost(r.target, keep, skip) / r.limit for r in self.reach)

@@ -34,7 +34,7 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
     "--out", type=click.Path(path_type=Path), help="Folder of the comparison.  [default: runs/compare-RECIPE]"
 )
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True,
-              help="Change any setting of all runs, or of one method: --set slimming.penalty=1e-3.")  # fmt: skip
+              help="Change any setting of all runs, or of one method: --set uniform.divisor=1.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Do runs again that were done with other settings.")
 @click.option("--no-latency", is_flag=True, help="Do not measure the final networks.")
 @click.option("--quiet", is_flag=True, help="Print a line for each run only.")

@@ -47,6 +47,19 @@ class Components:
             parts.append((order.double() + 0.5) / max(1, size))
         return torch.cat(parts)
 
+    def favour_(self, shares: Sequence[float]) -> None:
+        """Change the noise so that equal scores lead to these shares of the groups, with the order of units as it was.
+
+            logit u ← logit u − logit share
+
+        Args:
+            shares: of each group, in (0, 1].
+        """
+        for i, share in enumerate(shares):
+            part = self.noise[self.entries(i)]
+            odds = min(share, 1 - 0.5 / (self.sizes[i] + 1))  # a whole group has no logit
+            part.copy_(torch.sigmoid(torch.logit(part) - torch.logit(torch.tensor(odds, dtype=part.dtype))))
+
     def entries(self, group: int) -> slice:
         """Where the units of a group lie."""
         return slice(self.offsets[group], self.offsets[group] + self.sizes[group])

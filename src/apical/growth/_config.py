@@ -16,11 +16,15 @@ class GrowthConfig:
     """How a network grows. Fractions of time count from 0 (start) to 1 (end of training).
 
     Attributes:
-        seed_style: ``"thin"``: all blocks and the residual streams at their final width from the start, only inner
-            widths grow; ``"small"``: everything small and as few blocks as possible, the paper's way;
+        seed_style: ``"thin"``: the blocks and the residual streams as they will be at the end, only inner widths grow
+            (and blocks may leave); ``"small"``: everything small and as few blocks as possible, the paper's way;
             ``"pretrained"``: like thin, for a model that was trained before: the strongest units of every group form
             the seed, and the others come back in the order of their strength, with the weights that they have.
         seed_fraction: cost of the seed as a fraction of the budget (the smallest network if that costs more).
+        depth_share: how much of the reduction to the budget a thin seed makes by leaving out blocks, as a share of its
+            logarithm; widths make the rest (compound scaling, Tan and Le 2019, has 0.49). 0: all blocks are there.
+        widths: the proportions between groups to which equal scores lead. ``"uniform"``: one ratio for all;
+            ``"balanced"``: groups whose units are dear stay narrower, so that several limits can all be used up.
         growth_end: when the scheduled cost reaches the budget.
         freeze_at: when restructuring ends; between ``growth_end`` and here units may still be exchanged.
         schedule: how the scheduled cost rises: ``"linear"``, or ``"geometric"`` (slower first).
@@ -48,9 +52,11 @@ class GrowthConfig:
     """
 
     seed_style: Literal["thin", "small", "pretrained"] = "thin"
-    seed_fraction: float = 0.16
-    growth_end: float = 0.5
-    freeze_at: float = 0.5
+    seed_fraction: float = 0.25
+    depth_share: float = 0.5
+    widths: Literal["uniform", "balanced"] = "uniform"
+    growth_end: float = 0.4
+    freeze_at: float = 0.4
     schedule: Literal["linear", "geometric"] = "linear"
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
@@ -81,11 +87,15 @@ class GrowthConfig:
         for name in ("seed_fraction", "growth_end", "freeze_at"):
             if not 0 < getattr(self, name) <= 1:
                 yield f"{name} must be in (0, 1], got {getattr(self, name)!r}"
+        if not 0 <= self.depth_share <= 1:
+            yield f"depth_share must be in [0, 1], got {self.depth_share!r}"
         for name in ("interval", "divisor", "min_units"):
             if getattr(self, name) < 1:
                 yield f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
         if self.freeze_at < self.growth_end:
             yield f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})"
+        if self.widths == "balanced" and self.noise == "fresh":
+            yield "widths='balanced' puts its proportions into noise that is drawn once, got noise='fresh'"
         if self.seed_style == "pretrained" and self.noise != "stratified":
             yield f"seed_style='pretrained' puts its order in the place of stratified noise, got noise={self.noise!r}"
         if not self.beta_final >= 1:

@@ -107,10 +107,12 @@ class Grower:
         self._bind(self._latency(inputs))
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
-        self._pinned.fix_streams(self.bound)
+        self._pinned.set_goal(self.bound)
         if self.config.seed_style == "pretrained":
             strongest_first_(self.components, model)
             self._pinned.order = order_of(self.components, self.structure)
+        if self.config.widths == "balanced":
+            self.components.favour_([self._pinned.goal[g.name] / g.size for g in self.structure.groups])
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
         self.epoch, self._step, self._frozen = 0, 0, False

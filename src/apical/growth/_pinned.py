@@ -1,14 +1,16 @@
-"""What growth leaves alone: ignored modules, blocks that stay, and the stream widths of a thin network."""
+"""What growth leaves alone (ignored modules, blocks that stay, streams of a thin network), and where it leads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import log
 
 import torch
 from torch import Tensor, nn
 
 from apical.budget import BoundBudget
 from apical.errors import ConfigError
+from apical.growth._balance import balanced_widths
 from apical.growth._config import GrowthConfig
 from apical.growth._sampling import Limits, uniform_widths
 from apical.structure import Structure, lies_in
@@ -28,11 +30,13 @@ class Pinned:
         widths: groups whose width does not change.
         order: of the units of a group, by its name; those in front are present. By position where it is not named.
         blocks: names of the blocks that stay.
+        absent: names of the blocks that a thin network does without from the start.
+        goal: the widths that equal scores lead to, by group name.
         limits: fewest units and rounding of each group.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, config: GrowthConfig) -> None:
-        self.structure, self._thin = structure, config.seed_style != "small"
+        self.structure, self._thin, self._config = structure, config.seed_style != "small", config
         paths, names = config.ignore, [n for n, _ in model.named_modules()]
         for path in paths:
             if path not in names:
@@ -46,15 +50,27 @@ class Pinned:
         free = Limits.of(structure, config.divisor, config.min_units)
         least = (self.widths.get(g.name, n) for g, n in zip(structure.groups, free.least, strict=True))
         self.limits = Limits(tuple(least), free.step)
+        self.absent: tuple[str, ...] = ()
+        self.goal: Mapping[str, int] = {g.name: g.size for g in structure.groups}
 
-    def fix_streams(self, bound: BoundBudget) -> None:
-        """Give the streams of a thin network the width of uniform scaling to the budget, unless the inner widths alone
-        could then not use up the budget.
+    def set_goal(self, bound: BoundBudget) -> None:
+        """Decide where growth leads: blocks, proportions between widths, and the fixed streams of a thin network.
+
+        Streams stay free if the inner widths alone could then not use up the budget.
         """
+        if self._config.seed_style == "thin":
+            self.absent = compound_skip(bound, self._config.depth_share, self.blocks)
+        if self._config.widths == "balanced":
+            least = {g.name: n for g, n in zip(self.structure.groups, self.limits.least, strict=True)}
+            self.goal = balanced_widths(bound, least, self.absent, self.widths)
+        else:
+            self.goal = uniform_widths(bound, self.absent)
         if self._thin:
-            uniform = uniform_widths(bound, self.limits)
-            fixed = {g.name: uniform[g.name] for g in self.structure.groups if g.role == "stream"} | self.widths
-            self.widths = fixed if bound.load(fixed) >= 1 else self.widths
+            sizes = [g.size for g in self.structure.groups]
+            rounded = self.limits.nearest([self.goal[g.name] for g in self.structure.groups], sizes)
+            streams = {g.name: n for g, n in zip(self.structure.groups, rounded, strict=True) if g.role == "stream"}
+            fixed = streams | self.widths
+            self.widths = fixed if bound.load(fixed, self.absent) >= 1 else self.widths
 
     def pin(self, scores: Tensor, gates: Tensor, live: Tensor, bound: BoundBudget) -> Tensor:
         """Scores with +inf where a component must be present and -inf where it must not.
@@ -84,11 +100,51 @@ class Pinned:
         """Blocks of a thin network leave when their gate has closed, the least wanted first, as long as the widths
         that remain can still use up the budget. Those that left go first: a trained block is not exchanged for them.
         """
-        wanted = torch.ones_like(gates, dtype=torch.bool)
-        gone: list[str] = []
+        names = [block.name for block in self.structure.blocks]
+        gone = list(self.absent)
         for i in sorted(range(len(gates)), key=lambda i: (bool(live[i]), float(gates[i]))):
-            name = self.structure.blocks[i].name
-            if gates[i] < BLOCK_FLOOR and name not in self.blocks and bound.load(self.widths, [*gone, name]) >= 1:
-                wanted[i] = False
-                gone.append(name)
-        return wanted
+            open_to_leave = names[i] not in self.blocks and names[i] not in gone
+            if open_to_leave and gates[i] < BLOCK_FLOOR and bound.load(self.widths, [*gone, names[i]]) >= 1:
+                gone.append(names[i])
+        return torch.tensor([name not in gone for name in names], dtype=torch.bool)
+
+
+def compound_skip(bound: BoundBudget, depth_share: float, stay: Collection[str]) -> tuple[str, ...]:
+    """The blocks that a network does without when depth carries a share of the reduction, and widths the rest.
+
+    If the budget allows a fraction f of the full cost, the blocks that remain cost about f^depth_share at full width.
+    Stages (runs of blocks with one stream) give up their last blocks in turn, the one with the most blocks first.
+    Compound scaling (Tan and Le, EfficientNet, ICML 2019) has a depth share of ln 1.2 / (ln 1.2 + 2 ln 1.1) = 0.49.
+
+    Args:
+        bound: the budget.
+        depth_share: in [0, 1]; 0 leaves out none.
+        stay: names of blocks that are not left out.
+    """
+    full = bound.load({})
+    goal = -depth_share * log(max(1.0, full))
+    chosen: list[str] = []
+    order = _last_in_turn(bound.structure, stay)
+    while order:
+        present = log(bound.load({}, chosen) / full)
+        deeper = log(bound.load({}, [*chosen, order[0]]) / full)
+        if abs(deeper - goal) >= abs(present - goal):
+            break
+        chosen.append(order.pop(0))
+    return tuple(chosen)
+
+
+def _last_in_turn(structure: Structure, stay: Collection[str]) -> list[str]:
+    """Blocks in the order in which they are left out: the last one of the stage that has the most left, later stages
+    first. A stage is made of the blocks that add to one stream.
+    """
+    stream_of = {m.tensor: group.name for group in structure.groups if group.role == "stream" for m in group.members}
+    stages: dict[str, list[str]] = {}
+    for block in structure.blocks:
+        if block.name not in stay:
+            stages.setdefault(stream_of.get(block.gate_site[0], ""), []).append(block.name)
+    order: list[str] = []
+    while any(stages.values()):
+        longest = max(reversed(stages.values()), key=len)
+        order.append(longest.pop())
+    return order

@@ -49,6 +49,13 @@ class Limits:
             for n, size, least, step in zip(counts, sizes, self.least, self.step, strict=True)
         ]
 
+    def nearest(self, counts: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """Counts moved to the nearest multiple of the step (the larger of two), between the least and the size."""
+        return [
+            n if n == size else min(size, max(least, (2 * n + step) // (2 * step) * step))
+            for n, size, least, step in zip(counts, sizes, self.least, self.step, strict=True)
+        ]
+
 
 class Sampler:
     """Turns scores into networks of a scheduled cost.
@@ -163,19 +170,17 @@ class Sampler:
         return Choice(keep, skip, self._load_of(counts, skip), shift)
 
 
-def uniform_widths(bound: BoundBudget, limits: Limits, load: float = 1.0) -> dict[str, int]:
-    """The widths of all groups scaled by one ratio, the largest whose cost is at most ``load`` of the budget."""
-    structure = bound.structure
-    sizes = [g.size for g in structure.groups]
+def uniform_widths(bound: BoundBudget, skip: Sequence[str] = ()) -> dict[str, int]:
+    """The widths of all groups scaled by one ratio, the largest whose cost is within the budget without some blocks."""
+    sizes = {g.name: g.size for g in bound.structure.groups}
 
     def widths(ratio: float) -> dict[str, int]:
-        counts = limits.rounded([max(1, round(ratio * s)) for s in sizes], sizes)
-        return {g.name: n for g, n in zip(structure.groups, counts, strict=True)}
+        return {name: max(1, round(ratio * size)) for name, size in sizes.items()}
 
     low, high = 0.0, 1.0
-    if bound.load(widths(high)) <= load * (1 + TOLERANCE):
+    if bound.load(widths(high), skip) <= 1 + TOLERANCE:
         return widths(high)
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if bound.load(widths(middle)) <= load * (1 + TOLERANCE) else (low, middle)
+        low, high = (middle, high) if bound.load(widths(middle), skip) <= 1 + TOLERANCE else (low, middle)
     return widths(low)

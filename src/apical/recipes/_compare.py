@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from apical.errors import CheckpointError, ConfigError
+from apical.growth import GrowthConfig
 from apical.recipes._config import RunConfig
 from apical.recipes._fields import parse_freely
 from apical.recipes._latency import network_latencies
-from apical.recipes._methods import check_method, methods, resolve_method
+from apical.recipes._methods import check_method, growth_settings, methods, resolve_method
 from apical.recipes._run import load_run, read_config, run
 from apical.recipes._settings import reproducing_command
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
@@ -77,7 +78,7 @@ def plan(
         methods: names of methods.
         seeds: of training and growth.
         out: folder of the comparison; runs lie in ``out/METHOD-seedN``.
-        options: of single methods, by name.
+        options: of single methods, by name; also the settings of growth that a method reads, such as the divisor.
 
     Raises:
         ConfigError: a method does not exist, there is none, something is named twice, options are for no method that
@@ -119,8 +120,15 @@ def _planned(
     config: RunConfig, method: str, seed: int, out: Path, source: str | None, options: Mapping[str, Any]
 ) -> Planned:
     repeated = {"run": str(out / f"{source}-seed{seed}")} if method in FINAL else {}
-    own = dataclasses.replace(config.with_seed(seed), method=method, method_options={**repeated, **options})
-    return Planned(method, seed, out / f"{method}-seed{seed}", own)
+    of_growth = {name: value for name, value in options.items() if name in growth_settings(method) and name != "seed"}
+    rest = {name: value for name, value in options.items() if name not in of_growth}
+    own = dataclasses.replace(
+        config,
+        method=method,
+        growth=GrowthConfig.merged(config.growth, of_growth),
+        method_options={**repeated, **rest},
+    )
+    return Planned(method, seed, out / f"{method}-seed{seed}", own.with_seed(seed))
 
 
 def compare(
@@ -183,7 +191,9 @@ def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None)
 
 
 def _changes(config: RunConfig, folder: Path) -> list[str]:
-    """What differs from the run in a folder, where data and device do not count."""
+    """What differs from the run in a folder; where the data lie, the device, and growth settings that its method does
+    not read do not count.
+    """
     own, other = (dict(_flat(_comparable(c))) for c in (config, read_config(folder)))
     return [f"{k} was {other.get(k)!r} and is {own.get(k)!r}" for k in {**own, **other} if own.get(k) != other.get(k)]
 
@@ -193,6 +203,7 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
     content["training"].pop("device")
     content["data"].pop("path", None)
     content["method_options"].pop("run", None)
+    content["growth"] = {name: content["growth"][name] for name in growth_settings(config.method)}
     return content
 
 

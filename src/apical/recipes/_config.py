@@ -103,7 +103,7 @@ class RunConfig:
         data: what it learns from: the data settings of the task, for classification a `DataConfig`.
         training: how it is trained.
         budget: what the final network may cost, as `apical.Budget` reads it.
-        growth: how it grows; other methods read `divisor` and `seed` only.
+        growth: how it grows; other methods read `divisor` and `seed` at most.
         method: a name in `methods()`: ``"grown"``, ``"dense"``, ``"uniform"``, …
         method_options: the method's own settings, by name; ``--set method.prune_at=0.6`` sets one.
         task: the kind of problem: ``"classification"``, …

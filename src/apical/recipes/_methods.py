@@ -49,13 +49,18 @@ Resolve = Callable[[RunConfig], RunConfig]
 class _Method:
     assemble: Stepwise
     resolve: Resolve
+    reads: tuple[str, ...]  # of the growth settings
 
 
 _METHODS: dict[str, _Method] = {}
 
 
 def register_method(
-    name: str, resolve: Resolve = lambda config: config, *, stepwise: bool = False
+    name: str,
+    resolve: Resolve = lambda config: config,
+    *,
+    stepwise: bool = False,
+    reads: tuple[str, ...] = ("divisor", "seed"),
 ) -> Callable[[Any], Any]:
     """Let ``--method NAME`` mean what the decorated function, an `Assemble`, assembles.
 
@@ -63,6 +68,7 @@ def register_method(
         name: of the method; docs/methods/NAME.md is its card.
         stepwise: whether the function is a `Stepwise` instead.
         resolve: completes a config of this method before its run starts. It must not change what it completed before.
+        reads: the settings of growth that it reads; the others do not change its runs.
 
     Raises:
         ConfigError: the name is taken.
@@ -72,7 +78,7 @@ def register_method(
         if name in _METHODS:
             raise ConfigError(f"there is a method {name!r} already")
         told = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
-        _METHODS[name] = _Method(told, resolve)
+        _METHODS[name] = _Method(told, resolve, reads)
         return assemble
 
     return register
@@ -104,6 +110,16 @@ def method_factory(config: RunConfig, example: tuple[Tensor, ...], steps_per_epo
         ConfigError: there is no such method, or it has no such option.
     """
     return _method(config.method).assemble(config, example, steps_per_epoch)
+
+
+def growth_settings(method: str) -> tuple[str, ...]:
+    """The settings of growth that a method reads.
+
+    Example:
+        >>> growth_settings("uniform")
+        ('divisor', 'seed')
+    """
+    return _method(method).reads
 
 
 def check_method(name: str) -> None:
@@ -164,18 +180,20 @@ def _grower(config: RunConfig, growth: GrowthConfig, example: tuple[Tensor, ...]
     return make
 
 
-@register_method("grown", stepwise=True)
+@register_method("grown", stepwise=True, reads=tuple(f.name for f in dataclasses.fields(GrowthConfig)))
 def _grown(config: RunConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
     no_options(config)
     return _grower(config, config.growth, example, steps)
+
+
+_SHARED = ("divisor", "min_units", "grow_depth", "ignore", "seed")
 
 
 def _preset(
     make: Callable[..., GrowthConfig], config: RunConfig, example: tuple[Tensor, ...], steps: int
 ) -> MethodFactory:
     """Growth by a preset: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
-    shared = ("divisor", "min_units", "grow_depth", "ignore", "seed")
-    preset = make(**{name: getattr(config.growth, name) for name in shared})
+    preset = make(**{name: getattr(config.growth, name) for name in _SHARED})
     return _grower(config, GrowthConfig.merged(preset, _tuples(config.method_options)), example, steps)
 
 
@@ -183,11 +201,11 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
-register_method("scs", stepwise=True)(partial(_preset, GrowthConfig.scs))
-register_method("random", stepwise=True)(partial(_preset, GrowthConfig.random))
+register_method("scs", stepwise=True, reads=_SHARED)(partial(_preset, GrowthConfig.scs))
+register_method("random", stepwise=True, reads=_SHARED)(partial(_preset, GrowthConfig.random))
 
 
-@register_method("dense")
+@register_method("dense", reads=())
 def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     no_options(config)
 

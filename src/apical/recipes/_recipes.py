@@ -52,7 +52,8 @@ def cifar10_resnet20() -> RunConfig:
     schedule. All 50,000 training images are used, so that results compare with published ones; the test images are
     evaluated on after each epoch for the record only.
     """
-    return _cifar10("cifar10-resnet20", ModelConfig("resnet20"), _cifar_training(160, 1e-4), "50% macs")
+    growth = GrowthConfig(depth_share=1.0, divisor=8)
+    return _cifar10("cifar10-resnet20", ModelConfig("resnet20"), _cifar_training(160, 1e-4), "50% macs", growth)
 
 
 @register_recipe("cifar10-resnet56")
@@ -144,7 +145,7 @@ def ptb_lstm_large() -> RunConfig:
     by 1.15 at each one after 14.
     """
     training = _zaremba(epochs=55, constant=14, decay=1 / 1.15, window=35, clip=10)
-    growth = GrowthConfig(divisor=4, seed_fraction=0.5)
+    growth = GrowthConfig(divisor=4, seed_fraction=0.5, growth_end=0.5, freeze_at=0.5)
     return _language("ptb-lstm-large", ModelConfig("lstm_large"), TextConfig("ptb"), training, "40% params", growth)
 
 
@@ -162,7 +163,8 @@ def _language(
     name: str, model: ModelConfig, data: TextConfig, training: TrainingConfig, budget: str,
     growth: GrowthConfig | None = None,
 ) -> RunConfig:  # fmt: skip
-    growth = growth or GrowthConfig(seed_fraction=0.5)  # much narrower ones stay at word frequencies for long
+    # Much narrower ones stay at word frequencies for long.
+    growth = growth or GrowthConfig(seed_fraction=0.5, growth_end=0.5, freeze_at=0.5)
     return RunConfig(name, model, data, training, budget, growth, task="language")
 
 
