@@ -9,6 +9,7 @@ import torch
 
 import apical
 from apical.budget import BoundBudget, Budget
+from apical.errors import ConfigError
 from apical.growth._balance import balanced_widths
 from apical.growth._pinned import compound_skip
 from apical.growth._sampling import uniform_widths
@@ -124,10 +125,10 @@ def test_streams_are_moved_to_the_nearest_multiple_and_inner_widths_use_up_the_b
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_a_depth_share_out_of_range_is_refused(value: float) -> None:
-    with pytest.raises(apical.ConfigError, match=r"depth_share must be in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"depth_share must be in \[0, 1\]"):
         apical.GrowthConfig(depth_share=value)
 
 
 def test_balanced_widths_need_noise_that_is_drawn_once() -> None:
-    with pytest.raises(apical.ConfigError, match="drawn once, got noise='fresh'"):
+    with pytest.raises(ConfigError, match="drawn once, got noise='fresh'"):
         apical.GrowthConfig.scs(widths="balanced")

@@ -47,7 +47,7 @@ def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) 
     run(grower, optimizer, name)
 
     seed, last = grower.history[0], grower.history[-1]
-    assert seed["macs_fraction"] <= max(0.10, smallest + 1e-9)
+    assert seed["macs_fraction"] <= max(1.002 * 0.25 * 0.5, smallest + 1e-9)
     assert within(grower)
     if CASES[name].fine:
         assert 0.495 <= last["macs_fraction"] <= 0.501
@@ -381,7 +381,7 @@ def test_ignored_modules_keep_their_size() -> None:
 def test_a_block_whose_gate_closed_leaves_a_thin_network_and_the_budget_is_met() -> None:
     model = built("residual")
     optimizer = sgd(model)
-    grower = grown("residual", model, optimizer, budget="30% macs")
+    grower = grown("residual", model, optimizer, budget="30% macs", depth_share=0.0)
     state = grower.state_dict()
     state["components"]["scores"][-1] = -50.0  # the last block
     grower.load_state_dict(state)
@@ -408,7 +408,7 @@ def test_streams_grow_where_inner_widths_cannot_use_up_the_budget() -> None:
     grower = Grower(model, sgd(model), torch.zeros(1, 5), "50% macs", epochs=4)
     for _ in range(4):
         grower.end_epoch()
-    assert grower.history[0]["macs_fraction"] < 0.1
+    assert grower.history[0]["macs_fraction"] < 0.13
     assert 0.495 <= grower.history[-1]["macs_fraction"] <= 0.501
 
 

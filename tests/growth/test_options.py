@@ -30,7 +30,7 @@ def test_the_schedule_rises_from_the_seed_to_the_budget(end: float, seed_load: f
 
 
 def test_the_geometric_schedule_starts_slower() -> None:
-    linear, geometric = (GrowthConfig(schedule=s) for s in ("linear", "geometric"))
+    linear, geometric = (GrowthConfig(schedule=s, growth_end=0.5, freeze_at=0.5) for s in ("linear", "geometric"))
     assert scheduled_load(geometric, 0.25, 0.16) == pytest.approx(0.4)
     assert scheduled_load(linear, 0.25, 0.16) == pytest.approx(0.58)
 
@@ -150,11 +150,11 @@ def test_what_cannot_work_is_refused_before_anything_changes(
 
 
 def test_a_thin_seed_that_exceeds_the_budget_is_refused_with_advice() -> None:
-    """All blocks and full-width streams cost more than the budget; small everywhere can meet it."""
+    """All blocks with their streams cost more than the budget; small everywhere can meet it."""
     model = built("residual")
     before, optimizer = copy.deepcopy(model.state_dict()), sgd(model)
     with pytest.raises(BudgetError, match=r"smallest thin network costs .* seed_style='small'.*reachable [\d,]+ to"):
-        grown("residual", model, optimizer, budget="100 params")
+        grown("residual", model, optimizer, budget="100 params", depth_share=0.0)
     assert unchanged(model, before, optimizer)
     grower = grown("residual", model, optimizer, budget="100 params", seed_style="small")
     assert grower.bound.load(grower.state_dict()["keep"], grower.state_dict()["skip"]) <= 1.002

@@ -226,7 +226,7 @@ def test_the_nearest_multiple_is_within_half_a_step() -> None:
     limits = Limits(least=(4, 1, 8), step=(4, 1, 8))
     assert limits.nearest([5, 3, 3], [16, 5, 20]) == [4, 3, 8]
     assert limits.nearest([6, 5, 17], [16, 5, 20]) == [8, 5, 16]
-    assert limits.nearest([14, 1, 19], [15, 5, 20]) == [15, 1, 20]  # never above the size
+    assert limits.nearest([14, 1, 19], [15, 5, 20]) == [15, 1, 16]  # never above the size
     assert limits.nearest([15, 1, 20], [15, 5, 20]) == [15, 1, 20]  # whole groups stay whole
 
 

@@ -213,9 +213,11 @@ class Grower:
         lowest = torch.full_like(c.scores, -1e6)
         load = self.sampler.budgeted(self._pin(lowest), self._beta, c.noise, 0.0).load
         if load > 1 + TOLERANCE:
+            blocks = len(self.structure.blocks)
             raise BudgetError(
                 f"the smallest {self.config.seed_style} network costs {load:.3g} times the budget {self.budget}: it "
-                f"keeps all {len(self.structure.blocks)} blocks and its residual streams. Pass seed_style='small', "
+                f"keeps {blocks - len(self._pinned.absent)} of {blocks} blocks and its residual streams. Pass a larger "
+                "depth_share (up to 1), which leaves out more blocks, or seed_style='small', "
                 f"with which blocks and streams can shrink too ({'; '.join(map(str, self.bound.reach))})."
             )
         return load
