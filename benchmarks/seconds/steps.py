@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import apical
 from apical.baselines import Final
+from apical.errors import ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, require_trusted, task_kind
 from apical.recipes._simulate import data_facts
 from apical.structure import Structure
@@ -163,6 +164,11 @@ def recorded(folder: Path, settings: Sequence[str]) -> Growth:
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))["input"]
     lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
     records = tuple(json.loads(line) for line in lines)
+    if not records or not all(record.get("widths") and record.get("macs") for record in records):
+        raise ConfigError(
+            f"{folder / 'history.jsonl'} does not give the widths and MACs of each epoch; expected the folder of a run "
+            "of `apical train` by a method that changes widths"
+        )
     model = task_kind(config.task).template(config.model, facts)
     structure = apical.trace(model, (torch.zeros(1, *facts["image_shape"]),))
     name = f"{config.recipe}, {config.method}, seed {config.training.seed}"

@@ -109,6 +109,8 @@ def _compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
 
 
 def _onnx(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
+    if inputs.device.type != "cpu":
+        raise NotAvailableError(f"onnxruntime is timed on the CPU only, the others run on {inputs.device}")
     if importlib.util.find_spec("onnxruntime") is None:
         raise NotAvailableError("onnxruntime is not installed; pip install '.[export]'")
     import onnxruntime

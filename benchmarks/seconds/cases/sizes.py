@@ -58,8 +58,8 @@ def sizes(options: Options, found: Findings) -> None:
     note = "Shrink: to a random half of every group, with SGD momentum and the store; grow: back."
     if len(points) > 2:
         powers = [exponent([point[0] for point in points], [point[part] for point in points]) for part in (1, 2)]
-        note += (f" Tracing grows as layers to the power of {powers[0]:.2f}, shrinking as {powers[1]:.2f} (also with the "
-                 "weights, which get larger too).")  # fmt: skip
+        note += (f" Tracing grows as layers to the power of {powers[0]:.2f}, shrinking as {powers[1]:.2f} (but the "
+                 "weights get larger too).")  # fmt: skip
     found.table("Milliseconds", columns, rows, note)
 
 
