@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from apical.errors import ConfigError
 from benchmarks.seconds import check, report
 from benchmarks.seconds.cases import CASES
 from benchmarks.seconds.cases.loop import own_share
 from benchmarks.seconds.cases.training import saved_share
 from benchmarks.seconds.findings import Findings, NotAvailableError, Target, read
 from benchmarks.seconds.spread import along_epochs, exponent, ratio, spread, take_turns
-from benchmarks.seconds.steps import distinct
+from benchmarks.seconds.steps import Growth, distinct, recorded, simulated
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_EXAMPLES = ("spread", "report", "check", "steps", "cases.training", "cases.loop", "cases.staircase")
@@ -77,6 +79,36 @@ def test_networks_to_time_are_the_first_the_last_and_some_between() -> None:
     assert distinct(records, 99) == list(range(10))
     assert distinct(records, 4) == [0, 3, 6, 9]
     assert distinct([{"widths": {"a": 1}, "skipped": ["b"]}, {"widths": {"a": 1}, "skipped": []}], 5) == [0, 1]
+
+
+SMALL = ("model.width=4", "batch_size=4", "amp=none")
+
+
+def check_networks(growth: Growth) -> None:
+    """What is timed for an epoch has the size that the epoch's record says."""
+    for epoch in (0, len(growth.records) - 1):
+        network = growth.at(epoch)
+        assert sum(p.numel() for p in network.parameters()) == growth.records[epoch]["num_params"]
+    growth.step(network, torch.device("cpu"))()
+
+
+def test_networks_of_a_simulated_growth_and_of_a_runs_folder(tmp_path: Path) -> None:
+    growth = simulated("cifar10-resnet20", SMALL, 4)
+    assert growth.steps == 12_500
+    assert growth.records[0]["macs"] < growth.records[-1]["macs"] < growth.structure.macs()
+    check_networks(growth)
+
+    lines = [json.dumps({**record, "steps": 7}) for record in growth.records]
+    config = {**growth.config.to_mapping(), "input": dict(growth.facts), "versions": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "history.jsonl").write_text("\n".join(lines) + "\n")
+    found = recorded(tmp_path, SMALL)
+    assert (found.steps, len(found.records)) == (7, 4)
+    check_networks(found)
+
+    (tmp_path / "history.jsonl").write_text(json.dumps({"epoch": 1, "num_params": 5}) + "\n")
+    with pytest.raises(ConfigError, match="does not give the widths and MACs"):
+        recorded(tmp_path, SMALL)
 
 
 def test_figures() -> None:
