@@ -21,6 +21,7 @@ from apical.training import (
     load_checkpoint,
     train,
 )
+from apical.training import _run as run_module
 from tiny_run import Recorder, TinyGrower, TinyLoader, assert_same_run, tiny_config, tiny_model, tiny_train
 
 VARIANTS = {
@@ -288,3 +289,61 @@ def test_images_in_channels_last_order(tmp_path: Path) -> None:
     train(model, None, Loaders(Images(), Images()), config, tmp_path, progress=Recorder())
     assert all(seen)
     assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class SteppingConv:
+    """Puts a new weight in the wrong memory format into a convolution after the third step, as a restructuring may."""
+
+    def __init__(self, model: nn.Module, optimizer: Any, copies: Any) -> None:
+        self.model, self.optimizer, self.steps = model, optimizer, 0
+
+    def end_step(self, state: Any = None) -> Any:
+        self.steps += 1
+        if self.steps == 3:
+            old = self.model[0].weight
+            new = nn.Parameter(old.detach().contiguous(memory_format=torch.contiguous_format))
+            self.model[0].weight = new
+            for group in self.optimizer.param_groups:
+                group["params"] = [new if p is old else p for p in group["params"]]
+            self.optimizer.state[new] = self.optimizer.state.pop(old)
+        return state
+
+    def end_epoch(self) -> dict[str, Any]:
+        return {}
+
+    def finish(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def test_the_memory_format_is_applied_after_a_change_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[int] = []
+    formats: list[bool] = []
+    methods: list[SteppingConv] = []
+
+    class Images(TinyLoader):
+        def __iter__(self) -> Any:
+            for images, labels in super().__iter__():
+                yield images[:, :, None, None].expand(-1, -1, 4, 4), labels
+                formats.append(model[0].weight.is_contiguous(memory_format=torch.channels_last))
+
+    def counted(changed: nn.Module, config: Any) -> None:
+        applied.append(methods[0].steps if methods else 0)
+        apply(changed, config)
+
+    def method(*arguments: Any) -> SteppingConv:
+        methods.append(SteppingConv(*arguments))
+        return methods[0]
+
+    apply = run_module.apply_memory_format_
+    monkeypatch.setattr(run_module, "apply_memory_format_", counted)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    config = tiny_config(channels_last=True, epochs=2, schedule=ScheduleConfig())
+    train(model, method, Loaders(Images(), Images()), config, tmp_path, progress=Recorder())
+    assert formats
+    assert all(formats)
+    assert [steps for steps in applied if steps] == [3, 4, 8]  # the change, and the ends of two epochs of four steps

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import torch
@@ -19,29 +20,37 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def in_turns_ms(calls: Mapping[Key, Callable[[], object]], rounds: int = ROUNDS) -> dict[Key, Latency]:
-    """Milliseconds of several calls: round by round, each is timed once, so that a slow spell of the machine meets all.
+    """Median and quartiles of the milliseconds of several calls, timed in turns as `rounds_ms` does.
+
+    Args:
+        calls: what to time; each is warmed up first.
+        rounds: samples of each.
+    """
+    samples = list(islice(rounds_ms(calls), rounds))
+    return {key: _summed_up([sample[key] for sample in samples]) for key in calls}
+
+
+def rounds_ms(calls: Mapping[Key, Callable[[], object]], warm_up: int = WARM_UP) -> Iterator[dict[Key, float]]:
+    """Milliseconds of several calls, round by round without end: each is timed once, so that a slow spell of the
+    machine meets all. Every other round goes through them backwards.
 
     A sample is the same number of repetitions for every call: on a busy machine a long sample is interrupted more often
     than a short one, and calls would no longer be comparable.
 
     Args:
-        calls: what to time; each is warmed up first.
-        rounds: samples of each.
-
-    Returns:
-        Median and quartiles of each.
+        calls: what to time.
+        warm_up: how often each is called first, at least 1.
     """
-    fastest = min(_seconds(call) for call in calls.values() for _ in range(WARM_UP))
+    fastest = min(_seconds(call) for call in calls.values() for _ in range(warm_up))
     repeats = max(1, round(AT_LEAST_S / fastest))
-    samples: dict[Key, list[float]] = {key: [] for key in calls}
-    for number in range(rounds):
-        order = list(calls) if number % 2 == 0 else list(calls)[::-1]
-        for key in order:
+    for number in count():
+        sample: dict[Key, float] = {}
+        for key in list(calls) if number % 2 == 0 else list(calls)[::-1]:
             started = time.perf_counter()
             for _ in range(repeats):
                 calls[key]()
-            samples[key].append(1000 * (time.perf_counter() - started) / repeats)
-    return {key: _summed_up(values) for key, values in samples.items()}
+            sample[key] = 1000 * (time.perf_counter() - started) / repeats
+        yield sample
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -173,6 +173,7 @@ class _Run:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
         begun, self.begun, self._partial = self.begun, None, None
         loader = self.loaders.train if begun is None or begun.steps < steps else ()  # only evaluation was left
+        held = list(self.model.parameters())  # all in the memory format that is asked for
 
         def before_step(step: int) -> None:
             set_lr_(self.optimizer, lr_factor(epoch - 1 + step / steps, epochs, self.config.schedule))
@@ -183,7 +184,10 @@ class _Run:
                 self.task.state = self.method.end_step(self.task.state)
             else:
                 self.method.end_step()
-            apply_memory_format_(self.model, self.config)
+            now = list(self.model.parameters())
+            if len(now) != len(held) or any(a is not b for a, b in zip(now, held, strict=True)):
+                apply_memory_format_(self.model, self.config)
+                held[:] = self.model.parameters()
             self.replica.refresh(f"in epoch {epoch}", if_changed=True)
 
         def after_step(step: int) -> None:

@@ -1,0 +1,194 @@
+"""One bare training step, and the networks through which a run grows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import apical
+from apical.baselines import Final
+from apical.errors import ConfigError
+from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, require_trusted, task_kind
+from apical.recipes._simulate import data_facts
+from apical.structure import Structure
+from apical.training import TrainingConfig, build_optimizer
+from benchmarks.seconds.spread import finish
+
+_AMP = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FAST = ("amp=bfloat16", "channels_last=true", "batch_size=128")
+"""How training is timed where time is to follow MACs: settings of any recipe."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How thoroughly to measure.
+
+    Attributes:
+        device: where.
+        quick: smallest settings, to see that everything runs.
+        runs: folders of finished runs whose growth is timed besides.
+    """
+
+    device: torch.device
+    quick: bool = False
+    runs: tuple[Path, ...] = ()
+
+    def seconds(self, limit: float) -> float:
+        """A time limit: nothing beyond the least number of rounds in a quick run."""
+        return 0.0 if self.quick else limit
+
+    def rounds(self, least: int) -> int:
+        """The least number of rounds."""
+        return 1 if self.quick else least
+
+
+def training_step(
+    model: nn.Module, training: TrainingConfig, shape: Sequence[int], classes: int, device: torch.device,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Callable[[], None]:  # fmt: skip
+    """One step of plain PyTorch on a random batch, as a function.
+
+    Args:
+        model: moved to the device, and put in the memory format and the mode of training.
+        training: batch size, autocast, memory format and optimizer are read from it.
+        shape: of an image.
+        classes: of the labels.
+        device: where.
+        optimizer: of the model; a new one if None.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(training.batch_size, *shape, generator=generator).to(device)
+    labels = torch.randint(classes, (training.batch_size,), generator=generator).to(device)
+    model.to(device).train()
+    if training.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    stepped = optimizer or build_optimizer(model, training.optimizer)
+
+    def step() -> None:
+        stepped.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, _AMP[training.amp], enabled=training.amp != "none"):
+            outputs = model(inputs)
+        F.cross_entropy(outputs.float(), labels).backward()
+        stepped.step()
+        finish(device)
+
+    return step
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A run's growth.
+
+    Attributes:
+        name: of the recipe or the run.
+        config: of the run.
+        facts: what the model must know about the data.
+        structure: of the full model.
+        records: of each epoch: `widths`, `skipped`, `macs`, `restructure_seconds`.
+        steps: of an epoch.
+        source: where the records come from, in words.
+    """
+
+    name: str
+    config: RunConfig
+    facts: Mapping[str, Any]
+    structure: Structure
+    records: tuple[Mapping[str, Any], ...]
+    steps: int
+    source: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an image."""
+        return tuple(self.facts["image_shape"])
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        return len(self.facts["classes"])
+
+    def dense(self) -> nn.Module:
+        """The full model, freshly initialised."""
+        torch.manual_seed(0)
+        return task_kind(self.config.task).template(self.config.model, self.facts)
+
+    def network(self, widths: Mapping[str, int], skipped: Sequence[str] = ()) -> nn.Module:
+        """A plain network of these widths."""
+        model = self.dense()
+        Final(model, None, torch.zeros(1, *self.shape), widths, tuple(skipped), structure=self.structure)
+        return model
+
+    def at(self, epoch: int) -> nn.Module:
+        """The network that an epoch (from 0) trained."""
+        record = self.records[epoch]
+        return self.network(record["widths"], record.get("skipped") or ())
+
+    def step(self, model: nn.Module, device: torch.device) -> Callable[[], None]:
+        """A training step of one of these networks."""
+        return training_step(model, self.config.training, self.shape, self.classes, device)
+
+
+def simulated(recipe: str, settings: Sequence[str], epochs: int) -> Growth:
+    """Grows a recipe's model without training it, in fewer epochs: the schedule is the same, the steps are coarser.
+
+    The scores stay at zero, so widths follow the schedule alone. Restructuring is real, with optimizer state, and timed
+    on the CPU.
+    """
+    config = apply_settings(get_recipe(recipe), [*settings, f"epochs={epochs}"])
+    images, facts = data_facts(config)
+    torch.manual_seed(config.training.seed)
+    model = task_kind(config.task).template(config.model, facts)
+    optimizer = build_optimizer(model, config.training.optimizer)
+    example = torch.zeros(1, *facts["image_shape"])
+    grower = apical.Grower(model, optimizer, (example,), config.budget, epochs, config=config.growth)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # so that there is momentum to carry
+    records = tuple(dict(grower.end_epoch()) for _ in range(epochs))
+    steps = images // config.training.batch_size
+    return Growth(recipe, config, facts, grower.structure, records, steps, f"growth in {epochs} epochs, not trained")
+
+
+def recorded(folder: Path, settings: Sequence[str]) -> Growth:
+    """The growth of a run that `apical train` did, timed with these settings."""
+    config = apply_settings(read_config(folder), settings)
+    require_trusted(config, False, str(folder / "config.json"))
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))["input"]
+    lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    records = tuple(json.loads(line) for line in lines)
+    if not records or not all(record.get("widths") and record.get("macs") for record in records):
+        raise ConfigError(
+            f"{folder / 'history.jsonl'} does not give the widths and MACs of each epoch; expected the folder of a run "
+            "of `apical train` by a method that changes widths"
+        )
+    model = task_kind(config.task).template(config.model, facts)
+    structure = apical.trace(model, (torch.zeros(1, *facts["image_shape"]),))
+    name = f"{config.recipe}, {config.method}, seed {config.training.seed}"
+    return Growth(name, config, facts, structure, records, records[0]["steps"], f"the run {folder.name}")
+
+
+def distinct(records: Sequence[Mapping[str, Any]], most: int) -> list[int]:
+    """The first epochs of networks that differ, at most so many, evenly chosen, the first and the last among them.
+
+    Example:
+        >>> distinct([{"widths": {"a": n}} for n in (1, 2, 3, 4, 5, 5, 5)], 3)
+        [0, 2, 4]
+    """
+    found = [
+        epoch for epoch, record in enumerate(records) if epoch == 0 or _shape(record) != _shape(records[epoch - 1])
+    ]
+    if len(found) <= most:
+        return found
+    return [found[round(i * (len(found) - 1) / (most - 1))] for i in range(most)]
+
+
+def _shape(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["widths"], sorted(record.get("skipped") or ())

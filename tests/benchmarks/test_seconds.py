@@ -1,0 +1,215 @@
+"""The pure parts of the benchmark of seconds: statistics, targets, report and check. Nothing is timed in earnest."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apical.errors import ConfigError
+from benchmarks.seconds import check, report
+from benchmarks.seconds.cases import CASES
+from benchmarks.seconds.cases.loop import own_share
+from benchmarks.seconds.cases.training import saved_share
+from benchmarks.seconds.findings import Findings, NotAvailableError, Target, read
+from benchmarks.seconds.spread import along_epochs, exponent, ratio, spread, take_turns
+from benchmarks.seconds.steps import Growth, distinct, recorded, simulated
+
+ROOT = Path(__file__).resolve().parents[2]
+WITH_EXAMPLES = ("spread", "report", "check", "steps", "cases.training", "cases.loop", "cases.staircase")
+
+
+def content(found: Findings, **changes: Any) -> dict[str, Any]:
+    """What the runner would write."""
+    machine = {"device": "a machine", "threads": 2, "cores": 2, "versions": {"torch": "2"}}
+    base = {"quick": False, "command": "run it", "started": "today", "machine": machine}
+    return json.loads(json.dumps({**base, "cases": {"one": found.to_dict()}, **changes}))
+
+
+def found_things() -> Findings:
+    found = Findings("A case")
+    found.table("Times", [("what", ""), ("ms", ".1f"), ("n", "d")], [("a|b", spread([1.0, 2.0, 3.0]), None)], "A note.")
+    found.table("Much", [("ms", ".1f")], [(2.0,)], detail=True)
+    found.target("fast", spread([0.9, 1.0, 1.2]), 1.02)
+    found.target("saved", 0.7, 0.8, "at least")
+    return found
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings(name: str) -> None:
+    failed, attempted = doctest.testmod(importlib.import_module(f"benchmarks.seconds.{name}"))
+    assert attempted > 0
+    assert failed == 0
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A slow round, which meets both variants, does not show in their ratio."""
+    rounds = [{"a": 1.0, "b": 2.0}, {"a": 30.0, "b": 60.0}, {"a": 2.0, "b": 4.0}]
+    assert ratio(rounds, "a", "b") == spread([0.5, 0.5, 0.5])
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])
+    assert spread([3.0]).samples == 1
+
+
+def test_turns_end_when_the_time_is_up_but_not_before_the_least_rounds() -> None:
+    calls: list[str] = []
+    variants = {name: (lambda name=name: calls.append(name) or sum(range(300_000))) for name in "ab"}
+    rounds = take_turns(variants, 0.0, least=3, most=9)
+    assert len(rounds) == 3
+    assert all(set(sample) == {"a", "b"} and min(sample.values()) > 0 for sample in rounds)
+    assert calls.count("a") == calls.count("b")
+    assert len(take_turns(variants, 60.0, least=1, most=4)) == 4
+
+
+def test_epochs_between_two_timed_ones_are_interpolated() -> None:
+    assert along_epochs(6, {1: 2.0, 3: 4.0}) == [2.0, 2.0, 3.0, 4.0, 4.0, 4.0]
+    assert along_epochs(3, {0: 5.0}) == [5.0] * 3
+
+
+def test_networks_to_time_are_the_first_the_last_and_some_between() -> None:
+    records = [{"widths": {"a": min(n, 10)}, "skipped": []} for n in range(1, 21)]
+    assert distinct(records, 99) == list(range(10))
+    assert distinct(records, 4) == [0, 3, 6, 9]
+    assert distinct([{"widths": {"a": 1}, "skipped": ["b"]}, {"widths": {"a": 1}, "skipped": []}], 5) == [0, 1]
+
+
+SMALL = ("model.width=4", "batch_size=4", "amp=none")
+
+
+def check_networks(growth: Growth) -> None:
+    """What is timed for an epoch has the size that the epoch's record says."""
+    for epoch in (0, len(growth.records) - 1):
+        network = growth.at(epoch)
+        assert sum(p.numel() for p in network.parameters()) == growth.records[epoch]["num_params"]
+    growth.step(network, torch.device("cpu"))()
+
+
+def test_networks_of_a_simulated_growth_and_of_a_runs_folder(tmp_path: Path) -> None:
+    growth = simulated("cifar10-resnet20", SMALL, 4)
+    assert growth.steps == 12_500
+    assert growth.records[0]["macs"] < growth.records[-1]["macs"] < growth.structure.macs()
+    check_networks(growth)
+
+    lines = [json.dumps({**record, "steps": 7}) for record in growth.records]
+    config = {**growth.config.to_mapping(), "input": dict(growth.facts), "versions": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "history.jsonl").write_text("\n".join(lines) + "\n")
+    found = recorded(tmp_path, SMALL)
+    assert (found.steps, len(found.records)) == (7, 4)
+    check_networks(found)
+
+    (tmp_path / "history.jsonl").write_text(json.dumps({"epoch": 1, "num_params": 5}) + "\n")
+    with pytest.raises(ConfigError, match="does not give the widths and MACs"):
+        recorded(tmp_path, SMALL)
+
+
+def test_figures() -> None:
+    assert saved_share(0.5, 0.5) == 1.0
+    assert saved_share(1.0, 0.5) == 0.0
+    assert own_share({"bare": 1.0, "turn": 1.0, "fixed": 0.0}) == 0.0
+    assert math.isclose(own_share({"bare": 1.0, "turn": 1.0, "fixed": 10.0}, 90), 0.1)
+    assert math.isclose(exponent([1, 10, 100], [2, 20, 200]), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "met", "words"),
+    [
+        (Target("t", 1.0, 1.0), True, "met by 0.0 %"),
+        (Target("t", 1.1, 1.0), False, "missed by 10.0 %"),
+        (Target("t", 0.8, 0.8, "at least"), True, "met by 0.0 %"),
+        (Target("t", 0.6, 0.8, "at least"), False, "missed by 25.0 %"),
+        (
+            Target("t", 1.1, 1.0, "at most", 0.9, 1.2),
+            False,
+            "missed by 10.0 %, but the limit lies within the quartiles",
+        ),
+        (Target("t", 1.1, 1.0, "at most", 1.05, 1.2), False, "missed by 10.0 %"),
+        (Target("t", math.nan, 1.0), False, "missed by nan %"),
+    ],
+)
+def test_verdicts(target: Target, met: bool, words: str) -> None:
+    verdict = check.judge("case", target)
+    assert (verdict.met, verdict.words) == (met, words)
+
+
+def test_a_missed_target_a_failed_part_and_nothing_at_all_fail_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.print_verdicts(content(found_things())) == 1
+    assert "MISSED one: saved: 0.7, at least 0.8: missed by 12.5 %" in capsys.readouterr().out
+
+    good = Findings("Good")
+    good.target("fast", 1.0, 1.02)
+    with good.part("elsewhere"):
+        raise NotAvailableError("not installed")
+    assert check.print_verdicts(content(good)) == 0
+    assert "skipped one: elsewhere: not installed" in capsys.readouterr().out
+    with good.part("here"):
+        raise RuntimeError("broken")
+    assert check.print_verdicts(content(good)) == 1
+    assert "MISSED one: here" in capsys.readouterr().out
+
+    assert check.print_verdicts(content(Findings("Empty"))) == 1
+
+
+def test_what_was_found_before_a_failure_is_kept_and_interrupts_go_through() -> None:
+    found = Findings("A case")
+    with found.part("first"):
+        found.target("fast", 1.0, 1.02)
+        raise KeyError("gone")
+    assert found.errors["first"].startswith("KeyError: 'gone' (")
+    assert len(found.targets) == 1
+    with pytest.raises(KeyboardInterrupt), found.part("second"):
+        raise KeyboardInterrupt
+
+
+def test_the_page_shows_tables_targets_and_failures(tmp_path: Path) -> None:
+    found = found_things()
+    with found.part("a part"):
+        raise RuntimeError("broken")
+    (tmp_path / "seconds.json").write_text(json.dumps(content(found, quick=True)))
+    page = report.write(tmp_path).read_text()
+    assert "Its numbers mean nothing" in page
+    assert "| a\\|b | 2.0 (1.5–2.5) | – |" in page
+    assert "<details><summary>Much</summary>" in page
+    assert "| one | saved | 0.7 | at least 0.8 | missed by 12.5 % |" in page
+    assert "**failed**: a part: RuntimeError: broken" in page
+    assert read(tmp_path)["machine"]["threads"] == 2
+
+
+def test_a_folder_without_results_is_refused_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"run `python -m benchmarks.seconds --out"):
+        read(tmp_path)
+    (tmp_path / "seconds.json").write_text("{}")
+    with pytest.raises(SystemExit, match="has no 'cases'"):
+        read(tmp_path)
+
+
+@pytest.mark.run
+def test_the_runner_runs_a_case_and_goes_on_after_one_that_fails(tmp_path: Path) -> None:
+    code = (
+        "import sys; import benchmarks.seconds.cases as c\n"
+        "def broken(options, found): raise RuntimeError('broken')\n"
+        "c.CASES['staircase'] = ('Broken', broken)\n"
+        "from benchmarks.seconds.__main__ import main\n"
+        f"sys.argv = ['x', '--quick', '--check', '--only', 'staircase,overhead', '--out', {str(tmp_path)!r}]\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    cases = read(tmp_path)["cases"]
+    assert cases["staircase"]["errors"]["the whole case"].startswith("RuntimeError: broken")
+    assert not cases["overhead"]["errors"]
+    assert len(cases["overhead"]["targets"]) == 2
+    assert (tmp_path / "seconds.md").exists()
+
+
+def test_every_case_is_named_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "guides" / "benchmarks.md").read_text(encoding="utf-8")
+    assert not [name for name in CASES if f"`{name}`" not in guide]
