@@ -137,6 +137,47 @@ def own_loop(folder: str) -> int:
     return 0
 
 
+def measured(folder: str) -> int:
+    """A Grower with all that is measured; each process has a clock of its own."""
+    from apical.budget import _divisor, _latency
+
+    with process_group(torch.device("cpu")) as team:
+        calls: list[int] = []
+
+        def clock(*_: Any, **__: Any) -> float:
+            calls.append(1)
+            return 1.0 + (7 * len(calls) + 3 * team.rank) % 5
+
+        _divisor.time_step_ms = _latency.time_ms = clock
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
+        growth = apical.Grower(
+            model, optimizer, example, "90% latency, 70% macs", 4, structure=STRUCTURE, divisor="auto"
+        )
+        assert growth.latency is not None
+        content = {"calls": len(calls), "divisor": growth.config.divisor, "table": growth.latency.to_dict(),
+                   "keep": growth.keep}  # fmt: skip
+        torch.save(content, Path(folder) / f"state-{team.rank}.pt")
+    return 0
+
+
+def first_cannot_measure(_folder: str) -> int:
+    """The first process fails to measure; the others are told."""
+    from apical.budget import from_first
+
+    def measure() -> int:
+        raise ApicalError("no timer")
+
+    with process_group(torch.device("cpu")):
+        try:
+            from_first(measure)
+        except ApicalError as error:
+            print(error)
+            return 2
+    return 0
+
+
 def batch_norms(folder: str) -> int:
     """Outputs, gradients and statistics of a synchronised norm on this process' share of one batch."""
     from apical.training._sync_norm import separate_norms_, synchronise_norms_

@@ -108,6 +108,19 @@ def test_resumed_by_another_number_of_processes(server: ForkServer, tmp_path: Pa
         assert mine["samples"] == theirs["samples"]
 
 
+def test_what_is_measured_is_measured_by_the_first(server: ForkServer, tmp_path: Path) -> None:
+    """Latency table and divisor: clocks never agree, networks must."""
+    first, second = states(run(server, tmp_path, "measured"), tmp_path)
+    assert (first.pop("calls") > 0, second.pop("calls")) == (True, 0)
+    assert first == second
+
+
+def test_who_cannot_measure_tells_the_others(server: ForkServer, tmp_path: Path) -> None:
+    ended = run(server, tmp_path, "first_cannot_measure")
+    assert [e.code for e in ended] == [2, 2]
+    assert "process 0 could not measure what all need: ApicalError: no timer" in ended[1].output
+
+
 def test_processes_that_decide_differently_stop(server: ForkServer, tmp_path: Path) -> None:
     ended = run(server, tmp_path, "run", False, {"torn_apart": True})
     for rank, end in enumerate(ended):

@@ -26,7 +26,8 @@ class GrowthConfig:
         schedule: how the scheduled cost rises: ``"linear"``, or ``"geometric"`` (slower first).
         interval: epochs (or steps) from one restructuring to the next.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
-        divisor: widths are multiples of this where a group is large enough.
+        divisor: widths are multiples of this where a group is large enough; ``"auto"``: of what this device likes,
+            by a short measurement when the Grower is made (`apical.budget.measure_divisor`).
         min_units: fewest units that a group keeps.
         grow_depth: whether blocks may be left out and come back.
         ignore: module paths that keep their size (everything below them too).
@@ -54,7 +55,7 @@ class GrowthConfig:
     schedule: Literal["linear", "geometric"] = "linear"
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
-    divisor: int = 1
+    divisor: int | Literal["auto"] = 1
     min_units: int = 1
     grow_depth: bool = True
     ignore: tuple[str, ...] = ()
@@ -82,7 +83,7 @@ class GrowthConfig:
             if not 0 < getattr(self, name) <= 1:
                 yield f"{name} must be in (0, 1], got {getattr(self, name)!r}"
         for name in ("interval", "divisor", "min_units"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 yield f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
         if self.freeze_at < self.growth_end:
             yield f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})"
@@ -95,6 +96,20 @@ class GrowthConfig:
         for name in ("score_lr", "lambda_channels", "lambda_blocks", "seed"):
             if not getattr(self, name) >= 0:
                 yield f"{name} must not be negative, got {getattr(self, name)!r}"
+
+    @property
+    def step(self) -> int:
+        """The divisor as a number.
+
+        Raises:
+            ConfigError: it is still to be measured.
+        """
+        if isinstance(self.divisor, int):
+            return self.divisor
+        raise ConfigError(
+            f"divisor={self.divisor!r} has not been measured here; give a number, or the one that another run of this "
+            "model measured on this device (`divisor` in its summary.json)"
+        )
 
     @staticmethod
     def merged(config: GrowthConfig | None, options: Mapping[str, Any]) -> GrowthConfig:
@@ -158,6 +173,9 @@ def _wrong_type(name: str, value: Any) -> Iterator[str]:
     elif hint is bool:
         if not isinstance(value, bool):
             yield f"{name} must be True or False, got {value!r}"
+    elif name == "divisor":
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool)):
+            yield f"divisor must be a whole number or 'auto', got {value!r}"
     elif hint is int:
         if not isinstance(value, int) or isinstance(value, bool):
             yield f"{name} must be a whole number, got {value!r}"

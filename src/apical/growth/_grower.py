@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_table
+from apical.budget import BoundBudget, Budget, LatencyTable, from_first, measure_latency_table
 from apical.errors import BudgetError, ConfigError
 from apical.gates import age_temperature, draw_noise, penalty_weight, relax
 from apical.growth._births import prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
+from apical.growth._divisor import adopted_divisor, choose_divisor
 from apical.growth._identity import check_identity, identity
 from apical.growth._observer import GateObserver, parameter_ids
 from apical.growth._pinned import Pinned
@@ -53,6 +54,8 @@ class Grower:
         history: one record per epoch.
         target_load: scheduled cost of the present network as a fraction of the budget.
         latency: the measured table of a latency budget, with its error; else None.
+        config: the options; a divisor that was to be measured has become a number.
+        divisor_choice: what ``divisor="auto"`` measured; else None.
 
     Raises:
         BudgetError: if no reachable network meets the budget, before anything changes.
@@ -102,6 +105,7 @@ class Grower:
         self._optimizers = _optimizers(optimizer)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
+        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
         self._template = TemplateMap(self.structure)
         self._pinned = Pinned(model, self.structure, self.config)
         self._bind(self._latency(inputs))
@@ -321,8 +325,11 @@ class Grower:
             resize_(twin, self.structure, keep, skip)
             return twin
 
+        def measure() -> dict[str, Any]:
+            return measure_latency_table(self.model, self.structure, inputs, resized).to_dict()
+
         with quiet_rng():
-            return measure_latency_table(self.model, self.structure, inputs, resized)
+            return LatencyTable.from_dict(self.structure, from_first(measure))
 
     # ---- records and state ------------------------------------------------------------------------------------------
 
@@ -337,8 +344,8 @@ class Grower:
                 "this Grower has finished: its dormant weights are released; make a new one to grow again"
             )
 
-    def _identity(self) -> dict[str, Any]:
-        return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, self.config)
+    def _identity(self, config: GrowthConfig) -> dict[str, Any]:
+        return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, config)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
@@ -346,7 +353,7 @@ class Grower:
         assert self.store is not None
         self._updates.write_back()
         return {
-            "identity": self._identity(),
+            "identity": self._identity(self.config),
             "keep": self.keep,
             "skip": sorted(present.skip),
             "components": self.components.state_dict(),
@@ -374,7 +381,10 @@ class Grower:
         """
         self._alive()
         assert self.store is not None
-        check_identity(self._identity(), state)
+        # the saved divisor counts, not the one that was measured when this Grower was made
+        config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
+        check_identity(self._identity(config), state)
+        self.config = config
         resize_(
             self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
         )
@@ -385,8 +395,9 @@ class Grower:
         self.epoch, self._step, self._frozen = state["epoch"], state["step"], state["frozen"]
         self._spent_steps, self._spent_macs = state["spent"]
         self.target_load, self._seed_load = state["target_load"], state["seed_load"]
-        if state["latency"] is not None:
-            self._bind(LatencyTable.from_dict(self.structure, state["latency"]))
+        self._pinned.limits = self._pinned.limits_for(self.config.step)
+        table = state["latency"]
+        self._bind(None if table is None else LatencyTable.from_dict(self.structure, table))
         self._pinned.widths = dict(state["pinned"])
         if self.config.seed_style == "pretrained":
             self._pinned.order = order_of(self.components, self.structure)

@@ -15,7 +15,7 @@ from apical.training._checkpoint import (
 )
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
-from apical.training._epoch import EpochStats, EvalStats, evaluate, train_one_epoch
+from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, autocast, evaluate, train_one_epoch
 from apical.training._interrupt import Interrupted, InterruptGuard
 from apical.training._language import LanguageModelling
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger, require_tensorboard
@@ -63,7 +63,9 @@ __all__ = [
     "TensorBoardLogger",
     "TrainingConfig",
     "TrainingResult",
+    "apply_memory_format_",
     "atomic_file",
+    "autocast",
     "build_optimizer",
     "check_same_everywhere",
     "class_iou",

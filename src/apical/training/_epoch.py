@@ -191,7 +191,7 @@ def train_one_epoch(
         if before_step is not None:
             before_step(steps)
         optimizer.zero_grad(set_to_none=True)
-        with _autocast(config, device):
+        with autocast(config, device):
             result = task.batch(model if replica is None else replica.module, inputs, targets, training=True)
         tally.add(result)
         scaler.scale(result.loss).backward()
@@ -258,7 +258,7 @@ def evaluate(
     task.begin(training=False)
     try:
         for inputs, targets in _on_device(loader, config, device):
-            with _autocast(config, device):
+            with autocast(config, device):
                 result = task.batch(model, inputs, targets, training=False)
             loss += result.loss * result.weight
             weight += result.weight
@@ -288,7 +288,8 @@ def _on_device(
         yield moved, targets.to(device, non_blocking=True)
 
 
-def _autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """The autocast under which a config runs its model."""
     return torch.autocast(device.type, dtype=_AMP[config.amp], enabled=config.amp != "none")
 
 
