@@ -87,6 +87,7 @@ def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None
     config = TrainingConfig(
         epochs=EPOCHS, batch_size=BATCH, optimizer=OptimizerConfig(lr=0.05), device="cpu", seed=2,
         sync_batchnorm=given.get("sync", True), ema_decay=given.get("ema"), clip_grad_norm=1.0,
+        **given.get("training", {}),
     )  # fmt: skip
     growth = dict(given.get("growth", {}))
     if given.get("torn_apart"):

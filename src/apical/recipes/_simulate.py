@@ -49,6 +49,10 @@ def data_facts(
             where a run trains.
     """
     require_divisor(config, "a run on paper")
+    if config.training.batch_growth > 1:
+        raise ConfigError(
+            f"a run on paper keeps its batch, got batch_growth={config.training.batch_growth}; set batch_growth=1"
+        )
     if config.task != "classification":
         raise ConfigError(f"only classification can be simulated so far; {config.recipe} is {config.task}")
     known = KNOWN_DATA.get(str(config.data.path).rstrip("/").rsplit("/", 1)[-1])

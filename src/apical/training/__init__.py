@@ -5,6 +5,7 @@ its parts, for loops of your own. The loop knows a growth method by the protocol
 """
 
 from apical.training._accounting import epoch_train_macs, training_costs
+from apical.training._batch import ResizableLoader, RoomyMethod, batch_factor, lr_scale
 from apical.training._checkpoint import (
     Checkpoint,
     atomic_file,
@@ -54,6 +55,8 @@ __all__ = [
     "Progress",
     "ProgressMode",
     "Replica",
+    "ResizableLoader",
+    "RoomyMethod",
     "RunFolder",
     "ScheduleConfig",
     "Segmentation",
@@ -66,6 +69,7 @@ __all__ = [
     "apply_memory_format_",
     "atomic_file",
     "autocast",
+    "batch_factor",
     "build_optimizer",
     "check_same_everywhere",
     "class_iou",
@@ -77,6 +81,7 @@ __all__ = [
     "has_checkpoint",
     "load_checkpoint",
     "lr_factor",
+    "lr_scale",
     "make_progress",
     "peak_memory_mib",
     "plain",

@@ -105,6 +105,10 @@ class TrainingConfig:
     Attributes:
         epochs: number of passes over the training set, at least 1.
         batch_size: images per step in all processes together; the loaders read it, the loop does not.
+        batch_growth: while a network that grows is cheap, the batch is up to so many times `batch_size`, a whole
+            number: by what the final network costs, divided by what the present one does. 1 for never.
+        batch_growth_lr: what the learning rate does then: `"linear"`: it grows as the batch does; `"sqrt"`: as its
+            square root; `"none"`.
         optimizer: the optimizer.
         schedule: the learning rate over time.
         amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler).
@@ -131,6 +135,8 @@ class TrainingConfig:
 
     epochs: int = 1
     batch_size: int = 128
+    batch_growth: int = 1
+    batch_growth_lr: Literal["linear", "sqrt", "none"] = "linear"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["none", "bfloat16", "float16"] = "none"
@@ -146,12 +152,14 @@ class TrainingConfig:
     eval_every: int = 1
 
     def __post_init__(self) -> None:
-        known = ("none", "bfloat16", "float16")
+        known, rules = ("none", "bfloat16", "float16"), ("linear", "sqrt", "none")
         _check(
             "training",
             {
                 f"epochs={self.epochs}, expected at least 1": self.epochs >= 1,
                 f"batch_size={self.batch_size}, expected at least 1": self.batch_size >= 1,
+                f"batch_growth={self.batch_growth}, expected at least 1": self.batch_growth >= 1,
+                f"batch_growth_lr={self.batch_growth_lr!r}, expected one of {rules}": self.batch_growth_lr in rules,
                 f"amp={self.amp!r}, expected one of {known}": self.amp in known,
                 f"label_smoothing={self.label_smoothing}, expected a number in [0, 1)": 0 <= self.label_smoothing < 1,
                 f"clip_grad_norm={self.clip_grad_norm}, expected a positive number": self.clip_grad_norm is None

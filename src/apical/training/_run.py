@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical.errors import CheckpointError
 from apical.training._accounting import training_costs
+from apical.training._batch import BatchGrowth, lr_scale
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
@@ -137,6 +138,7 @@ class _Run:
     guard: InterruptGuard
     progress: Progress
     replica: Replica
+    batch: BatchGrowth
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: Partial | None = None  # of the running epoch, if the checkpoint lies within it
     _partial: Callable[[], Partial] | None = None
@@ -149,6 +151,8 @@ class _Run:
     def one_epoch(self) -> None:
         """Trains, evaluates, restructures and saves."""
         epoch = len(self.history) + 1
+        if self.begun is None:
+            self.batch.begin_epoch()
         stats = self._train(epoch)
         self.replica.share_statistics_(self.average)
         due = epoch % self.config.eval_every == 0 or epoch == self.config.epochs
@@ -159,6 +163,8 @@ class _Run:
         self.replica.refresh(f"after epoch {epoch}")
         seconds = time.perf_counter() - started + stats.restructure_seconds
         record = epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
+        if self.config.batch_growth > 1:
+            record["batch_size"] = self.batch.factor * self.config.batch_size
         record["peak_memory_mib"] = peak_memory_mib(self.device)
         self.history.append(record)
         self.save()
@@ -168,6 +174,7 @@ class _Run:
 
     def _train(self, epoch: int) -> EpochStats:
         steps, epochs = len(self.loaders.train), self.config.epochs
+        larger = lr_scale(self.batch.factor, self.config.batch_growth_lr)
         seed = process_seed(self.config.seed, epoch, self.replica.team)
         if seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
@@ -175,7 +182,7 @@ class _Run:
         loader = self.loaders.train if begun is None or begun.steps < steps else ()  # only evaluation was left
 
         def before_step(step: int) -> None:
-            set_lr_(self.optimizer, lr_factor(epoch - 1 + step / steps, epochs, self.config.schedule))
+            set_lr_(self.optimizer, larger * lr_factor(epoch - 1 + step / steps, epochs, self.config.schedule))
 
         def end_step() -> None:
             assert isinstance(self.method, StepwiseMethod)
@@ -248,6 +255,7 @@ class _Run:
             "method": self.method.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "batch_factor": self.batch.factor,
             "loader": self.loaders.train.state_dict(),
             "random": random_state(),
             "history": self.history,
@@ -288,6 +296,7 @@ class _Run:
         if self.average is not None:
             load_weights_(self.average, state["average"], "the moving average")
         self.scaler.load_state_dict(state["scaler"])
+        self.batch.set(state["batch_factor"])  # of the running epoch; the loader counts in its batches
         self.loaders.train.load_state_dict(state["loader"])
         self.history = history_of(state["history"], epochs)
         self.begun = partial_of(state["begun"], len(self.loaders.train))
@@ -371,6 +380,7 @@ def _start(
     method = PlainMethod(model) if factory is None else factory(model, optimizer, copies)
     apply_memory_format_(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
+    batch = BatchGrowth(method, loaders.train, config.batch_growth)
     return _Run(
         model,
         optimizer,
@@ -386,4 +396,5 @@ def _start(
         guard,
         progress,
         replica,
+        batch,
     )
