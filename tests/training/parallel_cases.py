@@ -154,7 +154,7 @@ def measured(folder: str) -> int:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
         growth = apical.Grower(
-            model, optimizer, example, "90% latency, 70% macs", 4, structure=STRUCTURE, divisor="auto"
+            model, optimizer, example, "90% latency, 70% macs", 4, structure=STRUCTURE, divisor="auto", price="time"
         )
         assert growth.latency is not None
         content = {"calls": len(calls), "divisor": growth.config.divisor, "table": growth.latency.to_dict(),

@@ -28,6 +28,9 @@ class GrowthConfig:
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
         divisor: widths are multiples of this where a group is large enough; ``"auto"``: of what this device likes,
             by a short measurement when the Grower is made (`apical.budget.measure_divisor`).
+        price: what makes a unit dear. ``"budget"``: only its share of the budget; ``"time"``: also how long a
+            multiply-add takes in its group, by a table that is measured when the Grower is made: at equal cost, growth
+            then prefers groups that are fast on this device.
         min_units: fewest units that a group keeps.
         grow_depth: whether blocks may be left out and come back.
         ignore: module paths that keep their size (everything below them too).
@@ -56,6 +59,7 @@ class GrowthConfig:
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
     divisor: int | Literal["auto"] = 1
+    price: Literal["budget", "time"] = "budget"
     min_units: int = 1
     grow_depth: bool = True
     ignore: tuple[str, ...] = ()

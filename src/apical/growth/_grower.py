@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.budget import BoundBudget, Budget, LatencyTable, from_first, measure_latency_table
+from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.errors import BudgetError, ConfigError
 from apical.gates import age_temperature, draw_noise, penalty_weight, relax
 from apical.growth._births import prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
-from apical.growth._divisor import adopted_divisor, choose_divisor
 from apical.growth._identity import check_identity, identity
+from apical.growth._measured import adopted_divisor, choose_divisor, measured_table, time_preference
 from apical.growth._observer import GateObserver, parameter_ids
 from apical.growth._pinned import Pinned
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
@@ -27,7 +26,7 @@ from apical.growth._schedule import is_last, scheduled_load
 from apical.growth._scores import ScoreOptimizer
 from apical.growth._strength import order_of, strongest_first_
 from apical.resizing import DormantStore, Selection, TemplateMap, resize_, resize_state, trace
-from apical.structure import Structure, quiet_rng
+from apical.structure import Structure
 
 
 class Grower:
@@ -53,7 +52,7 @@ class Grower:
         structure: what can grow, and what is frozen.
         history: one record per epoch.
         target_load: scheduled cost of the present network as a fraction of the budget.
-        latency: the measured table of a latency budget, with its error; else None.
+        latency: the measured table of a latency budget or of ``price="time"``, with its error; else None.
         config: the options; a divisor that was to be measured has become a number.
         divisor_choice: what ``divisor="auto"`` measured; else None.
 
@@ -108,7 +107,7 @@ class Grower:
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
         self._template = TemplateMap(self.structure)
         self._pinned = Pinned(model, self.structure, self.config)
-        self._bind(self._latency(inputs))
+        self._bind(measured_table(model, self.structure, inputs, self.budget, self.config))
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
         self._pinned.fix_streams(self.bound)
@@ -316,6 +315,8 @@ class Grower:
     # ---- budget ----------------------------------------------------------------------------------------------------
 
     def _pin(self, scores: Tensor) -> Tensor:
+        if self._preference is not None:
+            scores = scores + self._preference / self._beta
         return self._pinned.pin(scores, relax(self.components.scores, self._beta), self.components.live, self.bound)
 
     def _bind(self, latency: LatencyTable | None) -> None:
@@ -329,21 +330,8 @@ class Grower:
             fixed_blocks=self._pinned.blocks,
         )
         self.sampler = Sampler(self.bound, limits)
-
-    def _latency(self, inputs: tuple[Any, ...]) -> LatencyTable | None:
-        if not any(t.kind == "latency" for t in self.budget.targets):
-            return None
-
-        def resized(keep: Mapping[str, list[int]], skip: tuple[str, ...]) -> nn.Module:
-            twin = copy.deepcopy(self.model)
-            resize_(twin, self.structure, keep, skip)
-            return twin
-
-        def measure() -> dict[str, Any]:
-            return measure_latency_table(self.model, self.structure, inputs, resized).to_dict()
-
-        with quiet_rng():
-            return LatencyTable.from_dict(self.structure, from_first(measure))
+        by_time = latency if self.config.price == "time" else None
+        self._preference = None if by_time is None else time_preference(by_time, self.bound, limits)
 
     # ---- records and state ------------------------------------------------------------------------------------------
 
