@@ -236,3 +236,26 @@ def test_a_foreign_state_does_not_change_the_divisor(likes_eights: list[int]) ->
         with pytest.raises(CheckpointError, match="divisor was"):
             grower.load_state_dict(state)
         assert grower.config.divisor == 8
+
+
+@pytest.mark.parametrize(("options", "frozen"), [
+    ({"freeze_at": 0.5, "growth_end": 0.5}, [False, False, False, True, True, True, True]),
+    ({"freeze_at": 1.0, "growth_end": 1.0}, [False, False, False, False, False, True, True]),
+    ({"interval": 6}, [True] * 7),
+    ({"interval": 2, "freeze_at": 0.6}, [False, False, False, False, True, True, True]),
+])  # fmt: skip
+def test_a_frozen_network_does_not_change_any_more(options: dict[str, Any], frozen: list[bool]) -> None:
+    """What is said from the start and after each of six epochs; also after a state was loaded."""
+    model = built("mlp")
+    grower = grown("mlp", model, sgd(model), **options)
+    said, kept = [grower.frozen], [grower.keep]
+    for _ in range(6):
+        grower.end_epoch()
+        said.append(grower.frozen)
+        kept.append(grower.keep)
+    assert said == frozen
+    assert all(keep == kept[-1] for keep, over in zip(kept, said, strict=True) if over)
+    twin = built("mlp")
+    again = grown("mlp", twin, sgd(twin), **options)
+    again.load_state_dict(grower.state_dict())
+    assert again.frozen

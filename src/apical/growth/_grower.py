@@ -185,6 +185,11 @@ class Grower:
         return 1.0 / max(1e-9, self.bound.load(present.keep, present.skip))
 
     @property
+    def frozen(self) -> bool:
+        """Whether the network will not change any more."""
+        return self._frozen or self.config.interval >= self._total
+
+    @property
     def keep(self) -> dict[str, list[int]]:
         """The present network: kept positions by group name."""
         return {name: list(kept) for name, kept in self._selection().keep.items()}

@@ -120,7 +120,9 @@ class TrainingConfig:
         seed: seed of everything random.
         device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, ...
         sync_batchnorm: whether batch norms see the batches of all processes, so that their number changes nothing.
-        compile: whether the training step calls the model through torch.compile.
+        compile: whether the training step calls the model through torch.compile: every network anew, or with `"final"`
+            only the one that training ends with, from the moment when the method says that it will not change any more
+            (from the start with a method that never says so).
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
 
@@ -147,7 +149,7 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     sync_batchnorm: bool = True
-    compile: bool = False
+    compile: bool | Literal["final"] = False
     deterministic: bool = False
     eval_every: int = 1
 
@@ -166,6 +168,7 @@ class TrainingConfig:
                 or self.clip_grad_norm > 0,
                 f"ema_decay={self.ema_decay}, expected a number in (0, 1)": self.ema_decay is None
                 or 0 < self.ema_decay < 1,
+                f"compile={self.compile!r}, expected true, false or 'final'": self.compile in (True, False, "final"),
                 f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs}, expected fewer than epochs={self.epochs}": (

@@ -26,7 +26,7 @@ from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, process_seed, refuse_unshared
 from apical.training._processes import Processes, any_of_all, first_before_others, process_group
 from apical.training._progress import Progress, SilentProgress, make_progress
-from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
+from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._restore import history_of, load_optimizer_, load_weights_, partial_of
 from apical.training._results import Loaders, TrainingResult, epoch_record
@@ -165,6 +165,8 @@ class _Run:
         record = epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
         if self.config.batch_growth > 1:
             record["batch_size"] = self.batch.factor * self.config.batch_size
+        if self.config.compile:
+            record |= {"compilations": stats.compilations, "compile_seconds": stats.compile_seconds}
         record["peak_memory_mib"] = peak_memory_mib(self.device)
         self.history.append(record)
         self.save()
@@ -175,6 +177,7 @@ class _Run:
     def _train(self, epoch: int) -> EpochStats:
         steps, epochs = len(self.loaders.train), self.config.epochs
         larger = lr_scale(self.batch.factor, self.config.batch_growth_lr)
+        self._compile_if_due()
         seed = process_seed(self.config.seed, epoch, self.replica.team)
         if seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
@@ -192,6 +195,7 @@ class _Run:
                 self.method.end_step()
             apply_memory_format_(self.model, self.config)
             self.replica.refresh(f"in epoch {epoch}", if_changed=True)
+            self._compile_if_due()
 
         def after_step(step: int) -> None:
             self.progress.step(epoch, step, steps)
@@ -221,6 +225,10 @@ class _Run:
             stop_after=stop_after,
             where=f"in epoch {epoch}",
         )
+
+    def _compile_if_due(self) -> None:
+        changing = isinstance(self.method, FreezingMethod) and not self.method.frozen
+        self.replica.set_compiled(self.config.compile is True or (self.config.compile == "final" and not changing))
 
     def _evaluate(self, model: nn.Module, loader: Loader, when: str) -> EvalStats:
         def after_batch() -> None:
@@ -371,7 +379,7 @@ def _start(
     device = resolve_device(config.device)
     model.to(device)
     apply_memory_format_(model, config)
-    replica = Replica(model, device, config.sync_batchnorm, config.compile)
+    replica = Replica(model, device, config.sync_batchnorm)
     optimizer = build_optimizer(model, config.optimizer)
     average = None
     if config.ema_decay is not None:
@@ -381,20 +389,5 @@ def _start(
     apply_memory_format_(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
     batch = BatchGrowth(method, loaders.train, config.batch_growth)
-    return _Run(
-        model,
-        optimizer,
-        method,
-        average,
-        scaler,
-        loaders,
-        config,
-        task,
-        device,
-        folder,
-        identity,
-        guard,
-        progress,
-        replica,
-        batch,
-    )
+    return _Run(model, optimizer, method, average, scaler, loaders, config, task, device, folder, identity, guard,
+                progress, replica, batch)  # fmt: skip
