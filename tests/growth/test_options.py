@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from math import ceil
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from apical import Grower, GrowthConfig, trace
-from apical.errors import ApicalError, BudgetError, ConfigError, ResizeError, TraceError
+from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError, ResizeError, TraceError
 from apical.growth._schedule import is_last, scheduled_load
 from growth.cases import built, example, grown, sgd, structure_of
 
@@ -187,3 +188,74 @@ def test_a_structure_found_before_is_the_same_as_none() -> None:
     without = Grower(models[1], sgd(models[1]), [example("mlp")], "50% macs", 4)
     assert with_it.structure == without.structure == trace(built("mlp"), example("mlp"))
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+@pytest.fixture
+def likes_eights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that pads to multiples of 8, instead of a measurement."""
+    calls: list[int] = []
+
+    def step_ms(layer: nn.Module, x: torch.Tensor) -> float:
+        calls.append(1)
+        return float(ceil(layer.weight.shape[0] / 8) * ceil(layer.weight.shape[1] / 8))
+
+    monkeypatch.setattr("apical.budget._divisor.time_step_ms", step_ms)
+    return calls
+
+
+def test_the_measured_divisor_becomes_a_number(likes_eights: list[int]) -> None:
+    """The network is that of the number, and a saved state brings its own."""
+    given, measured, resumed = built("mlp"), built("mlp"), built("mlp")
+    grower = grown("mlp", measured, sgd(measured), divisor="auto")
+    assert likes_eights
+    assert grower.config.divisor == 8
+    assert grower.divisor_choice is not None
+    assert "8" in str(grower.divisor_choice)
+    other = grown("mlp", given, sgd(given), divisor=8)
+    assert other.divisor_choice is None
+    assert grower.keep == other.keep
+    for mine, theirs in zip((grower.end_epoch() for _ in range(3)), (other.end_epoch() for _ in range(3)), strict=True):
+        assert mine["widths"] == theirs["widths"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apical.budget._divisor.time_step_ms", lambda *_: 1.0)
+        again = grown("mlp", resumed, sgd(resumed), divisor="auto")
+    assert again.config.divisor == 1, "this device measures otherwise"
+    again.load_state_dict(grower.state_dict())
+    assert again.config.divisor == 8
+    while len(again.history) < again.epochs:
+        assert again.end_epoch()["widths"] == grower.end_epoch()["widths"]
+    assert all(n % 8 == 0 for n in again.history[-1]["widths"].values())
+
+
+def test_a_foreign_state_does_not_change_the_divisor(likes_eights: list[int]) -> None:
+    model = built("mlp")
+    grower = grown("mlp", model, sgd(model), divisor="auto")
+    for divisor in (3, "auto", True, None, [8]):
+        state = grower.state_dict()
+        state["identity"] = {**state["identity"], "divisor": divisor}
+        with pytest.raises(CheckpointError, match="divisor was"):
+            grower.load_state_dict(state)
+        assert grower.config.divisor == 8
+
+
+@pytest.mark.parametrize(("options", "frozen"), [
+    ({"freeze_at": 0.5, "growth_end": 0.5}, [False, False, False, True, True, True, True]),
+    ({"freeze_at": 1.0, "growth_end": 1.0}, [False, False, False, False, False, True, True]),
+    ({"interval": 6}, [True] * 7),
+    ({"interval": 2, "freeze_at": 0.6}, [False, False, False, False, True, True, True]),
+])  # fmt: skip
+def test_a_frozen_network_does_not_change_any_more(options: dict[str, Any], frozen: list[bool]) -> None:
+    """What is said from the start and after each of six epochs; also after a state was loaded."""
+    model = built("mlp")
+    grower = grown("mlp", model, sgd(model), **options)
+    said, kept = [grower.frozen], [grower.keep]
+    for _ in range(6):
+        grower.end_epoch()
+        said.append(grower.frozen)
+        kept.append(grower.keep)
+    assert said == frozen
+    assert all(keep == kept[-1] for keep, over in zip(kept, said, strict=True) if over)
+    twin = built("mlp")
+    again = grown("mlp", twin, sgd(twin), **options)
+    again.load_state_dict(grower.state_dict())
+    assert again.frozen

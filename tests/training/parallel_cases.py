@@ -87,6 +87,7 @@ def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None
     config = TrainingConfig(
         epochs=EPOCHS, batch_size=BATCH, optimizer=OptimizerConfig(lr=0.05), device="cpu", seed=2,
         sync_batchnorm=given.get("sync", True), ema_decay=given.get("ema"), clip_grad_norm=1.0,
+        **given.get("training", {}),
     )  # fmt: skip
     growth = dict(given.get("growth", {}))
     if given.get("torn_apart"):
@@ -134,6 +135,47 @@ def own_loop(folder: str) -> int:
             {"model": dict(model.named_parameters()), "history": growth.history},
             Path(folder) / f"state-{team.rank}.pt",
         )
+    return 0
+
+
+def measured(folder: str) -> int:
+    """A Grower with all that is measured; each process has a clock of its own."""
+    from apical.budget import _divisor, _latency
+
+    with process_group(torch.device("cpu")) as team:
+        calls: list[int] = []
+
+        def clock(*_: Any, **__: Any) -> float:
+            calls.append(1)
+            return 1.0 + (7 * len(calls) + 3 * team.rank) % 5
+
+        _divisor.time_step_ms = _latency.time_ms = clock
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
+        growth = apical.Grower(
+            model, optimizer, example, "90% latency, 70% macs", 4, structure=STRUCTURE, divisor="auto", price="time"
+        )
+        assert growth.latency is not None
+        content = {"calls": len(calls), "divisor": growth.config.divisor, "table": growth.latency.to_dict(),
+                   "keep": growth.keep}  # fmt: skip
+        torch.save(content, Path(folder) / f"state-{team.rank}.pt")
+    return 0
+
+
+def first_cannot_measure(_folder: str) -> int:
+    """The first process fails to measure; the others are told."""
+    from apical.budget import from_first
+
+    def measure() -> int:
+        raise ApicalError("no timer")
+
+    with process_group(torch.device("cpu")):
+        try:
+            from_first(measure)
+        except ApicalError as error:
+            print(error)
+            return 2
     return 0
 
 

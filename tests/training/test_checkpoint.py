@@ -153,3 +153,13 @@ def test_an_atomic_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
         fail()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_tensor_within_a_list_of_settings_is_a_difference(tmp_path: Path) -> None:
+    """It would compare by elements, which is no answer."""
+    saved = {"milestones": [torch.zeros(2, 2)], "nested": [{"a": [1]}]}
+    save_checkpoint(tmp_path, Checkpoint(1, saved, {}))
+    with pytest.raises(CheckpointError, match=r"milestones is \[tensor"):
+        load_checkpoint(tmp_path, {"milestones": [1], "nested": [{"a": [1]}]})
+    with pytest.raises(CheckpointError, match=r"nested is \[\{'a': \[1\]\}\] in the checkpoint"):
+        load_checkpoint(tmp_path, {"milestones": [1], "nested": [{"a": [1, 2]}]})

@@ -84,6 +84,20 @@ def test_norms_apart_dropout_augmentation_and_averages(server: ForkServer, tmp_p
     assert first["history"][-1]["train_loss"] == second["history"][-1]["train_loss"]
 
 
+def test_batches_that_grow_are_shared_out(server: ForkServer, tmp_path: Path) -> None:
+    """Two processes take halves of the batches that one alone would train on."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = {"training": {"batch_growth": 3}}
+    (alone,) = states(run(server, one, "run", False, options, count=1), one)
+    first, second = states(run(server, two, "run", False, options), two)
+    assert_equal(first["model"], second["model"])
+    assert_close(alone, first)
+    sizes = [r["batch_size"] for r in first["history"]]
+    assert sizes == [r["batch_size"] for r in alone["history"]]
+    assert sizes[0] > sizes[-1] == 8
+    assert [r["steps"] for r in first["history"]] == [40 // size for size in sizes]
+
+
 def test_a_users_own_loop(server: ForkServer, tmp_path: Path) -> None:
     first, second = states(run(server, tmp_path, "own_loop"), tmp_path)
     assert_equal(first["model"], second["model"])
@@ -106,6 +120,19 @@ def test_resumed_by_another_number_of_processes(server: ForkServer, tmp_path: Pa
     for mine, theirs in zip(whole["history"], ended[0]["history"], strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-9)
         assert mine["samples"] == theirs["samples"]
+
+
+def test_what_is_measured_is_measured_by_the_first(server: ForkServer, tmp_path: Path) -> None:
+    """Latency table and divisor: clocks never agree, networks must."""
+    first, second = states(run(server, tmp_path, "measured"), tmp_path)
+    assert (first.pop("calls") > 0, second.pop("calls")) == (True, 0)
+    assert first == second
+
+
+def test_who_cannot_measure_tells_the_others(server: ForkServer, tmp_path: Path) -> None:
+    ended = run(server, tmp_path, "first_cannot_measure")
+    assert [e.code for e in ended] == [2, 2]
+    assert "process 0 could not measure what all need: ApicalError: no timer" in ended[1].output
 
 
 def test_processes_that_decide_differently_stop(server: ForkServer, tmp_path: Path) -> None:
@@ -232,6 +259,25 @@ def test_streams_are_shared(tmp_path: Path, shuffle: bool) -> None:
         assert [whole[0::2], whole[1::2]] == shares, "the order of one process alone"
     else:
         assert sorted(shares[0] + shares[1]) == sorted(read(0, 1, 4))
+
+
+def test_streamed_batches_grow(tmp_path: Path) -> None:
+    """The same order in larger pieces; one that the images do not fill is refused."""
+    pytest.importorskip("PIL")
+    from apical.data import Decode, open_images
+    from photo_folder import write_image_folder
+
+    write_image_folder(tmp_path, 7)
+    source = open_images(str(tmp_path), decode=Decode(8, None, 3))
+    small, large = (
+        StreamLoader(source, size, shuffle=True, drop_last=True, normalize=torch.Tensor.double,
+                     device=torch.device("cpu"), seed=4) for size in (2, 4)
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"images do not fill one batch of 2\d+ x 1"):
+        small.set_batch_factor(100)
+    small.set_batch_factor(2)
+    assert len(small) == len(large)
+    assert indices(small) == indices(large)
 
 
 def test_the_environment_of_torchrun_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,27 @@
 """What a network may cost: multiply-accumulates, parameters, measured latency, one or several at once."""
 
 from apical.budget._budget import Budget, Target
+from apical.budget._divisor import DIVISORS, DivisorChoice, budget_share, measure_divisor
 from apical.budget._latency import LatencyTable, measure_latency_table
 from apical.budget._load import BoundBudget, Reach
 from apical.budget._projection import DeviceTable, NetworkCost, Setting, allreduce_bytes, memory_bytes, project, totals
+from apical.budget._shared import from_first
 
 __all__ = [
+    "DIVISORS",
     "BoundBudget",
     "Budget",
     "DeviceTable",
+    "DivisorChoice",
     "LatencyTable",
     "NetworkCost",
     "Reach",
     "Setting",
     "Target",
     "allreduce_bytes",
+    "budget_share",
+    "from_first",
+    "measure_divisor",
     "measure_latency_table",
     "memory_bytes",
     "project",

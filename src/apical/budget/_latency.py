@@ -149,7 +149,7 @@ def measure_latency_table(
     Raises:
         BudgetError: if the model has no layer that can be timed.
     """
-    calls = _layer_inputs(model, example_inputs)
+    calls = layer_inputs(model, example_inputs)
     known: dict[tuple[object, ...], float] = {}  # layers of one kind are measured once
     tables = [
         t for path, shape in calls.items() if (t := _layer_table(model, path, shape, structure, known)) is not None
@@ -157,7 +157,7 @@ def measure_latency_table(
     if not tables:
         raise BudgetError(
             "no convolution or linear layer of this model can change its width, so its latency cannot be steered; "
-            "give a budget in MACs or parameters, such as '50% macs'"
+            "give a budget in MACs or parameters, such as '50% macs', and price='budget'"
         )
     raw = LatencyTable(structure, tuple(tables), 0.0, 1.0, 0.0, str(next(model.parameters()).device))
     points = []
@@ -173,12 +173,14 @@ def measure_latency_table(
     return LatencyTable(structure, tuple(tables), float(offset), float(scale), error, raw.device)
 
 
-def _layer_inputs(model: nn.Module, example_inputs: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
-    """Input shape of every convolution and linear layer in one call."""
+def layer_inputs(
+    model: nn.Module, example_inputs: tuple[Any, ...], kinds: tuple[type[nn.Module], ...] = (_ConvNd, nn.Linear)
+) -> dict[str, tuple[int, ...]]:
+    """Input shape of every layer of these kinds in one call."""
     shapes: dict[str, tuple[int, ...]] = {}
     handles = []
     for path, module in model.named_modules():
-        if isinstance(module, (_ConvNd, nn.Linear)):
+        if isinstance(module, kinds):
 
             def note(_: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
                 shapes[path] = tuple(args[0].shape)

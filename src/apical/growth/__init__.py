@@ -2,7 +2,8 @@
 
 from apical.growth._config import GrowthConfig
 from apical.growth._grower import Grower
+from apical.growth._measured import choose_divisor
 from apical.growth._record import EpochRecord
 from apical.growth._sampling import Choice, uniform_widths
 
-__all__ = ["Choice", "EpochRecord", "Grower", "GrowthConfig", "uniform_widths"]
+__all__ = ["Choice", "EpochRecord", "Grower", "GrowthConfig", "choose_divisor", "uniform_widths"]

@@ -30,7 +30,11 @@ class GrowthConfig:
         schedule: how the scheduled cost rises: ``"linear"``, or ``"geometric"`` (slower first).
         interval: epochs (or steps) from one restructuring to the next.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
-        divisor: widths are multiples of this where a group is large enough.
+        divisor: widths are multiples of this where a group is large enough; ``"auto"``: of what this device likes,
+            by a short measurement when the Grower is made (`apical.budget.measure_divisor`).
+        price: what makes a unit dear. ``"budget"``: only its share of the budget; ``"time"``: also how long a
+            multiply-add takes in its group, by a table that is measured when the Grower is made: at equal cost, growth
+            then prefers groups that are fast on this device.
         min_units: fewest units that a group keeps.
         grow_depth: whether blocks may be left out and come back.
         ignore: module paths that keep their size (everything below them too).
@@ -60,7 +64,8 @@ class GrowthConfig:
     schedule: Literal["linear", "geometric"] = "linear"
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
-    divisor: int = 1
+    divisor: int | Literal["auto"] = 1
+    price: Literal["budget", "time"] = "budget"
     min_units: int = 1
     grow_depth: bool = True
     ignore: tuple[str, ...] = ()
@@ -90,7 +95,7 @@ class GrowthConfig:
         if not 0 <= self.depth_share <= 1:
             yield f"depth_share must be in [0, 1], got {self.depth_share!r}"
         for name in ("interval", "divisor", "min_units"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 yield f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
         if self.freeze_at < self.growth_end:
             yield f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})"
@@ -105,6 +110,20 @@ class GrowthConfig:
         for name in ("score_lr", "lambda_channels", "lambda_blocks", "seed"):
             if not getattr(self, name) >= 0:
                 yield f"{name} must not be negative, got {getattr(self, name)!r}"
+
+    @property
+    def step(self) -> int:
+        """The divisor as a number.
+
+        Raises:
+            ConfigError: it is still to be measured.
+        """
+        if isinstance(self.divisor, int):
+            return self.divisor
+        raise ConfigError(
+            f"divisor={self.divisor!r} has not been measured here; give a number, or the one that another run of this "
+            "model measured on this device (`divisor` in its summary.json)"
+        )
 
     @staticmethod
     def merged(config: GrowthConfig | None, options: Mapping[str, Any]) -> GrowthConfig:
@@ -168,6 +187,9 @@ def _wrong_type(name: str, value: Any) -> Iterator[str]:
     elif hint is bool:
         if not isinstance(value, bool):
             yield f"{name} must be True or False, got {value!r}"
+    elif name == "divisor":
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool)):
+            yield f"divisor must be a whole number or 'auto', got {value!r}"
     elif hint is int:
         if not isinstance(value, int) or isinstance(value, bool):
             yield f"{name} must be a whole number, got {value!r}"

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_table
+from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.errors import BudgetError, ConfigError
 from apical.gates import age_temperature, draw_noise, penalty_weight, relax
 from apical.growth._births import prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._identity import check_identity, identity
+from apical.growth._measured import adopted_divisor, choose_divisor, measured_table, time_preference
 from apical.growth._observer import GateObserver, parameter_ids
 from apical.growth._pinned import Pinned
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
@@ -26,7 +26,7 @@ from apical.growth._schedule import is_last, scheduled_load
 from apical.growth._scores import ScoreOptimizer
 from apical.growth._strength import order_of, strongest_first_
 from apical.resizing import DormantStore, Selection, TemplateMap, resize_, resize_state, trace
-from apical.structure import Structure, quiet_rng
+from apical.structure import Structure
 
 
 class Grower:
@@ -52,7 +52,9 @@ class Grower:
         structure: what can grow, and what is frozen.
         history: one record per epoch.
         target_load: scheduled cost of the present network as a fraction of the budget.
-        latency: the measured table of a latency budget, with its error; else None.
+        latency: the measured table of a latency budget or of ``price="time"``, with its error; else None.
+        config: the options; a divisor that was to be measured has become a number.
+        divisor_choice: what ``divisor="auto"`` measured; else None.
 
     Raises:
         BudgetError: if no reachable network meets the budget, before anything changes.
@@ -102,9 +104,10 @@ class Grower:
         self._optimizers = _optimizers(optimizer)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
+        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
         self._template = TemplateMap(self.structure)
         self._pinned = Pinned(model, self.structure, self.config)
-        self._bind(self._latency(inputs))
+        self._bind(measured_table(model, self.structure, inputs, self.budget, self.config))
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
         self._pinned.set_goal(self.bound)
@@ -168,6 +171,25 @@ class Grower:
             self._restructure_at(self._step)
         after = self._selection()
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
+
+    def batch_room(self) -> float:
+        """What the final network may cost, divided by the present one's cost, in the terms of the budget.
+
+        Raises:
+            ConfigError: ``interval_unit="steps"``: larger batches would make fewer steps than growth counts on.
+        """
+        if self.config.interval_unit == "steps":
+            raise ConfigError(
+                "a batch that grows with the network changes the number of steps of an epoch, by which "
+                "interval_unit='steps' schedules growth; set interval_unit='epochs' or batch_growth=1"
+            )
+        present = self._selection()
+        return 1.0 / max(1e-9, self.bound.load(present.keep, present.skip))
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the network will not change any more."""
+        return self._frozen or self.config.interval >= self._total
 
     @property
     def keep(self) -> dict[str, list[int]]:
@@ -302,6 +324,8 @@ class Grower:
     # ---- budget ----------------------------------------------------------------------------------------------------
 
     def _pin(self, scores: Tensor) -> Tensor:
+        if self._preference is not None:
+            scores = scores + self._preference / self._beta
         return self._pinned.pin(scores, relax(self.components.scores, self._beta), self.components.live, self.bound)
 
     def _bind(self, latency: LatencyTable | None) -> None:
@@ -315,18 +339,8 @@ class Grower:
             fixed_blocks=self._pinned.blocks,
         )
         self.sampler = Sampler(self.bound, limits)
-
-    def _latency(self, inputs: tuple[Any, ...]) -> LatencyTable | None:
-        if not any(t.kind == "latency" for t in self.budget.targets):
-            return None
-
-        def resized(keep: Mapping[str, list[int]], skip: tuple[str, ...]) -> nn.Module:
-            twin = copy.deepcopy(self.model)
-            resize_(twin, self.structure, keep, skip)
-            return twin
-
-        with quiet_rng():
-            return measure_latency_table(self.model, self.structure, inputs, resized)
+        by_time = latency if self.config.price == "time" else None
+        self._preference = None if by_time is None else time_preference(by_time, self.bound, limits)
 
     # ---- records and state ------------------------------------------------------------------------------------------
 
@@ -341,8 +355,8 @@ class Grower:
                 "this Grower has finished: its dormant weights are released; make a new one to grow again"
             )
 
-    def _identity(self) -> dict[str, Any]:
-        return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, self.config)
+    def _identity(self, config: GrowthConfig) -> dict[str, Any]:
+        return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, config)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
@@ -350,7 +364,7 @@ class Grower:
         assert self.store is not None
         self._updates.write_back()
         return {
-            "identity": self._identity(),
+            "identity": self._identity(self.config),
             "keep": self.keep,
             "skip": sorted(present.skip),
             "components": self.components.state_dict(),
@@ -365,6 +379,7 @@ class Grower:
             "target_load": self.target_load,
             "seed_load": self._seed_load,
             "pinned": dict(self._pinned.widths),
+            "absent": list(self._pinned.absent),
             "latency": None if self.latency is None else self.latency.to_dict(),
             "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
@@ -378,7 +393,10 @@ class Grower:
         """
         self._alive()
         assert self.store is not None
-        check_identity(self._identity(), state)
+        # the saved divisor counts, not the one that was measured when this Grower was made
+        config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
+        check_identity(self._identity(config), state)
+        self.config = config
         resize_(
             self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
         )
@@ -389,9 +407,10 @@ class Grower:
         self.epoch, self._step, self._frozen = state["epoch"], state["step"], state["frozen"]
         self._spent_steps, self._spent_macs = state["spent"]
         self.target_load, self._seed_load = state["target_load"], state["seed_load"]
-        if state["latency"] is not None:
-            self._bind(LatencyTable.from_dict(self.structure, state["latency"]))
-        self._pinned.widths = dict(state["pinned"])
+        self._pinned.limits = self._pinned.limits_for(self.config.step)
+        table = state["latency"]
+        self._bind(None if table is None else LatencyTable.from_dict(self.structure, table))
+        self._pinned.widths, self._pinned.absent = dict(state["pinned"]), tuple(state["absent"])
         if self.config.seed_style == "pretrained":
             self._pinned.order = order_of(self.components, self.structure)
         self._changes = cast(Changes, dict(state["changes"]))

@@ -47,11 +47,16 @@ class Pinned:
         self.order: Mapping[str, Sequence[int]] = {}
         ignored = {b.name for b in structure.blocks for p in paths if lies_in(p, b.name) or lies_in(b.name, p)}
         self.blocks = ignored if config.grow_depth else {b.name for b in structure.blocks}
-        free = Limits.of(structure, config.divisor, config.min_units)
-        least = (self.widths.get(g.name, n) for g, n in zip(structure.groups, free.least, strict=True))
-        self.limits = Limits(tuple(least), free.step)
+        self._whole, self._min_units = dict(self.widths), config.min_units
+        self.limits = self.limits_for(config.step)
         self.absent: tuple[str, ...] = ()
         self.goal: Mapping[str, int] = {g.name: g.size for g in structure.groups}
+
+    def limits_for(self, divisor: int) -> Limits:
+        """Fewest units and rounding of each group for a divisor; ignored groups stay whole."""
+        free = Limits.of(self.structure, divisor, self._min_units)
+        least = (self._whole.get(g.name, n) for g, n in zip(self.structure.groups, free.least, strict=True))
+        return Limits(tuple(least), free.step)
 
     def set_goal(self, bound: BoundBudget) -> None:
         """Decide where growth leads: blocks, proportions between widths, and the fixed streams of a thin network.

@@ -14,13 +14,15 @@ import torch
 from apical.errors import CheckpointError, ConfigError
 from apical.growth import GrowthConfig
 from apical.recipes._config import RunConfig
+from apical.recipes._divisor import settle_divisor
 from apical.recipes._fields import parse_freely
 from apical.recipes._latency import network_latencies
 from apical.recipes._methods import check_method, growth_settings, methods, resolve_method
 from apical.recipes._run import load_run, read_config, run
 from apical.recipes._settings import reproducing_command
+from apical.recipes._tasks import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
-from apical.training import Progress, describe_device, resolve_device, versions
+from apical.training import Progress, describe_device, resolve_device, seed_everything, versions
 
 FINAL = ("final-same-epochs", "final-same-macs")
 Options = Mapping[str, Mapping[str, Any]]
@@ -163,6 +165,7 @@ def compare(
         ConfigError, DataError, BudgetError, CheckpointError, TrainingError, Interrupted: as `run`; the same call goes
             on where it stopped.
     """
+    config = _with_one_divisor(config, [item.folder for item in plan(config, methods, seeds, out, options)], message)
     planned = plan(config, methods, seeds, out, options)
     for number, item in enumerate(planned, 1):
         where = f"{item.method}, seed {item.seed} ({number} of {len(planned)})"
@@ -171,6 +174,19 @@ def compare(
             message(f"{where}: {done}")
     command = _command(config, methods, seeds, Path(out), options or {})
     return _summed_up(config, planned, Path(out), methods[0], latency, command)
+
+
+def _with_one_divisor(config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None) -> RunConfig:
+    """``growth.divisor=auto`` is measured once for all runs, and read from those that were begun before."""
+    if config.growth.divisor != "auto":
+        return config
+    kind = task_kind(config.task)
+    facts = kind.prepare(config.data, config.training).facts
+    seed_everything(config.training.seed)
+    config, chosen = settle_divisor(config, facts, kind.template(config.model, facts), folders)
+    if message is not None:
+        message(chosen)
+    return config
 
 
 def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None) -> str:

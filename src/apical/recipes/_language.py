@@ -121,4 +121,4 @@ def _serving(model: nn.Module, _facts: Facts) -> Serving:
     return Serving((tokens, state), 1, *names)
 
 
-register_task("language", TaskKind(TextConfig, _prepare, _template, _example, _serving))
+register_task("language", TaskKind(TextConfig, _prepare, _template, _example, _serving, batch_dim=1))

@@ -225,7 +225,7 @@ def _uniform(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
             optimizer,
             example_inputs=example,
             budget=config.budget,
-            divisor=config.growth.divisor,
+            divisor=config.growth.step,
             copies=copies,
         )
 
@@ -260,7 +260,7 @@ def _comparator(kind: _Comparator, options: type, config: RunConfig, example: tu
             config.budget,
             config.training.epochs,
             own,
-            divisor=config.growth.divisor,
+            divisor=config.growth.step,
             copies=copies,
         )
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
+from apical.recipes._divisor import settle_divisor
 from apical.recipes._live import LoggedProgress, LoggerFactory
 from apical.recipes._methods import method_factory, resolve_method
 from apical.recipes._pictures import remove_pictures
@@ -111,6 +112,9 @@ def _run(
         notes = load_initial_weights_(model, config.model.initial_weights, classes)
         for note in notes if processes().first else ():
             progress.message(note)
+    config, chosen = settle_divisor(config, data.facts, model, (Path(out),) if resume else ())
+    if chosen and processes().first:
+        progress.message(chosen)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
     if overwrite and processes().first:
@@ -237,6 +241,7 @@ def _read_json(path: Path, expected: str) -> dict[str, Any]:
 def _facts(config: RunConfig, data: Prepared, result: TrainingResult) -> dict[str, Any]:
     """What the summary says beyond the loop's own numbers."""
     facts: dict[str, Any] = {"budget": config.budget, "task": config.task, "data": config.data.path, **data.notes}
+    facts["divisor"] = config.growth.divisor
     facts["command"] = reproducing_command(config, result.folder)
     last = result.history[-1]
     facts |= {name: last[name] for name in ("widths", "blocks", "skipped") if name in last}

@@ -16,6 +16,7 @@ from apical.budget import DeviceTable, NetworkCost, Setting, project, totals
 from apical.errors import ConfigError
 from apical.growth import Grower
 from apical.recipes._config import RunConfig
+from apical.recipes._divisor import require_divisor
 from apical.recipes._tasks import task_kind
 from apical.training import build_optimizer, describe_device
 
@@ -44,8 +45,14 @@ def data_facts(
     """Number of training images of an epoch, and what the model must know about the data.
 
     Raises:
-        ConfigError: the recipe is no classification, or its data is not known and not described.
+        ConfigError: the recipe is no classification, its data is not known and not described, or a setting is measured
+            where a run trains.
     """
+    require_divisor(config, "a run on paper")
+    if config.training.batch_growth > 1:
+        raise ConfigError(
+            f"a run on paper keeps its batch, got batch_growth={config.training.batch_growth}; set batch_growth=1"
+        )
     if config.task != "classification":
         raise ConfigError(f"only classification can be simulated so far; {config.recipe} is {config.task}")
     known = KNOWN_DATA.get(str(config.data.path).rstrip("/").rsplit("/", 1)[-1])

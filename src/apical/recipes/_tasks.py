@@ -75,6 +75,7 @@ class TaskKind:
         example: the arguments of one call, for tracing; MACs are counted for this call and are those of one of the
             `samples` of a `BatchResult`.
         serving: the call of a finished model that is exported; None for the example with a free first dimension.
+        batch_dim: dimension of the example's tensors along which further samples of a batch lie.
         for_inference: the model without what only training needs, for export; the argument is not changed.
     """
 
@@ -84,6 +85,7 @@ class TaskKind:
     example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
     serving: Callable[[nn.Module, Facts], Serving] | None = None
     for_inference: Callable[[nn.Module], nn.Module] = _as_it_is
+    batch_dim: int = 0
 
 
 _KINDS: dict[str, TaskKind] = {}

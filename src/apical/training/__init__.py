@@ -5,6 +5,7 @@ its parts, for loops of your own. The loop knows a growth method by the protocol
 """
 
 from apical.training._accounting import epoch_train_macs, training_costs
+from apical.training._batch import ResizableLoader, RoomyMethod, batch_factor, lr_scale
 from apical.training._checkpoint import (
     Checkpoint,
     atomic_file,
@@ -15,7 +16,7 @@ from apical.training._checkpoint import (
 )
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
-from apical.training._epoch import EpochStats, EvalStats, evaluate, train_one_epoch
+from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, autocast, evaluate, train_one_epoch
 from apical.training._interrupt import Interrupted, InterruptGuard
 from apical.training._language import LanguageModelling
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger, require_tensorboard
@@ -24,7 +25,7 @@ from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, check_same_everywhere
 from apical.training._processes import Processes, process_group, processes
 from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
-from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
+from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._results import Loaders, TrainingResult
 from apical.training._run import train
@@ -38,6 +39,7 @@ __all__ = [
     "Classification",
     "EpochStats",
     "EvalStats",
+    "FreezingMethod",
     "GrowthMethod",
     "InterruptGuard",
     "Interrupted",
@@ -54,6 +56,8 @@ __all__ = [
     "Progress",
     "ProgressMode",
     "Replica",
+    "ResizableLoader",
+    "RoomyMethod",
     "RunFolder",
     "ScheduleConfig",
     "Segmentation",
@@ -63,7 +67,10 @@ __all__ = [
     "TensorBoardLogger",
     "TrainingConfig",
     "TrainingResult",
+    "apply_memory_format_",
     "atomic_file",
+    "autocast",
+    "batch_factor",
     "build_optimizer",
     "check_same_everywhere",
     "class_iou",
@@ -75,6 +82,7 @@ __all__ = [
     "has_checkpoint",
     "load_checkpoint",
     "lr_factor",
+    "lr_scale",
     "make_progress",
     "peak_memory_mib",
     "plain",

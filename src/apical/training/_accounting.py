@@ -35,7 +35,8 @@ def training_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, float | No
 
     Returns:
         `train_macs`, `train_macs_fraction`, `train_macs_vs_final` (None where MACs are unknown), `train_seconds`
-        (steps and restructuring), `step_seconds`, `restructure_seconds`, `data_seconds`, `eval_seconds`.
+        (steps and restructuring), `step_seconds`, `restructure_seconds`, `data_seconds`, `eval_seconds`; where steps
+        were compiled also `compilations` and `compile_seconds` (which are part of `step_seconds`).
 
     Example:
         >>> epoch = {"samples": 10, "step_seconds": 1.0, "restructure_seconds": 0.5}
@@ -54,6 +55,8 @@ def training_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, float | No
         "train_seconds": total("step_seconds") + total("restructure_seconds"),
         **{name: total(name) for name in ("step_seconds", "restructure_seconds", "data_seconds", "eval_seconds")},
     }
+    if any("compilations" in record for record in history):
+        costs |= {name: total(name) for name in ("compilations", "compile_seconds")}
     if history and all(record.get("macs") for record in history):
         spent = float(sum((record.get("mean_macs") or record["macs"]) * record["samples"] for record in history))
         samples = sum(record["samples"] for record in history)

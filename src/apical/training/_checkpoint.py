@@ -169,8 +169,18 @@ def _differences(saved: Any, wanted: Any, where: str) -> list[str]:
             else:
                 found += _differences(saved[key], wanted[key], inner)
         return found
-    same = not isinstance(saved, Tensor) and bool(saved == wanted)  # tensors compare element by element
-    return [] if same else [f"{where} is {saved!r} in the checkpoint, {wanted!r} in this run"]
+    return [] if _same(saved, wanted) else [f"{where} is {saved!r} in the checkpoint, {wanted!r} in this run"]
+
+
+def _same(saved: Any, wanted: Any) -> bool:
+    """Equality of settings, among which a tensor, also one within a list, is none: it would compare by elements."""
+    if isinstance(saved, Tensor):
+        return False
+    if isinstance(saved, list) and isinstance(wanted, list):
+        return len(saved) == len(wanted) and all(map(_same, saved, wanted))
+    if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
+        return not _differences(saved, wanted, "")
+    return bool(saved == wanted)
 
 
 _PLAIN = (str, int, float, bool, bytes, complex, type(None))

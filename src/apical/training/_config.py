@@ -105,6 +105,10 @@ class TrainingConfig:
     Attributes:
         epochs: number of passes over the training set, at least 1.
         batch_size: images per step in all processes together; the loaders read it, the loop does not.
+        batch_growth: while a network that grows is cheap, the batch is up to so many times `batch_size`, a whole
+            number: by what the final network costs, divided by what the present one does. 1 for never.
+        batch_growth_lr: what the learning rate does then: `"linear"`: it grows as the batch does; `"sqrt"`: as its
+            square root; `"none"`.
         optimizer: the optimizer.
         schedule: the learning rate over time.
         amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler).
@@ -116,7 +120,9 @@ class TrainingConfig:
         seed: seed of everything random.
         device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, ...
         sync_batchnorm: whether batch norms see the batches of all processes, so that their number changes nothing.
-        compile: whether the training step calls the model through torch.compile.
+        compile: whether the training step calls the model through torch.compile: every network anew, or with `"final"`
+            only the one that training ends with, from the moment when the method says that it will not change any more
+            (from the start with a method that never says so).
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
 
@@ -131,6 +137,8 @@ class TrainingConfig:
 
     epochs: int = 1
     batch_size: int = 128
+    batch_growth: int = 1
+    batch_growth_lr: Literal["linear", "sqrt", "none"] = "linear"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["none", "bfloat16", "float16"] = "none"
@@ -141,23 +149,26 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     sync_batchnorm: bool = True
-    compile: bool = False
+    compile: bool | Literal["final"] = False
     deterministic: bool = False
     eval_every: int = 1
 
     def __post_init__(self) -> None:
-        known = ("none", "bfloat16", "float16")
+        known, rules = ("none", "bfloat16", "float16"), ("linear", "sqrt", "none")
         _check(
             "training",
             {
                 f"epochs={self.epochs}, expected at least 1": self.epochs >= 1,
                 f"batch_size={self.batch_size}, expected at least 1": self.batch_size >= 1,
+                f"batch_growth={self.batch_growth}, expected at least 1": self.batch_growth >= 1,
+                f"batch_growth_lr={self.batch_growth_lr!r}, expected one of {rules}": self.batch_growth_lr in rules,
                 f"amp={self.amp!r}, expected one of {known}": self.amp in known,
                 f"label_smoothing={self.label_smoothing}, expected a number in [0, 1)": 0 <= self.label_smoothing < 1,
                 f"clip_grad_norm={self.clip_grad_norm}, expected a positive number": self.clip_grad_norm is None
                 or self.clip_grad_norm > 0,
                 f"ema_decay={self.ema_decay}, expected a number in (0, 1)": self.ema_decay is None
                 or 0 < self.ema_decay < 1,
+                f"compile={self.compile!r}, expected true, false or 'final'": self.compile in (True, False, "final"),
                 f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs}, expected fewer than epochs={self.epochs}": (

@@ -35,6 +35,8 @@ class EpochStats:
         step_seconds: in forward, backward and optimizer.
         data_seconds: waiting for batches and moving them to the device.
         restructure_seconds: in what was done between the steps.
+        compilations: graphs that torch.compile compiled in these steps.
+        compile_seconds: part of `step_seconds`: of the steps that compiled something.
     """
 
     loss: float
@@ -44,6 +46,8 @@ class EpochStats:
     step_seconds: float
     data_seconds: float
     restructure_seconds: float = 0.0
+    compilations: int = 0
+    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,14 @@ class Partial:
     step_seconds: float
     restructure_seconds: float
     sums: Mapping[str, Any]
+    compilations: int = 0
+    compile_seconds: float = 0.0
 
 
-def _partial(steps: int, step_seconds: float, restructure_seconds: float, tally: _Tally) -> Partial:
-    return Partial(steps, step_seconds, restructure_seconds, tally.everywhere())
+def _partial(
+    steps: int, step_seconds: float, restructure_seconds: float, tally: _Tally, compilations: int, compiling: float
+) -> Partial:
+    return Partial(steps, step_seconds, restructure_seconds, tally.everywhere(), compilations, compiling)
 
 
 def train_one_epoch(
@@ -180,9 +188,11 @@ def train_one_epoch(
     task = task or Classification(config.label_smoothing)
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     tally, steps, step_seconds, restructure_seconds = _Tally(device, where), 0, 0.0, 0.0
+    compilations, compile_seconds = 0, 0.0
     if begun is not None:
         tally.resume(begun.sums, device)
         steps, step_seconds, restructure_seconds = begun.steps, begun.step_seconds, begun.restructure_seconds
+        compilations, compile_seconds = begun.compilations, begun.compile_seconds
     before_seconds = step_seconds + restructure_seconds
     task.begin(training=True)
     started = time.perf_counter()
@@ -191,7 +201,7 @@ def train_one_epoch(
         if before_step is not None:
             before_step(steps)
         optimizer.zero_grad(set_to_none=True)
-        with _autocast(config, device):
+        with autocast(config, device):
             result = task.batch(model if replica is None else replica.module, inputs, targets, training=True)
         tally.add(result)
         scaler.scale(result.loss).backward()
@@ -202,8 +212,11 @@ def train_one_epoch(
         scaler.update()
         if average is not None:
             average.update_parameters(model)
-        step_seconds += time.perf_counter() - step_started
+        took = time.perf_counter() - step_started
+        step_seconds += took
         steps += 1
+        if replica is not None and (new := replica.newly_compiled()):
+            compilations, compile_seconds = compilations + new, compile_seconds + took
         if end_step is not None:
             changing = time.perf_counter()
             end_step()
@@ -211,14 +224,17 @@ def train_one_epoch(
         if after_step is not None:
             after_step(steps)
         if stop_after is not None:
-            stop_after(steps, partial(_partial, steps, step_seconds, restructure_seconds, tally))
+            so_far = (steps, step_seconds, restructure_seconds, tally, compilations, compile_seconds)
+            stop_after(steps, partial(_partial, *so_far))
     read_started = time.perf_counter()
     tally.read()  # waits for the device, so these seconds are those of steps
     ended = time.perf_counter()
     step_seconds += ended - read_started
     loss, metrics, samples = tally.results(task, "training")
     data_seconds = ended - started - (step_seconds + restructure_seconds - before_seconds)
-    return EpochStats(loss, metrics, samples, steps, step_seconds, data_seconds, restructure_seconds)
+    return EpochStats(
+        loss, metrics, samples, steps, step_seconds, data_seconds, restructure_seconds, compilations, compile_seconds
+    )
 
 
 @torch.no_grad()
@@ -258,7 +274,7 @@ def evaluate(
     task.begin(training=False)
     try:
         for inputs, targets in _on_device(loader, config, device):
-            with _autocast(config, device):
+            with autocast(config, device):
                 result = task.batch(model, inputs, targets, training=False)
             loss += result.loss * result.weight
             weight += result.weight
@@ -288,7 +304,8 @@ def _on_device(
         yield moved, targets.to(device, non_blocking=True)
 
 
-def _autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """The autocast under which a config runs its model."""
     return torch.autocast(device.type, dtype=_AMP[config.amp], enabled=config.amp != "none")
 
 

@@ -39,6 +39,7 @@ class Replica:
 
     def __init__(self, model: nn.Module, device: torch.device, sync_batchnorm: bool, compiled: bool = False) -> None:
         self._model, self._device, self._compiled = model, device, compiled
+        self._graphs = 0  # that had been compiled in this process when last asked
         self.team = processes()
         self._synchronised = sync_batchnorm and self.team.count > 1
         if self._synchronised:
@@ -53,6 +54,18 @@ class Replica:
             self._held = list(self._model.parameters())
             self._wrapped = self._wrap()
         return self._wrapped
+
+    def set_compiled(self, compiled: bool) -> None:
+        """Whether what training calls is compiled, from the next step on."""
+        if compiled != self._compiled:
+            self._compiled, self._wrapped, self._held = compiled, None, []
+
+    def newly_compiled(self) -> int:
+        """How many graphs torch.compile has compiled since it was last asked, to be asked after every step."""
+        if not self._compiled or self._wrapped is None:
+            return 0
+        before, self._graphs = self._graphs, _graphs_compiled()
+        return self._graphs - before
 
     def refresh(self, where: str, *, if_changed: bool = False) -> None:
         """After a restructuring: checks that all processes have the same model, and wraps it anew in the next step.
@@ -96,7 +109,15 @@ class Replica:
         if not self._compiled:
             return wrapped
         torch.compiler.reset()  # else torch gives up after eight networks, and runs the others as they are
+        self._graphs = _graphs_compiled()
         return torch.compile(wrapped)  # type: ignore[return-value]
+
+
+def _graphs_compiled() -> int:
+    """Of this process, ever; torch tells no other way than by its own statistics."""
+    from torch._dynamo.utils import counters  # slow to import, and only compiled runs need it
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def _buffers(shared: bool) -> dict[str, Any]:

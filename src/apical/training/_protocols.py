@@ -54,6 +54,16 @@ class StepwiseMethod(GrowthMethod, Protocol):
         ...
 
 
+@runtime_checkable
+class FreezingMethod(GrowthMethod, Protocol):
+    """A method that says when the network will not change any more."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether all further epochs train the network that is there now."""
+        ...
+
+
 MethodFactory = Callable[[nn.Module, Optimizer, Sequence[nn.Module]], GrowthMethod]
 """Builds the method from (model, optimizer, copies). The copies, such as the moving average of the weights (a
 `torch.optim.swa_utils.AveragedModel`), must be resized together with the model."""

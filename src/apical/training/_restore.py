@@ -15,7 +15,8 @@ from apical.training._epoch import Partial
 
 _NUMBERS = frozenset(
     ("epoch", "lr", "train_loss", "samples", "steps", "macs", "macs_fraction", "num_params", "params_fraction",
-     "train_macs", "blocks", "step_seconds", "data_seconds", "eval_seconds", "restructure_seconds")
+     "train_macs", "blocks", "step_seconds", "data_seconds", "eval_seconds", "restructure_seconds",
+     "compilations", "compile_seconds", "batch_size")
 )  # fmt: skip
 _NEEDED = ("epoch", "samples")
 
@@ -119,10 +120,11 @@ def partial_of(found: Any, steps: int) -> Partial | None:
         return None
     begun = Partial(**found)
     sums = begun.sums
-    seconds = (begun.step_seconds, begun.restructure_seconds)
-    numbers = (begun.steps, *seconds, *(sums[name] for name in ("loss", "weight", "samples", "seen")))
+    seconds = (begun.step_seconds, begun.restructure_seconds, begun.compile_seconds)
+    counted = (begun.steps, begun.compilations, *(sums[name] for name in ("loss", "weight", "samples", "seen")))
     counts = sums["counts"]
-    if not all(_alike(number, float) for number in numbers) or not (counts is None or isinstance(counts, Tensor)):
+    numbers = all(_alike(number, float) for number in (*counted, *seconds))
+    if not numbers or not (counts is None or isinstance(counts, Tensor)):
         raise CheckpointError("what the running epoch summed up to is no sum of an epoch")
     if not 0 < begun.steps <= steps:
         raise CheckpointError(f"{begun.steps} steps of the running epoch are done; this run has {steps}")

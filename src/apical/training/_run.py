@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical.errors import CheckpointError
 from apical.training._accounting import training_costs
+from apical.training._batch import BatchGrowth, lr_scale
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
@@ -25,7 +26,7 @@ from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, process_seed, refuse_unshared
 from apical.training._processes import Processes, any_of_all, first_before_others, process_group
 from apical.training._progress import Progress, SilentProgress, make_progress
-from apical.training._protocols import GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
+from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._restore import history_of, load_optimizer_, load_weights_, partial_of
 from apical.training._results import Loaders, TrainingResult, epoch_record
@@ -137,6 +138,7 @@ class _Run:
     guard: InterruptGuard
     progress: Progress
     replica: Replica
+    batch: BatchGrowth
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: Partial | None = None  # of the running epoch, if the checkpoint lies within it
     _partial: Callable[[], Partial] | None = None
@@ -149,6 +151,8 @@ class _Run:
     def one_epoch(self) -> None:
         """Trains, evaluates, restructures and saves."""
         epoch = len(self.history) + 1
+        if self.begun is None:
+            self.batch.begin_epoch()
         stats = self._train(epoch)
         self.replica.share_statistics_(self.average)
         due = epoch % self.config.eval_every == 0 or epoch == self.config.epochs
@@ -159,6 +163,10 @@ class _Run:
         self.replica.refresh(f"after epoch {epoch}")
         seconds = time.perf_counter() - started + stats.restructure_seconds
         record = epoch_record(epoch, record, stats, evaluation, self.optimizer, seconds)
+        if self.config.batch_growth > 1:
+            record["batch_size"] = self.batch.factor * self.config.batch_size
+        if self.config.compile:
+            record |= {"compilations": stats.compilations, "compile_seconds": stats.compile_seconds}
         record["peak_memory_mib"] = peak_memory_mib(self.device)
         self.history.append(record)
         self.save()
@@ -168,6 +176,8 @@ class _Run:
 
     def _train(self, epoch: int) -> EpochStats:
         steps, epochs = len(self.loaders.train), self.config.epochs
+        larger = lr_scale(self.batch.factor, self.config.batch_growth_lr)
+        self._compile_if_due()
         seed = process_seed(self.config.seed, epoch, self.replica.team)
         if seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
@@ -176,7 +186,7 @@ class _Run:
         held = list(self.model.parameters())  # all in the memory format that is asked for
 
         def before_step(step: int) -> None:
-            set_lr_(self.optimizer, lr_factor(epoch - 1 + step / steps, epochs, self.config.schedule))
+            set_lr_(self.optimizer, larger * lr_factor(epoch - 1 + step / steps, epochs, self.config.schedule))
 
         def end_step() -> None:
             assert isinstance(self.method, StepwiseMethod)
@@ -189,6 +199,7 @@ class _Run:
                 apply_memory_format_(self.model, self.config)
                 held[:] = self.model.parameters()
             self.replica.refresh(f"in epoch {epoch}", if_changed=True)
+            self._compile_if_due()
 
         def after_step(step: int) -> None:
             self.progress.step(epoch, step, steps)
@@ -218,6 +229,10 @@ class _Run:
             stop_after=stop_after,
             where=f"in epoch {epoch}",
         )
+
+    def _compile_if_due(self) -> None:
+        changing = isinstance(self.method, FreezingMethod) and not self.method.frozen
+        self.replica.set_compiled(self.config.compile is True or (self.config.compile == "final" and not changing))
 
     def _evaluate(self, model: nn.Module, loader: Loader, when: str) -> EvalStats:
         def after_batch() -> None:
@@ -252,6 +267,7 @@ class _Run:
             "method": self.method.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "batch_factor": self.batch.factor,
             "loader": self.loaders.train.state_dict(),
             "random": random_state(),
             "history": self.history,
@@ -292,6 +308,7 @@ class _Run:
         if self.average is not None:
             load_weights_(self.average, state["average"], "the moving average")
         self.scaler.load_state_dict(state["scaler"])
+        self.batch.set(state["batch_factor"])  # of the running epoch; the loader counts in its batches
         self.loaders.train.load_state_dict(state["loader"])
         self.history = history_of(state["history"], epochs)
         self.begun = partial_of(state["begun"], len(self.loaders.train))
@@ -366,7 +383,7 @@ def _start(
     device = resolve_device(config.device)
     model.to(device)
     apply_memory_format_(model, config)
-    replica = Replica(model, device, config.sync_batchnorm, config.compile)
+    replica = Replica(model, device, config.sync_batchnorm)
     optimizer = build_optimizer(model, config.optimizer)
     average = None
     if config.ema_decay is not None:
@@ -375,19 +392,6 @@ def _start(
     method = PlainMethod(model) if factory is None else factory(model, optimizer, copies)
     apply_memory_format_(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
-    return _Run(
-        model,
-        optimizer,
-        method,
-        average,
-        scaler,
-        loaders,
-        config,
-        task,
-        device,
-        folder,
-        identity,
-        guard,
-        progress,
-        replica,
-    )
+    batch = BatchGrowth(method, loaders.train, config.batch_growth)
+    return _Run(model, optimizer, method, average, scaler, loaders, config, task, device, folder, identity, guard,
+                progress, replica, batch)  # fmt: skip
