@@ -169,6 +169,11 @@ def recorded(folder: Path, settings: Sequence[str]) -> Growth:
             f"{folder / 'history.jsonl'} does not give the widths and MACs of each epoch; expected the folder of a run "
             "of `apical train` by a method that changes widths"
         )
+    if len(records) != config.training.epochs:
+        raise ConfigError(
+            f"{folder} has {len(records)} of {config.training.epochs} epochs; expected a finished run, whose last "
+            "network is the final one"
+        )
     model = task_kind(config.task).template(config.model, facts)
     structure = apical.trace(model, (torch.zeros(1, *facts["image_shape"]),))
     name = f"{config.recipe}, {config.method}, seed {config.training.seed}"

@@ -106,6 +106,9 @@ def test_networks_of_a_simulated_growth_and_of_a_runs_folder(tmp_path: Path) -> 
     assert (found.steps, len(found.records)) == (7, 4)
     check_networks(found)
 
+    (tmp_path / "history.jsonl").write_text(lines[0])
+    with pytest.raises(ConfigError, match="has 1 of 4 epochs; expected a finished run"):
+        recorded(tmp_path, SMALL)
     (tmp_path / "history.jsonl").write_text(json.dumps({"epoch": 1, "num_params": 5}) + "\n")
     with pytest.raises(ConfigError, match="does not give the widths and MACs"):
         recorded(tmp_path, SMALL)
