@@ -140,8 +140,9 @@ class GateInForward:
 
     def _update(self) -> None:
         gates = relax(*gates_of(self.grower))
-        for path, sites in self._sites.items():
-            self._factors[path] = torch.stack([site.spread(gates) for site in sites]).prod(0)
+        self._factors = {
+            path: torch.stack([site.spread(gates) for site in sites]).prod(0) for path, sites in self._sites.items()
+        }
 
 
 def _gated_norms(grower: apical.Grower) -> list[str]:

@@ -124,12 +124,13 @@ def train(data: Images, name: str, seed: int, options: argparse.Namespace) -> di
 
 def ablate(data: Images, names: Sequence[str], options: argparse.Namespace) -> list[str]:
     """Do the runs that are not done yet; returns what failed, in words."""
+    for path in options.out.glob("*-seed*.json"):
+        check(path, options)
     failed = []
     for seed in options.seeds:
         for name in names:
             path = options.out / f"{name}-seed{seed}.json"
             if path.exists():
-                check(path, settings(name, seed, options))
                 continue
             try:
                 result = train(data, name, seed, options)
@@ -146,13 +147,16 @@ def ablate(data: Images, names: Sequence[str], options: argparse.Namespace) -> l
     return failed
 
 
-def check(path: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse a finished run that was made with other settings: it belongs to another table.
+def check(path: Path, options: argparse.Namespace) -> None:
+    """Refuse a finished run that was made with other settings, or by other defaults: it belongs to another table.
 
     Raises:
         SystemExit: saying what differs.
     """
     found = json.loads(path.read_text())["settings"]
+    if found["variant"] not in VARIANTS:
+        return  # of another version of this script
+    wanted = settings(found["variant"], found["seed"], options)
     pairs = [(name, found.get(name), value) for name, value in wanted.items() if name != "growth"]
     had = found.get("growth", {})
     pairs += [(f"growth.{name}", had.get(name), value) for name, value in wanted["growth"].items()]

@@ -174,7 +174,7 @@ def norm_scales(grower: Grower, gates: Tensor) -> list[tuple[tuple[str, int], fl
     """Every live gate position of an inner norm's scale: who it is, its value, and its gate."""
     inner = {part.tensor for g in grower.structure.groups if g.role == "inner" for part in g.gate_site}
     return [
-        ((site.name, int(entry)), float(lookup(grower.model, site.name)[position]), float(gates[entry]))
+        ((site.name, int(entry)), lookup(grower.model, site.name)[position].item(), float(gates[entry]))
         for site in live_network.gate_sites(grower)
         if site.name in inner and site.name.endswith("weight")
         for position, entry in zip(site.positions, site.entries, strict=True)
