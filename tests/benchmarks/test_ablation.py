@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from apical import Grower
 from apical.gates import relax
 from apical.resizing import lookup
+from apical.structure import lies_in
 from growth.cases import built, grown, loss_of, sgd
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -184,6 +185,12 @@ def norm_scales(grower: Grower, gates: Tensor) -> list[tuple[tuple[str, int], fl
 # ---- newborns --------------------------------------------------------------------------------------------------------
 
 
+def inner(grower: Grower) -> list[Any]:
+    """The inner groups of the blocks that are present."""
+    skip = grower.state_dict()["skip"]
+    return [g for g in grower.structure.groups if g.role == "inner" and not any(lies_in(g.name, b) for b in skip)]
+
+
 def birthdays(grower: Grower, epochs: dict[tuple[str, int], int], epoch: int) -> None:
     """Note the epoch in which each unit of an inner group is first seen."""
     for group in grower.structure.groups:
@@ -203,7 +210,7 @@ def test_newborns_step_twice_as_far_for_two_epochs_and_all_else_as_before() -> N
         for i in range(2):
             old = {name: p.detach().clone() for name, p in model.named_parameters()}
             double_step(model, optimizer, 10 * epoch + i)
-            for group in [g for g in grower.structure.groups if g.role == "inner"]:
+            for group in inner(grower):
                 path = group.name.removesuffix("conv1")
                 young = [born[group.name, u] > 0 and epoch - born[group.name, u] < 2 for u in grower.keep[group.name]]
                 factor = 1 + torch.tensor(young, dtype=torch.float64)
@@ -251,7 +258,7 @@ def test_newborns_get_the_mean_momentum_of_the_older_units() -> None:
         double_step(model, optimizer, epoch)
         double_step(model, optimizer, epoch + 50)
         method.end_epoch()
-        for group in [g for g in grower.structure.groups if g.role == "inner"]:
+        for group in inner(grower):
             kept = grower.keep[group.name]
             new = [i for i, unit in enumerate(kept) if unit not in before[group.name]]
             old = [i for i, unit in enumerate(kept) if unit in before[group.name]]
