@@ -18,8 +18,10 @@ import argparse
 import json
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from apical.models import CifarResNet
 TRAIN, HELD_OUT = slice(0, 20_000), slice(-5_000, None)
 BATCH = 128
 Images = tuple[Tensor, Tensor]
+Make = Callable[[nn.Module, torch.optim.Optimizer, Tensor], Any]  # a method for a model, its optimizer and an example
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Outcome:
     params_fraction: float
     train_macs: float  # in epochs of the full model
     blocks: int
+    macs: int
+    num_params: int
+    churn: int  # units and blocks that were born, came back or died
+    seconds: float  # of training and restructuring
+    history: list[dict[str, Any]] = field(repr=False)  # one record per epoch
 
 
 class Fixed:
@@ -56,6 +64,9 @@ class Fixed:
     def end_epoch(self) -> dict[str, Any]:
         return self._record
 
+    def finish(self) -> None:
+        pass
+
 
 def load(name: str) -> Images:
     """Normalised images at half resolution, and labels, of the training set  # (N, C, H / 2, W / 2), (N,)"""
@@ -65,8 +76,8 @@ def load(name: str) -> Images:
     return ((small - mean) / std).contiguous(memory_format=torch.channels_last), arrays.labels
 
 
-def make(options: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor,
-         seed: int) -> Any:  # fmt: skip
+def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer,
+              example: Tensor) -> Any:  # fmt: skip
     """The method, with the model brought to its first shape."""
     if options.method == "grown":
         return apical.Grower(
@@ -81,22 +92,22 @@ def make(options: argparse.Namespace, model: nn.Module, optimizer: torch.optim.O
     return Fixed(structure, keep, options.skip)
 
 
-def run(data: Images, seed: int, options: argparse.Namespace) -> Outcome:
-    """Train one network and measure it on the held-out images."""
+def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False) -> Outcome:
+    """Train one network by the method that ``make`` returns, and measure it on the held-out images."""
     images, labels = data
     inputs, targets = images[TRAIN], labels[TRAIN]
     torch.manual_seed(seed)
-    model = CifarResNet(depth=options.depth, in_channels=inputs.shape[1])
+    model = CifarResNet(depth=depth, in_channels=inputs.shape[1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    method = make(options, model, optimizer, inputs[:1].contiguous(), seed)
-    steps, augment, records = len(inputs) // BATCH, options.data == "cifar10", []
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(options.epochs):
+    method = make(model, optimizer, inputs[:1].contiguous())
+    steps, records = len(inputs) // BATCH, []
+    generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
+    for epoch in range(epochs):
         model.to(memory_format=torch.channels_last).train()
         order, losses = torch.randperm(len(inputs), generator=generator), []
         for step, batch in enumerate(order[: steps * BATCH].split(BATCH)):
             for group in optimizer.param_groups:
-                group["lr"] = 0.1 * cosine(epoch + step / steps, options.epochs)
+                group["lr"] = 0.1 * cosine(epoch + step / steps, epochs)
             x = random_flip(random_crop(inputs[batch], 2, generator), generator) if augment else inputs[batch]
             with torch.autocast("cpu", torch.bfloat16):
                 loss = nn.functional.cross_entropy(model(x), targets[batch])
@@ -105,10 +116,27 @@ def run(data: Images, seed: int, options: argparse.Namespace) -> Outcome:
             optimizer.step()
             losses.append(loss.item())
         records.append({**method.end_epoch(), "loss": statistics.mean(losses)})
+    seconds = time.perf_counter() - start
+    method.finish()
+    return outcome(accuracy(model, images[HELD_OUT], labels[HELD_OUT]), records, seconds)
+
+
+def outcome(judged: float, records: list[dict[str, Any]], seconds: float) -> Outcome:
+    """What the epochs' records add up to."""
     last = records[-1]
-    judged = accuracy(model, images[HELD_OUT], labels[HELD_OUT])
-    return Outcome(judged, last["loss"], last["macs_fraction"], last["params_fraction"],
-                   sum(record["macs_fraction"] for record in records), last["blocks"])  # fmt: skip
+    return Outcome(
+        accuracy=judged,
+        train_loss=last["loss"],
+        macs_fraction=last["macs_fraction"],
+        params_fraction=last["params_fraction"],
+        train_macs=sum(record["macs_fraction"] for record in records),
+        blocks=last["blocks"],
+        macs=last["macs"],
+        num_params=last["num_params"],
+        churn=sum(record.get(change, 0) for record in records for change in ("born", "returned", "died")),
+        seconds=seconds,
+        history=records,
+    )
 
 
 def cosine(epoch: float, epochs: int) -> float:
@@ -149,7 +177,8 @@ def main() -> None:
     options = parser.parse_args()
     data, outcomes = load(options.data), []
     for seed in options.seeds:
-        outcomes.append(run(data, seed, options))
+        make = partial(method_of, options, seed)
+        outcomes.append(run(data, seed, options.epochs, make, options.depth, augment=options.data == "cifar10"))
         print(f"seed {seed}: {outcomes[-1]}", flush=True)
     show: Callable[[str, float], str] = lambda name, scale: _mean([scale * getattr(o, name) for o in outcomes])  # noqa: E731
     print(f"accuracy {show('accuracy', 100)} %, training MACs {show('train_macs', 1)} epochs of the full model")

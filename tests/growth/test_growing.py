@@ -79,6 +79,32 @@ def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) 
     assert any(not torch.equal(a, p) for a, p in zip(was, model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("style", ["thin", "small"])
+@pytest.mark.parametrize("name", ["residual", "plain", "lstm"])
+def test_a_network_that_starts_above_its_budget_is_only_pruned_down_to_it(name: str, style: str) -> None:
+    """From the full network where everything may shrink, from whole inner widths where the streams stay."""
+    model = built(name)
+    optimizer = sgd(model)
+    grower = grown(name, model, optimizer, seed_style=style, seed_fraction=100.0, scores="random", growth_end=0.75,
+                   freeze_at=0.75)  # fmt: skip
+    start = grower.state_dict()
+    free = [g for g in grower.structure.groups if style == "small" or g.role == "inner"]
+    if style == "small":
+        assert start["skip"] == []
+    assert start["skip"] or all(len(start["keep"][g.name]) == g.size for g in free)
+    assert grower.target_load == pytest.approx(grower.bound.load(start["keep"], start["skip"]))
+    run(grower, optimizer, name)
+    loads = [r["scheduled_load"] for r in grower.history]
+    assert loads == sorted(loads, reverse=True)
+    assert loads[0] > 1.01
+    assert loads[-1] == 1.0
+    assert within(grower)
+    costs = [r["macs"] for r in grower.history]
+    assert costs == sorted(costs, reverse=True)
+    if style == "small":
+        assert sum(r["born"] for r in grower.history) == 0  # everything lived from the start
+
+
 def check_priced(grower: Grower) -> None:
     """The last record says what the model is."""
     last = grower.history[-1]

@@ -30,6 +30,15 @@ def test_the_schedule_rises_from_the_seed_to_the_budget(end: float, seed_load: f
     assert scheduled_load(config, end, seed_load) == loads[-1] == 1
 
 
+@given(end=fractions, seed_load=st.floats(1.0, 50.0), schedule=st.sampled_from(["linear", "geometric"]))
+def test_the_schedule_falls_from_a_large_start_to_the_budget(end: float, seed_load: float, schedule: Any) -> None:
+    config = GrowthConfig(growth_end=end, freeze_at=1.0, schedule=schedule)
+    loads = [scheduled_load(config, i / 40, seed_load) for i in range(41)]
+    assert loads[0] == pytest.approx(seed_load)
+    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(loads))
+    assert scheduled_load(config, end, seed_load) == loads[-1] == 1
+
+
 def test_the_geometric_schedule_starts_slower() -> None:
     linear, geometric = (GrowthConfig(schedule=s, growth_end=0.5, freeze_at=0.5) for s in ("linear", "geometric"))
     assert scheduled_load(geometric, 0.25, 0.16) == pytest.approx(0.4)
@@ -59,8 +68,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"scores": "fixed"}, "scores"),
     ({"temperature": "hot"}, "temperature"),
     ({"birth": "spontaneous"}, "birth"),
-    *[({name: value}, name) for name in ("seed_fraction", "growth_end", "freeze_at")
+    *[({name: value}, name) for name in ("growth_end", "freeze_at")
       for value in (0, -0.1, 1.5, float("nan"), "half", None, True)],
+    *[({"seed_fraction": value}, "seed_fraction")
+      for value in (0, -0.1, float("inf"), float("nan"), "half", None, True)],
     *[({name: value}, name) for name in ("interval", "divisor", "min_units") for value in (0, -1, 1.5, "2", True)],
     ({"freeze_at": 0.3, "growth_end": 0.6}, "freeze_at"),
     ({"beta_final": 0.5}, "beta_final"),

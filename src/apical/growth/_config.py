@@ -20,14 +20,17 @@ class GrowthConfig:
             (and blocks may leave); ``"small"``: everything small and as few blocks as possible, the paper's way;
             ``"pretrained"``: like thin, for a model that was trained before: the strongest units of every group form
             the seed, and the others come back in the order of their strength, with the weights that they have.
-        seed_fraction: cost of the seed as a fraction of the budget (the smallest network if that costs more).
+        seed_fraction: cost of the seed as a fraction of the budget (the smallest network if that costs more). Above 1,
+            the start is larger than the end and is only pruned: ``seed_style="small", seed_fraction=2`` under a budget
+            of 50 % starts from the full network. The largest network if that costs less.
         depth_share: how much of the reduction to the budget a thin seed makes by leaving out blocks, as a share of its
             logarithm; widths make the rest (compound scaling, Tan and Le 2019, has 0.49). 0: all blocks are there.
         widths: the proportions between groups to which equal scores lead. ``"uniform"``: one ratio for all;
             ``"balanced"``: groups whose units are dear stay narrower, so that several limits can all be used up.
         growth_end: when the scheduled cost reaches the budget.
         freeze_at: when restructuring ends; between ``growth_end`` and here units may still be exchanged.
-        schedule: how the scheduled cost rises: ``"linear"``, or ``"geometric"`` (slower first).
+        schedule: how the scheduled cost goes from the seed's to the budget: ``"linear"``, or ``"geometric"`` (by equal
+            factors: a rise is slower first, a fall faster first).
         interval: epochs (or steps) from one restructuring to the next.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
         divisor: widths are multiples of this where a group is large enough; ``"auto"``: of what this device likes,
@@ -89,7 +92,9 @@ class GrowthConfig:
             raise ConfigError("growth options: " + "; ".join(problems))
 
     def _wrong_values(self) -> Iterator[str]:
-        for name in ("seed_fraction", "growth_end", "freeze_at"):
+        if not self.seed_fraction > 0:
+            yield f"seed_fraction must be above 0, got {self.seed_fraction!r}"
+        for name in ("growth_end", "freeze_at"):
             if not 0 < getattr(self, name) <= 1:
                 yield f"{name} must be in (0, 1], got {getattr(self, name)!r}"
         if not 0 <= self.depth_share <= 1:

@@ -124,10 +124,11 @@ class Grower:
         self._penalty = torch.zeros_like(self.components.scores)
         self._beta = torch.ones_like(self.components.scores)
         smallest = self._smallest_load()
-        self._seed_load = 1.0 if self.config.interval >= self._total else max(self.config.seed_fraction, smallest)
+        wanted = 1.0 if self.config.interval >= self._total else max(self.config.seed_fraction, smallest)
+        first = self.sampler.budgeted(self._pin(self.components.scores), self._beta, self.components.noise, wanted)
+        self._seed_load = min(wanted, max(1.0, first.load))  # the largest network may cost less than wanted
         self.target_load = self._seed_load
-        self._apply(self.sampler.budgeted(self._pin(self.components.scores), self._beta, self.components.noise,
-                                          self.target_load))  # fmt: skip
+        self._apply(first)
         self._hooks = [o.register_step_pre_hook(self._hook(i)) for i, o in enumerate(self._optimizers)]
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------

@@ -8,11 +8,14 @@ from apical.growth._config import GrowthConfig
 def scheduled_load(config: GrowthConfig, progress: float, seed_load: float) -> float:
     """Scheduled cost, as a fraction of the budget, after a fraction of training.
 
-    Rises from the seed's cost to 1 at ``growth_end``, linearly or geometrically.
+    Goes from the seed's cost to 1 at ``growth_end``, linearly or geometrically: up from a small seed, down from one
+    that costs more than the budget.
 
     Example:
         >>> [round(scheduled_load(GrowthConfig(growth_end=0.5), p, 0.2), 2) for p in (0.0, 0.25, 0.5, 1.0)]
         [0.2, 0.6, 1.0, 1.0]
+        >>> scheduled_load(GrowthConfig(growth_end=0.5), 0.25, 2.0)
+        1.5
     """
     done = min(1.0, progress / config.growth_end)
     if config.schedule == "geometric":
