@@ -84,6 +84,16 @@ def test_a_comparison_measures_once(shapes: list[Any], tmp_path: Path, monkeypat
     assert "divisor=4" in json.loads((tmp_path / "compare.json").read_text())["command"]
 
 
+def test_a_divisor_of_one_method_is_not_taken_for_the_measured_one(shapes: list[Any], tmp_path: Path) -> None:
+    def together(methods: list[str]) -> None:
+        compare(tiny(*AUTO, "epochs=1", "limit=32"), methods, [0], tmp_path, options={"uniform": {"divisor": 2}},
+                latency=False, progress=lambda: make_progress("quiet"))  # fmt: skip
+
+    together(["uniform"])
+    together(["uniform", "l1"])
+    assert [read_config(tmp_path / f"{m}-seed0").growth.divisor for m in ("uniform", "l1")] == [2, 4]
+
+
 def test_what_cannot_measure_says_so() -> None:
     config = tiny(*AUTO)
     with pytest.raises(ConfigError, match=r"a run on paper cannot choose growth\.divisor=auto"):

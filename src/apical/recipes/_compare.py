@@ -165,7 +165,10 @@ def compare(
         ConfigError, DataError, BudgetError, CheckpointError, TrainingError, Interrupted: as `run`; the same call goes
             on where it stopped.
     """
-    config = _with_one_divisor(config, [item.folder for item in plan(config, methods, seeds, out, options)], message)
+    if config.growth.divisor == "auto":
+        planned = plan(config, methods, seeds, out, options)
+        shared = [item.folder for item in planned if item.config.growth.divisor == "auto"]  # not those with their own
+        config = _with_one_divisor(config, shared, message)
     planned = plan(config, methods, seeds, out, options)
     for number, item in enumerate(planned, 1):
         where = f"{item.method}, seed {item.seed} ({number} of {len(planned)})"
@@ -177,9 +180,7 @@ def compare(
 
 
 def _with_one_divisor(config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None) -> RunConfig:
-    """``growth.divisor=auto`` is measured once for all runs, and read from those that were begun before."""
-    if config.growth.divisor != "auto":
-        return config
+    """``growth.divisor=auto`` is measured once for all runs, or read from one that was begun before."""
     kind = task_kind(config.task)
     facts = kind.prepare(config.data, config.training).facts
     seed_everything(config.training.seed)
