@@ -86,7 +86,7 @@ def test_a_comparison_measures_once(shapes: list[Any], tmp_path: Path, monkeypat
 
 def test_a_divisor_of_one_method_is_not_taken_for_the_measured_one(shapes: list[Any], tmp_path: Path) -> None:
     def together(methods: list[str]) -> None:
-        compare(tiny(*AUTO, "epochs=1", "limit=32"), methods, [0], tmp_path, options={"uniform": {"divisor": 2}},
+        compare(tiny(*AUTO, "epochs=2", "limit=32"), methods, [0], tmp_path, options={"uniform": {"divisor": 2}},
                 latency=False, progress=lambda: make_progress("quiet"))  # fmt: skip
 
     together(["uniform"])
