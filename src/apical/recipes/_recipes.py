@@ -64,11 +64,14 @@ def cifar10_resnet56() -> RunConfig:
 
 @register_recipe("cifar10-vgg16")
 def cifar10_vgg16() -> RunConfig:
-    """VGG-16 with batch norm on CIFAR-10, 5 % of its parameters.
+    """VGG-16 with batch norm on CIFAR-10, 5 % of its parameters and at most 13.6 % of its MACs.
 
-    The budget is the paper's parameter sparsity of 0.95 [SCS].
+    The limits are the paper's parameter sparsity of 0.95 and what its network costs [SCS]. Its late layers hold the
+    parameters and its early ones the MACs, so that widths are balanced between the two limits.
     """
-    return _cifar10("cifar10-vgg16", ModelConfig("vgg16"), _cifar_training(160, 5e-4), "5% params")
+    growth = GrowthConfig(widths="balanced", divisor=8)
+    training = _cifar_training(160, 5e-4)
+    return _cifar10("cifar10-vgg16", ModelConfig("vgg16"), training, "13.6% macs, 5% params", growth)
 
 
 @register_recipe("cifar10-wrn28-10")
@@ -76,10 +79,12 @@ def cifar10_wrn28_10() -> RunConfig:
     """Wide ResNet 28-10 on CIFAR-10, 10 % of its parameters.
 
     The budget is the paper's parameter sparsity of 0.90 [SCS]; 200 epochs with Nesterov momentum as in Zagoruyko and
-    Komodakis 2016.
+    Komodakis 2016. Blocks make a quarter of the reduction, which leaves a depth of about 20: in that paper 16 was as
+    good as 40 at equal parameters. Not tried here.
     """
     training = _cifar_training(200, 5e-4, nesterov=True)
-    return _cifar10("cifar10-wrn28-10", ModelConfig("wrn28_10"), training, "10% params", GrowthConfig(divisor=8))
+    growth = GrowthConfig(depth_share=0.25, divisor=8)
+    return _cifar10("cifar10-wrn28-10", ModelConfig("wrn28_10"), training, "10% params", growth)
 
 
 @register_recipe("imagenet-resnet50")
