@@ -69,7 +69,7 @@ class Grower:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         >>> grower = apical.Grower(model, optimizer, example_inputs=(torch.zeros(1, 4),), budget="50% macs", epochs=8)
         >>> model[0].out_features
-        5
+        8
         >>> x, y = torch.randn(32, 4), torch.randint(3, (32,))
         >>> for epoch in range(8):
         ...     loss = nn.functional.cross_entropy(model(x), y)

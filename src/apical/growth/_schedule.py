@@ -12,9 +12,10 @@ def scheduled_load(config: GrowthConfig, progress: float, seed_load: float) -> f
     that costs more than the budget.
 
     Example:
-        >>> [round(scheduled_load(GrowthConfig(growth_end=0.5), p, 0.2), 2) for p in (0.0, 0.25, 0.5, 1.0)]
+        >>> config = GrowthConfig(growth_end=0.5, freeze_at=0.5)
+        >>> [round(scheduled_load(config, p, 0.2), 2) for p in (0.0, 0.25, 0.5, 1.0)]
         [0.2, 0.6, 1.0, 1.0]
-        >>> scheduled_load(GrowthConfig(growth_end=0.5), 0.25, 2.0)
+        >>> scheduled_load(config, 0.25, 2.0)
         1.5
     """
     done = min(1.0, progress / config.growth_end)
