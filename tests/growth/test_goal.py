@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,9 +12,9 @@ import apical
 from apical.budget import BoundBudget, Budget
 from apical.errors import ConfigError
 from apical.growth._balance import balanced_widths
-from apical.growth._pinned import compound_skip
+from apical.growth._depth import compound_skip, dearest_first
 from apical.growth._sampling import uniform_widths
-from apical.models import CifarResNet, vgg16
+from apical.models import GPT, CifarResNet, vgg16
 
 IMAGE = (torch.zeros(1, 3, 32, 32),)
 
@@ -32,15 +33,33 @@ def bound(structure: apical.Structure, budget: str) -> BoundBudget:
     return BoundBudget(Budget.of(budget), structure)
 
 
-@pytest.mark.parametrize(("share", "expected"), [
-    (0.0, []),
-    (0.5, ["layer1.2", "layer3.2", "layer2.2"]),
-    (1.0, ["layer1.2", "layer3.2", "layer2.2", "layer1.1"]),
+@pytest.mark.parametrize(("budget", "share", "expected"), [
+    ("50% macs", 0.0, []),
+    ("50% macs", 0.5, ["layer1.2", "layer1.1", "layer1.0"]),
+    ("50% macs", 1.0, ["layer1.2", "layer1.1", "layer1.0", "layer2.2"]),
+    ("50% params", 1.0, ["layer1.2", "layer3.2", "layer2.2", "layer1.1"]),
 ])  # fmt: skip
-def test_stages_give_up_their_last_blocks_in_turn(
-    resnet20: apical.Structure, share: float, expected: list[str]
+def test_stages_that_are_dear_give_up_their_blocks_first_and_equal_ones_in_turn(
+    resnet20: apical.Structure, budget: str, share: float, expected: list[str]
 ) -> None:
-    assert list(compound_skip(bound(resnet20, "50% macs"), share, ())) == expected
+    assert list(compound_skip(bound(resnet20, budget), share, ())) == expected
+
+
+def test_the_order_keeps_the_most_parameters_for_the_budget(resnet20: apical.Structure) -> None:
+    """No other choice of as many blocks has as few MACs and more parameters."""
+    for count in range(1, 7):
+        chosen = list(dearest_first(bound(resnet20, "50% macs")))[:count]
+        macs, params = resnet20.macs({}, chosen), resnet20.num_params({}, chosen)
+        for other in itertools.combinations([block.name for block in resnet20.blocks], count):
+            assert resnet20.macs({}, other) > macs or resnet20.num_params({}, other) <= params, other
+
+
+def test_blocks_of_one_stream_leave_from_the_last_although_they_differ_in_price() -> None:
+    """Attention costs more for a parameter than the layers between; a transformer must not lose all of it first."""
+    model = GPT(32, context_length=64, embedding_size=16, num_layers=3, num_heads=2)
+    structure = apical.trace(model, (torch.zeros(1, 64, dtype=torch.long),))
+    names = [block.name for block in structure.blocks]
+    assert list(dearest_first(bound(structure, "50% macs"))) == names[::-1]
 
 
 def test_what_depth_leaves_is_nearest_to_its_share(resnet20: apical.Structure) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from math import log
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from apical.budget import BoundBudget
 from apical.errors import ConfigError
 from apical.growth._balance import balanced_widths
 from apical.growth._config import GrowthConfig
+from apical.growth._depth import compound_skip
 from apical.growth._sampling import Limits, uniform_widths
 from apical.structure import Structure, lies_in
 
@@ -112,44 +112,3 @@ class Pinned:
             if open_to_leave and gates[i] < BLOCK_FLOOR and bound.load(self.widths, [*gone, names[i]]) >= 1:
                 gone.append(names[i])
         return torch.tensor([name not in gone for name in names], dtype=torch.bool)
-
-
-def compound_skip(bound: BoundBudget, depth_share: float, stay: Collection[str]) -> tuple[str, ...]:
-    """The blocks that a network does without when depth carries a share of the reduction, and widths the rest.
-
-    If the budget allows a fraction f of the full cost, the blocks that remain cost about f^depth_share at full width.
-    Stages (runs of blocks with one stream) give up their last blocks in turn, the one with the most blocks first.
-    Compound scaling (Tan and Le, EfficientNet, ICML 2019) has a depth share of ln 1.2 / (ln 1.2 + 2 ln 1.1) = 0.49.
-
-    Args:
-        bound: the budget.
-        depth_share: in [0, 1]; 0 leaves out none.
-        stay: names of blocks that are not left out.
-    """
-    full = bound.load({})
-    goal = -depth_share * log(max(1.0, full))
-    chosen: list[str] = []
-    order = _last_in_turn(bound.structure, stay)
-    while order:
-        present = log(bound.load({}, chosen) / full)
-        deeper = log(bound.load({}, [*chosen, order[0]]) / full)
-        if abs(deeper - goal) >= abs(present - goal):
-            break
-        chosen.append(order.pop(0))
-    return tuple(chosen)
-
-
-def _last_in_turn(structure: Structure, stay: Collection[str]) -> list[str]:
-    """Blocks in the order in which they are left out: the last one of the stage that has the most left, later stages
-    first. A stage is made of the blocks that add to one stream.
-    """
-    stream_of = {m.tensor: group.name for group in structure.groups if group.role == "stream" for m in group.members}
-    stages: dict[str, list[str]] = {}
-    for block in structure.blocks:
-        if block.name not in stay:
-            stages.setdefault(stream_of.get(block.gate_site[0], ""), []).append(block.name)
-    order: list[str] = []
-    while any(stages.values()):
-        longest = max(reversed(stages.values()), key=len)
-        order.append(longest.pop())
-    return order
