@@ -28,7 +28,8 @@ class GrowthConfig:
         widths: the proportions between groups to which equal scores lead. ``"uniform"``: one ratio for all;
             ``"balanced"``: groups whose units are dear stay narrower, so that several limits can all be used up.
         growth_end: when the scheduled cost reaches the budget.
-        freeze_at: when restructuring ends; between ``growth_end`` and here units may still be exchanged.
+        freeze_at: when restructuring ends; between ``growth_end`` and here units may still be exchanged. None: together
+            with growth, at ``growth_end``.
         schedule: how the scheduled cost goes from the seed's to the budget: ``"linear"``, or ``"geometric"`` (by equal
             factors: a rise is slower first, a fall faster first).
         interval: epochs (or steps) from one restructuring to the next.
@@ -63,7 +64,7 @@ class GrowthConfig:
     depth_share: float = 0.5
     widths: Literal["uniform", "balanced"] = "uniform"
     growth_end: float = 0.4
-    freeze_at: float = 0.4
+    freeze_at: float | None = None
     schedule: Literal["linear", "geometric"] = "linear"
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
@@ -94,15 +95,15 @@ class GrowthConfig:
     def _wrong_values(self) -> Iterator[str]:
         if not self.seed_fraction > 0:
             yield f"seed_fraction must be above 0, got {self.seed_fraction!r}"
-        for name in ("growth_end", "freeze_at"):
-            if not 0 < getattr(self, name) <= 1:
-                yield f"{name} must be in (0, 1], got {getattr(self, name)!r}"
+        for name, value in (("growth_end", self.growth_end), ("freeze_at", self.freeze)):
+            if not 0 < value <= 1:
+                yield f"{name} must be in (0, 1], got {value!r}"
         if not 0 <= self.depth_share <= 1:
             yield f"depth_share must be in [0, 1], got {self.depth_share!r}"
         for name in ("interval", "divisor", "min_units"):
             if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 yield f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
-        if self.freeze_at < self.growth_end:
+        if self.freeze < self.growth_end:
             yield f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})"
         if self.widths == "balanced" and self.noise == "fresh":
             yield "widths='balanced' puts its proportions into noise that is drawn once, got noise='fresh'"
@@ -115,6 +116,11 @@ class GrowthConfig:
         for name in ("score_lr", "lambda_channels", "lambda_blocks", "seed"):
             if not getattr(self, name) >= 0:
                 yield f"{name} must not be negative, got {getattr(self, name)!r}"
+
+    @property
+    def freeze(self) -> float:
+        """When restructuring ends, as a fraction of training."""
+        return self.growth_end if self.freeze_at is None else self.freeze_at
 
     @property
     def step(self) -> int:
@@ -163,7 +169,6 @@ class GrowthConfig:
             "noise": "fresh",
             "birth": "random",
             "growth_end": 0.9,
-            "freeze_at": 0.9,
         }
         return GrowthConfig(**(paper | changes))
 
@@ -189,6 +194,8 @@ def _wrong_type(name: str, value: Any) -> Iterator[str]:
     elif name == "ignore":
         if not isinstance(value, (tuple, list)) or any(not isinstance(v, str) for v in value):
             yield f"ignore must be a tuple of module paths, got {value!r}"
+    elif name == "freeze_at" and value is None:
+        return
     elif hint is bool:
         if not isinstance(value, bool):
             yield f"{name} must be True or False, got {value!r}"

@@ -12,7 +12,7 @@ def scheduled_load(config: GrowthConfig, progress: float, seed_load: float) -> f
     that costs more than the budget.
 
     Example:
-        >>> config = GrowthConfig(growth_end=0.5, freeze_at=0.5)
+        >>> config = GrowthConfig(growth_end=0.5)
         >>> [round(scheduled_load(config, p, 0.2), 2) for p in (0.0, 0.25, 0.5, 1.0)]
         [0.2, 0.6, 1.0, 1.0]
         >>> scheduled_load(config, 0.25, 2.0)
@@ -30,7 +30,7 @@ def is_last(config: GrowthConfig, done: int, total: int, interval: int) -> bool:
     It is the first at or after ``freeze_at``, or the last that fits into training.
 
     Example:
-        >>> [is_last(GrowthConfig(growth_end=1.0, freeze_at=1.0), done, 4, 1) for done in (1, 2, 3)]
+        >>> [is_last(GrowthConfig(growth_end=1.0), done, 4, 1) for done in (1, 2, 3)]
         [False, False, True]
     """
-    return done / total >= config.freeze_at or done + interval >= total
+    return done / total >= config.freeze or done + interval >= total
