@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, r
 from apical.recipes._simulate import data_facts
 from apical.structure import Structure
 from apical.training import TrainingConfig, build_optimizer
-from benchmarks.seconds.spread import finish
+from benchmarks.seconds.spread import along_epochs, finish
 
 _AMP = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FAST = ("amp=bfloat16", "channels_last=true", "batch_size=128")
@@ -92,8 +92,8 @@ class Growth:
         config: of the run.
         facts: what the model must know about the data.
         structure: of the full model.
-        records: of each epoch: `widths`, `skipped`, `macs`, `restructure_seconds`.
-        steps: of an epoch.
+        records: of each epoch: `widths`, `skipped`, `macs`, `restructure_seconds`; of a run also `steps`, `batch_size`.
+        steps: of an epoch, where its record does not say.
         source: where the records come from, in words.
     """
 
@@ -131,9 +131,33 @@ class Growth:
         record = self.records[epoch]
         return self.network(record["widths"], record.get("skipped") or ())
 
-    def step(self, model: nn.Module, device: torch.device) -> Callable[[], None]:
-        """A training step of one of these networks."""
-        return training_step(model, self.config.training, self.shape, self.classes, device)
+    def step(self, model: nn.Module, device: torch.device, batch: int | None = None) -> Callable[[], None]:
+        """A training step of one of these networks, of the config's batch size or another one."""
+        training = self.config.training if batch is None else replace(self.config.training, batch_size=batch)
+        return training_step(model, training, self.shape, self.classes, device)
+
+    def batch(self, epoch: int) -> int:
+        """Examples of a step of an epoch (from 0)."""
+        return int(self.records[epoch].get("batch_size") or self.config.training.batch_size)
+
+    def examples(self, epoch: int) -> int:
+        """Examples that an epoch trained on."""
+        return self.batch(epoch) * int(self.records[epoch].get("steps") or self.steps)
+
+    @property
+    def restructuring(self) -> float:
+        """Seconds of all changes of the network, as they were recorded."""
+        return sum(record.get("restructure_seconds") or 0.0 for record in self.records)
+
+    def seconds(self, step_ms: Mapping[int, float]) -> float:
+        """Seconds of all steps of the run, from milliseconds per step of some of its epochs.
+
+        An example's time is interpolated between those epochs, so that batches may differ.
+        """
+        epochs = range(len(self.records))
+        known = {epoch: ms / self.batch(epoch) for epoch, ms in step_ms.items()}
+        per_example = along_epochs(len(epochs), known)
+        return sum(per_example[epoch] * self.examples(epoch) for epoch in epochs) / 1000
 
 
 def simulated(recipe: str, settings: Sequence[str], epochs: int) -> Growth:
@@ -181,7 +205,7 @@ def recorded(folder: Path, settings: Sequence[str]) -> Growth:
 
 
 def distinct(records: Sequence[Mapping[str, Any]], most: int) -> list[int]:
-    """The first epochs of networks that differ, at most so many, evenly chosen, the first and the last among them.
+    """The first epochs of networks or batches that differ, at most so many, evenly chosen, first and last among them.
 
     Example:
         >>> distinct([{"widths": {"a": n}} for n in (1, 2, 3, 4, 5, 5, 5)], 3)
@@ -196,4 +220,4 @@ def distinct(records: Sequence[Mapping[str, Any]], most: int) -> list[int]:
 
 
 def _shape(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    return record["widths"], sorted(record.get("skipped") or ())
+    return record["widths"], sorted(record.get("skipped") or ()), record.get("batch_size")

@@ -18,10 +18,11 @@ from apical.errors import ConfigError
 from benchmarks.seconds import check, report
 from benchmarks.seconds.cases import CASES
 from benchmarks.seconds.cases.loop import own_share
+from benchmarks.seconds.cases.settings import settings
 from benchmarks.seconds.cases.training import saved_share
 from benchmarks.seconds.findings import Findings, NotAvailableError, Target, read
 from benchmarks.seconds.spread import along_epochs, exponent, ratio, spread, take_turns
-from benchmarks.seconds.steps import Growth, distinct, recorded, simulated
+from benchmarks.seconds.steps import Growth, Options, distinct, recorded, simulated
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_EXAMPLES = ("spread", "report", "check", "steps", "cases.training", "cases.loop", "cases.staircase")
@@ -90,6 +91,51 @@ def check_networks(growth: Growth) -> None:
         network = growth.at(epoch)
         assert sum(p.numel() for p in network.parameters()) == growth.records[epoch]["num_params"]
     growth.step(network, torch.device("cpu"))()
+
+
+def run_folder(folder: Path, growth: Growth, accuracy: float, **settings: Any) -> Path:
+    """The files of a run that are read."""
+    folder.mkdir()
+    mapping = growth.config.to_mapping()
+    config = {**mapping, "training": {**mapping["training"], **settings}, "input": dict(growth.facts), "versions": {}}
+    records = [{**record, "steps": 8 // (2 if i == 0 else 1), "batch_size": 4 * (2 if i == 0 else 1)}
+               for i, record in enumerate(growth.records)]  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    shares = {"macs_fraction": 0.5, "train_macs_fraction": 0.4, "compile_seconds": 1.0}
+    (folder / "summary.json").write_text(json.dumps({"test_accuracy": accuracy, **shares}))
+    return folder
+
+
+@pytest.mark.run
+def test_settings_are_compared_seed_by_seed_with_the_first_one(tmp_path: Path) -> None:
+    growth = simulated("cifar10-resnet20", SMALL, 4)
+    runs = [run_folder(tmp_path / name, growth, accuracy) for name, accuracy in
+            (("plain-seed0", 0.5), ("other-seed0", 0.6))]  # fmt: skip
+    found = Findings("Settings")
+    settings(Options(torch.device("cpu"), quick=True, runs=tuple(runs)), found)
+    assert not found.errors
+    assert set(found.skipped) <= {"seed 0, onnx"}
+    (_, first), (_, second) = ((row[0], row[1:]) for row in found.tables[0].rows)
+    assert [first[1], second[1]] == [50.0, 60.0]
+    assert first[-1]["median"] == 1.0
+    assert 0.1 < second[-1]["median"] < 10  # the same networks, with one second of compiling each
+    assert {row[1:3] for row in found.tables[1].rows} >= {("eager", 1), ("eager", 4)}
+
+    again = Findings("Settings")
+    settings(Options(torch.device("cpu"), quick=True, runs=(runs[0], runs[0])), again)
+    assert "was given twice" in again.errors["seed 0"]
+    with pytest.raises(NotAvailableError, match="give two or more with --run"):
+        settings(Options(torch.device("cpu"), quick=True), Findings("None"))
+
+
+def test_seconds_of_a_run_whose_batch_changes(tmp_path: Path) -> None:
+    """An epoch of half as many steps of twice the batch takes as long, if an example does."""
+    growth = recorded(run_folder(tmp_path / "a", simulated("cifar10-resnet20", SMALL, 4), 0.5), ())
+    assert [growth.batch(epoch) for epoch in range(4)] == [8, 4, 4, 4]
+    assert [growth.examples(epoch) for epoch in range(4)] == [32] * 4
+    assert math.isclose(growth.seconds({0: 16.0, 1: 8.0, 3: 8.0}), 4 * 8 * 0.008)
+    assert distinct(growth.records, 9)[0] == 0
 
 
 def test_networks_of_a_simulated_growth_and_of_a_runs_folder(tmp_path: Path) -> None:

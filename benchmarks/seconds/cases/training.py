@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.seconds.findings import Findings
-from benchmarks.seconds.spread import Spread, along_epochs, of, ratio, spread, take_turns
+from benchmarks.seconds.spread import Spread, of, ratio, spread, take_turns
 from benchmarks.seconds.steps import FAST, Growth, Options, distinct, recorded, simulated
 
 RECIPES = {
@@ -61,7 +61,9 @@ def _time(
     growth: Growth, options: Options, found: Findings, networks: int, limit: float, judged: bool
 ) -> tuple[object, ...]:
     chosen = distinct(growth.records, networks)
-    calls: dict[int, object] = {epoch: growth.step(growth.at(epoch), options.device) for epoch in chosen}
+    calls: dict[int, object] = {
+        epoch: growth.step(growth.at(epoch), options.device, growth.batch(epoch)) for epoch in chosen
+    }
     dense = -1
     calls[dense] = growth.step(growth.dense(), options.device)
     rounds = take_turns(calls, options.seconds(limit), least=options.rounds(2))  # type: ignore[arg-type]
@@ -73,20 +75,20 @@ def _time(
     columns = [("epoch", ""), ("MACs %", ".1f"), ("step ms", ".1f"), ("of dense", ".3f")]
     found.table(f"{growth.name}, {growth.config.budget}: steps", columns, [(str(a), *b) for a, *b in rows], detail=True)
 
-    epochs, steps = len(growth.records), growth.steps
-    restructuring = sum(record.get("restructure_seconds") or 0.0 for record in growth.records)
+    epochs, base = len(growth.records), growth.config.training.batch_size
+    steps = sum(map(growth.examples, range(epochs))) / base  # of a run with the base batch
+    restructuring, last = growth.restructuring, chosen[-1]
     macs_ratio = sum(macs) / (epochs * full_macs)
     against_dense, against_final, parts = [], [], []
     for sample in rounds:
-        stepped = steps * sum(along_epochs(epochs, {e: sample[e] for e in chosen})) / 1000
-        whole = stepped + restructuring
-        against_dense.append(whole / (epochs * steps * sample[dense] / 1000))
-        against_final.append(whole / (epochs * steps * sample[chosen[-1]] / 1000))
+        whole = growth.seconds({e: sample[e] for e in chosen}) + restructuring
+        against_dense.append(whole / (steps * sample[dense] / 1000))
+        against_final.append(whole / (steps * sample[last] * base / growth.batch(last) / 1000))
         parts.append(restructuring / whole)
     share: Spread = spread([saved_share(ratio_, macs_ratio) for ratio_ in against_dense])
     if judged:
         found.target(f"share of the MACs saving that is a saving in seconds, {growth.name}", share, LEAST_SHARE,
                      "at least")  # fmt: skip
     found.target(f"restructuring / training seconds, {growth.name}", spread(parts), MAX_RESTRUCTURING)
-    return (growth.name, macs_ratio, spread(against_dense), share, sum(macs) / (epochs * macs[chosen[-1]]),
+    return (growth.name, macs_ratio, spread(against_dense), share, sum(macs) / (epochs * macs[last]),
             spread(against_final), 100 * spread(parts).median, len(rounds), growth.source)  # fmt: skip
