@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -59,6 +60,15 @@ def test_some_restructuring_is_the_last_and_lies_within_training(
         assert last[0] / total >= config.freeze_at or last[0] == events[-1]
 
 
+def test_freezing_follows_the_end_of_growth_unless_it_is_given() -> None:
+    """Each of the two can be changed alone, also in a config that others are made from."""
+    assert GrowthConfig(growth_end=0.75).freeze == 0.75
+    assert replace(GrowthConfig(), growth_end=0.2).freeze == 0.2
+    assert GrowthConfig(freeze_at=0.9).freeze == 0.9
+    with pytest.raises(ConfigError, match=r"freeze_at \(0.3\) lies before growth_end \(0.4\)"):
+        GrowthConfig(freeze_at=0.3)
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed_style": "tiny"}, "seed_style"),
     ({"schedule": "cosine"}, "schedule"),
@@ -69,7 +79,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "hot"}, "temperature"),
     ({"birth": "spontaneous"}, "birth"),
     *[({name: value}, name) for name in ("growth_end", "freeze_at")
-      for value in (0, -0.1, 1.5, float("nan"), "half", None, True)],
+      for value in (0, -0.1, 1.5, float("nan"), "half", True)],
+    ({"growth_end": None}, "growth_end"),
     *[({"seed_fraction": value}, "seed_fraction")
       for value in (0, -0.1, float("inf"), float("nan"), "half", None, True)],
     *[({name: value}, name) for name in ("interval", "divisor", "min_units") for value in (0, -1, 1.5, "2", True)],

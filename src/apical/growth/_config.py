@@ -24,7 +24,8 @@ class GrowthConfig:
             the start is larger than the end and is only pruned: ``seed_style="small", seed_fraction=2`` under a budget
             of 50 % starts from the full network. The largest network if that costs less.
         depth_share: how much of the reduction to the budget a thin seed makes by leaving out blocks, as a share of its
-            logarithm; widths make the rest (compound scaling, Tan and Le 2019, has 0.49). 0: all blocks are there.
+            logarithm; widths make the rest (compound scaling, Tan and Le 2019, has 0.49). 0: all blocks are there. The
+            blocks of the stage that costs the most for a parameter leave first.
         widths: the proportions between groups to which equal scores lead. ``"uniform"``: one ratio for all;
             ``"balanced"``: groups whose units are dear stay narrower, so that several limits can all be used up.
         growth_end: when the scheduled cost reaches the budget.
