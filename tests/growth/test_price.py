@@ -17,8 +17,8 @@ from apical import Grower
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.budget._latency import LayerTable, layer_inputs
 from apical.errors import BudgetError, ConfigError
-from apical.growth._measured import MOST_PREFERRED, time_preference
-from apical.growth._sampling import Limits
+from apical.growth._measured import MOST_PREFERRED, time_offsets, timed_widths
+from apical.growth._sampling import Limits, uniform_widths
 from apical.structure import SizeAxis
 from growth.cases import built, example, grown, run, sgd, structure_of
 
@@ -54,14 +54,9 @@ def bound_of(name: str, budget: str = "50% macs") -> tuple[BoundBudget, Limits]:
 
 
 def offsets_of(name: str, table: LatencyTable) -> dict[str, float]:
-    """The preference for each group; that for its units is one, and that for blocks zero."""
-    found, offset = {}, 0
-    preference = time_preference(table, *bound_of(name))
-    for group in structure_of(name).groups:
-        (found[group.name],) = preference[offset : offset + group.size].unique().tolist()
-        offset += group.size
-    assert preference[offset:].tolist() == [0.0] * len(structure_of(name).blocks)
-    return found
+    """What time adds to the logit of each group's share."""
+    bound, limits = bound_of(name)
+    return time_offsets(table, bound, limits, uniform_widths(bound), ())
 
 
 def ended(name: str, table: LatencyTable, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
@@ -91,6 +86,18 @@ def test_a_slow_stage_becomes_narrower(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, timed = (ended("residual", table, monkeypatch, price=price, depth_share=0.0) for price in ("budget", "time"))
     times = [table.predict_ms(record["widths"], record["skipped"]) / record["macs"] for record in (plain, timed)]
     assert times[1] < 0.95 * times[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_timed_widths_cost_what_the_goal_costs_and_take_less_time(name: str, seed: int) -> None:
+    (bound, limits), table = bound_of(name), table_of(name, uneven(seed))
+    goal = uniform_widths(bound)
+    timed = timed_widths(table, bound, limits, goal, (), {})
+    assert bound.load(timed) == pytest.approx(1.0, abs=0.1)
+    assert table.predict_ms(timed, ()) / bound.load(timed) <= 1.01 * table.predict_ms(goal, ()) / bound.load(goal)
+    first = next(iter(goal))
+    assert timed_widths(table, bound, limits, goal, (), {first: 3})[first] == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,9 +142,8 @@ def test_resumed_growth_goes_by_the_saved_table(options: Any, monkeypatch: pytes
     run(first, first._optimizers[0], "residual", 0, 2)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert second.latency == first.latency
-    assert first._preference is not None
-    assert second._preference is not None
-    assert torch.equal(first._preference, second._preference)
+    assert torch.equal(first.components.noise, second.components.noise)
+    assert first._pinned.widths == second._pinned.widths
     while len(first.history) < first.epochs:
         assert first.end_epoch()["widths"] == second.end_epoch()["widths"]
     json.dumps(first.state_dict()["latency"])
@@ -149,6 +155,8 @@ def test_budgets_are_met_and_wrong_prices_refused(monkeypatch: pytest.MonkeyPatc
     model = built("mlp")
     with pytest.raises(ConfigError, match="price must be one of 'budget', 'time', got 'money'"):
         grown("mlp", model, sgd(model), price="money")
+    with pytest.raises(ConfigError, match="price='time' puts its proportions into noise that is drawn once"):
+        grown("mlp", model, sgd(model), price="time", noise="fresh")
 
 
 def test_a_model_that_cannot_be_timed_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ class GrowthConfig:
         divisor: widths are multiples of this where a group is large enough; ``"auto"``: of what this device likes,
             by a short measurement when the Grower is made (`apical.budget.measure_divisor`).
         price: what makes a unit dear. ``"budget"``: only its share of the budget; ``"time"``: also how long a
-            multiply-add takes in its group, by a table that is measured when the Grower is made: at equal cost, growth
-            then prefers groups that are fast on this device.
+            multiply-add takes in its group, by a table that is measured when the Grower is made: at equal cost, groups
+            that are fast on this device then become wider, and slow ones narrower.
         min_units: fewest units that a group keeps.
         grow_depth: whether blocks may be left out and come back.
         ignore: module paths that keep their size (everything below them too).
@@ -106,8 +106,9 @@ class GrowthConfig:
                 yield f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}"
         if self.freeze < self.growth_end:
             yield f"freeze_at ({self.freeze_at}) lies before growth_end ({self.growth_end})"
-        if self.widths == "balanced" and self.noise == "fresh":
-            yield "widths='balanced' puts its proportions into noise that is drawn once, got noise='fresh'"
+        if self.own_proportions and self.noise == "fresh":
+            which = "widths='balanced'" if self.widths == "balanced" else "price='time'"
+            yield f"{which} puts its proportions into noise that is drawn once, got noise='fresh'"
         if self.seed_style == "pretrained" and self.noise != "stratified":
             yield f"seed_style='pretrained' puts its order in the place of stratified noise, got noise={self.noise!r}"
         if not self.beta_final >= 1:
@@ -117,6 +118,11 @@ class GrowthConfig:
         for name in ("score_lr", "lambda_channels", "lambda_blocks", "seed"):
             if not getattr(self, name) >= 0:
                 yield f"{name} must not be negative, got {getattr(self, name)!r}"
+
+    @property
+    def own_proportions(self) -> bool:
+        """Whether equal scores lead to other widths than those of one ratio."""
+        return self.widths == "balanced" or self.price == "time"
 
     @property
     def freeze(self) -> float:

@@ -17,7 +17,7 @@ from apical.growth._births import prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._identity import check_identity, identity
-from apical.growth._measured import adopted_divisor, choose_divisor, measured_table, time_preference
+from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
 from apical.growth._observer import GateObserver, parameter_ids
 from apical.growth._pinned import Pinned
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
@@ -110,11 +110,11 @@ class Grower:
         self._bind(measured_table(model, self.structure, inputs, self.budget, self.config))
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
-        self._pinned.set_goal(self.bound)
+        self._pinned.set_goal(self.bound, self.latency)
         if self.config.seed_style == "pretrained":
             strongest_first_(self.components, model)
             self._pinned.order = order_of(self.components, self.structure)
-        if self.config.widths == "balanced":
+        if self.config.own_proportions:
             self.components.favour_([self._pinned.goal[g.name] / g.size for g in self.structure.groups])
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
@@ -325,8 +325,6 @@ class Grower:
     # ---- budget ----------------------------------------------------------------------------------------------------
 
     def _pin(self, scores: Tensor) -> Tensor:
-        if self._preference is not None:
-            scores = scores + self._preference / self._beta
         return self._pinned.pin(scores, relax(self.components.scores, self._beta), self.components.live, self.bound)
 
     def _bind(self, latency: LatencyTable | None) -> None:
@@ -340,8 +338,6 @@ class Grower:
             fixed_blocks=self._pinned.blocks,
         )
         self.sampler = Sampler(self.bound, limits)
-        by_time = latency if self.config.price == "time" else None
-        self._preference = None if by_time is None else time_preference(by_time, self.bound, limits)
 
     # ---- records and state ------------------------------------------------------------------------------------------
 

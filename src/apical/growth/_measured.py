@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apical.budget import (
     DIVISORS,
@@ -24,7 +23,7 @@ from apical.budget import (
     measure_latency_table,
 )
 from apical.growth._config import GrowthConfig
-from apical.growth._sampling import Limits, uniform_widths
+from apical.growth._sampling import TOLERANCE, Limits
 from apical.resizing import resize_
 from apical.structure import Structure, quiet_rng
 
@@ -80,35 +79,65 @@ def measured_table(
         return LatencyTable.from_dict(structure, from_first(measure))
 
 
-def time_preference(table: LatencyTable, bound: BoundBudget, limits: Limits) -> Tensor:
-    """What is added to the logits of all units of a group, so that fast groups become wider than slow ones.
+def timed_widths(
+    table: LatencyTable, bound: BoundBudget, limits: Limits, goal: Mapping[str, int], skip: Sequence[str],
+    fixed: Mapping[str, int],
+) -> dict[str, int]:  # fmt: skip
+    """Widths of the same cost as a goal's, in which groups that are fast on this device are wider than slow ones.
 
-        o_g = log(median of p) − log(p_g),  within ± log 4,    p_g = Δt_g / ΔMACs_g
-
-    Δ is the difference between all of the group's units and the fewest, the others at the widths of uniform scaling to
-    the budget. The shift that meets the budget is added to the logits as well, so that only differences matter.
-    Groups without MACs, or without a layer in the table, get 0.
+        w_g = N_g σ(logit(n_g / N_g) + o_g + μ)    with the largest μ that the budget allows
 
     Args:
         table: of measured times.
         bound: the budget.
         limits: fewest units of each group.
+        goal: n, to which equal prices lead, by group name.
+        skip: blocks that are left out.
+        fixed: widths that do not change, by name.
+    """
+    offsets = time_offsets(table, bound, limits, goal, skip)
+    sizes = {group.name: group.size for group in bound.structure.groups}
+    least = {group.name: n for group, n in zip(bound.structure.groups, limits.least, strict=True)}
+
+    def at(shift: float) -> dict[str, int]:
+        found = {}
+        for name, size in sizes.items():
+            share = min(goal[name] / size, 1 - 0.5 / (size + 1))  # a whole group has no logit
+            odds = share / (1 - share) * math.exp(offsets[name] + shift)
+            found[name] = max(least[name], round(size * odds / (1 + odds)))
+        return {**found, **fixed}
+
+    low, high = -20.0, 20.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if bound.load(at(middle), skip) <= 1 + TOLERANCE else (low, middle)
+    return at(low)
+
+
+def time_offsets(
+    table: LatencyTable, bound: BoundBudget, limits: Limits, goal: Mapping[str, int], skip: Sequence[str]
+) -> dict[str, float]:
+    """What a group's time adds to the logit of its share.
+
+        o_g = log(median of p) − log(p_g),  within ± log 4,    p_g = Δt_g / ΔMACs_g
+
+    Δ is the difference between all of the group's units and the fewest, the others as in the goal. Groups without
+    MACs, or without a layer in the table, get 0.
 
     Returns:
-        o, 0 for blocks  # (entries,) float64
+        o by group name.
     """
-    structure, widths = bound.structure, uniform_widths(bound)
+    structure = bound.structure
     timed = {g for layer in table.layers for axis in (layer.in_axis, layer.out_axis) for g, _ in axis.counts}
-    prices: dict[int, float] = {}
+    prices: dict[str, float] = {}
     for i, (group, least) in enumerate(zip(structure.groups, limits.least, strict=True)):
-        few, all_units = {**widths, group.name: least}, {**widths, group.name: group.size}
-        macs = structure.macs(all_units) - structure.macs(few)
+        few, all_units = {**goal, group.name: least}, {**goal, group.name: group.size}
+        macs = structure.macs(all_units, skip) - structure.macs(few, skip)
         if i in timed and macs > 0:
-            prices[i] = max(0.0, table.layers_ms(all_units, ()) - table.layers_ms(few, ())) / macs
-    offsets = torch.zeros(len(structure.groups), dtype=torch.float64)
+            prices[group.name] = max(0.0, table.layers_ms(all_units, skip) - table.layers_ms(few, skip)) / macs
+    offsets = dict.fromkeys((group.name for group in structure.groups), 0.0)
     known = [price for price in prices.values() if price > 0]
-    for i, price in prices.items() if known else ():
+    for name, price in prices.items() if known else ():
         log_price = math.log(price / statistics.median(known)) if price else -MOST_PREFERRED
-        offsets[i] = -min(MOST_PREFERRED, max(-MOST_PREFERRED, log_price))
-    sizes = torch.tensor([group.size for group in structure.groups])
-    return torch.cat([offsets.repeat_interleave(sizes), torch.zeros(len(structure.blocks), dtype=torch.float64)])
+        offsets[name] = -min(MOST_PREFERRED, max(-MOST_PREFERRED, log_price))
+    return offsets

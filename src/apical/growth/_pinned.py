@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from apical.budget import BoundBudget
+from apical.budget import BoundBudget, LatencyTable
 from apical.errors import ConfigError
 from apical.growth._balance import balanced_widths
 from apical.growth._config import GrowthConfig
 from apical.growth._depth import compound_skip
+from apical.growth._measured import timed_widths
 from apical.growth._sampling import Limits, uniform_widths
 from apical.structure import Structure, lies_in
 
@@ -58,10 +59,14 @@ class Pinned:
         least = (self._whole.get(g.name, n) for g, n in zip(self.structure.groups, free.least, strict=True))
         return Limits(tuple(least), free.step)
 
-    def set_goal(self, bound: BoundBudget) -> None:
+    def set_goal(self, bound: BoundBudget, times: LatencyTable | None = None) -> None:
         """Decide where growth leads: blocks, proportions between widths, and the fixed streams of a thin network.
 
         Streams stay free if the inner widths alone could then not use up the budget.
+
+        Args:
+            bound: the budget.
+            times: what layers take on this device, for ``price="time"``.
         """
         if self._config.seed_style == "thin":
             self.absent = compound_skip(bound, self._config.depth_share, self.blocks)
@@ -70,6 +75,8 @@ class Pinned:
             self.goal = balanced_widths(bound, least, self.absent, self.widths)
         else:
             self.goal = uniform_widths(bound, self.absent)
+        if self._config.price == "time" and times is not None:
+            self.goal = timed_widths(times, bound, self.limits, self.goal, self.absent, self.widths)
         if self._thin:
             sizes = [g.size for g in self.structure.groups]
             rounded = self.limits.nearest([self.goal[g.name] for g in self.structure.groups], sizes)
