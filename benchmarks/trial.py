@@ -1,4 +1,4 @@
-"""A small trial of growth options and of fixed architectures on held-out images, at half resolution.
+"""A small trial of growth options and of fixed architectures on held-out images, at half resolution or whole.
 
     APICAL_DATA=... python benchmarks/trial.py --seeds 10 11 12 13 --epochs 8
     APICAL_DATA=... python benchmarks/trial.py --data cifar10 --seeds 0 1 2 --epochs 20 --set seed_fraction=0.25
@@ -6,7 +6,8 @@
     APICAL_DATA=... python benchmarks/trial.py --data cifar10 --method uniform --skip layer1.2 layer2.2 layer3.2
 
 Trains a CIFAR ResNet on the first 20,000 training images, averaged to 14x14 (Fashion-MNIST) or 16x16 pixels (CIFAR-10,
-with random crops and flips), and reports accuracy on the last 5,000 of the training set; the test set is not read.
+with random crops and flips; ``--full``: at whole resolution), and reports accuracy on the last 5,000 of the training
+set; the test set is not read.
 Methods: grown (options by --set), uniform (all widths scaled by one ratio to the budget, without the blocks that --skip
 names), dense. bfloat16 autocast, channels-last, SGD with Nesterov momentum 0.9, learning rate 0.1 with one epoch of
 warm-up, then a cosine.
@@ -68,10 +69,10 @@ class Fixed:
         pass
 
 
-def load(name: str) -> Images:
-    """Normalised images at half resolution, and labels, of the training set  # (N, C, H / 2, W / 2), (N,)"""
+def load(name: str, shrink: int = 2) -> Images:
+    """Normalised images, averaged to a smaller resolution, and labels  # (N, C, H / shrink, W / shrink), (N,)"""
     arrays = load_images(name, "train")
-    small = torch.cat([nn.functional.avg_pool2d(part.float(), 2) for part in arrays.images.split(5_000)])
+    small = torch.cat([nn.functional.avg_pool2d(part.float(), shrink) for part in arrays.images.split(5_000)])
     mean, std = small.mean((0, 2, 3), keepdim=True), small.std((0, 2, 3), keepdim=True)
     return ((small - mean) / std).contiguous(memory_format=torch.channels_last), arrays.labels
 
@@ -108,7 +109,8 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         for step, batch in enumerate(order[: steps * BATCH].split(BATCH)):
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 * cosine(epoch + step / steps, epochs)
-            x = random_flip(random_crop(inputs[batch], 2, generator), generator) if augment else inputs[batch]
+            crop = inputs.shape[-1] // 8  # pixels of padding
+            x = random_flip(random_crop(inputs[batch], crop, generator), generator) if augment else inputs[batch]
             with torch.autocast("cpu", torch.bfloat16):
                 loss = nn.functional.cross_entropy(model(x), targets[batch])
             optimizer.zero_grad()
@@ -172,10 +174,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--full", action="store_true", help="do not halve the resolution")
     parser.add_argument("--budget", default="50% macs")
     parser.add_argument("--set", type=parse_option, action="append", default=[], metavar="OPTION=VALUE")
     options = parser.parse_args()
-    data, outcomes = load(options.data), []
+    data, outcomes = load(options.data, 1 if options.full else 2), []
     for seed in options.seeds:
         make = partial(method_of, options, seed)
         outcomes.append(run(data, seed, options.epochs, make, options.depth, augment=options.data == "cifar10"))
