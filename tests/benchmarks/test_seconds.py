@@ -93,11 +93,10 @@ def check_networks(growth: Growth) -> None:
     growth.step(network, torch.device("cpu"))()
 
 
-def run_folder(folder: Path, growth: Growth, accuracy: float, **settings: Any) -> Path:
+def run_folder(folder: Path, growth: Growth, accuracy: float) -> Path:
     """The files of a run that are read."""
     folder.mkdir()
-    mapping = growth.config.to_mapping()
-    config = {**mapping, "training": {**mapping["training"], **settings}, "input": dict(growth.facts), "versions": {}}
+    config = {**growth.config.to_mapping(), "input": dict(growth.facts), "versions": {}}
     records = [{**record, "steps": 8 // (2 if i == 0 else 1), "batch_size": 4 * (2 if i == 0 else 1)}
                for i, record in enumerate(growth.records)]  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from apical.errors import ConfigError
+from apical.reporting import mean_std
 from benchmarks.seconds.cases.latency import BATCHES, WAYS
 from benchmarks.seconds.findings import Findings, NotAvailableError
-from benchmarks.seconds.spread import Spread, spread, take_turns
+from benchmarks.seconds.spread import spread, take_turns
 from benchmarks.seconds.steps import Growth, Options, distinct, recorded
 
 NETWORKS = 5  # of each run that are timed
@@ -116,14 +117,14 @@ def _latency(runs: Sequence[Run], way: str, options: Options) -> dict[tuple[str,
 
 
 def _row(name: str, runs: Sequence[Run], ratios: Sequence[float]) -> tuple[Any, ...]:
-    accuracies = [100 * run.summary["test_accuracy"] for run in runs]
-    timed: Spread | None = spread(ratios) if ratios else None
+    accuracy = mean_std([100 * run.summary["test_accuracy"] for run in runs])
+    assert accuracy is not None, "a setting has at least one run"
     return (
         name,
         len(runs),
-        statistics.mean(accuracies),
-        statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        accuracy.mean,
+        accuracy.std,
         100 * statistics.mean(run.summary["macs_fraction"] for run in runs),
         100 * statistics.mean(run.summary["train_macs_fraction"] for run in runs),
-        timed,
+        spread(ratios) if ratios else None,
     )

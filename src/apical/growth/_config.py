@@ -195,14 +195,14 @@ class GrowthConfig:
 
 def _wrong_type(name: str, value: Any) -> Iterator[str]:
     hint = get_type_hints(GrowthConfig)[name]
+    if value is None and type(None) in get_args(hint):
+        return
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             yield f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
     elif name == "ignore":
         if not isinstance(value, (tuple, list)) or any(not isinstance(v, str) for v in value):
             yield f"ignore must be a tuple of module paths, got {value!r}"
-    elif name == "freeze_at" and value is None:
-        return
     elif hint is bool:
         if not isinstance(value, bool):
             yield f"{name} must be True or False, got {value!r}"

@@ -333,7 +333,7 @@ class Grower:
         self.bound = BoundBudget(
             self.budget,
             self.structure,
-            minimum={g.name: n for g, n in zip(self.structure.groups, limits.least, strict=True)},
+            minimum=limits.least_of(self.structure),
             latency=latency,
             fixed_blocks=self._pinned.blocks,
         )

@@ -97,7 +97,7 @@ def timed_widths(
     """
     offsets = time_offsets(table, bound, limits, goal, skip)
     sizes = {group.name: group.size for group in bound.structure.groups}
-    least = {group.name: n for group, n in zip(bound.structure.groups, limits.least, strict=True)}
+    least = limits.least_of(bound.structure)
 
     def at(shift: float) -> dict[str, int]:
         found = {}

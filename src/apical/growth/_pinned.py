@@ -71,8 +71,7 @@ class Pinned:
         if self._config.seed_style == "thin":
             self.absent = compound_skip(bound, self._config.depth_share, self.blocks)
         if self._config.widths == "balanced":
-            least = {g.name: n for g, n in zip(self.structure.groups, self.limits.least, strict=True)}
-            self.goal = balanced_widths(bound, least, self.absent, self.widths)
+            self.goal = balanced_widths(bound, self.limits.least_of(self.structure), self.absent, self.widths)
         else:
             self.goal = uniform_widths(bound, self.absent)
         if self._config.price == "time" and times is not None:

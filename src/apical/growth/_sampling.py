@@ -42,6 +42,10 @@ class Limits:
         least = tuple(min(g.size, s * ceil(min_units / s)) for g, s in zip(structure.groups, step, strict=True))
         return Limits(least, step)
 
+    def least_of(self, structure: Structure) -> dict[str, int]:
+        """The fewest units by group name."""
+        return {group.name: least for group, least in zip(structure.groups, self.least, strict=True)}
+
     def rounded(self, counts: Sequence[int], sizes: Sequence[int]) -> list[int]:
         """Counts brought down to a multiple of the step, not below the least; whole groups stay whole."""
         return [
