@@ -20,7 +20,7 @@ from apical.structure import ParamSlice
 def gates_of(grower: apical.Grower) -> tuple[Tensor, Tensor]:
     """Scores and temperatures of all components as they are after the last step  # (entries,), (entries,)"""
     grower._updates.write_back()
-    return grower.components.scores.clone(), grower._beta.clone()
+    return grower.components.scores.clone(), grower._controller.beta.clone()
 
 
 def present(grower: apical.Grower) -> Selection:
@@ -30,7 +30,7 @@ def present(grower: apical.Grower) -> Selection:
 
 def has_ended(grower: apical.Grower) -> bool:
     """Whether the network has had its last restructuring."""
-    return grower._frozen
+    return grower._controller.frozen
 
 
 @dataclass(frozen=True)

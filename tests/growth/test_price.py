@@ -143,7 +143,7 @@ def test_resumed_growth_goes_by_the_saved_table(options: Any, monkeypatch: pytes
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert second.latency == first.latency
     assert torch.equal(first.components.noise, second.components.noise)
-    assert first._pinned.widths == second._pinned.widths
+    assert first._controller._pinned.widths == second._controller._pinned.widths
     while len(first.history) < first.epochs:
         assert first.end_epoch()["widths"] == second.end_epoch()["widths"]
     json.dumps(first.state_dict()["latency"])

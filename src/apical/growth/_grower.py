@@ -6,25 +6,21 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.budget import BoundBudget, Budget, LatencyTable
-from apical.errors import BudgetError, ConfigError
-from apical.gates import age_temperature, draw_noise, penalty_weight, relax
+from apical.errors import ConfigError
 from apical.growth._births import prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
+from apical.growth._controller import Controller
 from apical.growth._identity import check_identity, identity
 from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
 from apical.growth._observer import GateObserver, parameter_ids
-from apical.growth._pinned import Pinned
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
-from apical.growth._sampling import TOLERANCE, Choice, Sampler
-from apical.growth._schedule import is_last, scheduled_load
+from apical.growth._sampling import Choice
 from apical.growth._scores import ScoreOptimizer
-from apical.growth._strength import order_of, strongest_first_
 from apical.resizing import DormantStore, Selection, TemplateMap, resize_, resize_state, trace
 from apical.structure import Structure
 
@@ -51,8 +47,6 @@ class Grower:
     Attributes:
         structure: what can grow, and what is frozen.
         history: one record per epoch.
-        target_load: scheduled cost of the present network as a fraction of the budget.
-        latency: the measured table of a latency budget or of ``price="time"``, with its error; else None.
         config: the options; a divisor that was to be measured has become a number.
         divisor_choice: what ``divisor="auto"`` measured; else None.
 
@@ -105,29 +99,15 @@ class Grower:
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
+        latency = measured_table(model, self.structure, inputs, self.budget, self.config)
+        self._controller = Controller(model, self.structure, self.budget, self.config, epochs, self._total, latency)
+        first = self._controller.seed()
         self._template = TemplateMap(self.structure)
-        self._pinned = Pinned(model, self.structure, self.config)
-        self._bind(measured_table(model, self.structure, inputs, self.budget, self.config))
-        self._generator = torch.Generator().manual_seed(self.config.seed)
-        self.components = Components(self.structure, self.config.noise == "stratified", self._generator)
-        self._pinned.set_goal(self.bound, self.latency)
-        if self.config.seed_style == "pretrained":
-            strongest_first_(self.components, model)
-            self._pinned.order = order_of(self.components, self.structure)
-        if self.config.own_proportions:
-            self.components.favour_([self._pinned.goal[g.name] / g.size for g in self.structure.groups])
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
-        self.epoch, self._step, self._frozen = 0, 0, False
+        self.epoch, self._step = 0, 0
         self._spent_steps, self._spent_macs = 0, 0  # of the running epoch
         self._changes = no_changes()
-        self._penalty = torch.zeros_like(self.components.scores)
-        self._beta = torch.ones_like(self.components.scores)
-        smallest = self._smallest_load()
-        wanted = 1.0 if self.config.interval >= self._total else max(self.config.seed_fraction, smallest)
-        first = self.sampler.budgeted(self._pin(self.components.scores), self._beta, self.components.noise, wanted)
-        self._seed_load = min(wanted, max(1.0, first.load))  # the largest network may cost less than wanted
-        self.target_load = self._seed_load
         self._apply(first)
         self._hooks = [o.register_step_pre_hook(self._hook(i)) for i, o in enumerate(self._optimizers)]
 
@@ -190,7 +170,27 @@ class Grower:
     @property
     def frozen(self) -> bool:
         """Whether the network will not change any more."""
-        return self._frozen or self.config.interval >= self._total
+        return self._controller.frozen
+
+    @property
+    def components(self) -> Components:
+        """Scores, ages and noise of all units and blocks."""
+        return self._controller.components
+
+    @property
+    def bound(self) -> BoundBudget:
+        """The budget, which prices networks."""
+        return self._controller.bound
+
+    @property
+    def latency(self) -> LatencyTable | None:
+        """The measured table of a latency budget or of ``price="time"``, with its error; else None."""
+        return self._controller.latency
+
+    @property
+    def target_load(self) -> float:
+        """Scheduled cost of the present network as a fraction of the budget."""
+        return self._controller.target_load
 
     @property
     def keep(self) -> dict[str, list[int]]:
@@ -210,40 +210,14 @@ class Grower:
     # ---- restructuring ---------------------------------------------------------------------------------------------
 
     def _restructure_at(self, done: int) -> None:
-        """Restructure if it is time after this many epochs (or steps), and not later than the last time."""
-        if done % self.config.interval or done >= self._total or self._frozen:
+        """Restructure if it is time after this many epochs (or steps)."""
+        if not self._controller.due(done):
             return
         start = time.perf_counter()
         self._updates.write_back()
-        self._frozen = is_last(self.config, done, self._total, self.config.interval)
-        self.target_load = 1.0 if self._frozen else scheduled_load(self.config, done / self._total, self._seed_load)
-        self._set_penalty()
-        self._beta = self._temperature()
-        changes = self._apply(self._choose())
+        changes = self._apply(self._controller.next(done, self.epoch, self._selection()))
         changes["restructure_seconds"] = time.perf_counter() - start
         self._changes = add_changes(self._changes, changes)
-
-    def _choose(self) -> Choice:
-        c, config = self.components, self.config
-        noise = draw_noise(c.scores.numel(), self._generator) if config.noise == "fresh" else c.noise
-        if config.sampling == "budgeted" or self._frozen:
-            return self.sampler.budgeted(self._pin(c.scores), self._beta, noise, self.target_load, exact=self._frozen)
-        return self.sampler.independent(self._pin(c.scores), self._beta, noise)
-
-    def _smallest_load(self) -> float:
-        """The least that the seed can cost, as a fraction of the budget."""
-        c = self.components
-        lowest = torch.full_like(c.scores, -1e6)
-        load = self.sampler.budgeted(self._pin(lowest), self._beta, c.noise, 0.0).load
-        if load > 1 + TOLERANCE:
-            blocks = len(self.structure.blocks)
-            raise BudgetError(
-                f"the smallest {self.config.seed_style} network costs {load:.3g} times the budget {self.budget}: it "
-                f"keeps {blocks - len(self._pinned.absent)} of {blocks} blocks and its residual streams. Pass a larger "
-                "depth_share (up to 1), which leaves out more blocks, or seed_style='small', "
-                f"with which blocks and streams can shrink too ({'; '.join(map(str, self.bound.reach))})."
-            )
-        return load
 
     def _apply(self, choice: Choice) -> Changes:
         """Resize to a choice, with births prepared, and watch the new network's gate sites."""
@@ -286,7 +260,13 @@ class Grower:
         lr = self.config.score_lr if self.config.scores == "learned" else 0.0
         device = next(self.model.parameters()).device
         self._updates = ScoreOptimizer(
-            self.components, self._beta, lr, self.config.score_momentum, self._penalty, device, observers
+            self.components,
+            self._controller.beta,
+            lr,
+            self.config.score_momentum,
+            self._controller.penalty,
+            device,
+            observers,
         )
 
     def _hook(self, index: int) -> Any:
@@ -294,20 +274,6 @@ class Grower:
             self._updates.observe(index, optimizer)
 
         return observe
-
-    def _temperature(self) -> Tensor:
-        c, config = self.components, self.config
-        age = c.age if config.temperature == "age" else torch.full_like(c.age, float(self.epoch))
-        return age_temperature(age.clamp(max=self.epochs), self.epochs, config.beta_final)
-
-    def _set_penalty(self) -> None:
-        if self.config.sampling != "lambda":
-            return
-        present = self._selection()
-        gap = self.bound.load(present.keep, present.skip), 1.0
-        n = self.components.num_units
-        self._penalty[:n] = penalty_weight(self.config.lambda_channels, *gap)
-        self._penalty[n:] = penalty_weight(self.config.lambda_blocks, *gap)
 
     def _training_length(self) -> int:
         """Epochs or steps of the whole training, in the unit of the interval."""
@@ -321,23 +287,6 @@ class Grower:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}{hint}")
             length *= value
         return length
-
-    # ---- budget ----------------------------------------------------------------------------------------------------
-
-    def _pin(self, scores: Tensor) -> Tensor:
-        return self._pinned.pin(scores, relax(self.components.scores, self._beta), self.components.live, self.bound)
-
-    def _bind(self, latency: LatencyTable | None) -> None:
-        self.latency = latency
-        limits = self._pinned.limits
-        self.bound = BoundBudget(
-            self.budget,
-            self.structure,
-            minimum=limits.least_of(self.structure),
-            latency=latency,
-            fixed_blocks=self._pinned.blocks,
-        )
-        self.sampler = Sampler(self.bound, limits)
 
     # ---- records and state ------------------------------------------------------------------------------------------
 
@@ -364,20 +313,11 @@ class Grower:
             "identity": self._identity(self.config),
             "keep": self.keep,
             "skip": sorted(present.skip),
-            "components": self.components.state_dict(),
             "store": self.store.state_dict(),
-            "generator": self._generator.get_state(),
-            "penalty": self._penalty.clone(),
-            "beta": self._beta.clone(),
             "epoch": self.epoch,
             "step": self._step,
             "spent": [self._spent_steps, self._spent_macs],
-            "frozen": self._frozen,
-            "target_load": self.target_load,
-            "seed_load": self._seed_load,
-            "pinned": dict(self._pinned.widths),
-            "absent": list(self._pinned.absent),
-            "latency": None if self.latency is None else self.latency.to_dict(),
+            **self._controller.state_dict(),
             "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
         }
@@ -398,18 +338,9 @@ class Grower:
             self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
         )
         self.store.load_state_dict(state["store"])
-        self.components.load_state_dict(state["components"])
-        self._generator.set_state(state["generator"])
-        self._penalty, self._beta = state["penalty"].clone(), state["beta"].clone()
-        self.epoch, self._step, self._frozen = state["epoch"], state["step"], state["frozen"]
+        self._controller.load_state_dict(state, config)
+        self.epoch, self._step = state["epoch"], state["step"]
         self._spent_steps, self._spent_macs = state["spent"]
-        self.target_load, self._seed_load = state["target_load"], state["seed_load"]
-        self._pinned.limits = self._pinned.limits_for(self.config.step)
-        table = state["latency"]
-        self._bind(None if table is None else LatencyTable.from_dict(self.structure, table))
-        self._pinned.widths, self._pinned.absent = dict(state["pinned"]), tuple(state["absent"])
-        if self.config.seed_style == "pretrained":
-            self._pinned.order = order_of(self.components, self.structure)
         self._changes = cast(Changes, dict(state["changes"]))
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
