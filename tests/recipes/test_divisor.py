@@ -94,6 +94,27 @@ def test_a_divisor_of_one_method_is_not_taken_for_the_measured_one(shapes: list[
     assert [read_config(tmp_path / f"{m}-seed0").growth.divisor for m in ("uniform", "l1")] == [2, 4]
 
 
+def test_a_method_of_a_comparison_may_measure_alone_and_go_on(
+    shapes: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def together(methods: list[str]) -> None:
+        compare(tiny("model.width=16", "epochs=2", "limit=32"), methods, [0], tmp_path,
+                options={"uniform": {"divisor": "auto"}}, latency=False,
+                progress=lambda: make_progress("quiet"))  # fmt: skip
+
+    together(["uniform"])
+    monkeypatch.setattr("apical.budget._divisor.time_step_ms", never)
+    together(["uniform", "l1"])
+    assert [read_config(tmp_path / f"{m}-seed0").growth.divisor for m in ("uniform", "l1")] == [4, 1]
+
+
+def test_a_method_that_has_no_widths_to_round_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apical.budget._divisor.time_step_ms", never)
+    do(tiny(*AUTO, "epochs=1", "method=dense"), tmp_path / "alone")
+    compare(tiny(*AUTO, "epochs=1"), ["dense"], [0], tmp_path, latency=False,
+            progress=lambda: make_progress("quiet"))  # fmt: skip
+
+
 def test_what_cannot_measure_says_so() -> None:
     config = tiny(*AUTO)
     with pytest.raises(ConfigError, match=r"a run on paper cannot choose growth\.divisor=auto"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from apical.errors import CheckpointError, ConfigError
 from apical.growth import GrowthConfig
 from apical.recipes._config import RunConfig
-from apical.recipes._divisor import settle_divisor
+from apical.recipes._divisor import settle_divisor, to_be_measured, with_divisor
 from apical.recipes._fields import parse_freely
 from apical.recipes._latency import network_latencies
 from apical.recipes._methods import check_method, growth_settings, methods, resolve_method
@@ -124,7 +123,7 @@ def _planned(
     repeated = {"run": str(out / f"{source}-seed{seed}")} if method in FINAL else {}
     of_growth = {name: value for name, value in options.items() if name in growth_settings(method) and name != "seed"}
     rest = {name: value for name, value in options.items() if name not in of_growth}
-    own = dataclasses.replace(
+    own = replace(
         config,
         method=method,
         growth=GrowthConfig.merged(config.growth, of_growth),
@@ -165,11 +164,12 @@ def compare(
         ConfigError, DataError, BudgetError, CheckpointError, TrainingError, Interrupted: as `run`; the same call goes
             on where it stopped.
     """
-    if config.growth.divisor == "auto":
-        planned = plan(config, methods, seeds, out, options)
-        shared = [item.folder for item in planned if item.config.growth.divisor == "auto"]  # not those with their own
-        config = _with_one_divisor(config, shared, message)
     planned = plan(config, methods, seeds, out, options)
+    waiting = [item for item in planned if to_be_measured(item.config)]
+    if waiting:
+        divisor = _one_divisor(waiting, message)
+        planned = [replace(i, config=with_divisor(i.config, divisor)) if i in waiting else i for i in planned]
+        config = with_divisor(config, divisor) if config.growth.divisor == "auto" else config
     for number, item in enumerate(planned, 1):
         where = f"{item.method}, seed {item.seed} ({number} of {len(planned)})"
         done = _do(item, overwrite, progress)
@@ -179,15 +179,17 @@ def compare(
     return _summed_up(config, planned, Path(out), methods[0], latency, command)
 
 
-def _with_one_divisor(config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None) -> RunConfig:
-    """``growth.divisor=auto`` is measured once for all runs, or read from one that was begun before."""
+def _one_divisor(waiting: Sequence[Planned], message: Callable[[str], None] | None) -> int:
+    """What ``divisor=auto`` is for all runs that wait for it: measured once, or read from one begun before."""
+    config = waiting[0].config
     kind = task_kind(config.task)
     facts = kind.prepare(config.data, config.training).facts
     seed_everything(config.training.seed)
-    config, chosen = settle_divisor(config, facts, kind.template(config.model, facts), folders)
+    model = kind.template(config.model, facts)
+    settled, chosen = settle_divisor(config, facts, model, [item.folder for item in waiting])
     if message is not None:
         message(chosen)
-    return config
+    return settled.growth.step
 
 
 def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None) -> str:
@@ -265,7 +267,7 @@ def _summed_up(
 
 
 def _command(config: RunConfig, methods: Sequence[str], seeds: Sequence[int], out: Path, options: Options) -> str:
-    shared = dataclasses.replace(config, method="grown").with_seed(0)
+    shared = replace(config, method="grown").with_seed(0)
     own = [f"--set {shlex.quote(f'{m}.{k}={v}')}" for m, values in options.items() for k, v in values.items()]
     command = reproducing_command(shared, out).replace("apical train", "apical compare", 1)
     return " ".join([command, *own, "--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))])

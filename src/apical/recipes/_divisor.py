@@ -14,6 +14,7 @@ from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import choose_divisor
 from apical.recipes._config import RunConfig
+from apical.recipes._methods import growth_settings
 from apical.recipes._tasks import Facts, task_kind
 from apical.resizing import trace
 from apical.training import apply_memory_format_, autocast, processes, resolve_device
@@ -36,14 +37,18 @@ def with_divisor(config: RunConfig, divisor: int) -> RunConfig:
     return dataclasses.replace(config, growth=dataclasses.replace(config.growth, divisor=divisor))
 
 
+def to_be_measured(config: RunConfig) -> bool:
+    """Whether a run goes by a divisor that is not known yet; methods that read none need none."""
+    return config.growth.divisor == "auto" and "divisor" in growth_settings(config.method)
+
+
 def settle_divisor(
     config: RunConfig, facts: Facts, model: nn.Module, earlier: Sequence[Path] = ()
 ) -> tuple[RunConfig, str]:
-    """The config with a number in the place of ``auto``, and in words where it comes from (empty if it was a number).
+    """The config with a number in the place of ``auto``, and in words where it comes from (empty if none was needed).
 
     Measured are training steps of a process' share of the batch, on the run's device, in its memory format and under
-    its autocast, whatever the method: a comparator rounds its widths by the same number. Of several processes the first
-    one measures.
+    its autocast; a comparator rounds its widths by the same number. Of several processes the first one measures.
 
     Args:
         config: of the run.
@@ -51,7 +56,7 @@ def settle_divisor(
         model: the full-size model; it moves to the run's device, as it does when the run starts.
         earlier: run folders whose divisor is taken instead of measuring, so that a resumed run goes on with its own.
     """
-    if config.growth.divisor != "auto":
+    if not to_be_measured(config):
         return config, ""
     known = earlier_divisor(earlier)
     if known is not None:
