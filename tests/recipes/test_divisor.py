@@ -113,6 +113,7 @@ def test_a_method_that_has_no_widths_to_round_measures_nothing(tmp_path: Path, m
     do(tiny(*AUTO, "epochs=1", "method=dense"), tmp_path / "alone")
     compare(tiny(*AUTO, "epochs=1"), ["dense"], [0], tmp_path, latency=False,
             progress=lambda: make_progress("quiet"))  # fmt: skip
+    assert [read_config(tmp_path / run).growth.divisor for run in ("alone", "dense-seed0")] == ["auto", "auto"]
 
 
 def test_what_cannot_measure_says_so() -> None:

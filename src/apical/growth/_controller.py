@@ -1,4 +1,4 @@
-"""Which network comes next: the method of growth, apart from every weight.
+"""Which network comes next: the method of growth, apart from the model that it changes.
 
 Each unit and block i has a score s_i, which training moves down the loss (`ScoreOptimizer`), and an age t_i. At every
 restructuring, in the notation of `apical.gates`:

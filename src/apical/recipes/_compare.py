@@ -165,8 +165,7 @@ def compare(
             on where it stopped.
     """
     planned = plan(config, methods, seeds, out, options)
-    waiting = [item for item in planned if to_be_measured(item.config)]
-    if waiting:
+    if waiting := [item for item in planned if to_be_measured(item.config)]:
         divisor = _one_divisor(waiting, message)
         planned = [replace(i, config=with_divisor(i.config, divisor)) if i in waiting else i for i in planned]
         config = with_divisor(config, divisor) if config.growth.divisor == "auto" else config
