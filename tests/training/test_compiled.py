@@ -28,7 +28,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The graphs that a backend was given, which runs them as they are."""
     graphs: list[Any] = []
 
-    def backend(graph: Any, inputs: Any) -> Any:
+    def backend(graph: Any, inputs: Any, mode: str = "default") -> Any:
+        graph.mode = mode
         graphs.append(graph)
         return graph.forward
 
@@ -100,6 +101,32 @@ def test_another_shape_of_batch_is_counted_too(tmp_path: Path, compiled: list[An
     assert len(compiled) == 2
 
 
+@pytest.mark.parametrize("when", [True, "final"])
+def test_the_mode_reaches_every_compilation(tmp_path: Path, compiled: list[Any], when: Any) -> None:
+    config = tiny_config(epochs=4, compile=when, compile_mode="reduce-overhead")
+    run = tiny_train(tmp_path / "run", config, method=Freezing)
+    assert [graph.mode for graph in compiled] == ["reduce-overhead"] * sum(without_counts(run))
+    tiny_train(tmp_path / "plain", tiny_config(epochs=1, compile=True), method=Freezing)
+    assert compiled[-1].mode == "default"
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_train_the_same_network(tmp_path: Path) -> None:
+    """Kernels differ, so the numbers are close; Dropout would draw others."""
+    from apical.training import Loaders, train
+    from tiny_run import Recorder, TinyLoader, tiny_model
+
+    losses = []
+    for name, settings in (("plain", {}), ("graphs", {"compile": True, "compile_mode": "reduce-overhead"})):
+        model = tiny_model()
+        model[3] = torch.nn.Identity()
+        loaders = Loaders(TinyLoader(), TinyLoader(shuffle=False))
+        config = tiny_config(epochs=4, device="cuda", **settings)
+        run = train(model, None, loaders, config, tmp_path / name, progress=Recorder())
+        losses.append([record["train_loss"] for record in run.history])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def test_the_setting() -> None:
     for good in (True, False, "final"):
         assert TrainingConfig.from_mapping({"compile": good}).compile == good
@@ -107,3 +134,12 @@ def test_the_setting() -> None:
         TrainingConfig(compile="first")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="compile="):
         TrainingConfig.from_mapping({"compile": 3})
+
+
+def test_the_setting_of_the_mode() -> None:
+    for good in ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
+        assert TrainingConfig(compile="final", compile_mode=good).compile_mode == good  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"compile_mode='cudagraphs', expected one of .*'reduce-overhead'"):
+        TrainingConfig(compile=True, compile_mode="cudagraphs")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="compile_mode='reduce-overhead' needs compile=true or compile=final"):
+        TrainingConfig(compile_mode="reduce-overhead")

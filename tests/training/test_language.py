@@ -80,6 +80,27 @@ def test_a_pass_starts_without_a_past_and_gradients_end_with_the_window() -> Non
     assert torch.equal(task.batch(model, inputs, targets, training=True).loss, first.loss)
 
 
+def test_the_state_outlives_the_memory_that_it_came_in() -> None:
+    """As a CUDA graph does, this model writes each step's outputs over those of the step before."""
+
+    class Replayed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("memory", torch.zeros(3))
+
+        def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            self.memory.copy_(tokens[-1]) if state is None else self.memory.zero_()
+            return torch.zeros(*tokens.shape, 7), self.memory
+
+    model, task = Replayed(), LanguageModelling()
+    (inputs, targets), *_ = Windows()
+    task.batch(model, inputs, targets, training=True)
+    carried = task.state
+    model(inputs, carried)
+    assert torch.equal(carried, inputs[-1].float())
+    assert inputs[-1].any()
+
+
 def test_a_perplexity_beyond_all_numbers_is_infinite() -> None:
     assert LanguageModelling().results(1e4, torch.tensor([1])) == {"perplexity": math.inf}
     assert not LanguageModelling.metrics[0].higher_is_better

@@ -123,6 +123,9 @@ class TrainingConfig:
         compile: whether the training step calls the model through torch.compile: every network anew, or with `"final"`
             only the one that training ends with, from the moment when the method says that it will not change any more
             (from the start with a method that never says so).
+        compile_mode: what torch.compile aims at, one of torch's own modes: `"default"`; `"reduce-overhead"`: CUDA
+            graphs, which replay a step's kernels in one launch, at the cost of memory; `"max-autotune"`: CUDA graphs
+            and a search for the fastest kernels, which takes long; `"max-autotune-no-cudagraphs"`. Needs `compile`.
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
 
@@ -150,11 +153,13 @@ class TrainingConfig:
     device: str = "auto"
     sync_batchnorm: bool = True
     compile: bool | Literal["final"] = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     deterministic: bool = False
     eval_every: int = 1
 
     def __post_init__(self) -> None:
         known, rules = ("none", "bfloat16", "float16"), ("linear", "sqrt", "none")
+        modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
         _check(
             "training",
             {
@@ -169,6 +174,9 @@ class TrainingConfig:
                 f"ema_decay={self.ema_decay}, expected a number in (0, 1)": self.ema_decay is None
                 or 0 < self.ema_decay < 1,
                 f"compile={self.compile!r}, expected true, false or 'final'": self.compile in (True, False, "final"),
+                f"compile_mode={self.compile_mode!r}, expected one of {modes}": self.compile_mode in modes,
+                f"compile_mode={self.compile_mode!r} needs compile=true or compile=final": self.compile is not False
+                or self.compile_mode == "default",
                 f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs}, expected fewer than epochs={self.epochs}": (

@@ -56,7 +56,8 @@ class LanguageModelling:
                 "model that goes on with a stream"
             )
         logits, state = outputs  # (T, B, vocabulary)
-        self.state = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, state)
+        # A copy, since a model that runs as a CUDA graph writes its next outputs over these.
+        self.state = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, state)
         logits = logits if training else logits.float()
         loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())
         tokens = targets.numel()

@@ -34,11 +34,13 @@ class Replica:
         model: the plain model; it stays the user's own.
         device: where it is.
         sync_batchnorm: whether batch norms see the batches of all processes.
-        compiled: whether what training calls is compiled.
+        compile_mode: how torch compiles what training calls, once `set_compiled` says that it is to be compiled.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, sync_batchnorm: bool, compiled: bool = False) -> None:
-        self._model, self._device, self._compiled = model, device, compiled
+    def __init__(
+        self, model: nn.Module, device: torch.device, sync_batchnorm: bool, compile_mode: str = "default"
+    ) -> None:
+        self._model, self._device, self._compiled, self._mode = model, device, False, compile_mode
         self._graphs = 0  # that had been compiled in this process when last asked
         self.team = processes()
         self._synchronised = sync_batchnorm and self.team.count > 1
@@ -110,7 +112,7 @@ class Replica:
             return wrapped
         torch.compiler.reset()  # else torch gives up after eight networks, and runs the others as they are
         self._graphs = _graphs_compiled()
-        return torch.compile(wrapped)  # type: ignore[return-value]
+        return torch.compile(wrapped, mode=self._mode)  # type: ignore[return-value]
 
 
 def _graphs_compiled() -> int:

@@ -383,7 +383,7 @@ def _start(
     device = resolve_device(config.device)
     model.to(device)
     apply_memory_format_(model, config)
-    replica = Replica(model, device, config.sync_batchnorm)
+    replica = Replica(model, device, config.sync_batchnorm, config.compile_mode)
     optimizer = build_optimizer(model, config.optimizer)
     average = None
     if config.ema_decay is not None:
