@@ -177,6 +177,7 @@ def main() -> None:
         options=own,
         progress=lambda: make_progress("quiet"),
         message=print,
+        program="python benchmarks/torch_pruning_peer.py",
     )
     print(render_markdown(comparison, rows(comparison)))
 

@@ -123,6 +123,14 @@ def test_the_final_architecture_is_that_of_the_grown_run_of_the_same_seed(tmp_pa
     ]  # fmt: skip
 
 
+def test_the_table_names_the_program_that_makes_it_again(tmp_path: Path) -> None:
+    for program in ("apical compare", "python peer.py"):
+        do(["uniform"], tmp_path, program=program)
+        command = json.loads((tmp_path / "compare.json").read_text())["command"]
+        assert command.startswith(f"{program} digits --set ")
+        assert f"{program} digits --set " in (tmp_path / "compare.md").read_text()
+
+
 def test_the_command_line_writes_table_and_page(tmp_path: Path) -> None:
     settings = [f"--set={text}" for text in (*TINY, *SMALL)]
     arguments = ["compare", "digits", *settings, "--methods", "uniform,slimming", "--seeds", "0,1",

@@ -143,6 +143,7 @@ def compare(
     progress: Callable[[], Progress] | None = None,
     message: Callable[[str], None] | None = None,
     latency: bool = True,
+    program: str = "apical compare",
 ) -> Comparison:
     """Do all runs, go on with those that were stopped, leave finished ones alone, and write one table and one page.
 
@@ -156,6 +157,7 @@ def compare(
         progress: makes what people see of a run.
         message: called with a line about each run.
         latency: whether to measure the final networks.
+        program: what to call to do it again, for the command that the table shows.
 
     Returns:
         What was compared.
@@ -174,7 +176,7 @@ def compare(
         done = _do(item, overwrite, progress)
         if message is not None:
             message(f"{where}: {done}")
-    command = _command(config, methods, seeds, Path(out), options or {})
+    command = _command(program, config, methods, seeds, Path(out), options or {})
     return _summed_up(config, planned, Path(out), methods[0], latency, command)
 
 
@@ -265,8 +267,10 @@ def _summed_up(
     return comparison
 
 
-def _command(config: RunConfig, methods: Sequence[str], seeds: Sequence[int], out: Path, options: Options) -> str:
+def _command(
+    program: str, config: RunConfig, methods: Sequence[str], seeds: Sequence[int], out: Path, options: Options
+) -> str:
     shared = replace(config, method="grown").with_seed(0)
     own = [f"--set {shlex.quote(f'{m}.{k}={v}')}" for m, values in options.items() for k, v in values.items()]
-    command = reproducing_command(shared, out).replace("apical train", "apical compare", 1)
+    command = reproducing_command(shared, out).replace("apical train", program, 1)
     return " ".join([command, *own, "--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))])
