@@ -445,7 +445,8 @@ def test_a_finished_grower_refuses_everything() -> None:
     model = built("mlp")
     grower = grown("mlp", model, sgd(model))
     state = grower.state_dict()
-    grower.finish()
+    with pytest.warns(UserWarning, match=r"finish\(\) after 0 of 6 epochs, .* 2\d\.\d% of what the budget 50% macs"):
+        grower.finish()
     for call in (grower.end_epoch, grower.end_step, grower.finish, grower.state_dict):
         with pytest.raises(ConfigError, match="has finished"):
             call()
@@ -458,7 +459,9 @@ def test_epochs_beyond_the_plan_change_nothing() -> None:
     optimizer = sgd(model)
     grower = run(grown("mlp", model, optimizer), optimizer, "mlp")
     widths = grower.history[-1]["widths"]
-    run(grower, optimizer, "mlp", 6, 9)
+    with pytest.warns(UserWarning, match="end_epoch was called 7 times, .* made with epochs=6") as warned:
+        run(grower, optimizer, "mlp", 6, 9)
+    assert len(warned) == 1
     assert len(grower.history) == 9
     assert grower.history[-1]["widths"] == widths
 

@@ -122,6 +122,15 @@ class Controller:
             return self._budgeted(noise, self.target_load, exact=self.frozen)
         return self._sampler.independent(self._pin(c.scores), self.beta, noise)
 
+    def mark(self) -> tuple[Any, ...]:
+        """What `next` changes, for `rewind`."""
+        return self.beta, self.penalty.clone(), self.target_load, self.frozen, self._generator.get_state()
+
+    def rewind(self, mark: tuple[Any, ...]) -> None:
+        """Take back what `next` chose, where the model could not be given that network."""
+        self.beta, self.penalty, self.target_load, self.frozen, generator = mark
+        self._generator.set_state(generator)
+
     def _bind(self, budget: Budget, latency: LatencyTable | None) -> None:
         self.latency, limits = latency, self._pinned.limits
         self.bound = BoundBudget(
@@ -181,8 +190,10 @@ class Controller:
         table = state["latency"]
         self._bind(self.bound.budget, None if table is None else LatencyTable.from_dict(self.structure, table))
         self.components.load_state_dict(state["components"])
-        self._generator.set_state(state["generator"])
-        self.penalty, self.beta = state["penalty"].clone(), state["beta"].clone()
+        self._generator.set_state(
+            state["generator"].cpu()
+        )  # torch.load may have mapped the state to the model's device
+        self.penalty, self.beta = state["penalty"].to("cpu", copy=True), state["beta"].to("cpu", copy=True)
         self.frozen = state["frozen"]
         self.target_load, self._seed_load = state["target_load"], state["seed_load"]
         self._pinned.widths, self._pinned.absent = dict(state["pinned"]), tuple(state["absent"])

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.errors import ConfigError
-from apical.growth._births import prepare_births_
+from apical.growth._births import fixed_parameters, prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._controller import Controller
 from apical.growth._identity import check_identity, identity
 from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
-from apical.growth._observer import GateObserver, parameter_ids
+from apical.growth._observer import GateObserver, directions
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
 from apical.growth._sampling import Choice
 from apical.growth._scores import ScoreOptimizer
+from apical.growth._steps import StepWatch
+from apical.growth._usage import (
+    warn_of_another_optimizer,
+    warn_of_more_epochs,
+    warn_of_unfinished,
+    warn_of_untrained,
+)
 from apical.resizing import DormantStore, Selection, TemplateMap, resize_, resize_state, trace
 from apical.structure import Structure
 
@@ -108,8 +117,11 @@ class Grower:
         self.epoch, self._step = 0, 0
         self._spent_steps, self._spent_macs = 0, 0  # of the running epoch
         self._changes = no_changes()
+        self._fixed = fixed_parameters(model, self._optimizers)
+        untrained = [n for n, p in model.named_parameters() if p.requires_grad and n in self._fixed]
         self._apply(first)
-        self._hooks = [o.register_step_pre_hook(self._hook(i)) for i, o in enumerate(self._optimizers)]
+        warn_of_untrained(untrained)
+        self._steps = StepWatch(self._optimizers, lambda index, optimizer: self._updates.observe(index, optimizer))
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -118,20 +130,33 @@ class Grower:
 
         Returns:
             The record of the epoch; it is also appended to ``history``.
+
+        Raises:
+            ResizeError: the model cannot be resized as it is now; nothing has changed, so that the call can be repeated
+                once what the error names is mended.
+            ConfigError: ``interval_unit="steps"``, and `end_step` was never called in this epoch.
         """
         self._alive()
+        if self.config.interval_unit == "steps" and not self._spent_steps:
+            raise ConfigError(
+                "end_epoch without any end_step: with interval_unit='steps' the network changes between steps; call "
+                "grower.end_step() after every optimizer step, or set interval_unit='epochs'"
+            )
+        warn_of_another_optimizer(self.model, self._optimizers, self._steps.count)
         self._updates.write_back()
         record = epoch_record(self.structure, self._selection(), self.epoch, self.target_load)
         if self._spent_steps:
             record["mean_macs"] = self._spent_macs / self._spent_steps
-        self._spent_steps, self._spent_macs = 0, 0
-        self.components.age += self.components.live.double()
-        self.epoch += 1
-        if self.config.interval_unit == "epochs":
-            self._restructure_at(self.epoch)
+        with self._undone_on_error():
+            self._spent_steps, self._spent_macs = 0, 0
+            self.components.age += self.components.live.double()
+            self.epoch += 1
+            if self.config.interval_unit == "epochs":
+                self._restructure_at(self.epoch)
         record = cast(EpochRecord, {**record, **self._changes, "next_load": self.target_load})
-        self._changes = no_changes()
+        self._changes, self._steps.count = no_changes(), 0
         self.history.append(record)
+        warn_of_more_epochs(self.epoch, self.epochs)
         return record
 
     def end_step(self, state: Any = None) -> Any:
@@ -142,14 +167,18 @@ class Grower:
 
         Returns:
             The state, resized (`apical.resize_state`) if the network has just changed.
+
+        Raises:
+            ResizeError: as `end_epoch`.
         """
         self._alive()
         before = self._selection()
-        self._step += 1
-        self._spent_steps += 1
-        self._spent_macs += self.structure.macs(before.keep, before.skip)
-        if self.config.interval_unit == "steps":
-            self._restructure_at(self._step)
+        with self._undone_on_error():
+            self._step += 1
+            self._spent_steps += 1
+            self._spent_macs += self.structure.macs(before.keep, before.skip)
+            if self.config.interval_unit == "steps":
+                self._restructure_at(self._step)
         after = self._selection()
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
 
@@ -201,13 +230,31 @@ class Grower:
         """Make the model final: hooks are removed and dormant weights released.
 
         The gates never were part of the forward pass, so there is nothing to fold: the model computes what it did.
+        Warns if the network does not have its final size yet.
         """
         self._alive()
-        for hook in self._hooks:
-            hook.remove()
+        if not self.frozen:
+            present = self._selection()
+            load = self.bound.load(present.keep, present.skip)
+            warn_of_unfinished(self.epoch, self.epochs, load, str(self.budget))
+        self._steps.remove()
         self.store = None
 
     # ---- restructuring ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Leaves counters, ages and controller as they were if the model cannot be resized, which is all or nothing."""
+        counters = self.epoch, self._step, self._spent_steps, self._spent_macs
+        age, mark = self.components.age.clone(), self._controller.mark()
+        try:
+            with torch.inference_mode(False):  # what is made here is trained on
+                yield
+        except BaseException:
+            self.epoch, self._step, self._spent_steps, self._spent_macs = counters
+            self.components.age.copy_(age)
+            self._controller.rewind(mark)
+            raise
 
     def _restructure_at(self, done: int) -> None:
         """Restructure if it is time after this many epochs (or steps)."""
@@ -247,14 +294,16 @@ class Grower:
             first[group.name] = [u for u in born[group.name] if not ever[u]]
         n = self.components.num_units
         unborn = [b.name for i, b in enumerate(self.structure.blocks) if not lived[n + i]]
-        prepare_births_(self.store, self.structure, born, first, unborn, self.config.birth == "preserving")
+        self._fixed = fixed_parameters(self.model, self._optimizers, self._fixed)
+        preserving = self.config.birth == "preserving"
+        prepare_births_(self.store, self.structure, born, first, unborn, preserving, self._fixed)
 
     def _watch(self) -> None:
         """Observe the gate sites of the present network."""
         present = self._selection()
         n, first_block = self.components.scores.numel(), self.components.num_units
         observers = [
-            GateObserver(self.model, self._template, present, parameter_ids(o.param_groups), n, first_block)
+            GateObserver(self.model, self._template, present, directions(o.param_groups), n, first_block)
             for o in self._optimizers
         ]
         lr = self.config.score_lr if self.config.scores == "learned" else 0.0
@@ -268,12 +317,6 @@ class Grower:
             device,
             observers,
         )
-
-    def _hook(self, index: int) -> Any:
-        def observe(optimizer: Optimizer, *_: Any) -> None:
-            self._updates.observe(index, optimizer)
-
-        return observe
 
     def _training_length(self) -> int:
         """Epochs or steps of the whole training, in the unit of the interval."""
@@ -322,6 +365,7 @@ class Grower:
             "history": [dict(r) for r in self.history],
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restructure model, optimizers and copies to a saved state; load their own state dicts after this.
 

@@ -11,8 +11,8 @@ from apical.errors import CheckpointError
 from apical.growth._config import GrowthConfig
 from apical.structure import Structure
 
-ENTRIES = ("keep", "skip", "components", "store", "generator", "penalty", "beta", "epoch", "step", "frozen",
-           "target_load", "seed_load", "pinned", "latency", "changes", "history")  # fmt: skip
+ENTRIES = ("keep", "skip", "components", "store", "generator", "penalty", "beta", "epoch", "step", "spent", "frozen",
+           "target_load", "seed_load", "pinned", "absent", "latency", "changes", "history")  # fmt: skip
 
 
 def identity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +22,17 @@ class GateObserver:
         model: the live model.
         template: where the groups' members lie.
         selection: what is present.
-        parameters: ids of the parameters to watch (those of one optimizer).
+        parameters: the parameters to watch, those of one optimizer, with their `directions`.
         entries: total number of components.
         first_block: index of the first block's component.
     """
 
-    def __init__(self, model: nn.Module, template: TemplateMap, selection: Selection, parameters: set[int],
+    def __init__(self, model: nn.Module, template: TemplateMap, selection: Selection, parameters: Mapping[int, int],
                  entries: int, first_block: int) -> None:  # fmt: skip
         self._entries = entries
         self._tensors: list[nn.Parameter] = []
         self._dims: list[int] = []
+        self._rising: list[int] = []  # which of the tensors the optimizer moves up the gradient
         self._place: dict[tuple[str, int], int] = {}  # (tensor, dim) -> offset in the concatenated products
         self._length = 0
         sources: list[Tensor] = []
@@ -58,8 +60,8 @@ class GateObserver:
         self._sources = torch.cat([*sources, empty]).to(device)
         self._targets = torch.cat([*targets, empty]).to(device)
 
-    def _watch(self, model: nn.Module, template: TemplateMap, selection: Selection, parameters: set[int], name: str,
-               dim: int) -> int | None:  # fmt: skip
+    def _watch(self, model: nn.Module, template: TemplateMap, selection: Selection, parameters: Mapping[int, int],
+               name: str, dim: int) -> int | None:  # fmt: skip
         """Add a tensor to the concatenation; returns where its products start, None if it is not watched."""
         if not template.present(name, selection):
             return None
@@ -68,6 +70,8 @@ class GateObserver:
             return None
         if (name, dim) not in self._place:
             self._place[(name, dim)] = self._length
+            if parameters[id(tensor)] < 0:
+                self._rising.append(len(self._tensors))
             self._tensors.append(tensor)
             self._dims.append(dim)
             self._length += tensor.shape[dim] if tensor.dim() else 1
@@ -79,6 +83,8 @@ class GateObserver:
         if not self._tensors or all(t.grad is None for t in self._tensors):
             return None
         grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self._tensors]
+        for i in self._rising:
+            grads[i] = -grads[i]
         parts = torch._foreach_mul([t.detach() for t in self._tensors], grads)
         vectors = [_sum_to(p, d) for p, d in zip(parts, self._dims, strict=True)]
         flat = torch.cat(vectors).index_select(0, self._sources)
@@ -112,11 +118,6 @@ def _live_positions(template: TemplateMap, selection: Selection, part: ParamSlic
     return torch.searchsorted(index[part.dim], positions) if part.dim in index else positions
 
 
-def parameter_ids(groups: Iterable[Mapping[str, object]]) -> set[int]:
-    """Identities of the parameters in an optimizer's parameter groups."""
-    ids: set[int] = set()
-    for group in groups:
-        params = group["params"]
-        assert isinstance(params, list)
-        ids.update(id(p) for p in params)
-    return ids
+def directions(groups: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """By identity of the parameters in an optimizer's groups: 1 if it moves them down the gradient, -1 if up it."""
+    return {id(p): -1 if group.get("maximize") else 1 for group in groups for p in group["params"]}

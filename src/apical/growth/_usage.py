@@ -1,0 +1,58 @@
+"""Warnings of what a user's loop may have got wrong and what no error would tell: the network just learns less."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+CALLER = 3  # of the Grower's method: whose line the warning shows
+
+
+def warn_of_untrained(names: Sequence[str]) -> None:
+    """Warn of parameters that want a gradient and that no optimizer holds."""
+    if names:
+        warnings.warn(
+            f"{len(names)} parameters have requires_grad=True, but no optimizer that the Grower was given holds them: "
+            f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}. They will not be trained, even if another "
+            "optimizer holds them, because the Grower replaces parameters. Pass all optimizers, optimizer=[a, b], or "
+            "call requires_grad_(False) on what is to stay as it is.",
+            stacklevel=CALLER,
+        )
+
+
+def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer], steps: int) -> None:
+    """Warn if there are gradients, so that something was trained, and none of the optimizers has stepped.
+
+    Where gradients are not finite, a gradient scaler may have skipped all steps.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None] if steps == 0 else []
+    if gradients and all(bool(g.isfinite().all()) for g in gradients):
+        names = ", ".join(type(o).__name__ for o in optimizers)
+        warnings.warn(
+            f"the model has gradients, but the Grower's optimizer ({names}) has not stepped in this epoch. An "
+            "optimizer that was made after the Grower, or that it was not given, holds parameters that the Grower "
+            "has replaced, and trains nothing. Make it before the Grower, from model.parameters(), and pass it.",
+            stacklevel=CALLER,
+        )
+
+
+def warn_of_more_epochs(epoch: int, epochs: int) -> None:
+    """Warn, once, if more epochs ended than were said."""
+    if epoch == epochs + 1:
+        warnings.warn(
+            f"end_epoch was called {epoch} times, but the Grower was made with epochs={epochs}. If it is called more "
+            "than once an epoch, the network grew too fast: call it once. Longer training leaves the network as it is.",
+            stacklevel=CALLER,
+        )
+
+
+def warn_of_unfinished(epoch: int, epochs: int, load: float, budget: str) -> None:
+    """Warn if growth was ended before the network had its final size."""
+    warnings.warn(
+        f"finish() after {epoch} of {epochs} epochs, before the network has its final size: it costs {load:.1%} of "
+        f"what the budget {budget} allows. To end earlier, give the Grower fewer epochs.",
+        stacklevel=CALLER,
+    )

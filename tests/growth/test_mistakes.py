@@ -1,0 +1,248 @@
+"""Loops that are a little unusual, or wrong: they work, or say what is wrong; nothing is half done."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from apical import Grower
+from apical.errors import CheckpointError, ConfigError, ResizeError
+from growth.cases import built, grown, loss_of, run, scores_of, sgd, step
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def known(state: dict[str, Any]) -> str:
+    """All of a growth state but the dormant weights: those of units that were to be born have been prepared already."""
+    return str({name: value for name, value in state.items() if name != "store"})
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[name]) for name, t in one.items())
+
+
+# ---- optimizers that do not train the network ----------------------------------------------------------------------
+
+
+def test_parameters_that_no_optimizer_holds_are_named() -> None:
+    model = built("mlp")
+    with pytest.warns(UserWarning, match=r"2 parameters .* no optimizer .*: 4\.weight, 4\.bias\. .*=\[a, b\]"):
+        grown("mlp", model, SGD([*model[0].parameters(), *model[2].parameters()], 0.1))
+
+
+def test_frozen_parameters_need_no_optimizer() -> None:
+    model = built("mlp")
+    model[4].requires_grad_(False)
+    grown("mlp", model, SGD([*model[0].parameters(), *model[2].parameters()], 0.1))
+
+
+def test_an_optimizer_made_after_the_grower_is_noticed_in_the_first_epoch() -> None:
+    model = built("mlp")
+    grower = grown("mlp", model, sgd(model))
+    late = sgd(model)
+    step(model, late, "mlp", 0)
+    with pytest.warns(UserWarning, match=r"optimizer \(SGD\) has not stepped in this epoch.* made after the Grower"):
+        grower.end_epoch()
+
+
+def test_all_optimizers_that_were_passed_count() -> None:
+    model = built("mlp")
+    optimizers = [SGD(model[0].parameters(), 0.1), SGD([*model[2].parameters(), *model[4].parameters()], 0.1)]
+    grower = grown("mlp", model, optimizers)
+    loss_of(model, "mlp", 0).backward()
+    optimizers[1].step()
+    grower.end_epoch()
+
+
+def test_steps_that_are_never_told_are_an_error() -> None:
+    model = built("mlp")
+    optimizer = sgd(model)
+    grower = grown("mlp", model, optimizer, interval_unit="steps", steps_per_epoch=3)
+    step(model, optimizer, "mlp", 0)
+    with pytest.raises(ConfigError, match=r"end_epoch without any end_step: .* call grower\.end_step\(\) after every"):
+        grower.end_epoch()
+    grower.end_step()
+    assert grower.end_epoch()["epoch"] == 0
+
+
+# ---- frozen readers ------------------------------------------------------------------------------------------------
+
+
+def test_a_newborn_that_a_frozen_layer_reads_is_read() -> None:
+    """Its outgoing weights stay what they were: were they zero, nothing would change them, or reach the newborn."""
+    model = built("mlp")
+    model[4].requires_grad_(False)
+    before = weights(model[4])
+    optimizer = sgd(model)
+    grower = run(grown("mlp", model, optimizer), optimizer, "mlp")
+    kept = {name: torch.tensor(units) for name, units in grower.keep.items()}
+    columns = next(units for units in kept.values() if len(units) == model[4].in_features)
+    assert len(columns) > 0.5 * 48 * 0.5
+    assert torch.equal(model[4].weight, before["weight"][:, columns])
+    loss_of(model, "mlp", 0).backward()
+    assert (model[2].weight.grad.abs().sum(1) > 0).all()
+
+
+def test_a_layer_that_is_unfrozen_later_gets_births_that_preserve_the_function() -> None:
+    model = built("mlp")
+    model[4].requires_grad_(False)
+    optimizer = sgd(model)
+    grower = grown("mlp", model, optimizer, epochs=12)
+    run(grower, optimizer, "mlp", 0, 1)
+    model[4].requires_grad_(True)
+    x = torch.randn(8, 6)
+    step(model, optimizer, "mlp", 99)
+    before = model(x)
+    grower.end_epoch()
+    assert grower.history[-1]["born"] > 0
+    torch.testing.assert_close(model(x), before)
+
+
+# ---- all or nothing ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+def test_a_restructuring_that_failed_can_be_repeated(unit: str) -> None:
+    """A hook on a parameter is refused; without it the same call goes on as if nothing had been."""
+    records: list[Any] = []
+    final: list[dict[str, Tensor]] = []
+    for hooked in (False, True):
+        model = built("mlp")
+        optimizer = sgd(model)
+        options = {"epochs": 4, "growth_end": 0.25, "interval_unit": unit, "noise": "fresh"}
+        grower = grown("mlp", model, optimizer, steps_per_epoch=1, **options)
+        for epoch in range(4):
+            step(model, optimizer, "mlp", epoch)
+            ends = [grower.end_step, grower.end_epoch] if unit == "steps" else [grower.end_epoch]
+            for end in ends:
+                if hooked and not grower.frozen and end is ends[0]:
+                    hook = model[0].weight.register_hook(lambda gradient: gradient)
+                    state = grower.state_dict()
+                    with pytest.raises(ResizeError, match=r"0\.weight has hooks"):
+                        end()
+                    assert known(grower.state_dict()) == known(state)
+                    hook.remove()
+                end()
+        records.append([{k: v for k, v in r.items() if "seconds" not in k} for r in grower.history])
+        final.append(weights(model))
+    assert records[0] == records[1]
+    assert len(records[0]) == 4
+    assert same(*final)
+
+
+@pytest.mark.parametrize("entry", ["absent", "spent", "generator"])
+def test_an_incomplete_state_changes_nothing(entry: str) -> None:
+    model, other = built("mlp"), built("mlp")
+    optimizer = sgd(model)
+    state = run(grown("mlp", model, optimizer), optimizer, "mlp", 0, 3).state_dict()
+    grower = grown("mlp", other, sgd(other))
+    before = weights(other)
+    with pytest.raises(CheckpointError, match=f"incomplete: {entry} is missing"):
+        grower.load_state_dict({k: v for k, v in state.items() if k != entry})
+    assert same(weights(other), before)
+
+
+class Moved(Tensor):
+    """Stands for a tensor that torch.load mapped to a GPU: it can be used once it has been brought back."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in ("cpu", "to"):
+            return super().__torch_function__(function, types, args, kwargs or {}).as_subclass(Tensor)
+        raise RuntimeError(f"{name} of a tensor on another device")
+
+
+def test_a_state_that_was_mapped_to_another_device_is_brought_back() -> None:
+    model, other = built("mlp"), built("mlp")
+    optimizer = sgd(model)
+    first = run(grown("mlp", model, optimizer, noise="fresh"), optimizer, "mlp", 0, 3)
+    state = first.state_dict()
+    for name in ("generator", "penalty", "beta"):
+        state[name] = state[name].as_subclass(Moved)
+    second = grown("mlp", other, sgd(other), noise="fresh")
+    second.load_state_dict(state)
+    model.zero_grad()
+    assert [first.end_epoch()["widths"] for _ in range(3)] == [second.end_epoch()["widths"] for _ in range(3)]
+
+
+# ---- how an optimizer steps ----------------------------------------------------------------------------------------
+
+
+def scores_after(make: Callable[[nn.Module], Optimizer], closure: str = "none", sign: float = 1.0) -> Tensor:
+    """Scores after three steps; with a closure that computes the gradients, if asked."""
+    model = built("mlp")
+    optimizer = make(model)
+    grower = grown("mlp", model, optimizer)
+    for number in range(3):
+
+        def computed(number: int = number) -> Tensor:
+            optimizer.zero_grad()
+            loss = sign * loss_of(model, "mlp", number)
+            loss.backward()
+            return loss
+
+        if closure == "none":
+            computed()
+            optimizer.step()
+        elif closure == "positional":
+            optimizer.step(computed)
+        else:
+            optimizer.step(closure=computed)
+        optimizer.zero_grad()
+    return scores_of(grower)
+
+
+@pytest.mark.parametrize("closure", ["positional", "named"])
+def test_scores_read_the_gradients_of_a_closure(closure: str) -> None:
+    expected = scores_after(sgd)
+    assert expected.any()
+    assert torch.equal(scores_after(sgd, closure), expected)
+
+
+def test_scores_follow_an_optimizer_that_maximises() -> None:
+    """Scores move as the weights do: to where the optimizer takes the loss."""
+    down = scores_after(lambda m: SGD(m.parameters(), 0.05, momentum=0.9))
+    up = scores_after(lambda m: SGD(m.parameters(), 0.05, momentum=0.9, maximize=True), sign=-1.0)
+    assert torch.equal(up, down)
+
+
+def test_a_step_that_calls_the_step_of_its_base_class_counts_once() -> None:
+    class Own(SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    plain = scores_after(lambda m: SGD(m.parameters(), 0.05))  # from now on the step of SGD has hooks too
+    assert torch.equal(scores_after(lambda m: Own(m.parameters(), 0.05)), plain)
+
+
+def test_an_optimizer_is_left_as_it_was(recwarn: pytest.WarningsRecorder) -> None:
+    model = built("mlp")
+    optimizer = sgd(model)
+    grower = run(grown("mlp", model, optimizer), optimizer, "mlp")
+    assert optimizer._optimizer_step_pre_hooks
+    grower.finish()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert not recwarn.list
+
+
+def test_an_epoch_may_end_in_inference_mode() -> None:
+    model = built("mlp")
+    optimizer = sgd(model)
+    grower: Grower = grown("mlp", model, optimizer)
+    for epoch in range(6):
+        step(model, optimizer, "mlp", epoch)
+        with torch.inference_mode():
+            grower.end_epoch()
+    grower.finish()
+    assert not any(p.is_inference() for p in model.parameters())
+    step(model, optimizer, "mlp", 9)
