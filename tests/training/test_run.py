@@ -18,6 +18,7 @@ from apical.training import (
     OptimizerConfig,
     ScheduleConfig,
     TrainingConfig,
+    TrainingResult,
     load_checkpoint,
     train,
 )
@@ -155,6 +156,21 @@ def test_a_signal_ends_the_step_and_the_run_can_be_resumed(tmp_path: Path, numbe
     assert caught.value.signal_name == number.name
     assert signal.getsignal(number) is before
     assert_same_run(tiny_train(tmp_path / "whole"), tiny_train(tmp_path / "run", resume=True))
+
+
+def test_a_run_can_be_stopped_again_and_again_while_it_evaluates(tmp_path: Path) -> None:
+    def run(folder: str, stopped: bool, resume: bool = False) -> TrainingResult:
+        """A signal comes with the first batch of every evaluation of a run that is to be stopped."""
+        stop = (lambda _, batch: signal.raise_signal(signal.SIGTERM) if batch == 1 else None) if stopped else None
+        loaders = Loaders(TinyLoader(), TinyLoader(shuffle=False, hook=stop))
+        config = tiny_config(epochs=2, ema_decay=0.8)
+        return train(tiny_model(), TinyGrower, loaders, config, tmp_path / folder, progress=Recorder(), resume=resume)
+
+    for resume in (False, True, True):
+        with pytest.raises(Interrupted, match=r"while evaluating epoch 1.* within epoch 1 of 2; .* goes on there"):
+            run("run", stopped=True, resume=resume)
+    assert load_checkpoint(tmp_path / "run").state["begun"]["steps"] == 4
+    assert_same_run(run("whole", stopped=False), run("run", stopped=False, resume=True))
 
 
 def test_a_second_interrupt_is_obeyed_at_once(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ class _Run:
         seed = process_seed(self.config.seed, epoch, self.replica.team)
         if seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
-        begun, self.begun, self._partial = self.begun, None, None
+        begun, self.begun = self.begun, None
+        self._partial = None if begun is None else lambda: begun  # until a step is done
         loader = self.loaders.train if begun is None or begun.steps < steps else ()  # only evaluation was left
         held = list(self.model.parameters())  # all in the memory format that is asked for
 
