@@ -190,7 +190,8 @@ def _moved(kind: _Kind, side: _Side, offset: int) -> tuple[int, int]:
 
 def _fastest(kind: _Kind, widths: Sequence[tuple[int, int]], step_ms: StepTimer) -> list[float]:
     """The fastest step at each pair of widths, taken in turns."""
-    calls = [_built(kind, *pair) for pair in widths]
+    with torch.device("cpu"):  # layers are drawn there, whatever the default device, and then moved
+        calls = [_built(kind, *pair) for pair in widths]
     rounds = [[step_ms(layer, x) for layer, x in calls] for _ in range(ROUNDS)]
     return [min(samples) for samples in zip(*rounds, strict=True)]
 
@@ -216,7 +217,7 @@ def _built(kind: _Kind, ins: int, outs: int) -> tuple[nn.Module, Tensor]:
         layer, shape[-1] = nn.Linear(ins, outs, module.bias is not None), ins
     kind_of = weight.device.type
     dtype = torch.get_autocast_dtype(kind_of) if torch.is_autocast_enabled(kind_of) else weight.dtype
-    x = torch.randn(shape).to(weight.device, dtype)
+    x = torch.randn(shape, device="cpu").to(weight.device, dtype)
     layer = layer.to(weight.device, weight.dtype)
     if kind.channels_last and weight.ndim == 4:
         layer, x = layer.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -229,16 +229,17 @@ def _time_layer(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, 
     key = (type(module), kind, shape[:1] + shape[2:] if isinstance(module, _ConvNd) else shape[:-1], ins, outs, groups)
     if key in known:
         return known[key]
-    if isinstance(module, nn.Linear):
-        layer: nn.Module = nn.Linear(ins, outs, module.bias is not None)
-        shape = (*shape[:-1], ins)
-    elif isinstance(module, _ConvNd):
-        spatial = len(module.kernel_size)
-        kwargs: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        kwargs |= {"output_padding": module.output_padding} if module.transposed else {}
-        layer = type(module)(ins, outs, module.kernel_size, groups=ins if groups > 1 else 1,
-                             bias=module.bias is not None, **kwargs)  # fmt: skip
-        shape = (*shape[: -spatial - 1], ins, *shape[-spatial:])
+    with torch.device("cpu"):  # the layer is drawn there, whatever the default device, and then moved
+        if isinstance(module, nn.Linear):
+            layer: nn.Module = nn.Linear(ins, outs, module.bias is not None)
+            shape = (*shape[:-1], ins)
+        elif isinstance(module, _ConvNd):
+            spatial = len(module.kernel_size)
+            kwargs: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+            kwargs |= {"output_padding": module.output_padding} if module.transposed else {}
+            layer = type(module)(ins, outs, module.kernel_size, groups=ins if groups > 1 else 1,
+                                 bias=module.bias is not None, **kwargs)  # fmt: skip
+            shape = (*shape[: -spatial - 1], ins, *shape[-spatial:])
     layer = layer.to(weight.device, weight.dtype)
     x = torch.randn(shape, device=weight.device, dtype=weight.dtype)
     known[key] = time_ms(lambda: layer(x), repeats=3, at_least_s=0.003)

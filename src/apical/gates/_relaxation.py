@@ -84,7 +84,7 @@ def global_temperature(epoch: float, total: float, beta_0: float) -> float:
         >>> round(global_temperature(5, total=10, beta_0=100.0), 3)
         10.0
     """
-    return float(age_temperature(torch.tensor(float(epoch), dtype=torch.float64), total, beta_0))
+    return float(age_temperature(torch.tensor(float(epoch), dtype=torch.float64, device="cpu"), total, beta_0))
 
 
 def gate_ratio(

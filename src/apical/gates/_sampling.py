@@ -28,7 +28,7 @@ def draw_noise(units: int, generator: torch.Generator | None = None) -> Tensor:
         >>> noise.dtype, bool(((noise > 0) & (noise < 1)).all())
         (torch.float64, True)
     """
-    noise = torch.rand(units, generator=generator, dtype=torch.float64)
+    noise = torch.rand(units, generator=generator, dtype=torch.float64, device="cpu")
     return noise.clamp(_SMALLEST, 1 - _SMALLEST)
 
 
@@ -98,4 +98,4 @@ def sample_indicators(scores: Tensor, beta: Tensor | float, noise: Tensor, shift
 
 
 def _decisive(value: Tensor | float) -> Tensor:
-    return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    return torch.as_tensor(value, device="cpu").detach().to(torch.float64)

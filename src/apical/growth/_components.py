@@ -32,18 +32,18 @@ class Components:
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
         self.num_units = sum(self.sizes)
         n = self.num_units + len(structure.blocks)
-        self.scores = torch.zeros(n, dtype=torch.float64)
-        self.velocity = torch.zeros(n, dtype=torch.float64)
-        self.age = torch.zeros(n, dtype=torch.float64)
-        self.live = torch.ones(n, dtype=torch.bool)
-        self.lived = torch.zeros(n, dtype=torch.bool)
+        self.scores = torch.zeros(n, dtype=torch.float64, device="cpu")
+        self.velocity = torch.zeros(n, dtype=torch.float64, device="cpu")
+        self.age = torch.zeros(n, dtype=torch.float64, device="cpu")
+        self.live = torch.ones(n, dtype=torch.bool, device="cpu")
+        self.lived = torch.zeros(n, dtype=torch.bool, device="cpu")
         self.noise = self._stratified(generator) if stratified else draw_noise(n, generator)
 
     def _stratified(self, generator: torch.Generator) -> Tensor:
         """Within each group the midpoints of equal strata, shuffled: equal scores then give equal proportions."""
         parts = []
         for size in [*self.sizes, len(self.structure.blocks)]:
-            order = torch.randperm(size, generator=generator)
+            order = torch.randperm(size, generator=generator, device="cpu")
             parts.append((order.double() + 0.5) / max(1, size))
         return torch.cat(parts)
 
@@ -58,7 +58,7 @@ class Components:
         for i, share in enumerate(shares):
             part = self.noise[self.entries(i)]
             odds = min(share, 1 - 0.5 / (self.sizes[i] + 1))  # a whole group has no logit
-            part.copy_(torch.sigmoid(torch.logit(part) - torch.logit(torch.tensor(odds, dtype=part.dtype))))
+            part.copy_(torch.sigmoid(torch.logit(part) - torch.logit(part.new_tensor(odds))))
 
     def entries(self, group: int) -> slice:
         """Where the units of a group lie."""
@@ -68,7 +68,7 @@ class Components:
         """Note what is present."""
         self.live[:] = False
         for i, group in enumerate(self.structure.groups):
-            self.live[self.offsets[i] + torch.tensor(keep[group.name], dtype=torch.long)] = True
+            self.live[self.offsets[i] + torch.tensor(keep[group.name], dtype=torch.long, device="cpu")] = True
         for i, block in enumerate(self.structure.blocks):
             self.live[self.num_units + i] = block.name not in skip
         self.lived |= self.live

@@ -40,7 +40,7 @@ class GateObserver:
         structure = template.structure
         offset = 0
         for group in structure.groups:
-            kept = torch.tensor(selection.keep[group.name])
+            kept = torch.tensor(selection.keep[group.name], device="cpu")
             for part in group.gate_site:
                 start = self._watch(model, template, selection, parameters, part.tensor, part.dim)
                 if start is not None:
@@ -53,10 +53,10 @@ class GateObserver:
                 start = self._watch(model, template, selection, parameters, name, 0)
                 if start is not None:
                     length = lookup(model, name).shape[0] if lookup(model, name).dim() else 1
-                    sources.append(start + torch.arange(length))
-                    targets.append(torch.full((length,), first_block + i))
+                    sources.append(start + torch.arange(length, device="cpu"))
+                    targets.append(torch.full((length,), first_block + i, device="cpu"))
         device = self._tensors[0].device if self._tensors else torch.device("cpu")
-        empty = torch.zeros(0, dtype=torch.long)
+        empty = torch.zeros(0, dtype=torch.long, device="cpu")
         self._sources = torch.cat([*sources, empty]).to(device)
         self._targets = torch.cat([*targets, empty]).to(device)
 

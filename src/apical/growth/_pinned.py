@@ -97,13 +97,13 @@ class Pinned:
             if group.name in self.widths:
                 part = scores[offset : offset + group.size]
                 first = self.order.get(group.name, range(group.size))[: self.widths[group.name]]
-                part.fill_(-float("inf"))[torch.tensor(first, dtype=torch.long)] = float("inf")
+                part.fill_(-float("inf"))[torch.tensor(first, dtype=torch.long, device="cpu")] = float("inf")
             offset += group.size
         if self._thin:
             scores[offset:] = torch.where(
                 self._wanted(gates[offset:], live[offset:], bound), float("inf"), -float("inf")
             )
-        stay = torch.tensor([b.name in self.blocks for b in self.structure.blocks], dtype=torch.bool)
+        stay = torch.tensor([b.name in self.blocks for b in self.structure.blocks], dtype=torch.bool, device="cpu")
         scores[offset:][stay] = float("inf")
         return scores
 
@@ -117,4 +117,4 @@ class Pinned:
             open_to_leave = names[i] not in self.blocks and names[i] not in gone
             if open_to_leave and gates[i] < BLOCK_FLOOR and bound.load(self.widths, [*gone, names[i]]) >= 1:
                 gone.append(names[i])
-        return torch.tensor([name not in gone for name in names], dtype=torch.bool)
+        return torch.tensor([name not in gone for name in names], dtype=torch.bool, device="cpu")

@@ -73,7 +73,9 @@ class Sampler:
         self.bound, self.limits = bound, limits
         self.structure = bound.structure
         self.sizes = [g.size for g in self.structure.groups]
-        self._group_of = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+        self._group_of = torch.repeat_interleave(
+            torch.arange(len(self.sizes), device="cpu"), torch.tensor(self.sizes, device="cpu")
+        )
         self.num_units = sum(self.sizes)
 
     def budgeted(self, scores: Tensor, beta: Tensor, noise: Tensor, load: float, exact: bool = False) -> Choice:
@@ -92,7 +94,7 @@ class Sampler:
         counts, skip = self._counts(indicators), self._skipped(indicators)
         counts = self._fill(counts, skip, critical, load)
         for block in self._blocks_to_add(counts, skip, critical, load):
-            pinned = scores.index_fill(0, torch.tensor([self.num_units + block]), float("inf"))
+            pinned = scores.index_fill(0, torch.tensor([self.num_units + block], device="cpu"), float("inf"))
             deeper = self.budgeted(pinned, beta, noise, load, exact)
             if deeper.load <= load * (1 + TOLERANCE):
                 return deeper
@@ -107,7 +109,7 @@ class Sampler:
         return self._choice(self._counts(indicators), self._skipped(indicators), critical, 0.0)
 
     def _counts(self, indicators: Tensor) -> list[int]:
-        counts = torch.zeros(len(self.sizes), dtype=torch.long)
+        counts = torch.zeros(len(self.sizes), dtype=torch.long, device="cpu")
         counts.index_add_(0, self._group_of, indicators[: self.num_units].long())
         return self.limits.rounded(counts.tolist(), self.sizes)
 

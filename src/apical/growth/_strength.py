@@ -31,7 +31,7 @@ def unit_strengths(model: nn.Module, group: ChannelGroup) -> Tensor:
     Returns:
         Strengths, not negative, float64  # (units,)
     """
-    strength = torch.ones(group.size, dtype=torch.float64)
+    strength = torch.ones(group.size, dtype=torch.float64, device="cpu")
     for parts in (group.gate_site, group.readers):
         if parts:
             strength *= sum(_relative_norms(model, part) for part in parts)

@@ -132,7 +132,7 @@ def _noisy(tree: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
             return value
         spread = float(value.std()) if value.numel() > 1 else 0.0
-        noise = torch.randn(value.shape, generator=generator).to(value)
+        noise = torch.randn(value.shape, generator=generator, device="cpu").to(value)
         return value + (0.3 * spread if spread > 0 else 1.0) * noise
 
     return torch.utils._pytree.tree_map(disturb, tree)
@@ -143,7 +143,7 @@ def _disturbed(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
 
     def noise(tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor)
 
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel():
@@ -153,7 +153,7 @@ def _disturbed(model: nn.Module) -> nn.Module:
         if name.endswith("running_mean"):
             buffer.add_(0.1 * noise(buffer))
         elif name.endswith("running_var"):
-            buffer.mul_(0.75 + 0.5 * torch.rand(buffer.shape, generator=generator).to(buffer))
+            buffer.mul_(0.75 + 0.5 * torch.rand(buffer.shape, generator=generator, device="cpu").to(buffer))
     return model
 
 
@@ -165,7 +165,7 @@ def _disagreement(
     keep: dict[str, list[int]] = {}
     for part in parts:
         if isinstance(part, ChannelGroup):
-            order = torch.randperm(part.size, generator=generator).tolist()
+            order = torch.randperm(part.size, generator=generator, device="cpu").tolist()
             keep[part.name] = sorted(order[: max(1, (part.size + 1) // 2)])
     skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
     gated, removed = copy.deepcopy(twin), copy.deepcopy(twin)

@@ -18,7 +18,7 @@ def zero_gates_(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[
     """
     selection = check_selection(structure, keep, skip)
     for group in structure.groups:
-        gone = torch.ones(group.size, dtype=torch.bool)
+        gone = torch.ones(group.size, dtype=torch.bool, device="cpu")
         gone[list(selection.keep[group.name])] = False
         for part in group.gate_site:
             tensor = lookup(model, part.tensor)

@@ -32,9 +32,9 @@ class TemplateMap:
             kept = selection.keep[group]
             if len(kept) == len(member.positions):
                 continue
-            gone = torch.ones(len(member.positions), dtype=torch.bool)
+            gone = torch.ones(len(member.positions), dtype=torch.bool, device="cpu")
             gone[list(kept)] = False
-            mask = masks.setdefault(member.dim, torch.ones(shape[member.dim], dtype=torch.bool))
+            mask = masks.setdefault(member.dim, torch.ones(shape[member.dim], dtype=torch.bool, device="cpu"))
             mask[member.index[gone].reshape(-1)] = False
         return {dim: mask.nonzero().reshape(-1) for dim, mask in masks.items()}
 

@@ -17,13 +17,13 @@ class Atoms:
     def __init__(self) -> None:
         self.count = 0
         self._edges: list[tuple[Tensor, Tensor]] = []
-        self._labels = torch.empty(0, dtype=torch.long)
+        self._labels = torch.empty(0, dtype=torch.long, device="cpu")
         self._frozen: list[tuple[Tensor, str]] = []
 
     def new(self, n: int) -> Tensor:
         """``n`` fresh atoms  # (n,)"""
         self.count += n
-        return torch.arange(self.count - n, self.count)
+        return torch.arange(self.count - n, self.count, device="cpu")
 
     def join(self, a: Tensor, b: Tensor) -> None:
         """Declare a[i] and b[i] the same unit, for tensors of one (broadcast) shape; fixed positions are left out."""
@@ -45,12 +45,12 @@ class Atoms:
     def labels(self) -> Tensor:
         """The smallest atom of each atom's class  # (count,)"""
         known = self._labels
-        labels = torch.cat([known, torch.arange(known.numel(), self.count)])
+        labels = torch.cat([known, torch.arange(known.numel(), self.count, device="cpu")])
         if self._edges:
             a = torch.cat([e[0] for e in self._edges])
             b = torch.cat([e[1] for e in self._edges])
             labels = _propagate(labels, a, b)
-            self._edges = [(torch.arange(self.count), labels)]
+            self._edges = [(torch.arange(self.count, device="cpu"), labels)]
         self._labels = labels
         return labels
 

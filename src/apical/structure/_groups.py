@@ -42,12 +42,12 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     _size_attributes(walk)
     labels = walk.atoms.labels()
     reasons = _frozen_labels(walk, labels)
-    alive = torch.ones(walk.atoms.count, dtype=torch.bool)
-    alive[torch.tensor(list(reasons), dtype=torch.long)] = False
+    alive = torch.ones(walk.atoms.count, dtype=torch.bool, device="cpu")
+    alive[torch.tensor(list(reasons), dtype=torch.long, device="cpu")] = False
     sites = _site_pairs(walk, labels)
     membership = _membership(walk, labels, alive)
     groups: list[ChannelGroup] = []
-    group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long)  # label -> group
+    group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> group
     taken: dict[str, int] = defaultdict(int)
     summed = _summed_labels(walk, labels)
     for units in _alike(walk, labels, alive, sites):
@@ -55,7 +55,7 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
         if isinstance(group, str):
             reasons.update((label, group) for label in units)
         else:
-            group_of[torch.tensor(units)] = len(groups)
+            group_of[torch.tensor(units, device="cpu")] = len(groups)
             groups.append(group)
     sizer = _Sizer(labels, group_of, [g.size for g in groups])
     return Assembly(
@@ -120,8 +120,8 @@ def _size_attributes(walk: Walk) -> None:
 
 def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
     reasons = walk.atoms.frozen_reasons()
-    written = torch.zeros(walk.atoms.count, dtype=torch.bool)
-    read = torch.zeros(walk.atoms.count, dtype=torch.bool)
+    written = torch.zeros(walk.atoms.count, dtype=torch.bool, device="cpu")
+    read = torch.zeros(walk.atoms.count, dtype=torch.bool, device="cpu")
     for key in walk.producers:
         written[labels[walk.axes[key]]] = True
     for reading in walk.readings:
@@ -162,17 +162,17 @@ def _membership(walk: Walk, labels: Tensor, alive: Tensor) -> Membership:
 def _alike(walk: Walk, labels: Tensor, alive: Tensor, sites: Mapping[int, set[AxisKey]]) -> list[list[int]]:
     """Labels partitioned by what they own: how many positions of each axis, attribute and cost, and which sites."""
     generator = torch.Generator().manual_seed(0)
-    code = torch.zeros(walk.atoms.count, dtype=torch.long)
+    code = torch.zeros(walk.atoms.count, dtype=torch.long, device="cpu")
     seen: set[tuple[int, int, int]] = set()
     vectors = [*walk.axes.values(), *walk.attributes.values(), *(a for t in walk.terms for a in t.axes)]
     for ids in vectors:
         mark = (ids.data_ptr(), ids.numel(), ids.stride(0) if ids.dim() else 0)
-        salt = torch.randint(1, 2**62, (1,), generator=generator)
+        salt = torch.randint(1, 2**62, (1,), generator=generator, device="cpu")
         if mark not in seen:
             seen.add(mark)
             own = ids.reshape(-1)
             code.index_add_(0, labels[own[own >= 0]], salt.expand(int((own >= 0).sum())))
-    salts = {key: int(torch.randint(1, 2**62, (1,), generator=generator)) for key in walk.axes}
+    salts = {key: int(torch.randint(1, 2**62, (1,), generator=generator, device="cpu")) for key in walk.axes}
     for label, keys in sites.items():
         code[label] ^= sum(salts.get(k, 0) for k in keys) % 2**62
     parts: dict[int, list[int]] = defaultdict(list)

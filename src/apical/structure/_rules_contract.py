@@ -102,7 +102,7 @@ def _weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False
     if found is None:
         if weight.shape[dim] != 1 or not weight.whole:
             raise LookupError("the weight is an expanded view")
-        found = (dim, torch.zeros(1, dtype=torch.long))
+        found = (dim, torch.zeros(1, dtype=torch.long, device="cpu"))
     pdim, indices = found
     axis = walk.produce(weight.name, pdim) if produce else walk.axis(weight.name, pdim)
     return axis[indices], (weight.name, pdim)
@@ -302,7 +302,7 @@ def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, label: str) 
         if found is not None:
             vectors.append(found)
         elif not value.flexible and value.shape[labels.index(label)] > 1:
-            vectors.append(torch.full((value.shape[labels.index(label)],), -1))
+            vectors.append(torch.full((value.shape[labels.index(label)],), -1, device="cpu"))
     for other in vectors[1:]:
         if other.numel() == vectors[0].numel():
             walk.meet(vectors[0], other, FIXED_SIZE)

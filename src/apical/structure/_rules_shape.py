@@ -120,7 +120,7 @@ def _vector(walk: Walk, operand: AnyValue, dim: int) -> Tensor:
         found = walk.param_ids(operand, dim)
     else:
         found = walk.channel_ids(operand, dim)
-    return torch.full((operand.shape[dim],), -1) if found is None else found.expand(operand.shape[dim])
+    return torch.full((operand.shape[dim],), -1, device="cpu") if found is None else found.expand(operand.shape[dim])
 
 
 def _cat_across(walk: Walk, operands: Sequence[AnyValue], channel_dim: int, dim: int, shape: tuple[int, ...]) -> Tensor:
@@ -152,7 +152,7 @@ def index_select(walk: Walk, x: AnyValue, dim: int, index: AnyValue) -> AnyValue
     """Positions picked by a constant index."""
     if not isinstance(index, ParamValue) or index.data is None:
         raise LookupError("the index is not a constant")
-    data = index.data.long()
+    data = index.data.long().cpu()
     if isinstance(x, Value) and x.ids is not None and not is_constant(x.ids, dim):
         raise LookupError("an index tensor of fixed size picks channels")
     return structural(walk, x, lambda t: t.index_select(dim, data))
@@ -168,11 +168,11 @@ def index(walk: Walk, x: AnyValue, indices: Sequence[Any]) -> AnyValue:
             continue
         if isinstance(x, Value) and x.ids is not None and not is_constant(x.ids, d):
             raise LookupError("an index tensor picks channels")
-        if isinstance(x, ParamValue):
-            walk.atoms.freeze(walk.axis(x.name, d) if x.whole else torch.tensor([-1]), "positions are picked by index")
+        if isinstance(x, ParamValue) and x.whole:
+            walk.atoms.freeze(walk.axis(x.name, d), "positions are picked by index")
         known = isinstance(i, ParamValue) and i.data is not None
         picked.append(i.data.cpu() if known and isinstance(i, ParamValue) and i.data is not None
-                      else torch.zeros(i.shape, dtype=torch.long))  # fmt: skip
+                      else torch.zeros(i.shape, dtype=torch.long, device="cpu"))  # fmt: skip
     return structural(walk, x, lambda t: t[tuple(slice(None) if p is None else p for p in picked)])
 
 
@@ -235,5 +235,5 @@ def pad(
 
 
 def _pad_fixed(ids: Tensor, dim: int, before: int, after: int) -> Tensor:
-    sides = [torch.full((*ids.shape[:dim], n, *ids.shape[dim + 1 :]), -1) for n in (before, after)]
+    sides = [torch.full((*ids.shape[:dim], n, *ids.shape[dim + 1 :]), -1, device="cpu") for n in (before, after)]
     return compress(torch.cat([sides[0], ids, sides[1]], dim))

@@ -34,7 +34,7 @@ class ParamSlice:
     @cached_property
     def index(self) -> torch.Tensor:
         """``positions`` as an integer tensor  # (units, positions per unit)."""
-        return torch.tensor(self.positions, dtype=torch.long)
+        return torch.tensor(self.positions, dtype=torch.long, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def whole_parameter(name: str, shape: tuple[int, ...], data: Tensor | None = Non
     for d, n in enumerate(shape):
         view = [1] * len(shape)
         view[d] = n
-        coords.append(torch.arange(n).view(view).expand(shape))
+        coords.append(torch.arange(n, device="cpu").view(view).expand(shape))
     return ParamValue(name, shape, tuple(coords), True, data)
 
 
