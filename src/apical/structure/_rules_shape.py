@@ -152,7 +152,7 @@ def index_select(walk: Walk, x: AnyValue, dim: int, index: AnyValue) -> AnyValue
     """Positions picked by a constant index."""
     if not isinstance(index, ParamValue) or index.data is None:
         raise LookupError("the index is not a constant")
-    data = index.data.long().cpu()
+    data = index.data.long()
     if isinstance(x, Value) and x.ids is not None and not is_constant(x.ids, dim):
         raise LookupError("an index tensor of fixed size picks channels")
     return structural(walk, x, lambda t: t.index_select(dim, data))
@@ -171,7 +171,7 @@ def index(walk: Walk, x: AnyValue, indices: Sequence[Any]) -> AnyValue:
         if isinstance(x, ParamValue) and x.whole:
             walk.atoms.freeze(walk.axis(x.name, d), "positions are picked by index")
         known = isinstance(i, ParamValue) and i.data is not None
-        picked.append(i.data.cpu() if known and isinstance(i, ParamValue) and i.data is not None
+        picked.append(i.data if known and isinstance(i, ParamValue) and i.data is not None
                       else torch.zeros(i.shape, dtype=torch.long, device="cpu"))  # fmt: skip
     return structural(walk, x, lambda t: t[tuple(slice(None) if p is None else p for p in picked)])
 

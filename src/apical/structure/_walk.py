@@ -58,7 +58,7 @@ class Walk:
         name = sources.get(node.name)
         if name is not None:
             tensor = self.tensor(self.canonical[name])
-            data = tensor if tensor.dtype in (torch.long, torch.int32, torch.bool, torch.uint8) else None
+            data = tensor.cpu() if tensor.dtype in (torch.long, torch.int32, torch.bool, torch.uint8) else None
             return whole_parameter(self.canonical[name], tuple(tensor.shape), data)
         return self.fixed(node)
 
