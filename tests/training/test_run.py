@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +159,20 @@ def test_a_signal_ends_the_step_and_the_run_can_be_resumed(tmp_path: Path, numbe
     assert_same_run(tiny_train(tmp_path / "whole"), tiny_train(tmp_path / "run", resume=True))
 
 
-def test_a_run_can_be_stopped_again_and_again_while_it_evaluates(tmp_path: Path) -> None:
+class Drawing(TinyLoader):
+    """Draws from torch's own generator when it begins, as a DataLoader does."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        torch.rand(1)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("loader", [TinyLoader, Drawing])
+def test_a_run_can_be_stopped_again_and_again_while_it_evaluates(tmp_path: Path, loader: type[TinyLoader]) -> None:
     def run(folder: str, stopped: bool, resume: bool = False) -> TrainingResult:
         """A signal comes with the first batch of every evaluation of a run that is to be stopped."""
         stop = (lambda _, batch: signal.raise_signal(signal.SIGTERM) if batch == 1 else None) if stopped else None
-        loaders = Loaders(TinyLoader(), TinyLoader(shuffle=False, hook=stop))
+        loaders = Loaders(TinyLoader(), loader(shuffle=False, hook=stop))
         config = tiny_config(epochs=2, ema_decay=0.8)
         return train(tiny_model(), TinyGrower, loaders, config, tmp_path / folder, progress=Recorder(), resume=resume)
 

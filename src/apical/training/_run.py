@@ -236,9 +236,12 @@ class _Run:
         self.replica.set_compiled(self.config.compile is True or (self.config.compile == "final" and not changing))
 
     def _evaluate(self, model: nn.Module, loader: Loader, when: str) -> EvalStats:
+        before = random_state()  # a loader may draw from it, and does so again if the run is resumed here
+
         def after_batch() -> None:
             if self.replica.team.count == 1 and self._asked():  # several may have different numbers of batches
                 if len(self.history) < self.config.epochs:
+                    set_random_state(before)
                     self._save_within()
                 self._stop(f"while evaluating {when}")
 
