@@ -12,6 +12,7 @@ from apical.errors import ResizeError
 from apical.resizing._store import DormantStore
 
 FOREIGN = ""  # stands for a parameter that is not the model's in a recorded order
+NO_GROUP = "none"  # the key, in place of "optimizer/group", of the parameters that no optimizer holds
 Transfer = Callable[[str, Tensor], Tensor | None]  # (key, live part) -> resized part, None if the parameter leaves
 
 
@@ -74,45 +75,113 @@ def check_histories(optimizer: Optimizer, moving: Sequence[str], may_reset: bool
     return True
 
 
+def group_orders(
+    optimizers: Sequence[Optimizer],
+    live: Mapping[str, nn.Parameter],
+    new: Mapping[str, nn.Parameter | None],
+    store: DormantStore | None,
+) -> dict[str, list[str]]:
+    """The parameter names of every group, by "optimizer/group", with absent ones at the place where they left.
+
+    What the groups hold now counts: it may be more or less than at the last resize. An absent parameter keeps its group
+    as long as the optimizers are the same. When others came, it goes to the group in which all that were with it are
+    now; if there is no such group, or none is on record, to the group in which all of the model's parameters that
+    require a gradient are.
+
+    Args:
+        optimizers: those that train the model.
+        live: the model's parameters before the resize.
+        new: what the resize installs (None: the parameter leaves).
+        store: what it has in ``order`` is the record of the last resize.
+
+    Raises:
+        ResizeError: if a parameter that requires a gradient comes back and its group cannot be told.
+    """
+    names = {id(p): n for n, p in live.items()}
+    orders = {f"{i}/{g}": [names.get(id(p), FOREIGN) for p in group["params"]]
+              for i, optimizer in enumerate(optimizers) for g, group in enumerate(optimizer.param_groups)}  # fmt: skip
+    where = {n: key for key, order in orders.items() for n in order if n != FOREIGN}
+    orders[NO_GROUP] = [n for n in live if n not in where]
+    where.update(dict.fromkeys(orders[NO_GROUP], NO_GROUP))
+    same = store is not None and store.is_of(optimizers)
+    for key, order in (store.order if store is not None else {}).items():
+        together = {where[n] for n in order if n in where}
+        target = key if same and key in orders else together.pop() if len(together) == 1 else None
+        if target is not None:
+            _insert_absent(orders[target], order, live)
+    if optimizers:
+        _place_unknown(orders, where, live, new, optimizers)
+    return orders
+
+
+def _place_unknown(
+    orders: Mapping[str, list[str]],
+    where: Mapping[str, str],
+    live: Mapping[str, nn.Parameter],
+    new: Mapping[str, nn.Parameter | None],
+    optimizers: Sequence[Optimizer],
+) -> None:
+    """Add what comes back, requires a gradient and has no group yet to the group of all that require one."""
+    known = {n for order in orders.values() for n in order}
+    unknown = [n for n, p in new.items() if n not in live and n not in known and p is not None and p.requires_grad]
+    if not unknown:
+        return
+    groups = {where[n] for n, p in live.items() if p.requires_grad}
+    if len(groups) != 1:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        given = ", ".join(f"{type(o).__name__} (parameter groups: {len(o.param_groups)})" for o in optimizers)
+        raise ResizeError(
+            f"{unknown[0]}{more} comes back and requires a gradient, but its parameter group cannot be told: it left "
+            f"under another optimizer or under none, and those that were with it are not together in one group of "
+            f"{given}. Give a new optimizer the groups of the old one or one group of all parameters, or make it while "
+            "all blocks are present."
+        )
+    orders[groups.pop()].extend(unknown)
+
+
+def _insert_absent(order: list[str], recorded: Sequence[str], live: Mapping[str, nn.Parameter]) -> None:
+    """Put the absent ones of ``recorded`` into ``order``, each behind the one that was before it."""
+    if all(name == FOREIGN or name in live for name in recorded):
+        return
+    place = 0
+    for name in recorded:
+        if name in order[place:]:
+            place = order.index(name, place) + 1
+        elif name != FOREIGN and name not in live and name not in order:
+            order.insert(place, name)
+            place += 1
+
+
 def rekey_(
     optimizer: Optimizer,
     index: int,
     old_names: Mapping[int, str],
     new: Mapping[str, nn.Parameter | None],
     states: Mapping[str, dict[str, Any] | None],
-    store: DormantStore | None,
+    orders: Mapping[str, Sequence[str]],
 ) -> None:
     """Install new parameters in the same optimizer: ``new`` maps names to them (None: the parameter leaves)."""
     if hasattr(optimizer, "_numel_cache"):  # LBFGS counts its parameters once
         optimizer._numel_cache = None
     for g, group in enumerate(optimizer.param_groups):
         named = [(old_names.get(id(p)), p) for p in group["params"]]
-        order = _order(store, f"{index}/{g}", [n or FOREIGN for n, _ in named])
         labels = _labels(named, group)
         for name, old in named:
             if name is not None and name in new:
                 optimizer.state.pop(old, None)
-        present = {n: p for n, p in named if n is not None}
-        present.update({n: p for n, p in new.items() if n in order and p is not None})
-        leaving = {n for n, p in new.items() if p is None}
-        entries: list[tuple[str | None, nn.Parameter]]
-        if set(present) - {n for n, _ in named}:  # something comes back: rebuild in the template's order
-            foreign = [p for n, p in named if n is None]
-            entries = []
-            for n in order:
-                if n == FOREIGN and foreign:
-                    entries.append((None, foreign.pop(0)))
-                elif n in present and n not in leaving:
-                    entries.append((n, present[n]))
-            entries += [(None, p) for p in foreign]
-        else:
-            entries = [(n, present[n] if n is not None else p) for n, p in named if n not in leaving]
+        foreign = iter([p for n, p in named if n is None])
+        present: dict[str, nn.Parameter | None] = {**{n: p for n, p in named if n is not None}, **new}
+        entries: list[tuple[str | None, nn.Parameter]] = []
+        for name in orders[f"{index}/{g}"]:
+            parameter = next(foreign) if name == FOREIGN else present.get(name)
+            if parameter is not None:  # else it is absent
+                entries.append((None if name == FOREIGN else name, parameter))
         group["params"][:] = [p for _, p in entries]
         if labels is not None:
             group["param_names"][:] = [labels.get(n if n is not None else id(p), n) for n, p in entries]
-        for name, parameter in entries:
-            if name is not None and name in new and states.get(name) is not None:
-                optimizer.state[parameter] = states[name]
+        for entry, parameter in entries:
+            if entry is not None and entry in new and states.get(entry) is not None:
+                optimizer.state[parameter] = states[entry]
 
 
 def _labels(named: Sequence[tuple[str | None, nn.Parameter]], group: Mapping[str, Any]) -> dict[str | int, str] | None:
@@ -120,9 +189,3 @@ def _labels(named: Sequence[tuple[str | None, nn.Parameter]], group: Mapping[str
     if "param_names" not in group:
         return None
     return {n if n is not None else id(p): label for (n, p), label in zip(named, group["param_names"], strict=True)}
-
-
-def _order(store: DormantStore | None, key: str, names: Sequence[str]) -> list[str]:
-    if store is None:
-        return list(names)
-    return store.order.setdefault(key, list(names))

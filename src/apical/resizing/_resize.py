@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from apical.errors import ResizeError
 from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
 from apical.resizing._install import Installation, lookup, whole_or_nothing
-from apical.resizing._optimizer import check_histories, rekey_, resized_state, restored_state
+from apical.resizing._optimizer import check_histories, group_orders, rekey_, resized_state, restored_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._selection import Selection, check_selection
 from apical.resizing._store import DormantStore
@@ -72,7 +73,7 @@ def resize_(
         structure: what `apical.trace` returned for it.
         keep: sorted positions to keep, by group name, counted in the template; groups not named keep everything.
         skip: names of the blocks to leave out.
-        optimizer: the optimizer (or several) that trains the model.
+        optimizer: the optimizer (or several, in the same order at every call) that trains the model.
         store: keeps what leaves, so that a later call can bring it back bit-identical. Without a store, what leaves
             is lost, and the model cannot be resized again by this structure.
         copies: other models of the same class and shape to resize alike, such as an exponential moving average
@@ -85,7 +86,8 @@ def resize_(
 
     Raises:
         ResizeError: if ``keep`` or ``skip`` is not a possible choice, the model does not fit the structure, is
-            wrapped, on the meta device or on several devices, or the optimizer belongs to another model.
+            wrapped, on the meta device or on several devices, or the optimizer belongs to another model, or is new
+            and its groups do not tell where the parameters of a returning block go.
 
     Example:
         >>> import torch, apical
@@ -111,7 +113,8 @@ def resize_(
         check_matches(twin, template, before, whose, stored=store is not None)
     check_parameters(model, optimizers, store)
     resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")
-    with torch.inference_mode(False):  # parameters must be ordinary tensors wherever this is called from
+    serving = store.serving(optimizers) if store is not None else nullcontext()
+    with torch.inference_mode(False), serving:  # parameters must be ordinary tensors wherever this is called from
         namespaces = ["", *(f"copy{i}/" for i in range(len(twins)))]
         prepared = [resize.prepare(ns, m) for ns, m in zip(namespaces, [model, *twins], strict=True)]
         attributes = resize.commit(prepared)
@@ -250,10 +253,12 @@ class _Resize:
     def commit(self, prepared: Sequence[NewTensors]) -> dict[str, int]:
         """Install what was prepared; if anything raises, undo it all and raise `ResizeError`."""
         canonical = {alias: name for name, spec in self.specs.items() for alias in (name, *spec.aliases)}
-        old_names = {id(p): canonical[n] for n, p in prepared[0].model.named_parameters() if n in canonical}
+        live = {canonical[n]: p for n, p in prepared[0].model.named_parameters() if n in canonical}
+        old_names = {id(p): n for n, p in live.items()}
         tensors = prepared[0].tensors.items()
         new_parameters = {n: t for n, t in tensors if t is None or isinstance(t, nn.Parameter)}
-        leaving = [p for p in prepared[0].model.parameters() if old_names.get(id(p)) in prepared[0].tensors]
+        leaving = [p for n, p in live.items() if n in prepared[0].tensors]
+        orders = group_orders(self.optimizers, live, new_parameters, self.store)
         with whole_or_nothing() as install:
             for new in prepared:
                 self._swap_blocks(new, install)
@@ -263,8 +268,10 @@ class _Resize:
                 install.optimizer(optimizer)
                 if optimizer in self.forgetful:
                     optimizer.state.clear()
-                rekey_(optimizer, i, old_names, new_parameters, self.states[i], self.store)
+                rekey_(optimizer, i, old_names, new_parameters, self.states[i], orders)
         if self.store is not None:
+            if self.optimizers:
+                self.store.order = orders
             for parameter in leaving:
                 self.store.retire(parameter)
         return attributes

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical.errors import ResizeError
 from apical.resizing._selection import Selection
@@ -18,6 +21,11 @@ class DormantStore:
     """Keeps the values of absent channels, units and blocks, with optimizer state and copies.
 
     One store serves one model: pass the same object to every `resize_` of it.
+
+    Optimizer state comes back to the optimizer that left it. Which one that is, is told by the object and its position
+    among the optimizers; in a store that was loaded or copied by the class and the position, until the next resize.
+    When another optimizer comes to that position, the state that the former one left is dropped, and what returns
+    begins without state, as everything in a new optimizer does.
 
     Args:
         device: where the values wait, for instance ``"cpu"`` to free accelerator memory; by default they stay on
@@ -49,7 +57,9 @@ class DormantStore:
         self._other: dict[str, Any] = {}  # optimizer state that is not shaped like its parameter (step counts)
         self._retired: dict[int, weakref.ref[nn.Parameter]] = {}
         self.modules: dict[str, nn.Module] = {}  # absent blocks by namespace and path
-        self.order: dict[str, list[str]] = {}  # parameter names of each optimizer's parameter groups
+        self.order: dict[str, list[str]] = {}  # parameter names by "optimizer/group", absent ones included
+        self._optimizers: dict[int, weakref.ref[Optimizer]] = {}  # by position; not known after a load or a copy
+        self._classes: dict[int, str] = {}  # their classes
 
     def current(self, structure: Structure) -> Selection:
         """What the model holds now, in terms of ``structure``."""
@@ -60,6 +70,39 @@ class DormantStore:
     def bind(self, structure: Structure, selection: Selection, dtype: torch.dtype) -> None:
         """Note what the model holds after a resize, and its floating-point type."""
         self._structure, self.selection, self.dtype = structure, selection, dtype
+
+    def is_of(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Whether ``order`` was recorded with these optimizers, and no others."""
+        recorded = {key.partition("/")[0] for key in self.order if "/" in key}
+        return recorded == {str(i) for i in range(len(optimizers))} and all(
+            self._knows(i, o) for i, o in enumerate(optimizers)
+        )
+
+    def _knows(self, position: int, optimizer: Optimizer) -> bool:
+        """Whether what is kept under this position is this optimizer's (or nothing is)."""
+        if position in self._optimizers:
+            return self._optimizers[position]() is optimizer
+        return self._classes.get(position, type(optimizer).__name__) == type(optimizer).__name__
+
+    @contextmanager
+    def serving(self, optimizers: Sequence[Optimizer]) -> Iterator[None]:
+        """A resize with these optimizers: the state of others in their positions is dropped, unless it fails."""
+        full, other = self._full, self._other
+        dropped = tuple(f"optimizer{i}/" for i, o in enumerate(optimizers) if not self._knows(i, o))
+        if dropped:
+            self._full = {k: v for k, v in full.items() if not k.startswith(dropped)}
+            self._other = {k: v for k, v in other.items() if not k.startswith(dropped)}
+        try:
+            yield
+        except BaseException:
+            self._full, self._other = full, other
+            raise
+        for i, optimizer in enumerate(optimizers):
+            self._optimizers[i], self._classes[i] = weakref.ref(optimizer), type(optimizer).__name__
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy goes with copies of the optimizers."""
+        return {**vars(self), "_optimizers": {}}
 
     def full(self, key: str) -> Tensor | None:
         """The full-size values under a key, if any were stored."""
@@ -107,6 +150,7 @@ class DormantStore:
             "full": {k: v.clone() for k, v in self._full.items()},
             "other": copy.deepcopy(self._other),
             "order": {k: list(v) for k, v in self.order.items()},
+            "optimizers": dict(self._classes),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,3 +158,4 @@ class DormantStore:
         self._full = {k: v.clone() for k, v in state["full"].items()}
         self._other = copy.deepcopy(state["other"])
         self.order = {k: list(v) for k, v in state["order"].items()}
+        self._optimizers, self._classes = {}, dict(state.get("optimizers", {}))  # older states do not say
