@@ -112,6 +112,79 @@ def test_values_wait_on_the_device_that_was_asked_for() -> None:
     assert equal_trees(dict(before), dict(model.state_dict()))
 
 
+def elsewhere(store: DormantStore, optimizer: optim.Optimizer, steps: str) -> None:
+    """As after a resume on a GPU: the store is on the host, the model and its optimizer's state are not.
+
+    The device that stands in is "meta", from which nothing can be read: so only what returns with block 3 goes there,
+    and the steps of the others, if they are to be ``steps``.
+    """
+    store.modules["3"].to("meta")
+    for state in optimizer.state.values():
+        state["step"] = state["step"].to(steps)
+
+
+@pytest.mark.parametrize("steps", ["cpu", "meta"])
+def test_state_returns_to_the_device_of_its_parameter(steps: str) -> None:
+    """But a step that is no part of it goes where the optimizer keeps the others: Adam's, by default, on the host."""
+    run = Run(0)
+    run.optimizer = optim.AdamW(run.model.parameters(), lr=0.01, amsgrad=True)
+    train_steps(run.model, run.optimizer, 1, SHAPE, seed=0)
+    run.resize({}, ["3"])
+    elsewhere(run.store, run.optimizer, steps)
+    run.resize({"3.conv1": [0, 2]}, [])
+    for parameter in run.model[3].parameters():
+        state = run.optimizer.state[parameter]
+        assert parameter.device.type == "meta"
+        assert {k: v.device.type for k, v in state.items()} == {
+            "exp_avg": "meta", "exp_avg_sq": "meta", "max_exp_avg_sq": "meta", "step": steps,
+        }  # fmt: skip
+        assert state["exp_avg"].shape == parameter.shape
+    assert {v.device.type for k, v in run.optimizer.state[run.model[1].conv1.weight].items() if k != "step"} == {"cpu"}
+
+
+def test_the_store_follows_its_tensors() -> None:
+    """A buffer that was loaded to the host goes where its tensor is, unless the store has a device of its own."""
+    here, there = torch.ones(2, dtype=torch.float64), torch.ones(2, device="meta")
+    store = DormantStore()
+    store.hold("a", (3,), here)
+    store.load_state_dict(store.state_dict())
+    assert store.hold("a", (3,), there).device.type == "meta"
+    assert store.hold("a", (3,), there).dtype == torch.float32
+    fixed = DormantStore(device="meta")
+    fixed.load_state_dict({"full": {"a": here}, "other": {}, "order": {}})
+    assert fixed.state_dict()["full"]["a"].device.type == "meta"
+    assert fixed.hold("a", (2,), here).device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}, {"foreach": True}])
+def test_a_run_resumes_on_a_gpu_from_a_file_on_the_host(options: dict[str, bool]) -> None:
+    whole, resumed = Run(0), Run(1)
+    for run in (whole, resumed):
+        run.model.cuda()
+        run.optimizer = optim.AdamW(run.model.parameters(), lr=0.01, **options)
+        for parameter in run.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        run.optimizer.step()
+        run.resize({"1.conv1": [0, 2]}, ["3"])
+    saved = [copy.deepcopy(part.state_dict()) for part in (whole.model, whole.optimizer, whole.store)]
+    saved[2]["full"] = {k: v.cpu() for k, v in saved[2]["full"].items()}
+    saved[2]["other"] = {k: {e: v.cpu() for e, v in other.items()} for k, other in saved[2]["other"].items()}
+    for part, state in zip((resumed.model, resumed.optimizer, resumed.store), saved, strict=True):
+        part.load_state_dict(state)
+    for run in (whole, resumed):
+        run.resize({}, [])
+        for parameter in run.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        run.optimizer.step()
+    assert resumed.same_as(whole)
+    for parameter, twin in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        state, expected = resumed.optimizer.state[parameter], whole.optimizer.state[twin]
+        assert {k: v.device for k, v in state.items()} == {k: v.device for k, v in expected.items()}
+    resumed.resize({"1.conv1": [0, 2]}, ["3"])
+    assert {t.device.type for t in resumed.store.state_dict()["full"].values()} == {"cuda"}
+
+
 def test_it_holds_only_what_ever_changed() -> None:
     store, model = DormantStore(), tiny_resnet()
     apical.resize_(model, STRUCTURE, {"1.conv1": [0]}, store=store)

@@ -50,11 +50,23 @@ def resized_state(
     return result
 
 
-def restored_state(key: str, entries: Mapping[str, Tensor], other: dict[str, Any] | None) -> dict[str, Any] | None:
-    """State of a parameter that comes back with its block."""
+def restored_state(
+    optimizer: Optimizer, entries: Mapping[str, Tensor], other: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """State of a parameter that comes back with its block: ``entries`` have its shape, ``other`` has no positions.
+
+    The parameter's device does not tell where ``other`` belongs: Adam's step is on the host, unless Adam is fused or
+    capturable. So it goes where the other parameters have the same entry, and stays where it is if none has it.
+    """
     if other is None:
         return None
-    return {**other, **{entry.removeprefix(key + "/"): value for entry, value in entries.items()}}
+    result = {**other, **entries}
+    for entry, value in other.items():
+        peers = (state.get(entry) for state in optimizer.state.values())
+        peer = next((p for p in peers if isinstance(p, Tensor)), None)
+        if isinstance(value, Tensor) and peer is not None and entry not in entries:
+            result[entry] = value.to(peer.device)
+    return result
 
 
 def check_histories(optimizer: Optimizer, moving: Sequence[str], may_reset: bool) -> bool:

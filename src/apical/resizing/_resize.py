@@ -173,7 +173,7 @@ class _Resize:
                 if live is not None and value.shape != live.shape:
                     result.changes.append(TensorChange(move.name, tuple(live.shape), tuple(value.shape)))
             if self.specs[move.name].is_parameter and not namespace:
-                self._prepare_states(move, live)
+                self._prepare_states(move, live, result.tensors[move.name])
         return result
 
     def _waiting(self, namespace: str, name: str) -> Tensor | None:
@@ -233,7 +233,7 @@ class _Resize:
                 self.reset.extend(own)
                 self.forgetful.append(optimizer)
 
-    def _prepare_states(self, move: Move, live: Tensor | None) -> None:
+    def _prepare_states(self, move: Move, live: Tensor | None, new: Tensor | None) -> None:
         for i, optimizer in enumerate(self.optimizers):
             if optimizer in self.forgetful:
                 continue
@@ -244,9 +244,10 @@ class _Resize:
                 if move.new is None and moved is not None and self.store is not None:
                     self.store.keep_other(key, moved)
                 self.states[i][move.name] = moved
-            elif self.store is not None:
-                entries = {k: gather(full, move.new or {}) for k, full in self.store.below(key + "/").items()}
-                self.states[i][move.name] = restored_state(key, entries, self.store.other(key))
+            elif self.store is not None and new is not None:
+                entries = {k.removeprefix(key + "/"): gather(full, move.new or {}).to(new.device)
+                           for k, full in self.store.below(key + "/").items()}  # fmt: skip
+                self.states[i][move.name] = restored_state(optimizer, entries, self.store.other(key))
 
     # ---- installing ----------------------------------------------------------------------------------------------
 

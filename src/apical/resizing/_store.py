@@ -110,9 +110,11 @@ class DormantStore:
 
     def hold(self, key: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """The full-size buffer under a key, made of zeros if there is none yet."""
+        device = self.device or like.device
         if key not in self._full:
-            self._full[key] = torch.zeros(shape, dtype=like.dtype, device=self.device or like.device)
-        self._full[key] = self._full[key].to(like.dtype)  # the model may have been cast since
+            self._full[key] = torch.zeros(shape, dtype=like.dtype, device=device)
+        # the model may have been cast or moved since, or the store loaded from a file to the host
+        self._full[key] = self._full[key].to(device, like.dtype)
         return self._full[key]
 
     def below(self, prefix: str) -> dict[str, Tensor]:
@@ -154,8 +156,12 @@ class DormantStore:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put saved values back; the model must have been resized to the saved selection with this store before."""
-        self._full = {k: v.clone() for k, v in state["full"].items()}
+        """Put saved values back; the model must have been resized to the saved selection with this store before.
+
+        They wait on the store's device; if none was given, where they were loaded to, and from the next resize that
+        writes to them on the device of their tensor.
+        """
+        self._full = {k: v.to(self.device, copy=True) for k, v in state["full"].items()}
         self._other = copy.deepcopy(state["other"])
         self.order = {k: list(v) for k, v in state["order"].items()}
         self._optimizers, self._classes = {}, dict(state.get("optimizers", {}))  # older states do not say
