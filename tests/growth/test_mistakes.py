@@ -174,6 +174,33 @@ def test_a_state_that_was_mapped_to_another_device_is_brought_back() -> None:
     assert [first.end_epoch()["widths"] for _ in range(3)] == [second.end_epoch()["widths"] for _ in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda m: torch.optim.Adafactor(m.parameters()),
+            "Adafactor keeps 'row_var' for 0.weight as a tensor of shape",
+        ),
+        (lambda m: torch.optim.LBFGS(m.parameters()), "LBFGS keeps 'al' as a history over all parameters"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_resized_is_refused_after_its_first_step(
+    make: Callable[[nn.Module], Optimizer], message: str
+) -> None:
+    model = built("mlp")
+    optimizer = make(model)
+    grown("mlp", model, optimizer)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(model, "mlp", 0)
+        loss.backward()
+        return loss
+
+    with pytest.raises(ResizeError, match=f"{message}.*a Grower cannot"):
+        optimizer.step(closure)
+
+
 # ---- how an optimizer steps ----------------------------------------------------------------------------------------
 
 

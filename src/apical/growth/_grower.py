@@ -22,6 +22,7 @@ from apical.growth._measured import adopted_divisor, choose_divisor, measured_ta
 from apical.growth._observer import GateObserver, directions
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
 from apical.growth._sampling import Choice
+from apical.growth._schedule import training_length
 from apical.growth._scores import ScoreOptimizer
 from apical.growth._steps import StepWatch
 from apical.growth._usage import (
@@ -30,7 +31,7 @@ from apical.growth._usage import (
     warn_of_unfinished,
     warn_of_untrained,
 )
-from apical.resizing import DormantStore, Selection, TemplateMap, resize_, resize_state, trace
+from apical.resizing import DormantStore, Selection, TemplateMap, check_state, resize_, resize_state, trace
 from apical.structure import Structure
 
 
@@ -101,7 +102,7 @@ class Grower:
     ) -> None:
         self.config = GrowthConfig.merged(config, options)
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        self._total = self._training_length()
+        self._total = training_length(self.config, epochs, steps_per_epoch)
         self.budget = Budget.of(budget)
         inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
         self._optimizers = _optimizers(optimizer)
@@ -121,7 +122,8 @@ class Grower:
         untrained = [n for n, p in model.named_parameters() if p.requires_grad and n in self._fixed]
         self._apply(first)
         warn_of_untrained(untrained)
-        self._steps = StepWatch(self._optimizers, lambda index, optimizer: self._updates.observe(index, optimizer))
+        self._unchecked = set() if self.frozen else set(range(len(self._optimizers)))  # of which no step was seen
+        self._steps = StepWatch(self._optimizers, self._observe, self._stepped)
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -318,18 +320,14 @@ class Grower:
             observers,
         )
 
-    def _training_length(self) -> int:
-        """Epochs or steps of the whole training, in the unit of the interval."""
-        wanted = {"epochs": self.epochs} | (
-            {"steps_per_epoch": self._steps_per_epoch} if self.config.interval_unit == "steps" else {}
-        )
-        length = 1
-        for name, value in wanted.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                hint = ' (interval_unit="steps" needs it)' if name == "steps_per_epoch" else ""
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}{hint}")
-            length *= value
-        return length
+    def _observe(self, index: int, optimizer: Optimizer) -> None:
+        self._updates.observe(index, optimizer)
+
+    def _stepped(self, index: int, optimizer: Optimizer) -> None:
+        """Check, after the first step and not after a whole epoch, that the optimizer's state can be resized."""
+        if index in self._unchecked and optimizer.state:
+            check_state(optimizer, {id(p): name for name, p in self.model.named_parameters()})
+            self._unchecked.discard(index)
 
     # ---- records and state ------------------------------------------------------------------------------------------
 

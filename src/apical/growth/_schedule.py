@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from apical.errors import ConfigError
 from apical.growth._config import GrowthConfig
 
 
@@ -34,3 +37,19 @@ def is_last(config: GrowthConfig, done: int, total: int, interval: int) -> bool:
         [False, False, True]
     """
     return done / total >= config.freeze or done + interval >= total
+
+
+def training_length(config: GrowthConfig, epochs: Any, steps_per_epoch: Any) -> int:
+    """Epochs or steps of the whole training, in the unit of the interval.
+
+    Raises:
+        ConfigError: a number that is needed is no whole number of at least 1.
+    """
+    wanted = {"epochs": epochs} | ({"steps_per_epoch": steps_per_epoch} if config.interval_unit == "steps" else {})
+    length = 1
+    for name, value in wanted.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            hint = ' (interval_unit="steps" needs it)' if name == "steps_per_epoch" else ""
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}{hint}")
+        length *= value
+    return length

@@ -12,20 +12,21 @@ Observe = Callable[[int, Optimizer], None]  # (number of the optimizer, optimize
 
 
 class StepWatch:
-    """Calls `observe` in every step of every optimizer, until it is removed.
+    """Calls `observe` and `stepped` once in every step of every optimizer, until it is removed.
 
     Args:
         optimizers: the user's.
         observe: called once a step: before it, or, if the step computes its gradients itself by a closure, after the
             closure has been called for the first time.
+        stepped: called after the step.
 
     Attributes:
         count: steps of all optimizers together so far; its user may set it back.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], observe: Observe) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], observe: Observe, stepped: Observe) -> None:
         self.count = 0
-        self._observe = observe
+        self._observe, self._stepped = observe, stepped
         self._inside: set[int] = set()
         self._hooks = [
             hook
@@ -65,5 +66,7 @@ class StepWatch:
             return args, {**kwargs, "closure": observed}
         return (args[0], observed, *args[2:]), kwargs
 
-    def _after(self, index: int, *_: Any) -> None:
-        self._inside.discard(index)
+    def _after(self, index: int, optimizer: Optimizer, *_: Any) -> None:
+        if index in self._inside:
+            self._inside.discard(index)
+            self._stepped(index, optimizer)

@@ -13,6 +13,7 @@ from apical.resizing._store import DormantStore
 
 FOREIGN = ""  # stands for a parameter that is not the model's in a recorded order
 NO_GROUP = "none"  # the key, in place of "optimizer/group", of the parameters that no optimizer holds
+_OR_RESET = "; resize_(…, optimizer_state='reset') drops this state, a Grower cannot."
 Transfer = Callable[[str, Tensor], Tensor | None]  # (key, live part) -> resized part, None if the parameter leaves
 
 
@@ -29,25 +30,52 @@ def resized_state(
         return None
     result: dict[str, Any] = {}
     for entry, value in state.items():
-        if isinstance(value, Tensor) and value.shape == old.shape and value.dim() > 0:
+        if _follows(value, old):
             moved = transfer(f"{key}/{entry}", value)
             if moved is not None:
                 result[entry] = moved
-        elif (
-            value is None or isinstance(value, (int, float, bool)) or (isinstance(value, Tensor) and value.numel() == 1)
-        ):
+        elif _stays(value):
             result[entry] = value
         elif may_reset:
             reset.append(name)
             return {}
         else:
-            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ResizeError(
-                f"{type(optimizer).__name__} keeps {entry!r} for {name} as {what}, which does not follow the channels "
-                f"of a parameter of shape {tuple(old.shape)}. Use an optimizer whose state is shaped like its "
-                "parameter (SGD, Adam, AdamW, RMSprop, …), or pass optimizer_state='reset' to drop this state."
-            )
+            raise _misfit(optimizer, name, old, entry, value)
     return result
+
+
+def check_state(optimizer: Optimizer, names: Mapping[int, str]) -> None:
+    """Raise if a resize could not carry the state that an optimizer keeps now, as after its first step.
+
+    Args:
+        optimizer: one that has stepped.
+        names: of the model's parameters, by identity.
+
+    Raises:
+        ResizeError: for state of another shape, or a history over all parameters.
+    """
+    check_histories(optimizer, list(names.values()), may_reset=False)
+    for parameter, state in optimizer.state.items():
+        for entry, value in state.items():
+            if id(parameter) in names and not _follows(value, parameter) and not _stays(value):
+                raise _misfit(optimizer, names[id(parameter)], parameter, entry, value)
+
+
+def _follows(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0
+
+
+def _stays(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float, bool)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _misfit(optimizer: Optimizer, name: str, parameter: Tensor, entry: str, value: Any) -> ResizeError:
+    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return ResizeError(
+        f"{type(optimizer).__name__} keeps {entry!r} for {name} as {what}, which does not follow the channels "
+        f"of a parameter of shape {tuple(parameter.shape)}. Use an optimizer whose state is shaped like its "
+        f"parameter (SGD, Adam, AdamW, RMSprop, …){_OR_RESET}"
+    )
 
 
 def restored_state(
@@ -82,7 +110,7 @@ def check_histories(optimizer: Optimizer, moving: Sequence[str], may_reset: bool
         raise ResizeError(
             f"{type(optimizer).__name__} keeps {found[0]!r} as a history over all parameters at once, which does not "
             f"follow the channels of {moving[0]}. Use an optimizer whose state is shaped like its parameter (SGD, "
-            "Adam, AdamW, RMSprop, …), or pass optimizer_state='reset' to drop this state."
+            f"Adam, AdamW, RMSprop, …){_OR_RESET}"
         )
     return True
 
