@@ -175,10 +175,13 @@ def simulated(recipe: str, settings: Sequence[str], epochs: int) -> Growth:
     grower = apical.Grower(model, optimizer, (example,), config.budget, epochs, config=config.growth)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # so that there is momentum to carry
-    records = tuple(dict(grower.end_epoch()) for _ in range(epochs))
+    records = []
+    for _ in range(epochs):
+        optimizer.step()  # so that there is momentum to carry
+        records.append(dict(grower.end_epoch()))
     steps = images // config.training.batch_size
-    return Growth(recipe, config, facts, grower.structure, records, steps, f"growth in {epochs} epochs, not trained")
+    how = f"growth in {epochs} epochs, not trained"
+    return Growth(recipe, config, facts, grower.structure, tuple(records), steps, how)
 
 
 def recorded(folder: Path, settings: Sequence[str]) -> Growth:
