@@ -38,10 +38,11 @@ def test_parameters_that_no_optimizer_holds_are_named() -> None:
         grown("mlp", model, SGD([*model[0].parameters(), *model[2].parameters()], 0.1))
 
 
-def test_frozen_parameters_need_no_optimizer() -> None:
+def test_frozen_parameters_need_no_optimizer(recwarn: pytest.WarningsRecorder) -> None:
     model = built("mlp")
     model[4].requires_grad_(False)
     grown("mlp", model, SGD([*model[0].parameters(), *model[2].parameters()], 0.1))
+    assert not recwarn.list
 
 
 def test_an_optimizer_made_after_the_grower_is_noticed_in_the_first_epoch() -> None:
@@ -53,13 +54,14 @@ def test_an_optimizer_made_after_the_grower_is_noticed_in_the_first_epoch() -> N
         grower.end_epoch()
 
 
-def test_all_optimizers_that_were_passed_count() -> None:
+def test_all_optimizers_that_were_passed_count(recwarn: pytest.WarningsRecorder) -> None:
     model = built("mlp")
     optimizers = [SGD(model[0].parameters(), 0.1), SGD([*model[2].parameters(), *model[4].parameters()], 0.1)]
     grower = grown("mlp", model, optimizers)
     loss_of(model, "mlp", 0).backward()
     optimizers[1].step()
     grower.end_epoch()
+    assert not recwarn.list
 
 
 def test_steps_that_are_never_told_are_an_error() -> None:

@@ -190,9 +190,8 @@ class Controller:
         table = state["latency"]
         self._bind(self.bound.budget, None if table is None else LatencyTable.from_dict(self.structure, table))
         self.components.load_state_dict(state["components"])
-        self._generator.set_state(
-            state["generator"].cpu()
-        )  # torch.load may have mapped the state to the model's device
+        # on the CPU, though torch.load may have mapped the state to the model's device
+        self._generator.set_state(state["generator"].cpu())
         self.penalty, self.beta = state["penalty"].to("cpu", copy=True), state["beta"].to("cpu", copy=True)
         self.frozen = state["frozen"]
         self.target_load, self._seed_load = state["target_load"], state["seed_load"]

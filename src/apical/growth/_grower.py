@@ -150,11 +150,11 @@ class Grower:
         if self._spent_steps:
             record["mean_macs"] = self._spent_macs / self._spent_steps
         with self._undone_on_error():
-            self._spent_steps, self._spent_macs = 0, 0
             self.components.age += self.components.live.double()
-            self.epoch += 1
             if self.config.interval_unit == "epochs":
-                self._restructure_at(self.epoch)
+                self._restructure_at(self.epoch + 1, self.epoch + 1)
+        self.epoch += 1
+        self._spent_steps, self._spent_macs = 0, 0
         record = cast(EpochRecord, {**record, **self._changes, "next_load": self.target_load})
         self._changes, self._steps.count = no_changes(), 0
         self.history.append(record)
@@ -175,12 +175,12 @@ class Grower:
         """
         self._alive()
         before = self._selection()
-        with self._undone_on_error():
-            self._step += 1
-            self._spent_steps += 1
-            self._spent_macs += self.structure.macs(before.keep, before.skip)
-            if self.config.interval_unit == "steps":
-                self._restructure_at(self._step)
+        if self.config.interval_unit == "steps":
+            with self._undone_on_error():
+                self._restructure_at(self._step + 1, self.epoch)
+        self._step += 1
+        self._spent_steps += 1
+        self._spent_macs += self.structure.macs(before.keep, before.skip)
         after = self._selection()
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
 
@@ -246,25 +246,23 @@ class Grower:
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
-        """Leaves counters, ages and controller as they were if the model cannot be resized, which is all or nothing."""
-        counters = self.epoch, self._step, self._spent_steps, self._spent_macs
+        """Leaves ages and controller as they were if the model cannot be resized, which is all or nothing."""
         age, mark = self.components.age.clone(), self._controller.mark()
         try:
             with torch.inference_mode(False):  # what is made here is trained on
                 yield
         except BaseException:
-            self.epoch, self._step, self._spent_steps, self._spent_macs = counters
             self.components.age.copy_(age)
             self._controller.rewind(mark)
             raise
 
-    def _restructure_at(self, done: int) -> None:
-        """Restructure if it is time after this many epochs (or steps)."""
+    def _restructure_at(self, done: int, epoch: int) -> None:
+        """Restructure if it is time after this many epochs (or steps), of which ``epoch`` epochs are whole."""
         if not self._controller.due(done):
             return
         start = time.perf_counter()
         self._updates.write_back()
-        changes = self._apply(self._controller.next(done, self.epoch, self._selection()))
+        changes = self._apply(self._controller.next(done, epoch, self._selection()))
         changes["restructure_seconds"] = time.perf_counter() - start
         self._changes = add_changes(self._changes, changes)
 
