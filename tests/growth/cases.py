@@ -108,9 +108,7 @@ def adamw(model: nn.Module, **options: Any) -> Optimizer:
 def grown(name: str, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], epochs: int = 6,
           budget: str = "50% macs", **options: Any) -> Grower:  # fmt: skip
     """A Grower of a case with its cached structure."""
-    return Grower(
-        model, optimizer, example(name), budget, epochs, **{"structure": structure_of(name), "score_lr": 2.0, **options}
-    )
+    return Grower(model, optimizer, example(name), budget, epochs, **{"structure": structure_of(name), **options})
 
 
 def step(model: nn.Module, optimizer: Optimizer, name: str, seed: int) -> float:
@@ -146,6 +144,6 @@ def outputs(model: nn.Module, name: str) -> Tensor:
         return logits_of(twin(CASES[name].inputs(77)))
 
 
-def scores_of(grower: Grower) -> Tensor:
-    """A copy of all scores."""
-    return grower.state_dict()["components"]["scores"]
+def squares_of(grower: Grower) -> Tensor:
+    """What the present network's gate products have added up to: a copy."""
+    return grower.state_dict()["components"]["buffer"]

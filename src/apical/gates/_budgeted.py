@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from apical.errors import BudgetError
-from apical.gates._sampling import critical_shift
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,18 @@ class CostShift:
         return self.limit == "none"
 
 
-def shift_for_cost(
-    scores: Tensor, beta: Tensor | float, noise: Tensor, cost: Callable[[Tensor], float], target: float
-) -> CostShift:
+def shift_for_cost(critical: Tensor, cost: Callable[[Tensor], float], target: float) -> CostShift:
     """Largest shift whose sample costs at most the target.
 
-        μ* = sup { μ : cost(q(μ)) ≤ target },   q_i(μ) = 1[u_i < σ(β_i s_i + μ)]
+        μ* = sup { μ : cost(q(μ)) ≤ target },   q_i(μ) = 1[c_i < μ]
 
     q(μ) changes only at the critical shifts c_i, so the bisection runs over their sorted values instead of over the
     real line: it is exact and calls `cost` at most 2 + log2(units) times. Where several components share one
     critical shift, they come and go together.
 
     Args:
-        scores: s, (units,), all groups concatenated.
-        beta: β, a scalar or (units,), positive.
-        noise: u, (units,), in (0, 1).
+        critical: c, (units,), the shift beyond which each component exists (`critical_shift` of its score); infinite
+            for what is always there, or never.
         cost: the cost of the network with indicators q, (units,) bool; it must not fall when a component is added.
             Rounding of widths and components that are always kept belong in here.
         target: the scheduled cost, in the unit of `cost`.
@@ -63,19 +59,17 @@ def shift_for_cost(
 
     Raises:
         BudgetError: the target is not a number, or `cost` falls from the empty to the full network.
-        TrainingError: a score is NaN.
 
     Example:
-        >>> scores, noise = torch.tensor([2.0, 0.0, 1.0, -1.0]), torch.full((4,), 0.5)
-        >>> found = shift_for_cost(scores, 1.0, noise, lambda q: 10.0 * float(q.sum()), target=25.0)
+        >>> critical = torch.tensor([-2.0, 0.0, -1.0, 1.0])
+        >>> found = shift_for_cost(critical, lambda q: 10.0 * float(q.sum()), target=25.0)
         >>> found.cost, found.reached
         (20.0, True)
-        >>> shift_for_cost(scores, 1.0, noise, lambda q: 10.0 * float(q.sum()), target=99.0).limit
+        >>> shift_for_cost(critical, lambda q: 10.0 * float(q.sum()), target=99.0).limit
         'upper'
     """
     if target != target:
         raise BudgetError("shift_for_cost: the target cost is not a number; expected a finite cost")
-    critical = critical_shift(scores, beta, noise)
     steps = torch.unique(critical[torch.isfinite(critical)])  # ascending; k steps taken = all c_i <= steps[k - 1]
     shifts = _between(steps)
 

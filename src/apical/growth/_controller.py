@@ -1,104 +1,119 @@
 """Which network comes next: the method of growth, apart from the model that it changes.
 
-Each unit and block i has a score s_i, which training moves down the loss (`ScoreOptimizer`), and an age t_i. At every
-restructuring, in the notation of `apical.gates`:
+At every restructuring:
 
-    load   what the network may cost now, from the seed's share of the budget up to 1      `scheduled_load`
-    λ      weight of the penalty on scores, for sampling="lambda" only                     `penalty_weight`
-    β_i    temperature, higher the longer i has lived                                      `age_temperature`
-    q_i    present if u_i < σ(β_i s_i + μ), with the one μ at which the network costs load `Sampler`
+    measured   what each unit and block is worth: mean squares of gate products     `apical.growth._utility`
+    wanted     what it is worth for what it costs, so where capacity goes           `apical.growth._allocation`
+    scheduled  what the network may cost now: from the seed's share up to 1         `apical.growth._schedule`
+    chosen     widths of that cost, in whole steps                                  `apical.growth._widths`
 
-The noise u_i holds what is decided before training: proportions between widths, and the order of units of a trained
-network (`Pinned.goal`, `strongest_first_`). What does not take part is pinned to present or absent.
+Within a group, the units that are worth the least leave first, and chance decides which of those that never lived come
+first; how many there are is never left to chance.
 
-Source: [SCS] Yuan, Savarese, Maire, ICLR 2021; the shift μ, which meets the budget at every restructuring, is our own.
+Source: the aim, growth and pruning under an accuracy and a sparsity objective while training, and the protection of
+the young are of [SCS] Yuan, Savarese, Maire, ICLR 2021; what decides is our own. The paper's version: `_scs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.errors import BudgetError
-from apical.gates import age_temperature, draw_noise, penalty_weight, relax
+from apical.growth._allocation import MATURE, block_prices, choose_blocks, moved, rates, unit_prices
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
-from apical.growth._pinned import Pinned
-from apical.growth._sampling import TOLERANCE, Choice, Sampler
-from apical.growth._schedule import is_last, scheduled_load
-from apical.growth._strength import order_of, strongest_first_
+from apical.growth._observer import GateObserver
+from apical.growth._schedule import every, is_last, scheduled_load
+from apical.growth._strength import strongest_first_
+from apical.growth._terms import Terms
+from apical.growth._utility import UtilityMeter, update_utilities_
+from apical.growth._widths import TOLERANCE, Widths, fit
 from apical.resizing import Selection
-from apical.structure import Structure
+
+HYSTERESIS = 1.5  # an absent block must be worth this much more than the widths to come back
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network: kept positions by group, blocks left out, and its share of the budget."""
+
+    keep: dict[str, list[int]]
+    skip: tuple[str, ...]
+    load: float
 
 
 class Controller:
     """Chooses the seed, and then the next network at every restructuring.
 
     Args:
-        model: the template; read for the paths of ``config.ignore`` and, by ``seed_style="pretrained"``, its weights.
-        structure: of it.
-        budget: what the final network may cost.
+        model: the template; its weights are read by ``seed_style="pretrained"`` only.
+        terms: budget, limits of widths, and what must stay as it is.
         config: the options, with a number for the divisor.
-        epochs: of the whole training, by which ages count.
         length: of the whole training, in the unit of ``config.interval``.
-        latency: what layers take on this device, where budget or price need it.
 
     Attributes:
-        bound: the budget, which prices networks.
-        components: scores, ages and noise.
-        beta: β of each component until the next restructuring  # (entries,)
-        penalty: λ of each component until then  # (entries,)
+        components: utilities, ages and order of all units and blocks.
         target_load: scheduled cost of the present network as a fraction of the budget.
         frozen: whether the present network is the last.
 
     Raises:
         BudgetError: the budget cannot be met.
-        ConfigError: ``config.ignore`` names no module.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        structure: Structure,
-        budget: Budget,
-        config: GrowthConfig,
-        epochs: int,
-        length: int,
-        latency: LatencyTable | None = None,
-    ) -> None:
-        self.structure, self.config = structure, config
-        self._epochs, self._length = epochs, length
-        self._pinned = Pinned(model, structure, config)
-        self._bind(budget, latency)
-        self._pinned.set_goal(self.bound, latency)
+    def __init__(self, model: nn.Module, terms: Terms, config: GrowthConfig, length: int) -> None:
+        self.terms, self.config = terms, config
+        self._length, self._interval = length, every(config.interval)
         self._generator = torch.Generator().manual_seed(config.seed)
-        self.components = Components(structure, config.noise == "stratified", self._generator)
+        self.components = Components(terms.structure, self._generator)
         if config.seed_style == "pretrained":
             strongest_first_(self.components, model)
-            self._pinned.order = order_of(self.components, structure)
-        if config.own_proportions:
-            self.components.favour_([self._pinned.goal[g.name] / g.size for g in structure.groups])
-        self.beta = torch.ones_like(self.components.scores)
-        self.penalty = torch.zeros_like(self.components.scores)
-        self.target_load = self._seed_load = 1.0
-        self.frozen = config.interval >= length  # there is no time to restructure
+        self.widths = torch.tensor(terms.limits.most, dtype=torch.float64, device="cpu")  # real-valued  # (groups,)
+        self.multipliers = (1.0 / len(terms.bound.reach),) * len(terms.bound.reach)
+        self.relative: dict[str, float] = {}
+        self.target_load = 1.0
+        self._seed_load = 1.0
+        self.frozen = self._interval >= length  # there is no time to restructure
+
+    # ---- the networks ----------------------------------------------------------------------------------------------
 
     def seed(self) -> Choice:
         """The network that training starts with."""
-        smallest = self._smallest_load()
-        wanted = 1.0 if self.frozen else max(self.config.seed_fraction, smallest)
-        first = self._budgeted(self.components.noise, wanted)
-        self._seed_load = min(wanted, max(1.0, first.load))  # the largest network may cost less than wanted
+        wanted = 1.0 if self.frozen else self.config.seed_fraction
+        found, skip = self._seed(wanted)
+        self._seed_load = max(found.load, min(wanted, 1.0)) if wanted <= 1 else max(1.0, found.load)
         self.target_load = self._seed_load
-        return first
+        self.widths = torch.tensor(found.counts, dtype=torch.float64, device="cpu")
+        return self._choice(found, skip)
+
+    def _seed(self, wanted: float) -> tuple[Widths, tuple[str, ...]]:
+        """Whole streams if they leave room for the rest, else one ratio for all widths; all blocks if there is room."""
+        limits, bound, structure = self.terms.limits, self.terms.bound, self.terms.structure
+        whole = [float(n) for n in limits.most]
+        if self.config.seed_style != "small":
+            streams = self.terms.with_whole_streams()
+            smallest = bound.load(streams.least_of(structure))
+            if smallest <= max(wanted, 0.5):
+                return fit(bound, streams, whole, (), max(wanted, smallest)), ()
+        skip: tuple[str, ...] = ()
+        for block in (None, *reversed(structure.blocks)):
+            skip = skip if block is None or block.name in self.terms.stay else (*skip, block.name)
+            smallest = bound.load(limits.least_of(structure), skip)
+            if smallest <= 1 + TOLERANCE:
+                return fit(bound, limits, whole, skip, max(wanted, smallest)), skip
+        raise BudgetError(
+            f"the smallest network costs {smallest:.3g} times the budget {bound.budget} "
+            f"({'; '.join(map(str, bound.reach))}). Allow more, or a smaller divisor or min_units."
+        )
 
     def due(self, done: int) -> bool:
         """Whether it is time to restructure, after this many epochs or steps."""
-        return not (done % self.config.interval or done >= self._length or self.frozen)
+        return not (done % self._interval or done >= self._length or self.frozen)
 
     def next(self, done: int, epoch: int, present: Selection) -> Choice:
         """The network to go on with.
@@ -108,93 +123,173 @@ class Controller:
             epoch: epochs that are over.
             present: the network so far.
         """
-        c, config = self.components, self.config
-        self.frozen = is_last(config, done, self._length, config.interval)
-        self.target_load = 1.0 if self.frozen else scheduled_load(config, done / self._length, self._seed_load)
-        if config.sampling == "lambda":
-            gap = self.bound.load(present.keep, present.skip), 1.0
-            self.penalty[: c.num_units] = penalty_weight(config.lambda_channels, *gap)
-            self.penalty[c.num_units :] = penalty_weight(config.lambda_blocks, *gap)
-        age = c.age if config.temperature == "age" else torch.full_like(c.age, float(epoch))
-        self.beta = age_temperature(age.clamp(max=self._epochs), self._epochs, config.beta_final)
-        noise = draw_noise(c.scores.numel(), self._generator) if config.noise == "fresh" else c.noise
-        if config.sampling == "budgeted" or self.frozen:
-            return self._budgeted(noise, self.target_load, exact=self.frozen)
-        return self._sampler.independent(self._pin(c.scores), self.beta, noise)
+        del epoch
+        self.frozen = is_last(self.config, done, self._length, self._interval)
+        self.target_load = 1.0 if self.frozen else scheduled_load(self.config, done / self._length, self._seed_load)
+        if self.config.utility == "squared":
+            update_utilities_(self.components)
+        else:
+            self._draw_utilities()
+        counts = [len(present.keep[g.name]) for g in self.terms.structure.groups]
+        found, skip = self._plan(counts, tuple(sorted(present.skip)))
+        most = torch.tensor(self.terms.limits.most, dtype=torch.float64, device="cpu")
+        self.widths = torch.minimum(self._wanted * exp(found.shift), most)
+        return self._choice(found, skip)
+
+    def _plan(self, counts: Sequence[int], skip: tuple[str, ...]) -> tuple[Widths, tuple[str, ...]]:
+        """Blocks, then widths, then the weight of each limit, until the limits are used up together."""
+        bound, limits = self.terms.bound, self.terms.limits
+        values = self._unit_values()
+        for _ in range(len(self.multipliers) * 6 - 5):  # once where there is one limit
+            prices = unit_prices(bound, counts, limits.step, skip, self.multipliers)
+            found = rates(values, prices, counts)
+            chosen = self._blocks(counts, skip, found.mean)
+            self.relative = self._named(found.relative)
+            self._wanted = torch.tensor(
+                moved(self.widths.tolist(), found.relative, self.config.damping, self.config.max_change),
+                dtype=torch.float64, device="cpu",
+            )  # fmt: skip
+            fitted = fit(bound, limits, self._wanted.tolist(), chosen, self.target_load, exact=self.frozen)
+            self._weigh(bound.loads(self._by_name(fitted.counts), chosen))
+        return fitted, chosen
+
+    def _weigh(self, loads: Sequence[float]) -> None:
+        """λ of each limit: the more of it is used compared with the others, the more it counts; their sum is 1."""
+        raised = [max(0.01, weight * load / max(loads)) for weight, load in zip(self.multipliers, loads, strict=True)]
+        self.multipliers = tuple(weight / sum(raised) for weight in raised)
+
+    def _blocks(self, counts: Sequence[int], skip: tuple[str, ...], mean: float) -> tuple[str, ...]:
+        c, structure, bound = self.components, self.terms.structure, self.terms.bound
+        if not self.config.grow_depth or not structure.blocks:
+            return skip
+        names = [b.name for b in structure.blocks]
+        prices = block_prices(bound, counts, skip, self.multipliers)
+        may = [
+            name not in self.terms.stay and bool(a) for name, a in zip(names, c.age[c.blocks] >= MATURE, strict=True)
+        ]
+        leaving, back = choose_blocks(
+            c.values[c.blocks].tolist(), prices, c.live[c.blocks].tolist(), may, mean,
+            (1 - 1 / self.config.max_change) * self.target_load, HYSTERESIS,
+        )  # fmt: skip
+        gone = [name for name in skip if name not in {names[i] for i in back}]
+        most = dict(zip((g.name for g in structure.groups), self.terms.limits.most, strict=True))
+        for i in leaving:  # as long as the widths that remain can still use up the budget
+            if bound.load(most, [*gone, names[i]]) >= 1:
+                gone.append(names[i])
+        return tuple(gone)
+
+    # ---- what it decides by ----------------------------------------------------------------------------------------
+
+    def _unit_values(self) -> list[float | None]:
+        """v_g: what one more unit of each group is worth, from those that have lived long enough to show it.
+
+        Where m of n units have, the young will take over a part of what the m do now: v = mean U · (m / n)², as of a
+        loss that falls like a / n.
+        """
+        c = self.components
+        values: list[float | None] = []
+        for i in range(len(c.sizes)):
+            part = c.entries(i)
+            live, judged = c.live[part], c.live[part] & (c.age[part] >= MATURE) & c.watched[part]
+            judged = judged if judged.any() else live & (c.age[part] >= 1) & c.watched[part]
+            share = float(judged.sum()) / max(1.0, float(live.sum()))
+            values.append(float(c.values[part][judged].mean()) * share**2 if judged.any() else None)
+        return values
+
+    def _draw_utilities(self) -> None:
+        """The control: utilities that training has no part in."""
+        c = self.components
+        draws = torch.rand(len(c.values), generator=self._generator, dtype=torch.float64, device="cpu")
+        level = torch.cat([torch.full((n,), v) for n, v in zip(c.sizes, draws, strict=False)] + [draws[c.blocks]])
+        c.age += c.live
+        c.values.copy_(level)
+        c.watched[:] = True
+
+    def _choice(self, found: Widths, skip: tuple[str, ...]) -> Choice:
+        c, keep = self.components, {}
+        for i, (group, n) in enumerate(zip(self.terms.structure.groups, found.counts, strict=True)):
+            part = c.entries(i)
+            keep[group.name] = sorted(ranking(c, part)[:n])
+        return Choice(keep, skip, found.load)
+
+    def _by_name(self, counts: Sequence[int]) -> dict[str, int]:
+        return {g.name: n for g, n in zip(self.terms.structure.groups, counts, strict=True)}
+
+    def _named(self, relative: Sequence[float]) -> dict[str, float]:
+        return {g.name: r for g, r in zip(self.terms.structure.groups, relative, strict=True)}
+
+    # ---- what the Grower needs ------------------------------------------------------------------------------------
+
+    def end_epoch(self) -> None:
+        """Nothing: ages count in intervals."""
+
+    def applied(self, born: Tensor) -> None:
+        """Note which components have just appeared: their age counts from here."""
+        self.components.age[born] = 0
+
+    def watch(self, observers: Sequence[GateObserver], device: torch.device) -> UtilityMeter:
+        """Measure the present network from now on."""
+        c = self.components
+        c.watched.zero_()
+        for observer in observers:
+            c.watched[observer.entries()] = True
+        return UtilityMeter(c, device, observers)
 
     def mark(self) -> tuple[Any, ...]:
         """What `next` changes, for `rewind`."""
-        return self.beta, self.penalty.clone(), self.target_load, self.frozen, self._generator.get_state()
+        return (self.components.state_dict(), self.widths, self.multipliers, dict(self.relative), self.target_load,
+                self.frozen, self._generator.get_state())  # fmt: skip
 
     def rewind(self, mark: tuple[Any, ...]) -> None:
         """Take back what `next` chose, where the model could not be given that network."""
-        self.beta, self.penalty, self.target_load, self.frozen, generator = mark
+        components, self.widths, self.multipliers, self.relative, self.target_load, self.frozen, generator = mark
+        self.components.load_state_dict(components)
         self._generator.set_state(generator)
-
-    def _bind(self, budget: Budget, latency: LatencyTable | None) -> None:
-        self.latency, limits = latency, self._pinned.limits
-        self.bound = BoundBudget(
-            budget,
-            self.structure,
-            minimum=limits.least_of(self.structure),
-            latency=latency,
-            fixed_blocks=self._pinned.blocks,
-        )
-        self._sampler = Sampler(self.bound, limits)
-
-    def _budgeted(self, noise: Tensor, load: float, exact: bool = False) -> Choice:
-        return self._sampler.budgeted(self._pin(self.components.scores), self.beta, noise, load, exact)
-
-    def _pin(self, scores: Tensor) -> Tensor:
-        gates = relax(self.components.scores, self.beta)
-        return self._pinned.pin(scores, gates, self.components.live, self.bound)
-
-    def _smallest_load(self) -> float:
-        """The least that the seed can cost, as a fraction of the budget."""
-        lowest = torch.full_like(self.components.scores, -1e6)
-        load = self._sampler.budgeted(self._pin(lowest), self.beta, self.components.noise, 0.0).load
-        if load > 1 + TOLERANCE:
-            blocks = len(self.structure.blocks)
-            raise BudgetError(
-                f"the smallest {self.config.seed_style} network costs {load:.3g} times the budget {self.bound.budget}: "
-                f"it keeps {blocks - len(self._pinned.absent)} of {blocks} blocks and its residual streams. Pass a "
-                "larger depth_share (up to 1), which leaves out more blocks, or seed_style='small', "
-                f"with which blocks and streams can shrink too ({'; '.join(map(str, self.bound.reach))})."
-            )
-        return load
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers only."""
         return {
             "components": self.components.state_dict(),
             "generator": self._generator.get_state(),
-            "penalty": self.penalty.clone(),
-            "beta": self.beta.clone(),
+            "widths": self.widths.clone(),
+            "multipliers": list(self.multipliers),
+            "relative": dict(self.relative),
             "frozen": self.frozen,
             "target_load": self.target_load,
             "seed_load": self._seed_load,
-            "pinned": dict(self._pinned.widths),
-            "absent": list(self._pinned.absent),
-            "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], config: GrowthConfig) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], terms: Terms, config: Any) -> None:
         """Go on as the Controller that was saved.
 
         Args:
             state: of it.
+            terms: with its divisor and latency table.
             config: its options: where the divisor was measured, the saved one counts.
         """
-        self.config = config
-        self._pinned.limits = self._pinned.limits_for(config.step)
-        table = state["latency"]
-        self._bind(self.bound.budget, None if table is None else LatencyTable.from_dict(self.structure, table))
+        self.terms, self.config = terms, config
         self.components.load_state_dict(state["components"])
         # on the CPU, though torch.load may have mapped the state to the model's device
         self._generator.set_state(state["generator"].cpu())
-        self.penalty, self.beta = state["penalty"].to("cpu", copy=True), state["beta"].to("cpu", copy=True)
+        self.widths = state["widths"].to("cpu", copy=True)
+        self.multipliers, self.relative = tuple(state["multipliers"]), dict(state["relative"])
         self.frozen = state["frozen"]
         self.target_load, self._seed_load = state["target_load"], state["seed_load"]
-        self._pinned.widths, self._pinned.absent = dict(state["pinned"]), tuple(state["absent"])
-        if self.config.seed_style == "pretrained":
-            self._pinned.order = order_of(self.components, self.structure)
+
+
+def ranking(components: Components, part: slice) -> list[int]:
+    """The units of a group, the one that stays longest first.
+
+    The young come first, who have not had their chance, then the others that live by their utility; then those that
+    are absent: what lived before by its utility, and what never lived in the order that was drawn.
+    """
+    c = components
+    live, lived = c.live[part].tolist(), c.lived[part].tolist()
+    age, values, order = c.age[part].tolist(), c.values[part].tolist(), c.order[part].tolist()
+
+    def key(i: int) -> tuple[int, float, float]:
+        if live[i]:
+            return (0, 0.0, order[i]) if age[i] < MATURE else (1, -values[i], order[i])
+        return (2, -values[i], order[i]) if lived[i] else (3, 0.0, order[i])
+
+    return sorted(range(len(live)), key=key)

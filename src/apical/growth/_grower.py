@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,15 +17,16 @@ from apical.errors import ConfigError
 from apical.growth._births import fixed_parameters, prepare_births_
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
-from apical.growth._controller import Controller
+from apical.growth._controller import Choice, Controller
 from apical.growth._identity import check_identity, identity
 from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
 from apical.growth._observer import GateObserver, directions
+from apical.growth._options import changed
 from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
-from apical.growth._sampling import Choice
-from apical.growth._schedule import training_length
-from apical.growth._scores import ScoreOptimizer
+from apical.growth._schedule import with_interval
+from apical.growth._scs import ScsConfig, ScsController
 from apical.growth._steps import StepWatch
+from apical.growth._terms import terms_of
 from apical.growth._usage import (
     warn_of_another_optimizer,
     warn_of_more_epochs,
@@ -49,7 +51,8 @@ class Grower:
         budget: what the final network may cost, ``"50% macs"`` or an `apical.Budget`.
         epochs: how many times `end_epoch` will be called in all.
         config: all options of growth; ``options`` override single ones.
-        steps_per_epoch: needed only for ``interval_unit="steps"``.
+        steps_per_epoch: optimizer steps of an epoch, if the loop calls `end_step` after each. The network can then
+            change within an epoch, which short trainings need to learn much.
         copies: moving averages or other copies of the model, resized with it.
         structure: a structure of this model that `apical.trace` found before, to save tracing again.
         options: fields of `GrowthConfig`, such as ``divisor=8`` or ``seed_style="small"``.
@@ -57,7 +60,7 @@ class Grower:
     Attributes:
         structure: what can grow, and what is frozen.
         history: one record per epoch.
-        config: the options; a divisor that was to be measured has become a number.
+        config: the options; an interval or divisor that was to be found has become a number.
         divisor_choice: what ``divisor="auto"`` measured; else None.
 
     Raises:
@@ -93,24 +96,29 @@ class Grower:
         example_inputs: Tensor | Sequence[Any],
         budget: Budget | str,
         epochs: int,
-        config: GrowthConfig | None = None,
+        config: GrowthConfig | ScsConfig | None = None,
         *,
         steps_per_epoch: int | None = None,
         copies: Sequence[nn.Module] = (),
         structure: Structure | None = None,
         **options: Any,
     ) -> None:
-        self.config = GrowthConfig.merged(config, options)
+        self.config: GrowthConfig | ScsConfig = changed(config or GrowthConfig(), options)
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        self._total = training_length(self.config, epochs, steps_per_epoch)
+        self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         self.budget = Budget.of(budget)
         inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
         self._optimizers = _optimizers(optimizer)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
-        latency = measured_table(model, self.structure, inputs, self.budget, self.config)
-        self._controller = Controller(model, self.structure, self.budget, self.config, epochs, self._total, latency)
+        latency = measured_table(model, self.structure, inputs, self.budget)
+        terms = terms_of(model, self.structure, self.budget, self.config, latency)
+        self._controller: Controller | ScsController = (
+            ScsController(terms, self.config, epochs, self._total)
+            if isinstance(self.config, ScsConfig)
+            else Controller(model, terms, self.config, self._total)
+        )
         first = self._controller.seed()
         self._template = TemplateMap(self.structure)
         self.store: DormantStore | None = DormantStore()
@@ -150,7 +158,7 @@ class Grower:
         if self._spent_steps:
             record["mean_macs"] = self._spent_macs / self._spent_steps
         with self._undone_on_error():
-            self.components.age += self.components.live.double()
+            self._controller.end_epoch()
             if self.config.interval_unit == "epochs":
                 self._restructure_at(self.epoch + 1, self.epoch + 1)
         self.epoch += 1
@@ -205,18 +213,18 @@ class Grower:
 
     @property
     def components(self) -> Components:
-        """Scores, ages and noise of all units and blocks."""
+        """What is known of all units and blocks."""
         return self._controller.components
 
     @property
     def bound(self) -> BoundBudget:
         """The budget, which prices networks."""
-        return self._controller.bound
+        return self._controller.terms.bound
 
     @property
     def latency(self) -> LatencyTable | None:
-        """The measured table of a latency budget or of ``price="time"``, with its error; else None."""
-        return self._controller.latency
+        """The measured table of a latency budget, with its error; else None."""
+        return self._controller.terms.latency
 
     @property
     def target_load(self) -> float:
@@ -246,13 +254,12 @@ class Grower:
 
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
-        """Leaves ages and controller as they were if the model cannot be resized, which is all or nothing."""
-        age, mark = self.components.age.clone(), self._controller.mark()
+        """Leaves the controller as it was if the model cannot be resized, which is all or nothing."""
+        mark = self._controller.mark()
         try:
             with torch.inference_mode(False):  # what is made here is trained on
                 yield
         except BaseException:
-            self.components.age.copy_(age)
             self._controller.rewind(mark)
             raise
 
@@ -275,8 +282,9 @@ class Grower:
             self._prepare(choice, before, had_lived)
         resize_(self.model, self.structure, choice.keep, choice.skip, self._optimizers, self.store, copies=self._copies)
         c.set_live(choice.keep, choice.skip)
-        self._watch()
         born = c.live & ~before
+        self._controller.applied(born)
+        self._watch()
         return Changes(
             born=int((born & ~had_lived).sum()),
             returned=int((born & had_lived).sum()),
@@ -301,22 +309,12 @@ class Grower:
     def _watch(self) -> None:
         """Observe the gate sites of the present network."""
         present = self._selection()
-        n, first_block = self.components.scores.numel(), self.components.num_units
+        n, first_block = self.components.values.numel(), self.components.num_units
         observers = [
             GateObserver(self.model, self._template, present, directions(o.param_groups), n, first_block)
             for o in self._optimizers
         ]
-        lr = self.config.score_lr if self.config.scores == "learned" else 0.0
-        device = next(self.model.parameters()).device
-        self._updates = ScoreOptimizer(
-            self.components,
-            self._controller.beta,
-            lr,
-            self.config.score_momentum,
-            self._controller.penalty,
-            device,
-            observers,
-        )
+        self._updates = self._controller.watch(observers, next(self.model.parameters()).device)
 
     def _observe(self, index: int, optimizer: Optimizer) -> None:
         self._updates.observe(index, optimizer)
@@ -340,7 +338,7 @@ class Grower:
                 "this Grower has finished: its dormant weights are released; make a new one to grow again"
             )
 
-    def _identity(self, config: GrowthConfig) -> dict[str, Any]:
+    def _identity(self, config: GrowthConfig | ScsConfig) -> dict[str, Any]:
         return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, config)
 
     def state_dict(self) -> dict[str, Any]:
@@ -357,6 +355,7 @@ class Grower:
             "step": self._step,
             "spent": [self._spent_steps, self._spent_macs],
             **self._controller.state_dict(),
+            "latency": None if self.latency is None else self.latency.to_dict(),
             "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
         }
@@ -378,7 +377,10 @@ class Grower:
             self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
         )
         self.store.load_state_dict(state["store"])
-        self._controller.load_state_dict(state, config)
+        table = state["latency"]
+        latency = None if table is None else LatencyTable.from_dict(self.structure, table)
+        terms = replace(self._controller.terms, divisor=config.step, latency=latency)
+        self._controller.load_state_dict(state, terms, config)
         self.epoch, self._step = state["epoch"], state["step"]
         self._spent_steps, self._spent_macs = state["spent"]
         self._changes = cast(Changes, dict(state["changes"]))

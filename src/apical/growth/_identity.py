@@ -9,18 +9,20 @@ from typing import Any
 from apical.budget import Budget
 from apical.errors import CheckpointError
 from apical.growth._config import GrowthConfig
+from apical.growth._scs import ScsConfig
 from apical.structure import Structure
 
-ENTRIES = ("keep", "skip", "components", "store", "generator", "penalty", "beta", "epoch", "step", "spent", "frozen",
-           "target_load", "seed_load", "pinned", "absent", "latency", "changes", "history")  # fmt: skip
+ENTRIES = ("keep", "skip", "components", "store", "generator", "epoch", "step", "spent", "frozen", "target_load",
+           "seed_load", "latency", "changes", "history")  # fmt: skip
 
 
 def identity(
-    structure: Structure, budget: Budget, epochs: int, steps_per_epoch: int | None, config: GrowthConfig
+    structure: Structure, budget: Budget, epochs: int, steps_per_epoch: int | None, config: GrowthConfig | ScsConfig
 ) -> dict[str, Any]:
     """Everything that must be equal between the Grower that saved a state and the one that loads it."""
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     return {
+        "method": type(config).__name__,
         "groups": {g.name: g.size for g in structure.groups},
         "blocks": [b.name for b in structure.blocks],
         "budget": str(budget),

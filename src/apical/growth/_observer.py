@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical.resizing import Selection, TemplateMap, lookup
 from apical.structure import ParamSlice
@@ -77,6 +78,10 @@ class GateObserver:
             self._length += tensor.shape[dim] if tensor.dim() else 1
         return self._place[(name, dim)]
 
+    def entries(self) -> Tensor:
+        """The components whose products are seen; one may be there several times."""
+        return self._targets.cpu()
+
     @torch.no_grad()
     def products(self) -> Tensor | None:
         """⟨θ_eff, ∂L/∂θ_eff⟩ of every component  # (entries,) float32 or float64; None without gradients."""
@@ -90,6 +95,49 @@ class GateObserver:
         flat = torch.cat(vectors).index_select(0, self._sources)
         total = torch.zeros(self._entries, dtype=flat.dtype, device=flat.device)
         return add_at_(total, self._targets, flat)
+
+
+class Round:
+    """Products of one training step, where several optimizers have a part in it: a round in which each steps once.
+
+    Args:
+        observers: one for each optimizer.
+    """
+
+    def __init__(self, observers: Sequence[GateObserver]) -> None:
+        self._observers = observers
+        self._total: Tensor | None = None  # products of the running round
+        self._stepped: set[int] = set()  # optimizers that stepped in it
+
+    def observe(self, index: int, optimizer: Optimizer) -> Iterator[Tensor]:
+        """Read the gradients of one optimizer's parameters, just before it steps.
+
+        A fused optimizer under a GradScaler unscales inside its step: it is told by ``grad_scale``, and by
+        ``found_inf`` that it will skip the step, which are followed here.
+
+        Yields:
+            The products of each round that has ended, NaN where the optimizer will skip the step  # (entries,)
+        """
+        if index in self._stepped:  # others did not step in the last round: a scaler skipped them, or they never do
+            yield from self.end()
+        products = self._observers[index].products()
+        if products is not None:
+            scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+            if isinstance(scale, Tensor):
+                products = products / scale.to(products).reshape(())
+            if isinstance(found, Tensor):
+                products = torch.where(found.to(products).reshape(()) > 0, torch.nan, products)
+            self._total = products if self._total is None else self._total + products
+        self._stepped.add(index)
+        if len(self._stepped) == len(self._observers):
+            yield from self.end()
+
+    def end(self) -> Iterator[Tensor]:
+        """End the round, if there is one: its products."""
+        if self._total is not None:
+            yield self._total
+        self._total = None
+        self._stepped.clear()
 
 
 def add_at_(total: Tensor, targets: Tensor, values: Tensor) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from apical.growth._components import Components
 from apical.resizing import lookup
-from apical.structure import ChannelGroup, ParamSlice, Structure
+from apical.structure import ChannelGroup, ParamSlice
 
 
 @torch.no_grad()
@@ -49,26 +47,14 @@ def _relative_norms(model: nn.Module, part: ParamSlice) -> Tensor:
 def strongest_first_(components: Components, model: nn.Module) -> None:
     """Order the units of every group by strength, and take all of them for trained.
 
-    The order is written into the noise: of the strata that `Components` would shuffle, the strongest unit gets the
-    lowest. Equal scores then keep the strongest units of each group, in equal proportions, and learned scores act on
-    top of that order. (Scores themselves would be no place for it: the temperature multiplies them, so that a weak
-    unit would lose against dormant ones with every epoch that it lives.) Since every unit counts as having lived, one
-    that comes back keeps its weights.
+    Since every unit counts as having lived, one that comes back keeps its weights.
 
     Args:
-        components: of a Grower; noise and ``lived`` change.
+        components: of a Grower; ``order`` and ``lived`` change.
         model: the full-size model, before the first resize.
     """
     strengths = [unit_strengths(model, group) for group in components.structure.groups]
     for i, strength in enumerate(strengths):
         ranks = torch.argsort(torch.argsort(strength, descending=True, stable=True))
-        components.noise[components.entries(i)] = (ranks.double() + 0.5) / max(1, len(strength))
+        components.order[components.entries(i)] = (ranks.double() + 0.5) / max(1, len(strength))
     components.lived[:] = True
-
-
-def order_of(components: Components, structure: Structure) -> dict[str, Sequence[int]]:
-    """The units of every group, the one that is kept longest first."""
-    return {
-        group.name: torch.argsort(components.noise[components.entries(i)], stable=True).tolist()
-        for i, group in enumerate(structure.groups)
-    }

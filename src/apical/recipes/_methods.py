@@ -29,7 +29,7 @@ from apical.baselines import (
     Uniform,
 )
 from apical.errors import ConfigError
-from apical.growth import Grower, GrowthConfig
+from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.recipes._config import RunConfig
 from apical.recipes._fields import build, nearest
 from apical.training import GrowthMethod, MethodFactory
@@ -164,7 +164,13 @@ def no_options(config: RunConfig) -> None:
         )
 
 
-def _grower(config: RunConfig, growth: GrowthConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
+def _grower(
+    config: RunConfig, growth: GrowthConfig | ScsConfig, example: tuple[Tensor, ...], steps: int
+) -> MethodFactory:
+    # Between steps the network can only change where a step is not compiled, and the batch stays as it is.
+    by_steps = config.training.compile is not True and config.training.batch_growth == 1
+    told = growth.interval_unit == "steps" or (growth.interval_unit == "auto" and by_steps)
+
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         return Grower(
             model,
@@ -172,7 +178,7 @@ def _grower(config: RunConfig, growth: GrowthConfig, example: tuple[Tensor, ...]
             example_inputs=example,
             budget=config.budget,
             epochs=config.training.epochs,
-            steps_per_epoch=steps if growth.interval_unit == "steps" else None,
+            steps_per_epoch=steps if told else None,
             copies=copies,
             config=growth,
         )
@@ -190,19 +196,19 @@ _SHARED = ("divisor", "min_units", "grow_depth", "ignore", "seed")
 
 
 def _preset(
-    make: Callable[..., GrowthConfig], config: RunConfig, example: tuple[Tensor, ...], steps: int
+    make: Callable[..., ScsConfig], config: RunConfig, example: tuple[Tensor, ...], steps: int
 ) -> MethodFactory:
     """Growth by a preset: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
-    preset = make(**{name: getattr(config.growth, name) for name in _SHARED})
-    return _grower(config, GrowthConfig.merged(preset, _tuples(config.method_options)), example, steps)
+    shared = {name: getattr(config.growth, name) for name in _SHARED}
+    return _grower(config, make(**shared, **_tuples(config.method_options)), example, steps)
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
-register_method("scs", stepwise=True, reads=_SHARED)(partial(_preset, GrowthConfig.scs))
-register_method("random", stepwise=True, reads=_SHARED)(partial(_preset, GrowthConfig.random))
+register_method("scs", stepwise=True, reads=_SHARED)(partial(_preset, ScsConfig))
+register_method("random", stepwise=True, reads=_SHARED)(partial(_preset, ScsConfig.random))
 
 
 @register_method("dense", reads=())

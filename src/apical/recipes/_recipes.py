@@ -52,7 +52,7 @@ def cifar10_resnet20() -> RunConfig:
     schedule. All 50,000 training images are used, so that results compare with published ones; the test images are
     evaluated on after each epoch for the record only.
     """
-    growth = GrowthConfig(depth_share=1.0, divisor=8)
+    growth = GrowthConfig(divisor=8)
     return _cifar10("cifar10-resnet20", ModelConfig("resnet20"), _cifar_training(160, 1e-4), "50% macs", growth)
 
 
@@ -69,7 +69,7 @@ def cifar10_vgg16() -> RunConfig:
     The limits are the paper's parameter sparsity of 0.95 and what its network costs [SCS]. Its late layers hold the
     parameters and its early ones the MACs, so that widths are balanced between the two limits.
     """
-    growth = GrowthConfig(widths="balanced", divisor=8)
+    growth = GrowthConfig(divisor=8)
     training = _cifar_training(160, 5e-4)
     return _cifar10("cifar10-vgg16", ModelConfig("vgg16"), training, "13.6% macs, 5% params", growth)
 
@@ -83,7 +83,7 @@ def cifar10_wrn28_10() -> RunConfig:
     good as 40 at equal parameters. Not tried here.
     """
     training = _cifar_training(200, 5e-4, nesterov=True)
-    growth = GrowthConfig(depth_share=0.25, divisor=8)
+    growth = GrowthConfig(divisor=8)
     return _cifar10("cifar10-wrn28-10", ModelConfig("wrn28_10"), training, "10% params", growth)
 
 

@@ -46,7 +46,7 @@ def camvid_deeplabv3_small() -> RunConfig:
             eval_every=5,
         ),
         budget="50% macs",
-        growth=GrowthConfig(seed_fraction=0.16, depth_share=0.0, growth_end=0.5, divisor=4),
+        growth=GrowthConfig(seed_fraction=0.16, growth_end=0.5, divisor=4),
         task="segmentation",
     )
 

@@ -1,0 +1,152 @@
+"""Where capacity goes: from groups and blocks that are worth little for what they cost to those that are worth much.
+
+All functions are pure. Numbers are by group or by block, in the structure's order.
+
+Widths. If the loss falls with the width n of a group like a / n, the last unit is worth v = a / n², and the best widths
+under a budget are those at which v / π is the same for all groups, π being the price of a unit. So a width follows
+
+    log n  ←  log n + clip(η (log v/π − mean), ± log max_change) + μ
+
+with one μ for all at which the network costs what is scheduled (`apical.growth._widths.fit`). η = ½ would go the whole
+way at once; less damps what is measured badly.
+
+Blocks. A block that is worth less for its cost than the widths of the others are leaves, one that is absent and was
+worth clearly more comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+from apical.budget import BoundBudget
+
+FLOOR = 1e-6  # of the mean: what counts as worth nothing has a logarithm, too
+MATURE = 2  # intervals that a component must have lived through before it is judged
+
+
+def unit_prices(
+    bound: BoundBudget, counts: Sequence[int], step: Sequence[int], skip: Sequence[str], multipliers: Sequence[float]
+) -> list[float]:
+    """π_g = Σ_t λ_t ∂load_t/∂n_g: what one more unit of each group costs, in shares of the budget.
+
+    The derivative is the difference over one step up and one down (as far as the group goes), which is exact for
+    multiply-adds and parameters.
+
+    Args:
+        bound: the budget; load_t is the cost divided by limit t.
+        counts: n, the present widths.
+        step: rounding of each group.
+        skip: blocks that are left out.
+        multipliers: λ, of each limit.
+    """
+    names = [g.name for g in bound.structure.groups]
+    sizes = [g.size for g in bound.structure.groups]
+    present = dict(zip(names, counts, strict=True))
+
+    def cost(name: str, n: int) -> float:
+        loads = bound.loads({**present, name: n}, skip)
+        return sum(weight * load for weight, load in zip(multipliers, loads, strict=True))
+
+    prices = []
+    for name, n, s, size in zip(names, counts, step, sizes, strict=True):
+        more, fewer = min(size, n + s), max(0, n - s)
+        prices.append(max(0.0, cost(name, more) - cost(name, fewer)) / max(1, more - fewer))
+    return prices
+
+
+def block_prices(
+    bound: BoundBudget, counts: Sequence[int], skip: Sequence[str], multipliers: Sequence[float]
+) -> list[float]:
+    """What each block costs at the present widths, or would cost if it is absent, in shares of the budget."""
+    present = {g.name: n for g, n in zip(bound.structure.groups, counts, strict=True)}
+
+    def cost(skipped: set[str]) -> float:
+        loads = bound.loads(present, sorted(skipped))
+        return sum(weight * load for weight, load in zip(multipliers, loads, strict=True))
+
+    return [max(0.0, cost({*skip} - {b.name}) - cost({*skip, b.name})) for b in bound.structure.blocks]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a unit of each group is worth for what it costs, relative to the mean of all, in logarithms.
+
+    Attributes:
+        mean: log of the mean worth per price, over the groups by what they cost.
+        relative: log v/π − mean by group; 0 where nothing is known or nothing is paid.
+    """
+
+    mean: float
+    relative: tuple[float, ...]
+
+
+def rates(values: Sequence[float | None], prices: Sequence[float], counts: Sequence[int]) -> Rates:
+    """Compare groups.
+
+    Args:
+        values: v, what one more unit of each group is worth; None where it was not measured.
+        prices: π, of a unit.
+        counts: n, of units.
+    """
+    known = [i for i, (v, p) in enumerate(zip(values, prices, strict=True)) if v is not None and p > 0]
+    shares = {i: prices[i] * counts[i] for i in known}
+    total = sum(shares.values())
+    if not total:
+        return Rates(0.0, (0.0,) * len(values))
+    ratios = {i: float(values[i] or 0.0) / prices[i] for i in known}
+    least = FLOOR * sum(ratios.values()) / len(known)
+    if not least:
+        return Rates(0.0, (0.0,) * len(values))  # nothing is worth anything (no step had a gradient)
+    logs = {i: log(max(least, ratio)) for i, ratio in ratios.items()}
+    mean = sum(shares[i] * logs[i] for i in known) / total
+    return Rates(mean, tuple(logs[i] - mean if i in logs else 0.0 for i in range(len(values))))
+
+
+def moved(widths: Sequence[float], relative: Sequence[float], damping: float, max_change: float) -> list[float]:
+    """Real-valued widths after one restructuring, but for the factor that all have in common.
+
+    Example:
+        >>> moved([8.0, 8.0], [-9.0, 0.0], damping=0.5, max_change=2.0)
+        [4.0, 8.0]
+    """
+    most = log(max_change)
+    return [w * exp(max(-most, min(most, damping * r))) for w, r in zip(widths, relative, strict=True)]
+
+
+def choose_blocks(
+    worth: Sequence[float],
+    prices: Sequence[float],
+    present: Sequence[bool],
+    may_change: Sequence[bool],
+    mean: float,
+    most: float,
+    hysteresis: float,
+) -> tuple[list[int], list[int]]:
+    """Which blocks leave and which come back.
+
+    Args:
+        worth: U_b, what the loss would rise by without the block; of an absent one, what was last known.
+        prices: what it costs.
+        present: whether it is there.
+        may_change: whether it has been there (or away) long enough, and is not to stay.
+        mean: log of what the widths are worth for their cost.
+        most: share of the budget that may leave in one restructuring; one block always may.
+        hysteresis: factor by which an absent block must be worth more than the widths.
+
+    Returns:
+        Indices that leave, the least worth first; indices that come back, at most one.
+
+    Example:
+        >>> choose_blocks([1.0, 9.0, 8.0], [1.0, 1.0, 1.0], [True, True, False], [True] * 3, log(4.0), 1.0, 1.5)
+        ([0], [2])
+    """
+    ratio = [log(max(u / c, 1e-300)) - mean if c > 0 else 0.0 for u, c in zip(worth, prices, strict=True)]
+    leaving: list[int] = []
+    for i in sorted(range(len(ratio)), key=lambda i: ratio[i]):
+        fits = not leaving or sum(prices[j] for j in [*leaving, i]) <= most
+        if present[i] and may_change[i] and prices[i] > 0 and ratio[i] < 0 and fits:
+            leaving.append(i)
+    waiting = [i for i in range(len(ratio)) if not present[i] and may_change[i] and ratio[i] > log(hysteresis)]
+    return leaving, sorted(waiting, key=lambda i: -ratio[i])[:1]

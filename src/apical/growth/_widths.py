@@ -1,0 +1,167 @@
+"""From real-valued widths to a network that costs what is scheduled: one common factor, rounding, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations
+from math import ceil, inf, log
+
+import torch
+from torch import Tensor
+
+from apical.budget import BoundBudget
+from apical.gates import shift_for_cost
+from apical.structure import Structure
+
+TOLERANCE = 0.002  # a network may exceed its scheduled cost by this fraction, so that it can end nearest to it
+CLOSE = 0.005  # the final network may stay below its budget by this fraction before units are exchanged
+
+Price = Callable[[Sequence[int]], float]  # the load of a network with these widths
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The fewest units, the most, and the rounding step of each group."""
+
+    least: tuple[int, ...]
+    most: tuple[int, ...]
+    step: tuple[int, ...]
+
+    @staticmethod
+    def of(structure: Structure, divisor: int, min_units: int, whole: Mapping[str, int] | None = None) -> Limits:
+        """Groups smaller than two steps are not rounded; the fewest units are a multiple of the step, too.
+
+        Args:
+            structure: the template.
+            divisor: the step where a group is large enough.
+            min_units: fewest units of a group, where it has so many.
+            whole: groups of fixed width, by name.
+        """
+        whole = whole or {}
+        sizes = tuple(g.size for g in structure.groups)
+        step = tuple(divisor if n >= 2 * divisor else 1 for n in sizes)
+        least = tuple(min(n, s * ceil(min_units / s)) for n, s in zip(sizes, step, strict=True))
+        return Limits(
+            tuple(whole.get(g.name, n) for g, n in zip(structure.groups, least, strict=True)),
+            tuple(whole.get(g.name, n) for g, n in zip(structure.groups, sizes, strict=True)),
+            step,
+        )
+
+    def least_of(self, structure: Structure) -> dict[str, int]:
+        """The fewest units by group name."""
+        return {group.name: least for group, least in zip(structure.groups, self.least, strict=True)}
+
+    def thresholds(self, group: int, width: float) -> list[float]:
+        """The factor's logarithm beyond which each unit of a group exists.
+
+            unit k exists if  w e^μ ≥ the middle between the two widths that k separates
+
+        Args:
+            group: its index.
+            width: w, the real-valued width, above 0.
+
+        Returns:
+            c_k for each unit k  # (most,); -inf for those that always exist.
+        """
+        least, most, step = self.least[group], self.most[group], self.step[group]
+        found = [-inf] * least
+        for low, high in pairwise([*range(least, most, step), most]):  # the widths that the group can have
+            found += [log((low + high) / 2 / width)] * (high - low)
+        return found
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The number of units of each group, the load of the network, and the μ that led to it."""
+
+    counts: tuple[int, ...]
+    load: float
+    shift: float
+
+
+def fit(
+    bound: BoundBudget,
+    limits: Limits,
+    widths: Sequence[float],
+    skip: Sequence[str],
+    load: float,
+    exact: bool = False,
+) -> Widths:
+    """The network nearest to ``load`` times the budget whose widths are the given ones times one common factor e^μ.
+
+    Args:
+        bound: the budget, which prices networks.
+        limits: rounding of each group.
+        widths: w, real-valued, by group.
+        skip: blocks that are left out.
+        load: scheduled cost as a fraction of the budget.
+        exact: also exchange a step of one group for one of another where that comes nearer to the load.
+    """
+    return fit_thresholds(bound, limits, [limits.thresholds(i, w) for i, w in enumerate(widths)], skip, load, exact)
+
+
+def fit_thresholds(
+    bound: BoundBudget,
+    limits: Limits,
+    parts: Sequence[Sequence[float]],
+    skip: Sequence[str],
+    load: float,
+    exact: bool = False,
+) -> Widths:
+    """As `fit`, for thresholds c that are given: unit k of group g exists if c_gk < μ.
+
+    μ is found by bisection over the thresholds, so that no width in between is missed. What then is left of the load
+    goes to the units that would exist next.
+
+    Args:
+        parts: c by group, rising within each, and the same for all units of one rounding step.
+    """
+    names = [g.name for g in bound.structure.groups]
+    sizes = [len(part) for part in parts]
+    flat = torch.tensor([c for part in parts for c in part], dtype=torch.float64, device="cpu")
+
+    def price(counts: Sequence[int]) -> float:
+        return bound.load(dict(zip(names, counts, strict=True)), skip)
+
+    def counted(exists: Tensor) -> list[int]:
+        return [int(part.sum()) for part in exists.split(sizes)]
+
+    found = shift_for_cost(flat, lambda exists: price(counted(exists)), load)
+    counts = _filled(counted(flat < found.shift), parts, limits, price, load)
+    if exact and price(counts) < load * (1 - CLOSE):
+        counts = _exchanged(counts, limits, price, load)
+    return Widths(tuple(counts), price(counts), found.shift)
+
+
+def _filled(
+    counts: Sequence[int], parts: Sequence[Sequence[float]], limits: Limits, price: Price, load: float
+) -> list[int]:
+    """Add steps, those that would exist next first, as long as one fits."""
+    found, present = list(counts), price(counts)
+    unfinished = {g for g, n in enumerate(found) if n < limits.most[g]}
+    while unfinished:
+        best = min(unfinished, key=lambda g: (parts[g][found[g]], g))
+        more = min(limits.most[best], found[best] + limits.step[best])
+        trial = [more if g == best else n for g, n in enumerate(found)]
+        new = price(trial)
+        fits = present < new <= load * (1 + TOLERANCE)  # what costs nothing lies in an absent block: costly later
+        if fits:
+            found, present = trial, new
+        if not fits or more == limits.most[best]:
+            unfinished.discard(best)
+    return found
+
+
+def _exchanged(counts: Sequence[int], limits: Limits, price: Price, load: float) -> list[int]:
+    """One step less in a group and one more in another, the pair that uses the most of what may be used."""
+    best, most = list(counts), price(counts)
+    for a, b in permutations(range(len(counts)), 2):
+        trial = list(counts)
+        trial[a], trial[b] = counts[a] - limits.step[a], counts[b] + limits.step[b]
+        if trial[a] < limits.least[a] or counts[a] == limits.most[a] or trial[b] > limits.most[b]:
+            continue
+        present = price(trial)
+        if most < present <= load * (1 + TOLERANCE):
+            best, most = trial, present
+    return best
