@@ -50,7 +50,9 @@ class GateObserver:
                     targets.append((offset + kept)[:, None].expand(positions.shape).reshape(-1))
             offset += group.size
         for i, block in enumerate(structure.blocks):
-            for name in block.gate_site if block.name not in selection.skip else ():
+            # the branch's last shift adds a constant to the stream, which any later bias can take over
+            scales = [name for name in block.gate_site if not name.endswith("bias")] or block.gate_site
+            for name in scales if block.name not in selection.skip else ():
                 start = self._watch(model, template, selection, parameters, name, 0)
                 if start is not None:
                     length = lookup(model, name).shape[0] if lookup(model, name).dim() else 1
