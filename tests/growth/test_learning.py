@@ -161,4 +161,5 @@ def test_a_group_that_is_too_wide_shrinks_and_one_that_is_too_narrow_stays(sizes
     if sizes[odd] == max(sizes):
         assert shares[odd] < min(others), shares
     else:
-        assert shares[odd] == 1.0 and min(others) < 1.0, shares
+        assert shares[odd] == 1.0, shares
+        assert min(others) < 1.0, shares

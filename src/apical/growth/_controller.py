@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import BudgetError
-from apical.growth._allocation import MATURE, block_prices, choose_blocks, moved, rates, unit_prices
+from apical.growth._allocation import MATURE, block_prices, block_rates, choose_blocks, moved, rates, unit_prices
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._observer import GateObserver
@@ -59,6 +59,8 @@ class Controller:
 
     Attributes:
         components: utilities, ages and order of all units and blocks.
+        relative: what groups and blocks were worth for their cost at the last restructuring: the logarithm of its ratio
+            to the mean of the widths, by name.
         target_load: scheduled cost of the present network as a fraction of the budget.
         frozen: whether the present network is the last.
 
@@ -143,8 +145,14 @@ class Controller:
         for _ in range(len(self.multipliers) * 6 - 5):  # once where there is one limit
             prices = unit_prices(bound, counts, limits.step, skip, self.multipliers)
             found = rates(values, prices, counts)
+            self.relative = {
+                group.name: rate
+                for group, rate, value, price in zip(
+                    bound.structure.groups, found.relative, values, prices, strict=True
+                )
+                if value is not None and price > 0
+            }
             chosen = self._blocks(counts, skip, found.mean)
-            self.relative = self._named(found.relative)
             self._wanted = torch.tensor(
                 moved(self.widths.tolist(), found.relative, self.config.damping, self.config.max_change),
                 dtype=torch.float64, device="cpu",
@@ -167,10 +175,13 @@ class Controller:
         may = [
             name not in self.terms.stay and bool(a) for name, a in zip(names, c.age[c.blocks] >= MATURE, strict=True)
         ]
-        leaving, back = choose_blocks(
-            c.values[c.blocks].tolist(), prices, c.live[c.blocks].tolist(), may, mean,
-            (1 - 1 / self.config.max_change) * self.target_load, HYSTERESIS,
-        )  # fmt: skip
+        ratios = block_rates(c.values[c.blocks].tolist(), prices, mean)
+        present = c.live[c.blocks].tolist()
+        self.relative |= {
+            name: r for name, r, old, here in zip(names, ratios, may, present, strict=True) if old and here
+        }
+        most_leaving = (1 - 1 / self.config.max_change) * self.target_load
+        leaving, back = choose_blocks(ratios, prices, present, may, most_leaving, HYSTERESIS)
         gone = [name for name in skip if name not in {names[i] for i in back}]
         most = dict(zip((g.name for g in structure.groups), self.terms.limits.most, strict=True))
         for i in leaving:  # as long as the widths that remain can still use up the budget
@@ -214,9 +225,6 @@ class Controller:
 
     def _by_name(self, counts: Sequence[int]) -> dict[str, int]:
         return {g.name: n for g, n in zip(self.terms.structure.groups, counts, strict=True)}
-
-    def _named(self, relative: Sequence[float]) -> dict[str, float]:
-        return {g.name: r for g, r in zip(self.terms.structure.groups, relative, strict=True)}
 
     # ---- what the Grower needs ------------------------------------------------------------------------------------
 

@@ -163,7 +163,7 @@ class Grower:
                 self._restructure_at(self.epoch + 1, self.epoch + 1)
         self.epoch += 1
         self._spent_steps, self._spent_macs = 0, 0
-        record = cast(EpochRecord, {**record, **self._changes, "next_load": self.target_load})
+        record = cast(EpochRecord, {**record, **self._changes, "worth": self._worth(), "next_load": self.target_load})
         self._changes, self._steps.count = no_changes(), 0
         self.history.append(record)
         warn_of_more_epochs(self.epoch, self.epochs)
@@ -324,6 +324,9 @@ class Grower:
         if index in self._unchecked and optimizer.state:
             check_state(optimizer, {id(p): name for name, p in self.model.named_parameters()})
             self._unchecked.discard(index)
+
+    def _worth(self) -> dict[str, float]:
+        return {name: round(value, 3) for name, value in self._controller.relative.items()}
 
     # ---- records and state ------------------------------------------------------------------------------------------
 

@@ -69,14 +69,14 @@ class ScsConfig:
         'lambda'
     """
 
-    seed_fraction: float = 0.1
+    seed_fraction: float = 0.3
     growth_end: float = 0.6
     sampling: Literal["lambda", "budgeted"] = "lambda"
     scores: Literal["learned", "random"] = "learned"
-    score_lr: float = 0.1
+    score_lr: float = 0.01
     score_momentum: float = 0.9
     beta_final: float = 100.0
-    lambda_base: float = 200.0
+    lambda_base: float = 100.0
     birth: Literal["preserving", "random"] = "random"
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
