@@ -279,3 +279,16 @@ def test_the_live_picture_has_a_row_per_group_and_a_column_per_epoch() -> None:
     assert rows[0][0] == (255, 255, 255)
     assert sum(rows[0][1]) > sum(rows[0][2])
     assert rows[1][0] == rows[0][2]
+
+
+def test_it_says_what_each_part_was_worth_and_which_blocks_left(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert "Why it grew so" not in parsed(write_report(folder))[1]
+    history = folder / "history.jsonl"
+    records = [json.loads(line) for line in history.read_text().splitlines()]
+    worths = [{"conv1": 0.0, "layer1.0": -7.0}, {"conv1": 0.693, "layer1.0": -7.0}, {"conv1": 0.693}]
+    history.write_text("".join(json.dumps(r | {"worth": w}) + "\n" for r, w in zip(records, worths, strict=True)))
+    said = parsed(write_report(folder))[1]
+    assert "left out: layer1.0" in said
+    assert "2.00" in said
+    assert "under 0.01" in said
