@@ -84,18 +84,18 @@ class LoggedProgress:
         self._display.step(epoch, step, steps)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Curves, histograms of shares and scores, and the growth so far as a picture."""
+        """Curves, histograms of shares and utilities, and the growth so far as a picture."""
         self._display.epoch(record)
         if self._loggers:
             number = int(record["epoch"])
             values, shares, picture = scalars(record), self._shares(record), self._picture(record)
-            scores = self._scores()
+            utilities = self._utilities()
             self._tell(lambda logger: logger.scalars(values, number))
             if shares:
                 self._tell(lambda logger: logger.histogram("growth/share_of_full_width", shares, number))
                 self._tell(lambda logger: logger.image("growth/widths", picture, number))
-            if scores:
-                self._tell(lambda logger: logger.histogram("growth/scores", scores, number))
+            if utilities:
+                self._tell(lambda logger: logger.histogram("growth/utilities", utilities, number))
             for name, weights in self._weights().items():
                 self._tell(lambda logger, n=name, w=weights: logger.histogram(n, w, number))  # type: ignore[misc]
 
@@ -149,9 +149,10 @@ class LoggedProgress:
         small = np.asarray(rows, dtype=np.uint8)  # (groups, epochs, 3)
         return small.repeat(_PIXELS, axis=0).repeat(_PIXELS, axis=1)
 
-    def _scores(self) -> list[float]:
-        scores = getattr(getattr(self._method, "components", None), "scores", None)
-        return scores.tolist() if isinstance(scores, Tensor) else []
+    def _utilities(self) -> list[float]:
+        """Of all units and blocks; their scores, where the method is the paper's."""
+        values = getattr(getattr(self._method, "components", None), "values", None)
+        return values.tolist() if isinstance(values, Tensor) else []
 
     def _weights(self) -> dict[str, list[float]]:
         """A thinned view of each matrix, so that histograms stay cheap."""
