@@ -19,7 +19,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from trial import BATCH, HELD_OUT, TRAIN, Images, load, run
 
 import apical
 from apical import GrowthConfig
+from apical.growth import ScsConfig
 from apical.reporting import MeanStd, mean_std
 
 TABLES = ("ablation.json", "ablation.md")
@@ -44,7 +45,7 @@ class Variant:
         factor: what the row is about.
         changes: options of growth other than the default.
         addition: name of an entry of `ADDITIONS`, or nothing.
-        paper: start from `GrowthConfig.scs` instead of the default.
+        paper: start from `ScsConfig` instead of the default.
     """
 
     factor: str
@@ -52,34 +53,30 @@ class Variant:
     addition: str = ""
     paper: bool = False
 
-    def config(self, seed: int) -> GrowthConfig:
-        return replace(GrowthConfig.scs() if self.paper else GrowthConfig(), **self.changes, seed=seed)
+    def config(self, seed: int) -> GrowthConfig | ScsConfig:
+        kind = ScsConfig if self.paper else GrowthConfig
+        return kind(**self.changes, seed=seed)
 
 
 VARIANTS = {
     "default": Variant("the library's default"),
-    "scores-random": Variant("scores: not learned", {"scores": "random"}),
-    "temperature-global": Variant("temperature: by the epoch, not by age", {"temperature": "global"}),
-    "sampling-lambda": Variant("sampling: the paper's λ rule", {"sampling": "lambda"}),
-    "noise-fresh": Variant("noise: drawn anew at every restructuring", {"noise": "fresh"}),
-    "noise-fixed": Variant("noise: drawn once, not stratified", {"noise": "fixed"}),
-    "gate-rescaling": Variant("gates: rescale the norms", addition="gate rescaling"),
-    "gate-in-forward": Variant("gates: in the forward pass while it grows", addition="gate in forward"),
+    "utility-random": Variant("utilities: drawn, not measured", {"utility": "random"}),
+    "damping-0": Variant("allocation: widths keep their proportions", {"damping": 0.0}),
+    "damping-0.2": Variant("allocation: slower", {"damping": 0.2}),
+    "damping-0.5": Variant("allocation: the whole way at once", {"damping": 0.5}),
+    "max-change-1.25": Variant("allocation: at most a factor of 1.25 at once", {"max_change": 1.25}),
+    "max-change-2": Variant("allocation: at most a factor of 2 at once", {"max_change": 2.0}),
+    "no-depth": Variant("depth: all blocks stay", {"grow_depth": False}),
+    "growth-0.25": Variant("schedule: growth ends at 0.25", {"growth_end": 0.25}),
+    "growth-0.75": Variant("schedule: growth ends at 0.75", {"growth_end": 0.75}),
+    "seed-small": Variant("seed: small everywhere", {"seed_style": "small"}),
+    "from-full": Variant("start: the full network; only pruned", {"seed_style": "small", "seed_fraction": 2.0}),
     "birth-random": Variant("birth: random outgoing weights", {"birth": "random"}),
     "newborn-rate": Variant("newborns: twice the learning rate for two epochs", addition="newborn rate"),
     "newborn-momentum": Variant("newborns: mean momentum of older units", addition="newborn momentum"),
-    "schedule-geometric": Variant("schedule: geometric", {"schedule": "geometric"}),
-    "growth-0.25": Variant("schedule: growth ends at 0.25", {"growth_end": 0.25}),
-    "growth-0.75": Variant("schedule: growth ends at 0.75", {"growth_end": 0.75}),
-    "no-depth": Variant("depth: all blocks stay", {"grow_depth": False}),
-    "depth-share-0": Variant("seed: all blocks", {"depth_share": 0.0}),
-    "depth-share-1": Variant("seed: as few blocks as the budget needs", {"depth_share": 1.0}),
     "divisor-8": Variant("widths: multiples of 8", {"divisor": 8}),
     "divisor-16": Variant("widths: multiples of 16", {"divisor": 16}),
-    "seed-small": Variant("seed: small everywhere", {"seed_style": "small"}),
-    "from-wide": Variant("start: whole inner widths, streams as at the end; only pruned", {"seed_fraction": 1000.0}),
-    "from-full": Variant("start: the full network; only pruned", {"seed_style": "small", "seed_fraction": 1000.0}),
-    "scs": Variant("the paper's version (GrowthConfig.scs)", paper=True),
+    "scs": Variant("the paper's version (ScsConfig)", paper=True),
 }
 
 

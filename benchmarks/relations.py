@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 import apical
 from apical import baselines as b
 from apical.data import load_images
-from apical.growth import GrowthConfig
+from apical.growth import GrowthConfig, ScsConfig
 from apical.models import CifarResNet
 from apical.reporting import MeanStd, difference, mean_std
 
@@ -41,7 +41,7 @@ def comparator(kind: Any, config: Any = None) -> Make:
     return lambda model, optimizer, x, epochs: kind(model, optimizer, x, BUDGET, epochs, config)
 
 
-def grower(preset: Callable[..., GrowthConfig], **changes: Any) -> Make:
+def grower(preset: Callable[..., GrowthConfig | ScsConfig], **changes: Any) -> Make:
     """Growth by a preset."""
     return lambda model, optimizer, x, epochs: apical.Grower(
         model, optimizer, (x,), BUDGET, epochs, preset(seed=torch.initial_seed(), **changes)
@@ -65,8 +65,8 @@ METHODS: dict[str, Make] = {
     "autogrow": comparator(b.AutoGrow),
     "autogrow, zero birth": comparator(b.AutoGrow, b.AutoGrowConfig(birth="zero")),
     "grown": grower(GrowthConfig),
-    "scs": grower(GrowthConfig.scs),
-    "random": grower(GrowthConfig.random),
+    "scs": grower(ScsConfig),
+    "random": grower(ScsConfig.random),
 }
 
 

@@ -161,7 +161,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """``score_lr=0.01`` as a name and a value."""
+    """``damping=0.2`` as a name and a value."""
     name, _, value = text.partition("=")
     try:
         return name, json.loads(value)

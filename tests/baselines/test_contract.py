@@ -33,7 +33,7 @@ from apical.baselines import (
     Uniform,
 )
 from apical.errors import ApicalError, CheckpointError, ConfigError
-from apical.growth import Grower, GrowthConfig
+from apical.growth import Grower, ScsConfig
 from growth.cases import CASES, adamw, built, example, outputs, sgd, step, structure_of
 from growth.test_resume import same, without_seconds
 
@@ -64,8 +64,8 @@ METHODS: dict[str, Make] = {
     "iss": simple(ISS, ISSConfig(strength=1e-3)),
     "taylor-random": simple(Taylor, TaylorConfig(random=True)),
     "autogrow": simple(AutoGrow),
-    "random": simple(Grower, GrowthConfig.random()),
-    "scs": simple(Grower, GrowthConfig.scs()),
+    "random": simple(Grower, ScsConfig.random()),
+    "scs": simple(Grower, ScsConfig()),
     "dense": lambda m, o, g: Dense(m, example(g["name"]), structure_of(g["name"])),
     "uniform": lambda m, o, g: Uniform(m, o, example_inputs=example(g["name"]), budget=BUDGET,
                                        copies=g["copies"], structure=structure_of(g["name"])),

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import apical
 from apical import models, trace
 from apical.baselines import (
     L1,
@@ -391,4 +390,3 @@ def test_a_finished_comparator_cannot_be_resized() -> None:
     subject.release()
     with pytest.raises(ConfigError, match="is released"):
         subject.resize_({})
-    assert apical.GrowthConfig.random(divisor=4).divisor == 4

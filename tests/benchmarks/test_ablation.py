@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import sys
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from apical import Grower
-from apical.gates import relax
 from apical.resizing import lookup
 from apical.structure import lies_in
 from growth.cases import built, grown, loss_of, sgd
@@ -33,14 +31,14 @@ def script(name: str) -> ModuleType:
         sys.path.remove(str(BENCHMARKS))
 
 
-live_network, variants, ablation = script("_live_network"), script("_variants"), script("ablation")
+variants, ablation = script("_variants"), script("ablation")
 
 
 def prepared(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer, Grower]:
-    """A small residual network in float64 that has just been seeded; scores move fast."""
+    """A small residual network in float64 that has just been seeded."""
     model = built("residual").double()
     optimizer = sgd(model, **options.pop("sgd", {}))
-    defaults = {"growth_end": 0.75, "freeze_at": 0.75, "score_lr": 20.0}
+    defaults = {"growth_end": 0.75}
     return model, optimizer, grown("residual", model, optimizer, **(defaults | options))
 
 
@@ -49,137 +47,6 @@ def double_step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-
-
-def evaluated(model: nn.Module) -> Tensor:
-    """Outputs in float64 and eval mode of the model itself, with its hooks."""
-    x = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    model.eval()
-    with torch.no_grad():
-        found = model(x)
-    model.train()
-    return found
-
-
-# ---- gates in the forward pass ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("style", ["thin", "small"])
-def test_folded_gates_compute_what_gates_in_the_forward_pass_did(style: str) -> None:
-    model, optimizer, grower = prepared(seed_style=style)
-    addition = variants.GateInForward(grower, optimizer)
-    for epoch in range(3):
-        double_step(model, optimizer, epoch)
-        double_step(model, optimizer, epoch + 50)
-        grower.end_epoch()
-        addition.restructured()
-    gates = relax(*live_network.gates_of(grower))[grower.components.live]
-    assert gates.std() > 0.01  # otherwise folding would be a constant factor
-    hooked = evaluated(model)
-    addition.fold()
-    assert not any(m._forward_hooks for m in model.modules())
-    assert len(optimizer._optimizer_step_post_hooks) == 1  # the Grower's own
-    torch.testing.assert_close(evaluated(model), hooked, rtol=1e-10, atol=1e-10)
-    addition.finish()  # a second fold would square the gates
-    torch.testing.assert_close(evaluated(model), hooked, rtol=1e-10, atol=1e-10)
-
-
-def test_gates_in_the_forward_pass_are_those_of_the_scores_as_they_move() -> None:
-    """Against a twin whose norms were multiplied by hand, site by site."""
-    model, optimizer, grower = prepared()
-    variants.GateInForward(grower, optimizer)
-    for i in range(3):
-        double_step(model, optimizer, i)
-    gates = relax(*live_network.gates_of(grower))
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        module._forward_hooks.clear()
-    with torch.no_grad():
-        for site in live_network.gate_sites(grower):
-            parameter = lookup(twin, site.name)
-            for position, entry in zip(site.positions, site.entries, strict=True):
-                parameter[position] *= gates[entry]
-    torch.testing.assert_close(evaluated(twin), evaluated(model), rtol=1e-10, atol=1e-10)
-    assert (evaluated(model) - evaluated_without_hooks(model)).abs().max() > 1e-3
-
-
-def evaluated_without_hooks(model: nn.Module) -> Tensor:
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        module._forward_hooks.clear()
-    return evaluated(twin)
-
-
-def test_scores_follow_the_gradient_through_gates_in_the_forward_pass() -> None:
-    """∂L/∂s by autograd through the hooks' factors equals what the Grower reads from the parameters."""
-    model, optimizer, grower = prepared(score_lr=1.0, score_momentum=0.0, sgd={"weight_decay": 0.0})
-    addition = variants.GateInForward(grower, optimizer)
-    double_step(model, optimizer, 0)
-    scores, beta = live_network.gates_of(grower)
-    leaf = scores.clone().requires_grad_()
-    gates = relax(leaf, beta)
-    addition._factors = {p: torch.stack([s.spread(gates) for s in ss]).prod(0) for p, ss in addition._sites.items()}
-    (expected,) = torch.autograd.grad(loss_of(model, "residual", 1, torch.float64), leaf)
-    addition._update()
-    double_step(model, optimizer, 1)
-    moved = scores - live_network.gates_of(grower)[0]
-    assert expected.abs().max() > 1e-4
-    torch.testing.assert_close(moved, expected, rtol=1e-7, atol=1e-12)
-
-
-def test_gates_in_the_forward_pass_are_gone_after_growth() -> None:
-    model, optimizer, grower = prepared(growth_end=0.5, freeze_at=0.5)
-    method = variants.Extended(grower, variants.GateInForward(grower, optimizer))
-    hooked = []
-    for epoch in range(6):
-        hooked.append(any(m._forward_hooks for m in model.modules()))
-        double_step(model, optimizer, epoch)
-        method.end_epoch()
-    method.finish()
-    assert hooked == [True, True, True, False, False, False]
-
-
-def test_gates_elsewhere_than_on_batch_norms_are_refused() -> None:
-    model = built("mlp")
-    optimizer = sgd(model)
-    with pytest.raises(TypeError, match="batch norms"):
-        variants.GateInForward(grown("mlp", model, optimizer), optimizer)
-
-
-# ---- gate rescaling --------------------------------------------------------------------------------------------------
-
-
-def test_rescaled_parameters_hold_their_gates_through_steps_restructurings_and_returns() -> None:
-    """With weights that do not learn, a live gate site is what it began with times m_now / m_begin."""
-    model, optimizer, grower = prepared(noise="fresh", sgd={"lr": 0.0, "weight_decay": 0.0, "momentum": 0.0})
-    addition = variants.GateRescaling(grower, optimizer)
-    started: dict[tuple[str, int], tuple[float, float]] = {}  # (norm, unit) -> weight and gate at birth
-    returned = 0
-    for epoch in range(5):
-        gates = relax(*live_network.gates_of(grower))
-        for key, value, gate in norm_scales(grower, gates):
-            begin, begin_gate = started.setdefault(key, (value, gate))
-            assert value == pytest.approx(begin * gate / begin_gate, rel=1e-9)
-        for i in range(2):
-            double_step(model, optimizer, 10 * epoch + i)
-        moved = relax(*live_network.gates_of(grower))
-        assert (moved / gates)[grower.components.live].sub(1).abs().max() > 0.01
-        for key, value, gate in norm_scales(grower, moved):
-            assert value == pytest.approx(started[key][0] * gate / started[key][1], rel=1e-9)
-        returned += grower.end_epoch()["returned"]
-        addition.restructured()
-    assert returned > 0
-
-
-def norm_scales(grower: Grower, gates: Tensor) -> list[tuple[tuple[str, int], float, float]]:
-    """Every live gate position of an inner norm's scale: who it is, its value, and its gate."""
-    inner = {part.tensor for g in grower.structure.groups if g.role == "inner" for part in g.gate_site}
-    return [
-        ((site.name, int(entry)), lookup(grower.model, site.name)[position].item(), float(gates[entry]))
-        for site in live_network.gate_sites(grower)
-        if site.name in inner and site.name.endswith("weight")
-        for position, entry in zip(site.positions, site.entries, strict=True)
-    ]
 
 
 # ---- newborns --------------------------------------------------------------------------------------------------------
@@ -201,7 +68,7 @@ def birthdays(grower: Grower, epochs: dict[tuple[str, int], int], epoch: int) ->
 
 def test_newborns_step_twice_as_far_for_two_epochs_and_all_else_as_before() -> None:
     lr, decay = 0.05, 1e-4
-    model, optimizer, grower = prepared(scores="random", sgd={"momentum": 0.0})
+    model, optimizer, grower = prepared(sgd={"momentum": 0.0})
     addition = variants.NewbornRate(grower, optimizer)
     born: dict[tuple[str, int], int] = {}
     doubled = set()
@@ -231,7 +98,7 @@ def test_newborns_step_twice_as_far_for_two_epochs_and_all_else_as_before() -> N
 
 
 def test_newborn_blocks_step_twice_as_far_as_a_whole() -> None:
-    model, optimizer, grower = prepared(seed_style="small", scores="random", sgd={"momentum": 0.0, "weight_decay": 0.0})
+    model, optimizer, grower = prepared(seed_style="small", sgd={"momentum": 0.0, "weight_decay": 0.0})
     addition = variants.NewbornRate(grower, optimizer)
     skipped, seen = set(grower.state_dict()["skip"]), False
     for epoch in range(5):
@@ -250,7 +117,7 @@ def test_newborn_blocks_step_twice_as_far_as_a_whole() -> None:
 
 
 def test_newborns_get_the_mean_momentum_of_the_older_units() -> None:
-    model, optimizer, grower = prepared(scores="random")
+    model, optimizer, grower = prepared()
     method = variants.Extended(grower, variants.NewbornMomentum(grower, optimizer))
     births = 0
     for epoch in range(4):
@@ -296,12 +163,12 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 def test_runs_are_kept_with_their_settings_left_alone_and_refused_for_others(tmp_path: Path) -> None:
-    names = ["default", "gate-in-forward"]
+    names = ["default", "newborn-rate"]
     assert ablation.ablate(images(), names, options(tmp_path, seeds=[0])) == []
     first = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert sorted(first) == ["default-seed0.json", "gate-in-forward-seed0.json"]
-    kept = json.loads(first["gate-in-forward-seed0.json"])
-    assert kept["settings"]["addition"] == "gate in forward"
+    assert sorted(first) == ["default-seed0.json", "newborn-rate-seed0.json"]
+    kept = json.loads(first["newborn-rate-seed0.json"])
+    assert kept["settings"]["addition"] == "newborn rate"
     assert kept["settings"]["growth"]["seed"] == 0
     assert len(kept["outcome"]["history"]) == 2
     assert 0 < kept["outcome"]["macs_fraction"] <= 0.501

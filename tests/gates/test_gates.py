@@ -164,8 +164,8 @@ def test_the_shift_is_the_best_that_exhaustive_search_finds(
     def cost(q: Tensor) -> float:
         return float(prices[q].sum())
 
-    found = gates.shift_for_cost(scores, 2.0, noise, cost, target)
-    critical = gates.critical_shift(scores, 2.0, noise).tolist()
+    shifts = gates.critical_shift(scores, 2.0, noise)
+    found, critical = gates.shift_for_cost(shifts, cost, target), shifts.tolist()
     candidates = [min(critical) - 1, max(critical) + 1]
     candidates += [(a + b) / 2 for a, b in itertools.pairwise(sorted(set(critical)))]
     costs = [cost(gates.sample_indicators(scores, 2.0, noise, mu)) for mu in candidates]
@@ -179,28 +179,37 @@ def test_the_shift_is_the_best_that_exhaustive_search_finds(
 def test_neighbouring_floats_are_still_told_apart() -> None:
     one = torch.tensor(1.0, dtype=torch.float64)
     scores = -torch.stack([one, torch.nextafter(one, one * 2)])
-    found = gates.shift_for_cost(scores, 1.0, torch.full((2,), 0.5), lambda q: float(q.sum()), 1.0)
+    critical = gates.critical_shift(scores, 1.0, torch.full((2,), 0.5))
+    found = gates.shift_for_cost(critical, lambda q: float(q.sum()), 1.0)
     assert found.cost == 1
     assert gates.sample_indicators(scores, 1.0, torch.full((2,), 0.5), found.shift).tolist() == [True, False]
 
 
 @pytest.mark.parametrize(("target", "limit", "cost"), [(0.5, "lower", 1.0), (9.0, "upper", 3.0), (3.0, "none", 3.0)])
 def test_a_target_out_of_reach_gives_the_nearest_network_and_says_so(target: float, limit: str, cost: float) -> None:
-    scores, noise = torch.zeros(2), torch.tensor([0.2, 0.8])
-    found = gates.shift_for_cost(scores, 1.0, noise, lambda q: 1.0 + float(q.sum()), target)
+    found = gates.shift_for_cost(torch.tensor([-1.4, 1.4]), lambda q: 1.0 + float(q.sum()), target)
     assert (found.limit, found.cost) == (limit, cost)
 
 
 def test_no_component_at_all_is_fine() -> None:
-    found = gates.shift_for_cost(torch.zeros(0), 1.0, torch.zeros(0), lambda q: 4.0, 9.0)
+    found = gates.shift_for_cost(torch.zeros(0), lambda q: 4.0, 9.0)
     assert (found.limit, found.cost) == ("upper", 4.0)
+
+
+def test_what_is_always_there_or_never_has_an_infinite_shift() -> None:
+    critical = torch.tensor([-math.inf, 1.0, math.inf, 2.0])
+    found = gates.shift_for_cost(critical, lambda q: float(q.sum()), 2.0)
+    assert (critical < found.shift).tolist() == [True, True, False, False]
+    assert (found.cost, found.reached) == (2.0, True)
+    assert gates.shift_for_cost(critical, lambda q: float(q.sum()), 99.0).cost == 3.0
+    assert gates.shift_for_cost(critical, lambda q: float(q.sum()), 0.0).cost == 1.0
 
 
 def test_costs_that_fall_and_targets_that_are_no_number_are_refused() -> None:
     with pytest.raises(BudgetError, match="never falls"):
-        gates.shift_for_cost(torch.zeros(2), 1.0, torch.tensor([0.2, 0.8]), lambda q: -float(q.sum()), 1.0)
+        gates.shift_for_cost(torch.tensor([-1.4, 1.4]), lambda q: -float(q.sum()), 1.0)
     with pytest.raises(BudgetError, match="not a number"):
-        gates.shift_for_cost(torch.zeros(2), 1.0, torch.tensor([0.2, 0.8]), lambda q: 1.0, math.nan)
+        gates.shift_for_cost(torch.tensor([-1.4, 1.4]), lambda q: 1.0, math.nan)
 
 
 @pytest.mark.parametrize(

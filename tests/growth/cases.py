@@ -147,3 +147,8 @@ def outputs(model: nn.Module, name: str) -> Tensor:
 def squares_of(grower: Grower) -> Tensor:
     """What the present network's gate products have added up to: a copy."""
     return grower.state_dict()["components"]["buffer"]
+
+
+def scores_of(grower: Grower) -> Tensor:
+    """A copy of all scores of the paper's version."""
+    return grower.state_dict()["components"]["values"]

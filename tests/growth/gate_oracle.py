@@ -16,26 +16,21 @@ from apical.resizing._indexing import scatter_
 
 
 class GatedTemplate:
-    """A full-size network in which every unit and block is multiplied by q σ(β s) where its gate sits.
+    """A full-size network in which every unit and block is multiplied by a gate where it sits.
 
     Absent components have q = 0 and arbitrary weights.
 
     Args:
         template: the network before it was seeded.
-        grower: whose live network, scores and temperatures are taken over.
+        grower: whose live network is taken over.
     """
 
     def __init__(self, template: nn.Module, grower: Grower) -> None:
-        state = grower.state_dict()
+        self.state = grower.state_dict()
         self.structure = grower.structure
-        self.live, self.beta = state["components"]["live"], state["beta"]
-        self.scores = state["components"]["scores"].clone().requires_grad_()
+        self.live = self.state["components"]["live"]
         self.model = _full_size(template, grower)
-        with torch.no_grad():  # the live network holds m θ; the template holds θ
-            present = torch.where(self.live, torch.sigmoid(self.beta * self.scores), 1.0)
-            self.theta = {n: p.clone() for n, p in self.model.named_parameters()}
-            for name, gate in self._gates(present):
-                self.theta[name] = self.theta[name] / gate
+        self.effective = {n: p.detach().clone() for n, p in self.model.named_parameters()}  # what the live network has
 
     def _gates(self, gates: Tensor) -> list[tuple[str, Tensor]]:
         """Factors of each gated parameter, shaped to multiply it."""
@@ -55,14 +50,25 @@ class GatedTemplate:
             found += [(name, gates[offset + i]) for name in block.gate_site]
         return found
 
+    def products(self, loss: Callable[[Any], Tensor]) -> Tensor:
+        """∂L/∂m at m = 1 by autograd; the loss is a function of something that is called like the model."""
+        gates = self.live.to(torch.float64).requires_grad_()
+        return torch.autograd.grad(self._loss(loss, self.effective, gates), gates)[0] * self.live
+
     def score_gradient(self, loss: Callable[[Any], Tensor]) -> Tensor:
-        """∂L/∂s by autograd; the loss is a function of something that is called like the model."""
-        gates = self.live * torch.sigmoid(self.beta * self.scores)
-        effective = dict(self.theta)
+        """∂L/∂s by autograd, with gates q σ(β s): the scores and temperatures are those of the paper's version."""
+        scores, beta = self.state["components"]["values"].clone().requires_grad_(), self.state["beta"]
+        theta = dict(self.effective)
+        with torch.no_grad():  # the live network holds m θ; the template holds θ
+            for name, gate in self._gates(torch.where(self.live, torch.sigmoid(beta * scores), 1.0)):
+                theta[name] = theta[name] / gate
+        return torch.autograd.grad(self._loss(loss, theta, self.live * torch.sigmoid(beta * scores)), scores)[0]
+
+    def _loss(self, loss: Callable[[Any], Tensor], theta: dict[str, Tensor], gates: Tensor) -> Tensor:
+        gated = dict(theta)
         for name, gate in self._gates(gates):
-            effective[name] = effective[name] * gate
-        value = loss(lambda *inputs: functional_call(self.model, effective, inputs))
-        return torch.autograd.grad(value, self.scores)[0]
+            gated[name] = gated[name] * gate
+        return loss(lambda *inputs: functional_call(self.model, gated, inputs))
 
 
 def _full_size(template: nn.Module, grower: Grower) -> nn.Module:

@@ -1,9 +1,9 @@
-"""The controller alone: it chooses networks and leaves the model as it is."""
+"""The controllers alone: they choose networks and leave the model as it is."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +11,16 @@ from torch import nn
 
 import apical
 from apical.budget import Budget
-from apical.growth import GrowthConfig
+from apical.growth import Choice, GrowthConfig, ScsConfig
 from apical.growth._controller import Controller
-from apical.growth._sampling import Choice
+from apical.growth._schedule import with_interval
+from apical.growth._scs import ScsController
+from apical.growth._terms import terms_of
 from apical.models import CifarResNet
 from apical.resizing import Selection
 
 EPOCHS = 10
+AnyController = Controller | ScsController
 
 
 @pytest.fixture(scope="module")
@@ -30,30 +33,66 @@ def structure(model: nn.Module) -> apical.Structure:
     return apical.trace(model, (torch.zeros(1, 3, 16, 16),))
 
 
-def make(model: nn.Module, structure: apical.Structure, config: GrowthConfig) -> Controller:
-    return Controller(model, structure, Budget.of("50% macs"), config, EPOCHS, EPOCHS)
+def make(model: nn.Module, structure: apical.Structure, config: Any, budget: str = "50% macs") -> Any:
+    terms = terms_of(model, structure, Budget.of(budget), config)
+    config, length = with_interval(config, EPOCHS, None)
+    if isinstance(config, ScsConfig):
+        return ScsController(terms, config, EPOCHS, length)
+    return Controller(model, terms, config, length)
 
 
-def step(controller: Controller, done: int, present: Choice) -> Choice:
-    """A restructuring after an epoch that taught nothing."""
+def enter(controller: AnyController, present: Choice) -> None:
+    """What the Grower does with a choice."""
+    before = controller.components.live.clone() if controller.components.lived.any() else None
     controller.components.set_live(present.keep, present.skip)
-    controller.components.age += controller.components.live.double()
-    return controller.next(done, done, Selection(present.keep, present.skip))
+    live = controller.components.live
+    controller.applied(live & ~before if before is not None else live.clone())
+    controller.components.watched.fill_(True)
 
 
-@pytest.mark.parametrize("config", [GrowthConfig(), GrowthConfig(seed_style="small"), GrowthConfig.scs()])
+def step(controller: AnyController, done: int, present: Choice, squares: torch.Tensor | None = None) -> Choice:
+    """A restructuring after an epoch that measured these squares, by default 1 of every live unit and block."""
+    c = controller.components
+    if isinstance(controller, Controller):
+        c.buffer.copy_(torch.where(c.live, 1.0 if squares is None else squares, 0.0))
+        c.steps.fill_(1.0)
+    controller.end_epoch()
+    following = controller.next(done, done, Selection(present.keep, present.skip))
+    enter(controller, following)
+    return following
+
+
+def started(controller: AnyController) -> Choice:
+    present = controller.seed()
+    enter(controller, present)
+    return present
+
+
+CONFIGS = [
+    GrowthConfig(),
+    GrowthConfig(seed_style="small"),
+    GrowthConfig(utility="random"),
+    GrowthConfig(freeze_at=0.7),
+    ScsConfig(sampling="budgeted"),
+    ScsConfig.random(),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_it_walks_to_the_budget_and_never_touches_the_model(
-    model: nn.Module, structure: apical.Structure, config: GrowthConfig
+    model: nn.Module, structure: apical.Structure, config: Any
 ) -> None:
     before = copy.deepcopy(model.state_dict())
     controller = make(model, structure, config)
-    present = controller.seed()
+    present = started(controller)
     scheduled, due = [controller.target_load], []
     for done in range(1, EPOCHS + 1):
         if controller.due(done):
             due.append(done)
             present = step(controller, done, present)
             scheduled.append(controller.target_load)
+            assert present.load <= controller.target_load * 1.002
+            assert present.load == pytest.approx(controller.terms.bound.load(present.keep, present.skip))
     assert scheduled == sorted(scheduled)
     assert scheduled[-1] == 1.0
     assert controller.frozen
@@ -63,34 +102,100 @@ def test_it_walks_to_the_budget_and_never_touches_the_model(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_component_cools_by_its_own_age(model: nn.Module, structure: apical.Structure) -> None:
-    controller = make(model, structure, GrowthConfig())
-    step(controller, 1, controller.seed())
-    live = controller.components.live
+def test_a_component_of_the_papers_version_cools_by_its_own_age(model: nn.Module, structure: apical.Structure) -> None:
+    controller = make(model, structure, ScsConfig(seed_fraction=0.3))
+    present = started(controller)
+    live = controller.components.live.clone()
+    step(controller, 1, present)
     assert 0 < live.sum() < len(live)
     assert torch.equal(controller.beta > 1, live), "dormant components stay at β = 1"
 
 
 def test_learned_scores_decide_which_units_of_a_group_stay(model: nn.Module, structure: apical.Structure) -> None:
-    config = GrowthConfig(seed_style="small", grow_depth=False)
+    config = ScsConfig(sampling="budgeted", grow_depth=False)
     controller = make(model, structure, config)
-    plain = controller.seed()
+    plain = started(controller)
     name = structure.groups[0].name
     absent = next(u for u in range(structure.groups[0].size) if u not in plain.keep[name])
-    controller.components.scores[absent] = 50.0
+    controller.components.values[absent] = 50.0
     assert absent in step(controller, 1, plain).keep[name]
 
 
-def test_a_saved_controller_goes_on_as_the_first(model: nn.Module, structure: apical.Structure) -> None:
-    config = replace(GrowthConfig.scs(), seed=3)
-    first = make(model, structure, config)
-    present = step(first, 1, first.seed())
-    second = make(model, structure, config)
-    second.load_state_dict(first.state_dict(), config)
-    second.components.set_live(present.keep, present.skip)
+def inner(structure: apical.Structure) -> list[int]:
+    return [i for i, g in enumerate(structure.groups) if g.role == "inner"]
+
+
+def test_a_group_that_is_worth_more_gets_more_units(model: nn.Module, structure: apical.Structure) -> None:
+    """As one of another that costs as much."""
+    config = GrowthConfig(seed_style="small", grow_depth=False, growth_end=1.0)
+    twins = [i for i in inner(structure) if structure.groups[i].name.startswith("layer2.1")]
+    twins += [i for i in inner(structure) if structure.groups[i].name.startswith("layer3.1")]
+    a, b = (structure.groups[i].name for i in twins)
+    widths = []
+    for rich in (*twins, None):
+        controller = make(model, structure, config)
+        present = started(controller)
+        squares = torch.ones(len(controller.components.values), dtype=torch.float64)
+        if rich is not None:
+            squares[controller.components.entries(rich)] = 100.0
+        for done in (1, 2, 3, 4):
+            present = step(controller, done, present, squares)
+        widths.append((len(present.keep[a]), len(present.keep[b])))
+    assert widths[0][0] > widths[2][0]
+    assert widths[1][1] > widths[2][1]
+    assert widths[0][1] < widths[1][1]
+    assert widths[1][0] < widths[0][0]
+
+
+def test_the_units_of_a_group_that_are_worth_the_least_leave_first(
+    model: nn.Module, structure: apical.Structure
+) -> None:
+    config = GrowthConfig(seed_style="small", seed_fraction=2.0, grow_depth=False, growth_end=1.0)
+    controller = make(model, structure, config)
+    present = started(controller)
+    generator = torch.Generator().manual_seed(0)
+    worth = torch.rand(len(controller.components.values), dtype=torch.float64, generator=generator)
+    for done in (1, 2, 3, 4, 5):
+        before, present = present, step(controller, done, present, worth)
+        if done == 1:
+            continue  # the young are not judged
+        for i, group in enumerate(structure.groups):
+            values = worth[controller.components.entries(i)]
+            stayed = present.keep[group.name]
+            gone = sorted(set(before.keep[group.name]) - set(stayed))
+            assert not gone or values[gone].max() <= values[stayed].min()
+    assert all(len(present.keep[g.name]) < g.size for g in structure.groups)
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, ScsConfig(seed=3)], ids=str)
+def test_a_saved_controller_goes_on_as_the_first(model: nn.Module, structure: apical.Structure, config: Any) -> None:
+    budget = "50% macs, 40% params"
+    first = make(model, structure, config, budget)
+    present = step(first, 1, started(first))
+    second = make(model, structure, config, budget)
+    second.load_state_dict(copy.deepcopy(first.state_dict()), second.terms, second.config)
+    second.components.watched.fill_(True)
     for done in (2, 3, 9):
         a, b = step(first, done, present), step(second, done, present)
         assert (a, first.target_load) == (b, second.target_load)
-        assert torch.equal(first.beta, second.beta)
-        assert torch.equal(first.penalty, second.penalty)
+        mine, theirs = first.state_dict(), second.state_dict()
+        assert mine.keys() == theirs.keys()
+        assert str(mine) == str(theirs)
+        for name, value in mine["components"].items():
+            assert torch.equal(value, theirs["components"][name]), name
         present = a
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, ScsConfig(seed=3)], ids=str)
+def test_a_choice_that_was_taken_back_is_made_again(model: nn.Module, structure: apical.Structure, config: Any) -> None:
+    controller = make(model, structure, config, "50% macs, 40% params")
+    present = step(controller, 1, started(controller))
+    c = controller.components
+    c.buffer.copy_(torch.where(c.live, torch.linspace(1, 2, len(c.live), dtype=torch.float64), 0.0))
+    c.steps.fill_(2.0)
+    state, mark = copy.deepcopy(controller.state_dict()), controller.mark()
+    chosen = controller.next(2, 2, Selection(present.keep, present.skip))
+    assert str(controller.state_dict()) != str(state)
+    controller.rewind(mark)
+    assert str(controller.state_dict()) == str(state)
+    assert controller.next(2, 2, Selection(present.keep, present.skip)) == chosen

@@ -19,6 +19,7 @@ from torch.utils._device import _device_constructors
 
 from apical import DormantStore, Grower, Structure, resize_, resize_state, trace
 from apical.gates import draw_noise, global_temperature, sample_indicators
+from apical.growth import ScsConfig
 from growth.cases import CASES, built, example, logits_of, sgd, structure_of
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "apical"
@@ -113,7 +114,7 @@ def grown(name: str, device: str | None, options: dict[str, Any]) -> tuple[Struc
     with default_device(device):
         optimizer = sgd(model)
         steps = {"steps_per_epoch": 2} if options.get("interval_unit") == "steps" else {}
-        grower = Grower(model, optimizer, inputs[0], "50% macs", 4, score_lr=2.0, **steps, **options)
+        grower = Grower(model, optimizer, inputs[0], "50% macs", 4, **steps, **options)
         networks: list[Any] = []
         for _ in range(grower.epochs):
             for x, y in batches:
@@ -133,10 +134,11 @@ def grown(name: str, device: str | None, options: dict[str, Any]) -> tuple[Struc
     ("name", "options"),
     [
         ("residual", {}),
-        ("residual", {"seed_style": "pretrained", "temperature": "global"}),
-        ("residual", {"seed_style": "small", "sampling": "lambda", "noise": "fresh", "ignore": ("fc",)}),
+        ("residual", {"seed_style": "pretrained", "utility": "random"}),
+        ("residual", {"config": ScsConfig(sampling="budgeted", score_lr=2.0, ignore=("fc",))}),
+        ("residual", {"config": ScsConfig.random()}),
         ("mlp", {"interval_unit": "steps", "interval": 2, "divisor": 4}),
-        ("lstm", {"noise": "fresh"}),
+        ("lstm", {"seed_style": "small", "damping": 1.0}),
     ],
 )
 def test_a_model_grows_alike(name: str, options: dict[str, Any]) -> None:
@@ -151,7 +153,7 @@ def test_a_model_grows_alike(name: str, options: dict[str, Any]) -> None:
 def test_what_is_measured_is_measured_on_the_models_device() -> None:
     model, inputs = built("mlp"), example("mlp")
     with default_device("meta"):
-        grower = Grower(model, sgd(model), inputs, "50% macs", 4, divisor="auto", price="time")
+        grower = Grower(model, sgd(model), inputs, "90% latency, 60% macs", 4, divisor="auto")
     assert grower.latency is not None
     assert grower.latency.device == grower.divisor_choice.device == "cpu"
 

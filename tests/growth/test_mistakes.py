@@ -13,7 +13,8 @@ from torch.optim import SGD, Optimizer
 
 from apical import Grower
 from apical.errors import CheckpointError, ConfigError, ResizeError
-from growth.cases import built, grown, loss_of, run, scores_of, sgd, step
+from apical.growth import ScsConfig
+from growth.cases import built, grown, loss_of, run, sgd, step
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -111,15 +112,21 @@ def test_a_layer_that_is_unfrozen_later_gets_births_that_preserve_the_function()
 # ---- all or nothing ------------------------------------------------------------------------------------------------
 
 
+WAYS: dict[str, dict[str, Any]] = {
+    "utilities": {}, "chance": {"utility": "random"}, "scs": {"config": ScsConfig(seed=2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("unit", ["epochs", "steps"])
-def test_a_restructuring_that_failed_can_be_repeated(unit: str) -> None:
+def test_a_restructuring_that_failed_can_be_repeated(unit: str, way: dict[str, Any]) -> None:
     """A hook on a parameter is refused; without it the same call goes on as if nothing had been."""
     records: list[Any] = []
     final: list[dict[str, Tensor]] = []
     for hooked in (False, True):
         model = built("mlp")
         optimizer = sgd(model)
-        options = {"epochs": 4, "growth_end": 0.25, "interval_unit": unit, "noise": "fresh"}
+        options = {"epochs": 4, "growth_end": 0.5, "interval_unit": unit, "interval": 1, **way}
         grower = grown("mlp", model, optimizer, steps_per_epoch=1, **options)
         for epoch in range(4):
             step(model, optimizer, "mlp", epoch)
@@ -140,12 +147,16 @@ def test_a_restructuring_that_failed_can_be_repeated(unit: str) -> None:
     assert same(*final)
 
 
-@pytest.mark.parametrize("entry", ["absent", "spent", "generator"])
-def test_an_incomplete_state_changes_nothing(entry: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "entry"),
+    [*((way, entry) for way in WAYS for entry in ("components", "spent", "generator")),
+     *(("utilities", entry) for entry in ("widths", "multipliers", "relative")), ("scs", "beta")],
+)  # fmt: skip
+def test_an_incomplete_state_changes_nothing(way: str, entry: str) -> None:
     model, other = built("mlp"), built("mlp")
     optimizer = sgd(model)
-    state = run(grown("mlp", model, optimizer), optimizer, "mlp", 0, 3).state_dict()
-    grower = grown("mlp", other, sgd(other))
+    state = run(grown("mlp", model, optimizer, **WAYS[way]), optimizer, "mlp", 0, 3).state_dict()
+    grower = grown("mlp", other, sgd(other), **WAYS[way])
     before = weights(other)
     with pytest.raises(CheckpointError, match=f"incomplete: {entry} is missing"):
         grower.load_state_dict({k: v for k, v in state.items() if k != entry})
@@ -163,14 +174,15 @@ class Moved(Tensor):
         raise RuntimeError(f"{name} of a tensor on another device")
 
 
-def test_a_state_that_was_mapped_to_another_device_is_brought_back() -> None:
+@pytest.mark.parametrize(("way", "entries"), [("utilities", ("generator", "widths")), ("scs", ("generator", "beta"))])
+def test_a_state_that_was_mapped_to_another_device_is_brought_back(way: str, entries: tuple[str, ...]) -> None:
     model, other = built("mlp"), built("mlp")
     optimizer = sgd(model)
-    first = run(grown("mlp", model, optimizer, noise="fresh"), optimizer, "mlp", 0, 3)
+    first = run(grown("mlp", model, optimizer, **WAYS[way]), optimizer, "mlp", 0, 3)
     state = first.state_dict()
-    for name in ("generator", "penalty", "beta"):
+    for name in entries:
         state[name] = state[name].as_subclass(Moved)
-    second = grown("mlp", other, sgd(other), noise="fresh")
+    second = grown("mlp", other, sgd(other), **WAYS[way])
     second.load_state_dict(state)
     model.zero_grad()
     assert [first.end_epoch()["widths"] for _ in range(3)] == [second.end_epoch()["widths"] for _ in range(3)]
@@ -203,54 +215,7 @@ def test_an_optimizer_that_cannot_be_resized_is_refused_after_its_first_step(
         optimizer.step(closure)
 
 
-# ---- how an optimizer steps ----------------------------------------------------------------------------------------
-
-
-def scores_after(make: Callable[[nn.Module], Optimizer], closure: str = "none", sign: float = 1.0) -> Tensor:
-    """Scores after three steps; with a closure that computes the gradients, if asked."""
-    model = built("mlp")
-    optimizer = make(model)
-    grower = grown("mlp", model, optimizer)
-    for number in range(3):
-
-        def computed(number: int = number) -> Tensor:
-            optimizer.zero_grad()
-            loss = sign * loss_of(model, "mlp", number)
-            loss.backward()
-            return loss
-
-        if closure == "none":
-            computed()
-            optimizer.step()
-        elif closure == "positional":
-            optimizer.step(computed)
-        else:
-            optimizer.step(closure=computed)
-        optimizer.zero_grad()
-    return scores_of(grower)
-
-
-@pytest.mark.parametrize("closure", ["positional", "named"])
-def test_scores_read_the_gradients_of_a_closure(closure: str) -> None:
-    expected = scores_after(sgd)
-    assert expected.any()
-    assert torch.equal(scores_after(sgd, closure), expected)
-
-
-def test_scores_follow_an_optimizer_that_maximises() -> None:
-    """Scores move as the weights do: to where the optimizer takes the loss."""
-    down = scores_after(lambda m: SGD(m.parameters(), 0.05, momentum=0.9))
-    up = scores_after(lambda m: SGD(m.parameters(), 0.05, momentum=0.9, maximize=True), sign=-1.0)
-    assert torch.equal(up, down)
-
-
-def test_a_step_that_calls_the_step_of_its_base_class_counts_once() -> None:
-    class Own(SGD):
-        def step(self, closure: Any = None) -> Any:
-            return super().step(closure)
-
-    plain = scores_after(lambda m: SGD(m.parameters(), 0.05))  # from now on the step of SGD has hooks too
-    assert torch.equal(scores_after(lambda m: Own(m.parameters(), 0.05)), plain)
+# ---- the end -------------------------------------------------------------------------------------------------------
 
 
 def test_an_optimizer_is_left_as_it_was(recwarn: pytest.WarningsRecorder) -> None:

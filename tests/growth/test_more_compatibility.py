@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from apical import Grower
-from growth.cases import built, grown, loss_of, scores_of, sgd, structure_of
+from growth.cases import built, grown, loss_of, sgd, squares_of, structure_of
 
 EPOCHS = 20
 
 
 def test_fp16_autocast_under_a_scaler_that_overflows() -> None:
-    """The first steps overflow and are skipped; none of them moves a score, the others do, and the budget is met."""
+    """The first steps overflow and are skipped; none of them counts, the others do, and the budget is met."""
     model = built("plain")
     optimizer = sgd(model)
     grower = grown("plain", model, optimizer, epochs=4)
@@ -26,7 +26,7 @@ def test_fp16_autocast_under_a_scaler_that_overflows() -> None:
     skipped = 0
     for epoch in range(4):
         for i in range(6):
-            before, scale = scores_of(grower), scaler.get_scale()
+            before, scale = squares_of(grower), scaler.get_scale()
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.float16), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -38,7 +38,7 @@ def test_fp16_autocast_under_a_scaler_that_overflows() -> None:
             scaler.update()
             was_skipped = scaler.get_scale() < scale
             skipped += was_skipped
-            assert torch.equal(scores_of(grower), before) == was_skipped
+            assert torch.equal(squares_of(grower), before) == was_skipped
         grower.end_epoch()
     assert 0 < skipped < 20
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -92,7 +92,7 @@ def test_a_compiled_model_is_compiled_once_for_each_network(backend: Counting, d
     assert backend.compiled == networks
     assert counts[-1] == 0
     assert networks <= 1 + math.ceil(16 / interval)
-    assert networks > (8 if interval == 1 else 3)
+    assert networks > (8 if divisor == 1 else 3)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
@@ -104,7 +104,7 @@ def test_computed_weights_stay_and_the_rest_grows(norm: str) -> None:
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), parametrised, nn.ReLU(), nn.Linear(24, 40), nn.ReLU(),
                           nn.Linear(40, 4))  # fmt: skip
     optimizer = sgd(model)
-    grower = Grower(model, optimizer, torch.zeros(8, 6), "80% macs", 4, score_lr=2.0)
+    grower = Grower(model, optimizer, torch.zeros(8, 6), "80% macs", 4)
     assert [g.name for g in grower.structure.groups] == ["4"]
     assert {"0", "2.parametrizations.weight.0"} <= {f.name for f in grower.structure.frozen}
     assert all(f.reason for f in grower.structure.frozen)

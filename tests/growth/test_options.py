@@ -16,34 +16,71 @@ from torch import nn
 
 from apical import Grower, GrowthConfig, trace
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError, ResizeError, TraceError
-from apical.growth._schedule import is_last, scheduled_load
+from apical.growth import ScsConfig
+from apical.growth._schedule import is_last, scheduled_load, with_interval
 from growth.cases import built, example, grown, sgd, structure_of
 
 fractions = st.floats(0.01, 1.0)
 
 
-@given(end=fractions, seed_load=fractions, schedule=st.sampled_from(["linear", "geometric"]))
-def test_the_schedule_rises_from_the_seed_to_the_budget(end: float, seed_load: float, schedule: Any) -> None:
-    config = GrowthConfig(growth_end=end, freeze_at=1.0, schedule=schedule)
+@given(end=fractions, seed_load=fractions)
+def test_the_schedule_rises_from_the_seed_to_the_budget(end: float, seed_load: float) -> None:
+    config = GrowthConfig(growth_end=end, freeze_at=1.0)
     loads = [scheduled_load(config, i / 40, seed_load) for i in range(41)]
     assert loads[0] == pytest.approx(seed_load)
     assert all(b >= a - 1e-12 for a, b in itertools.pairwise(loads))
     assert scheduled_load(config, end, seed_load) == loads[-1] == 1
 
 
-@given(end=fractions, seed_load=st.floats(1.0, 50.0), schedule=st.sampled_from(["linear", "geometric"]))
-def test_the_schedule_falls_from_a_large_start_to_the_budget(end: float, seed_load: float, schedule: Any) -> None:
-    config = GrowthConfig(growth_end=end, freeze_at=1.0, schedule=schedule)
+@given(end=fractions, seed_load=st.floats(1.0, 50.0))
+def test_the_schedule_falls_from_a_large_start_to_the_budget(end: float, seed_load: float) -> None:
+    config = GrowthConfig(growth_end=end, freeze_at=1.0)
     loads = [scheduled_load(config, i / 40, seed_load) for i in range(41)]
     assert loads[0] == pytest.approx(seed_load)
     assert all(b <= a + 1e-12 for a, b in itertools.pairwise(loads))
     assert scheduled_load(config, end, seed_load) == loads[-1] == 1
 
 
-def test_the_geometric_schedule_starts_slower() -> None:
-    linear, geometric = (GrowthConfig(schedule=s, growth_end=0.5, freeze_at=0.5) for s in ("linear", "geometric"))
-    assert scheduled_load(geometric, 0.25, 0.16) == pytest.approx(0.4)
-    assert scheduled_load(linear, 0.25, 0.16) == pytest.approx(0.58)
+def test_the_schedule_is_linear_in_time() -> None:
+    config = GrowthConfig(growth_end=0.5)
+    assert [scheduled_load(config, p, 0.2) for p in (0.125, 0.25, 0.375)] == pytest.approx([0.4, 0.6, 0.8])
+    assert scheduled_load(config, 0.25, 3.0) == pytest.approx(2.0)
+
+
+@given(
+    epochs=st.integers(1, 300), steps=st.integers(1, 2000), end=fractions,
+)  # fmt: skip
+def test_an_interval_that_is_chosen_is_an_epoch_or_a_sixteenth_of_growth(epochs: int, steps: int, end: float) -> None:
+    config = GrowthConfig(growth_end=end)
+    by_epochs, length = with_interval(config, epochs, None)
+    assert (by_epochs.interval, by_epochs.interval_unit, length) == (1, "epochs", epochs)
+    by_steps, length = with_interval(config, epochs, steps)
+    assert (by_steps.interval_unit, length) == ("steps", epochs * steps)
+    assert isinstance(by_steps.interval, int)
+    assert 1 <= by_steps.interval <= steps
+    if by_steps.interval < steps:  # growth takes fewer than sixteen epochs
+        assert by_steps.interval >= 8
+        assert by_steps.interval == 8 or 16 <= end * length / by_steps.interval + 1 <= 19
+    else:
+        assert end * epochs >= 15.9 or steps <= 8 or end * length < 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "expected"),
+    [
+        ({"interval": 3}, None, (3, "epochs", 10)),
+        ({"interval": 3}, 50, (3, "steps", 500)),
+        ({"interval": 3, "interval_unit": "epochs"}, 50, (3, "epochs", 10)),
+        ({"interval_unit": "epochs"}, 50, (1, "epochs", 10)),
+        ({"interval_unit": "steps"}, 50, (12, "steps", 500)),
+        ({"interval_unit": "steps", "freeze_at": 0.8}, 50, (25, "steps", 500)),
+    ],
+)
+def test_an_interval_that_is_given_is_kept(
+    options: dict[str, Any], steps: int | None, expected: tuple[int, str, int]
+) -> None:
+    config, length = with_interval(GrowthConfig(**options), 10, steps)
+    assert (config.interval, config.interval_unit, length) == expected
 
 
 @given(
@@ -69,30 +106,13 @@ def test_freezing_follows_the_end_of_growth_unless_it_is_given() -> None:
         GrowthConfig(freeze_at=0.3)
 
 
-WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"seed_style": "tiny"}, "seed_style"),
-    ({"schedule": "cosine"}, "schedule"),
+SHARED: list[tuple[dict[str, Any], str]] = [  # wrong in either way of growing
     ({"interval_unit": "minutes"}, "interval_unit"),
-    ({"sampling": None}, "sampling"),
-    ({"noise": 3}, "noise"),
-    ({"scores": "fixed"}, "scores"),
-    ({"temperature": "hot"}, "temperature"),
     ({"birth": "spontaneous"}, "birth"),
-    *[({name: value}, name) for name in ("growth_end", "freeze_at")
-      for value in (0, -0.1, 1.5, float("nan"), "half", True)],
-    ({"growth_end": None}, "growth_end"),
+    *[({"growth_end": value}, "growth_end") for value in (0, -0.1, 1.5, float("nan"), "half", True, None)],
     *[({"seed_fraction": value}, "seed_fraction")
       for value in (0, -0.1, float("inf"), float("nan"), "half", None, True)],
     *[({name: value}, name) for name in ("interval", "divisor", "min_units") for value in (0, -1, 1.5, "2", True)],
-    ({"freeze_at": 0.3, "growth_end": 0.6}, "freeze_at"),
-    ({"beta_final": 0.5}, "beta_final"),
-    ({"beta_final": float("inf")}, "beta_final"),
-    ({"score_lr": -1}, "score_lr"),
-    ({"score_lr": "0.1"}, "score_lr"),
-    ({"score_momentum": 1.0}, "score_momentum"),
-    ({"score_momentum": -0.1}, "score_momentum"),
-    ({"lambda_channels": float("nan")}, "lambda_channels"),
-    ({"lambda_blocks": -1.0}, "lambda_blocks"),
     ({"grow_depth": "yes"}, "grow_depth"),
     ({"grow_depth": 1}, "grow_depth"),
     ({"ignore": "layer1"}, "ignore"),
@@ -100,12 +120,41 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": 1.5}, "seed"),
     ({"seed": -1}, "seed"),
 ]  # fmt: skip
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    *[(kind, options, name) for kind in (GrowthConfig, ScsConfig) for options, name in SHARED],
+    *[(GrowthConfig, options, name) for options, name in [
+        ({"seed_style": "tiny"}, "seed_style"),
+        ({"utility": "taste"}, "utility"),
+        ({"utility": None}, "utility"),
+        *[({"freeze_at": value}, "freeze_at") for value in (0, -0.1, 1.5, float("nan"), "half", True)],
+        ({"freeze_at": 0.3, "growth_end": 0.6}, "freeze_at"),
+        *[({"damping": value}, "damping") for value in (-0.1, 1.1, float("nan"), "half", None, True)],
+        *[({"max_change": value}, "max_change") for value in (0.9, -2, float("inf"), float("nan"), "2", None, True)],
+        ({"min_units": "auto"}, "min_units"),
+    ]],
+    *[(ScsConfig, options, name) for options, name in [
+        ({"sampling": "independent"}, "sampling"),
+        ({"sampling": None}, "sampling"),
+        ({"scores": "fixed"}, "scores"),
+        ({"interval": "auto"}, "interval"),
+        ({"interval_unit": "auto"}, "interval_unit"),
+        ({"seed_fraction": 1.0}, "seed_fraction"),
+        ({"beta_final": 0.5}, "beta_final"),
+        ({"beta_final": float("inf")}, "beta_final"),
+        ({"score_lr": -1}, "score_lr"),
+        ({"score_lr": "0.1"}, "score_lr"),
+        ({"score_momentum": 1.0}, "score_momentum"),
+        ({"score_momentum": -0.1}, "score_momentum"),
+        ({"lambda_base": float("nan")}, "lambda_base"),
+        ({"lambda_base": -1.0}, "lambda_base"),
+    ]],
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "name"), WRONG)
-def test_an_option_that_cannot_work_is_refused_by_name(options: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize(("kind", "options", "name"), WRONG)
+def test_an_option_that_cannot_work_is_refused_by_name(kind: Any, options: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
-        GrowthConfig(**options)
+        kind(**options)
 
 
 def test_all_wrong_options_are_named_at_once() -> None:
@@ -127,7 +176,10 @@ REFUSED: list[tuple[dict[str, Any], type[ApicalError], str]] = [
     ({"divisors": 8}, ConfigError, "'divisors'; did you mean 'divisor'"),
     ({"xyz": 8}, ConfigError, "no option 'xyz'; options are seed_style"),
     ({"divisor": 0}, ConfigError, "divisor"),
-    ({"config": {"divisor": 8}}, ConfigError, "config must be a GrowthConfig, got dict"),
+    ({"config": ScsConfig(), "seed_style": "thin"}, ConfigError, "no option 'seed_style'; options are seed_fraction"),
+    ({"config": ScsConfig(), "score_rl": 1.0}, ConfigError, "'score_rl'; did you mean 'score_lr'"),
+    ({"config": ScsConfig(interval_unit="steps")}, ConfigError, "steps_per_epoch"),
+    ({"config": {"divisor": 8}}, ConfigError, "config must be a GrowthConfig or ScsConfig, got dict"),
     ({"epochs": 0}, ConfigError, "epochs"),
     ({"epochs": 2.5}, ConfigError, "epochs"),
     ({"interval_unit": "steps"}, ConfigError, "steps_per_epoch"),
@@ -172,28 +224,29 @@ def test_what_cannot_work_is_refused_before_anything_changes(
     assert unchanged(model, before, optimizer)
 
 
-def test_a_thin_seed_that_exceeds_the_budget_is_refused_with_advice() -> None:
-    """All blocks with their streams cost more than the budget; small everywhere can meet it."""
-    model = built("residual")
-    before, optimizer = copy.deepcopy(model.state_dict()), sgd(model)
-    with pytest.raises(BudgetError, match=r"smallest thin network costs .* seed_style='small'.*reachable [\d,]+ to"):
-        grown("residual", model, optimizer, budget="100 params", depth_share=0.0)
-    assert unchanged(model, before, optimizer)
-    grower = grown("residual", model, optimizer, budget="100 params", seed_style="small")
-    assert grower.bound.load(grower.state_dict()["keep"], grower.state_dict()["skip"]) <= 1.002
+def test_a_thin_seed_that_exceeds_the_budget_is_small_everywhere() -> None:
+    """All blocks with their streams cost more than the budget."""
+    thin, small = built("residual"), built("residual")
+    first = grown("residual", thin, sgd(thin), budget="100 params")
+    second = grown("residual", small, sgd(small), budget="100 params", seed_style="small")
+    assert first.bound.load(first.state_dict()["keep"], first.state_dict()["skip"]) <= 1.002
+    assert (first.keep, first.state_dict()["skip"]) == (second.keep, second.state_dict()["skip"])
 
 
 def test_options_override_the_config() -> None:
     model = built("mlp")
     grower = grown("mlp", model, sgd(model), config=GrowthConfig(divisor=4, seed=7), divisor=2)
-    assert (grower.config.divisor, grower.config.seed, grower.config.score_lr) == (2, 7, 2.0)
+    assert (grower.config.divisor, grower.config.seed, grower.config.damping) == (2, 7, 0.35)
+    model = built("mlp")
+    grower = grown("mlp", model, sgd(model), config=ScsConfig(divisor=4, seed=7), divisor=2)
+    assert grower.config == ScsConfig(divisor=2, seed=7)
 
 
-def test_the_papers_version_can_be_changed() -> None:
-    config = GrowthConfig.scs(noise="fixed", divisor=8)
-    assert (config.sampling, config.noise, config.birth, config.divisor) == ("lambda", "fixed", "random", 8)
-    with pytest.raises(ConfigError, match="noise"):
-        GrowthConfig.scs(noise="loud")
+def test_the_papers_control_can_be_changed() -> None:
+    config = ScsConfig.random(birth="preserving", divisor=8)
+    assert (config.sampling, config.scores, config.birth, config.divisor) == ("budgeted", "random", "preserving", 8)
+    with pytest.raises(ConfigError, match="birth"):
+        ScsConfig.random(birth="loud")
 
 
 def test_tracing_errors_come_through() -> None:

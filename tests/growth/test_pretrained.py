@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apical import Grower, GrowthConfig, trace
-from apical.errors import ConfigError
+from apical import Grower, trace
 from apical.growth._strength import unit_strengths
 from apical.models import CifarResNet, DeepLabV3
 from growth.cases import CASES, built, grown, outputs, sgd
@@ -74,7 +73,7 @@ def test_strength_follows_gate_and_readers_and_is_zero_without_either() -> None:
     assert torch.allclose(strength, expected * reads / reads.mean())
 
 
-def test_pinned_streams_keep_their_strongest_channels_too() -> None:
+def test_streams_keep_their_strongest_channels_too() -> None:
     model, x = trained(CifarResNet(14, 5, width=8)), torch.randn(2, 3, 8, 8)
     structure = trace(model, x)
     strengths = {group.name: unit_strengths(model, group) for group in structure.groups}
@@ -158,12 +157,6 @@ def test_deeplab_starts_from_its_strongest_channels() -> None:
     grower = grower_of(model, x, structure=structure)
     for name, kept in grower.state_dict()["keep"].items():
         assert sorted(strengths[name].argsort(descending=True)[: len(kept)].tolist()) == kept
-
-
-@pytest.mark.parametrize("noise", ["fixed", "fresh"])
-def test_the_order_of_strength_excludes_other_noise(noise: Any) -> None:
-    with pytest.raises(ConfigError, match="puts its order in the place of stratified noise"):
-        GrowthConfig(seed_style="pretrained", noise=noise)
 
 
 def test_a_group_without_weights_to_compare_keeps_its_order() -> None:

@@ -14,13 +14,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from apical import Grower, GrowthConfig
+from apical import Grower
 from apical.errors import CheckpointError
+from apical.growth import ScsConfig
 from growth.cases import adamw, built, grown, sgd, step
 
 EPOCHS = 7
-LIVELY: dict[str, Any] = {  # many deaths, returns and changes of depth
-    "noise": "fresh", "seed_style": "small", "score_lr": 20.0, "growth_end": 0.9, "freeze_at": 0.9, "epochs": EPOCHS,
+LIVELY: dict[str, Any] = {  # widths that move far
+    "seed_style": "small", "damping": 1.0, "max_change": 4.0, "growth_end": 0.9, "epochs": EPOCHS,
+}  # fmt: skip
+CHANCE: dict[str, Any] = {**LIVELY, "utility": "random"}
+PAPER: dict[str, Any] = {  # blocks come and leave, too
+    "config": ScsConfig(sampling="budgeted", birth="preserving", score_lr=20.0, seed_fraction=0.3, growth_end=0.9),
+    "epochs": EPOCHS,
 }  # fmt: skip
 Maker = Callable[[nn.Module], Optimizer]
 
@@ -98,18 +104,16 @@ def equal_runs(a: Run, b: Run) -> None:
 
 CONFIGS: list[tuple[str, Maker, dict[str, Any]]] = [
     ("residual", sgd, LIVELY),
-    ("residual", adamw, LIVELY),
-    ("residual", sgd, {"epochs": EPOCHS}),
-    ("gpt", adamw, LIVELY),
+    ("residual", adamw, PAPER),
+    ("residual", sgd, {"epochs": EPOCHS, "budget": "50% macs, 40% params"}),
+    ("gpt", adamw, CHANCE),
     ("lstm", sgd, LIVELY),
     ("tied", adamw, LIVELY),
-    ("mlp", sgd, {"epochs": EPOCHS, "interval": 2, "growth_end": 0.9, "freeze_at": 0.9}),
-    (
-        "plain",
-        adamw,
-        {"epochs": EPOCHS, "interval": 4, "interval_unit": "steps", "steps_per_epoch": 3, "noise": "fresh"},
-    ),
-    ("residual", sgd, {"epochs": EPOCHS, "config": GrowthConfig.scs(seed=4)}),
+    ("mlp", sgd, {"epochs": EPOCHS, "interval": 2, "growth_end": 0.6, "freeze_at": 0.9}),
+    ("plain", adamw, {**LIVELY, "interval": 4, "interval_unit": "steps", "steps_per_epoch": 3}),
+    ("residual", sgd, {"epochs": EPOCHS, "steps_per_epoch": 3, "growth_end": 0.8}),  # an interval of its own choice
+    ("residual", sgd, {"epochs": EPOCHS, "config": ScsConfig(seed=4)}),
+    ("plain", sgd, {"epochs": EPOCHS, "config": ScsConfig.random(seed=4)}),
 ]
 IDS = [f"{name}-{maker.__name__}-{i}" for i, (name, maker, _) in enumerate(CONFIGS)]
 
@@ -128,9 +132,15 @@ def test_the_same_seed_is_the_same_run_and_so_is_one_resumed_at_any_epoch(
         equal_runs(whole, Run(name, maker, options).load(saves[epoch]).train(epoch, EPOCHS))
 
 
-@pytest.mark.parametrize("name", ["residual", "gpt"])
-def test_the_lively_runs_lose_and_regain_units_and_blocks(name: str) -> None:
-    history = Run(name, sgd, LIVELY).train(0, EPOCHS).grower.history
+@pytest.mark.parametrize(("name", "options"), [("residual", LIVELY), ("lstm", LIVELY), ("gpt", CHANCE)])
+def test_the_lively_runs_lose_and_regain_units(name: str, options: dict[str, Any]) -> None:
+    history = Run(name, sgd, options).train(0, EPOCHS).grower.history
+    assert sum(r["died"] for r in history) > 0
+    assert sum(r["returned"] for r in history) > 0
+
+
+def test_the_run_of_the_papers_version_loses_and_regains_units_and_blocks() -> None:
+    history = Run("residual", adamw, PAPER).train(0, EPOCHS).grower.history
     blocks = [set(r["skipped"]) for r in history]
     assert sum(r["died"] for r in history) > 0
     assert sum(r["returned"] for r in history) > 0
@@ -160,13 +170,15 @@ def test_another_seed_is_another_run() -> None:
     assert runs[0].grower.state_dict()["keep"] != runs[1].grower.state_dict()["keep"]
 
 
-def test_saving_within_an_epoch() -> None:
-    """Also with momentum of the scores in full swing."""
-    runs = [Run("mlp", sgd, LIVELY).train(0, 2) for _ in range(2)]
+@pytest.mark.parametrize("options", [LIVELY, PAPER], ids=["utilities", "scores"])
+def test_saving_within_an_epoch(options: dict[str, Any]) -> None:
+    """Also with squares, or momentum of the scores, half gathered."""
+    runs = [Run("mlp", sgd, options).train(0, 2) for _ in range(2)]
     for i in range(2):
         step(runs[0].model, runs[0].optimizer, "mlp", i)
         step(runs[1].model, runs[1].optimizer, "mlp", i)
-        runs[1] = Run("mlp", sgd, LIVELY).load(runs[1].saved())
+        assert runs[1].grower.state_dict()["components"]["buffer"].any()
+        runs[1] = Run("mlp", sgd, options).load(runs[1].saved())
     equal_runs(*(r.train(3, 5) for r in runs))
 
 
@@ -200,8 +212,9 @@ def test_what_is_no_state_is_refused_before_anything_changes(kind: str) -> None:
         ("mlp", {"budget": "40% macs"}, "budget was '50% macs' and is '40% macs'"),
         ("mlp", {"epochs": 9}, "epochs was 6 and is 9"),
         ("mlp", {"divisor": 4}, "divisor was 1 and is 4"),
-        ("mlp", {"noise": "fixed", "grow_depth": False}, "grow_depth was True and is False; noise was 'stratified'"),
-        ("mlp", {"sampling": "lambda", "score_lr": 1.0}, "sampling was 'budgeted' and is 'lambda'; score_lr was 2.0"),
+        ("mlp", {"damping": 0.5, "grow_depth": False}, "damping was 0.35 and is 0.5; grow_depth was True and is False"),
+        ("mlp", {"steps_per_epoch": 9}, "steps_per_epoch was None and is 9; .*interval_unit was 'epochs'"),
+        ("mlp", {"config": ScsConfig()}, "method was 'GrowthConfig' and is 'ScsConfig'"),
     ],
 )
 def test_states_of_other_runs_are_refused_before_anything_changes(

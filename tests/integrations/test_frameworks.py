@@ -97,7 +97,7 @@ class Stop(pl.Callback):
 def fit(folder, stop, resume):
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
     loader = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 8)
-    growth = GrowthCallback(torch.zeros(1, 6), "50% macs", score_lr=2.0, noise="fresh", seed_style="small")
+    growth = GrowthCallback(torch.zeros(1, 6), "50% macs", damping=1.0, max_change=4.0, seed_style="small")
     keep = ModelCheckpoint(folder, filename="last", save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True,
                            enable_version_counter=False)
     trainer = pl.Trainer(max_epochs=8, accelerator="cpu", logger=False, enable_progress_bar=False,

@@ -60,11 +60,11 @@ def test_options_are_told_apart_from_settings_of_all_runs() -> None:
 
 
 def test_a_method_has_growth_settings_of_its_own_where_it_reads_them() -> None:
-    options = {"grown": {"divisor": 8, "depth_share": 1.0}, "uniform": {"divisor": 4}, "random": {"divisor": 2}}
+    options = {"grown": {"divisor": 8, "damping": 0.5}, "uniform": {"divisor": 4}, "random": {"divisor": 2}}
     planned = plan(get_recipe("digits"), ["grown", "uniform", "random", "dense"], [5], "out", options)
     growth = {p.method: p.config.growth for p in planned}
     assert {name: g.divisor for name, g in growth.items()} == {"grown": 8, "uniform": 4, "random": 2, "dense": 1}
-    assert growth["grown"].depth_share == 1.0
+    assert growth["grown"].damping == 0.5
     assert {g.seed for g in growth.values()} == {5}
     assert all(p.config.method_options == {} for p in planned)
     with pytest.raises(ConfigError, match="divisor must be a whole number"):

@@ -66,7 +66,7 @@ def test_a_tracker_is_told_everything(tmp_path: Path) -> None:
     assert {"train/loss", "eval/accuracy", "cost/macs_fraction", "width/conv1", "seconds/step"} <= set(numbers[0][1])
     assert set(numbers[2][1]) == {"test/accuracy", "test/loss", "test/samples"}
     names = {told[1] for told in tracker.told if told[0] == "histogram"}
-    assert {"growth/share_of_full_width", "growth/values", "weights/conv1.weight"} <= names
+    assert {"growth/share_of_full_width", "growth/utilities", "weights/conv1.weight"} <= names
     shapes = [told[2] for told in tracker.told if told[0] == "image"]
     groups = sum(name.startswith("width/") for name in numbers[0][1])
     assert shapes == [(8 * groups, 8, 3), (8 * groups, 16, 3)]
@@ -100,7 +100,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     events.Reload()
     assert [event.step for event in events.Scalars("cost/macs_fraction")] == [1, 2]
     assert [event.step for event in events.Images("growth/widths")] == [1, 2]
-    assert {"growth/values", "growth/share_of_full_width"} <= set(events.Tags()["histograms"])
+    assert {"growth/utilities", "growth/share_of_full_width"} <= set(events.Tags()["histograms"])
     assert "settings/text_summary" in events.Tags()["tensors"]
 
 

@@ -82,7 +82,8 @@ def test_options_of_a_method_are_set_checked_and_repeated() -> None:
     command = reproducing_command(config, "runs/a")
     assert "--set method.prune_at=0.75 --set method.order=random" in command
     assert "method_options" not in setting_types(config)
-    assert apply_settings(get_recipe("digits"), ["method=scs", "method.noise=fixed"]).method_options["noise"] == "fixed"
+    changed = apply_settings(get_recipe("digits"), ["method=scs", "method.birth=preserving"])
+    assert changed.method_options == {"birth": "preserving"}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,9 @@ def test_options_of_a_method_are_set_checked_and_repeated() -> None:
         (["method=soft", "method.compact_epochs=0"], "method soft: compact_epochs=0"),
         (["method=uniform", "method.ratio=0.5"], "method uniform has no options of its own, got ratio"),
         (["method=grown", "method.divisor=2"], "growth is set by growth.NAME"),
-        (["method=scs", "method.nois=fixed"], r"no option 'nois'; did you mean 'noise'\?"),
+        (["method=random", "method.score=learned"], r"no option 'score'; did you mean 'scores'\?"),
+        (["method=scs", "method.birth=spontaneous"], "birth must be one of"),
+        (["method=scs", "method.brith=random"], r"no option 'brith'; did you mean 'birth'\?"),
         (["method=final-same-macs"], "needs the run whose final architecture"),
         (["method=final-same-macs", "method.run=nowhere"], r"nowhere/summary\.json cannot be read"),
         (["method=taylr"], "did you mean 'taylor'"),

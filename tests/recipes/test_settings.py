@@ -100,7 +100,7 @@ def test_epochs_move_the_schedule_and_seed_reaches_growth() -> None:
         ("limit=many", "expected a whole number or none"),
         ("milestones=1,x", "expected whole numbers with commas between"),
         ("amp=fp8", "expected 'none' or 'bfloat16' or 'float16'"),
-        ("growth.sampling=dice", "expected 'budgeted' or 'lambda' or 'independent'"),
+        ("growth.utility=taste", "expected 'squared' or 'random'"),
         ("name=sgd", r"several settings are called so: .*training\.optimizer\.name, training\.schedule\.name"),
         ("batchsize=3", r"no such setting; did you mean 'batch_size'\?"),
         ("training.lr=3", "no such setting; did you mean"),

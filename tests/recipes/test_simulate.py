@@ -24,17 +24,17 @@ TINY = ["data.path=synthetic", "limit=64", "batch_size=16", "epochs=6", "model.d
 FACTS: dict[str, Any] = {"classes": [str(i) for i in range(10)], "image_shape": [3, 16, 16]}
 
 
-@pytest.mark.parametrize("scores", ["random", "learned"])
-def test_the_networks_are_those_of_a_real_run(tmp_path: Path, scores: str) -> None:
-    config = apply_settings(get_recipe("digits"), [*TINY, f"growth.scores={scores}"])
+@pytest.mark.parametrize("utility", ["random", "squared"])
+def test_the_networks_are_those_of_a_real_run(tmp_path: Path, utility: str) -> None:
+    config = apply_settings(get_recipe("digits"), [*TINY, f"growth.utility={utility}", "growth.interval_unit=epochs"])
     result = run(config, tmp_path, progress=make_progress("quiet"))
     facts = json.loads((tmp_path / "config.json").read_text())["input"]
     found = simulate(config, result.history[0]["samples"], facts)
     real = [record["macs"] for record in result.history]
     paper = [record["macs"] for record in found.epochs]
-    assert paper == real if scores == "random" else paper == pytest.approx(real, rel=0.05)
+    assert paper == real if utility == "random" else paper == pytest.approx(real, rel=0.05)
     fraction = result.summary["train_macs_fraction"]
-    assert found.totals["train_macs_fraction"] == pytest.approx(fraction, rel=1e-9 if scores == "random" else 0.05)
+    assert found.totals["train_macs_fraction"] == pytest.approx(fraction, rel=1e-9 if utility == "random" else 0.05)
     assert found.epochs[-1]["num_params"] == pytest.approx(result.summary["num_params"], rel=0.05)
 
 

@@ -38,8 +38,7 @@ def go_on(folder: Path, training: Any = None) -> Any:
 
     return train(
         build(),
-        lambda model, optimizer, copies: grower(model, optimizer, copies, epochs=EPOCHS, noise="fresh", growth_end=0.9,
-                                                freeze_at=0.9),
+        lambda model, optimizer, copies: grower(model, optimizer, copies, epochs=EPOCHS, growth_end=0.9, damping=1.0),
         Loaders(training or loader(True, augment=True), loader(False)),
         config(), folder, resume=(folder / "config.json").exists(), progress=QuietProgress(sys.stdout),
     )  # fmt: skip

@@ -77,7 +77,7 @@ def loader(learn: bool, augment: bool = False, poison: tuple[int, int] | None = 
 
 def grower(model: nn.Module, optimizer: Any, copies: Any = (), epochs: int = EPOCHS, **options: Any) -> apical.Grower:
     example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
-    settings = {"seed_style": "small", "score_lr": 2.0, "structure": STRUCTURE, **options}
+    settings = {"seed_style": "small", "structure": STRUCTURE, **options}
     return apical.Grower(model, optimizer, example, "60% macs", epochs, copies=copies, **settings)
 
 
@@ -154,7 +154,7 @@ def measured(folder: str) -> int:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
         growth = apical.Grower(
-            model, optimizer, example, "90% latency, 70% macs", 4, structure=STRUCTURE, divisor="auto", price="time"
+            model, optimizer, example, "90% latency, 70% macs", 4, structure=STRUCTURE, divisor="auto"
         )
         assert growth.latency is not None
         content = {"calls": len(calls), "divisor": growth.config.divisor, "table": growth.latency.to_dict(),

@@ -172,6 +172,7 @@ class Controller:
             return skip
         names = [b.name for b in structure.blocks]
         prices = block_prices(bound, counts, skip, self.multipliers)
+<<<<<<< HEAD
         may = [
             name not in self.terms.stay and bool(a) for name, a in zip(names, c.age[c.blocks] >= MATURE, strict=True)
         ]
@@ -182,6 +183,14 @@ class Controller:
         }
         most_leaving = (1 - 1 / self.config.max_change) * self.target_load
         leaving, back = choose_blocks(ratios, prices, present, may, most_leaving, HYSTERESIS)
+=======
+        judged = (c.age >= MATURE) & (c.watched | ~c.live)  # without gradients nothing is known of what is there
+        may = [name not in self.terms.stay and j for name, j in zip(names, judged[c.blocks].tolist(), strict=True)]
+        leaving, back = choose_blocks(
+            c.values[c.blocks].tolist(), prices, c.live[c.blocks].tolist(), may, mean,
+            (1 - 1 / self.config.max_change) * self.target_load, HYSTERESIS,
+        )  # fmt: skip
+>>>>>>> learn-tests
         gone = [name for name in skip if name not in {names[i] for i in back}]
         most = dict(zip((g.name for g in structure.groups), self.terms.limits.most, strict=True))
         for i in leaving:  # as long as the widths that remain can still use up the budget
@@ -211,7 +220,8 @@ class Controller:
         """The control: utilities that training has no part in."""
         c = self.components
         draws = torch.rand(len(c.values), generator=self._generator, dtype=torch.float64, device="cpu")
-        level = torch.cat([torch.full((n,), v) for n, v in zip(c.sizes, draws, strict=False)] + [draws[c.blocks]])
+        groups = [draw.expand(n) for draw, n in zip(draws[: len(c.sizes)], c.sizes, strict=True)]
+        level = torch.cat([*groups, draws[c.blocks]])
         c.age += c.live
         c.values.copy_(level)
         c.watched[:] = True

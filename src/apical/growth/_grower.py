@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -28,6 +28,7 @@ from apical.growth._scs import ScsConfig, ScsController
 from apical.growth._steps import StepWatch
 from apical.growth._terms import terms_of
 from apical.growth._usage import (
+    refuse_lost_weights,
     warn_of_another_optimizer,
     warn_of_more_epochs,
     warn_of_unfinished,
@@ -103,7 +104,7 @@ class Grower:
         structure: Structure | None = None,
         **options: Any,
     ) -> None:
-        self.config: GrowthConfig | ScsConfig = changed(config or GrowthConfig(), options)
+        self.config = _config(config, options)
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         self.budget = Budget.of(budget)
@@ -145,6 +146,7 @@ class Grower:
             ResizeError: the model cannot be resized as it is now; nothing has changed, so that the call can be repeated
                 once what the error names is mended.
             ConfigError: ``interval_unit="steps"``, and `end_step` was never called in this epoch.
+            TrainingError: weights are no longer finite; nothing has changed.
         """
         self._alive()
         if self.config.interval_unit == "steps" and not self._spent_steps:
@@ -268,6 +270,7 @@ class Grower:
         if not self._controller.due(done):
             return
         start = time.perf_counter()
+        refuse_lost_weights(self.model)
         self._updates.write_back()
         changes = self._apply(self._controller.next(done, epoch, self._selection()))
         changes["restructure_seconds"] = time.perf_counter() - start
@@ -389,6 +392,12 @@ class Grower:
         self._changes = cast(Changes, dict(state["changes"]))
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
+
+
+def _config(given: GrowthConfig | ScsConfig | None, options: Mapping[str, Any]) -> GrowthConfig | ScsConfig:
+    if given is not None and not isinstance(given, (GrowthConfig, ScsConfig)):
+        raise ConfigError(f"config must be a GrowthConfig or ScsConfig, got {type(given).__name__}")
+    return changed(GrowthConfig() if given is None else given, options)
 
 
 def _optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:

@@ -14,6 +14,7 @@ from apical.structure import Structure
 
 ENTRIES = ("keep", "skip", "components", "store", "generator", "epoch", "step", "spent", "frozen", "target_load",
            "seed_load", "latency", "changes", "history")  # fmt: skip
+OF_METHOD = {"GrowthConfig": ("widths", "multipliers", "relative"), "ScsConfig": ("beta",)}  # besides
 
 
 def identity(
@@ -40,7 +41,7 @@ def check_identity(own: Mapping[str, Any], state: Any) -> None:
     """
     if not isinstance(state, Mapping) or not isinstance(state.get("identity"), Mapping):
         raise CheckpointError("this is no state of a Grower: expected what `Grower.state_dict` returned")
-    missing = [e for e in ENTRIES if e not in state]
+    missing = [e for e in (*ENTRIES, *OF_METHOD.get(state["identity"].get("method"), ())) if e not in state]
     if missing:
         raise CheckpointError(f"the saved growth state is incomplete: {', '.join(missing)} is missing")
     saved = state["identity"]

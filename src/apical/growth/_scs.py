@@ -34,7 +34,7 @@ from apical.gates import (
 from apical.growth._components import Components
 from apical.growth._controller import Choice
 from apical.growth._observer import GateObserver, Round
-from apical.growth._options import check_options, numeric_divisor, wrong_times
+from apical.growth._options import changed, check_options, numeric_divisor, wrong_times
 from apical.growth._schedule import is_last, scheduled_load
 from apical.growth._terms import Terms
 from apical.growth._widths import fit_thresholds
@@ -114,6 +114,14 @@ class ScsConfig:
             ConfigError: it is still to be measured.
         """
         return numeric_divisor(self.divisor)
+
+    def changed(self, **options: Any) -> ScsConfig:
+        """The same with single options changed.
+
+        Raises:
+            ConfigError: an option does not exist or cannot have this value.
+        """
+        return changed(self, options)
 
     @staticmethod
     def random(**changes: Any) -> ScsConfig:

@@ -1,4 +1,4 @@
-"""Warnings of what a user's loop may have got wrong and what no error would tell: the network just learns less."""
+"""What a user's loop may have got wrong and what no error of torch would tell: the network just learns less."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 from torch.optim import Optimizer
+
+from apical.errors import TrainingError
 
 CALLER = 3  # of the Grower's method: whose line the warning shows
 
@@ -36,6 +38,21 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
             "optimizer that was made after the Grower, or that it was not given, holds parameters that the Grower "
             "has replaced, and trains nothing. Make it before the Grower, from model.parameters(), and pass it.",
             stacklevel=CALLER,
+        )
+
+
+def refuse_lost_weights(model: nn.Module) -> None:
+    """Stop where weights are no longer numbers: no gradient would ever count again, and growth would go on blindly.
+
+    Raises:
+        TrainingError: naming them.
+    """
+    lost = [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
+    if lost:
+        raise TrainingError(
+            f"{len(lost)} parameters are not finite any more ({', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}), "
+            "so that nothing can be measured on this network. Look for a loss that is not finite, and go on from the "
+            "last checkpoint with a lower learning rate."
         )
 
 

@@ -89,13 +89,13 @@ class LoggedProgress:
         if self._loggers:
             number = int(record["epoch"])
             values, shares, picture = scalars(record), self._shares(record), self._picture(record)
-            known = self._values()
+            utilities = self._utilities()
             self._tell(lambda logger: logger.scalars(values, number))
             if shares:
                 self._tell(lambda logger: logger.histogram("growth/share_of_full_width", shares, number))
                 self._tell(lambda logger: logger.image("growth/widths", picture, number))
-            if known:
-                self._tell(lambda logger: logger.histogram("growth/values", known, number))
+            if utilities:
+                self._tell(lambda logger: logger.histogram("growth/utilities", utilities, number))
             for name, weights in self._weights().items():
                 self._tell(lambda logger, n=name, w=weights: logger.histogram(n, w, number))  # type: ignore[misc]
 
@@ -149,7 +149,8 @@ class LoggedProgress:
         small = np.asarray(rows, dtype=np.uint8)  # (groups, epochs, 3)
         return small.repeat(_PIXELS, axis=0).repeat(_PIXELS, axis=1)
 
-    def _values(self) -> list[float]:
+    def _utilities(self) -> list[float]:
+        """Of all units and blocks; their scores, where the method is the paper's."""
         values = getattr(getattr(self._method, "components", None), "values", None)
         return values.tolist() if isinstance(values, Tensor) else []
 

@@ -200,7 +200,7 @@ def _preset(
 ) -> MethodFactory:
     """Growth by a preset: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
     shared = {name: getattr(config.growth, name) for name in _SHARED}
-    return _grower(config, make(**shared, **_tuples(config.method_options)), example, steps)
+    return _grower(config, make(**shared).changed(**_tuples(config.method_options)), example, steps)
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
