@@ -172,25 +172,14 @@ class Controller:
             return skip
         names = [b.name for b in structure.blocks]
         prices = block_prices(bound, counts, skip, self.multipliers)
-<<<<<<< HEAD
-        may = [
-            name not in self.terms.stay and bool(a) for name, a in zip(names, c.age[c.blocks] >= MATURE, strict=True)
-        ]
-        ratios = block_rates(c.values[c.blocks].tolist(), prices, mean)
-        present = c.live[c.blocks].tolist()
-        self.relative |= {
-            name: r for name, r, old, here in zip(names, ratios, may, present, strict=True) if old and here
-        }
-        most_leaving = (1 - 1 / self.config.max_change) * self.target_load
-        leaving, back = choose_blocks(ratios, prices, present, may, most_leaving, HYSTERESIS)
-=======
         judged = (c.age >= MATURE) & (c.watched | ~c.live)  # without gradients nothing is known of what is there
         may = [name not in self.terms.stay and j for name, j in zip(names, judged[c.blocks].tolist(), strict=True)]
-        leaving, back = choose_blocks(
-            c.values[c.blocks].tolist(), prices, c.live[c.blocks].tolist(), may, mean,
-            (1 - 1 / self.config.max_change) * self.target_load, HYSTERESIS,
-        )  # fmt: skip
->>>>>>> learn-tests
+        ratios = block_rates(c.values[c.blocks].tolist(), prices, mean)
+        present = c.live[c.blocks].tolist()
+        known = zip(names, ratios, may, present, strict=True)
+        self.relative |= {name: ratio for name, ratio, judged_here, here in known if judged_here and here}
+        most_leaving = (1 - 1 / self.config.max_change) * self.target_load
+        leaving, back = choose_blocks(ratios, prices, present, may, most_leaving, HYSTERESIS)
         gone = [name for name in skip if name not in {names[i] for i in back}]
         most = dict(zip((g.name for g in structure.groups), self.terms.limits.most, strict=True))
         for i in leaving:  # as long as the widths that remain can still use up the budget
