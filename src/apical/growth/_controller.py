@@ -134,8 +134,9 @@ class Controller:
             self._draw_utilities()
         counts = [len(present.keep[g.name]) for g in self.terms.structure.groups]
         found, skip = self._plan(counts, tuple(sorted(present.skip)))
-        most = torch.tensor(self.terms.limits.most, dtype=torch.float64, device="cpu")
-        self.widths = torch.minimum(self._wanted * exp(found.shift), most)
+        # beyond its limits a width would have to come all the way back before it moves again
+        least, most = (torch.tensor(n, dtype=torch.float64) for n in (self.terms.limits.least, self.terms.limits.most))
+        self.widths = (self._wanted * exp(found.shift)).clamp(least, most)
         return self._choice(found, skip)
 
     def _plan(self, counts: Sequence[int], skip: tuple[str, ...]) -> tuple[Widths, tuple[str, ...]]:
