@@ -126,14 +126,13 @@ def inner(structure: apical.Structure) -> list[int]:
 
 
 def test_a_group_that_is_worth_more_gets_more_units(model: nn.Module, structure: apical.Structure) -> None:
-    """As one of another that costs as much."""
+    """Than where all are worth the same; what it costs comes from the others."""
     config = GrowthConfig(seed_style="small", grow_depth=False, growth_end=1.0)
-    twins = [i for i in inner(structure) if structure.groups[i].name.startswith("layer2.1")]
-    twins += [i for i in inner(structure) if structure.groups[i].name.startswith("layer3.1")]
+    twins = [i for i in inner(structure) if structure.groups[i].name.startswith(("layer2.1", "layer3.1"))]
     a, b = (structure.groups[i].name for i in twins)
     widths = []
     for rich in (*twins, None):
-        controller = make(model, structure, config)
+        controller = make(model, structure, config, "30% macs")
         present = started(controller)
         squares = torch.ones(len(controller.components.values), dtype=torch.float64)
         if rich is not None:
@@ -143,14 +142,14 @@ def test_a_group_that_is_worth_more_gets_more_units(model: nn.Module, structure:
         widths.append((len(present.keep[a]), len(present.keep[b])))
     assert widths[0][0] > widths[2][0]
     assert widths[1][1] > widths[2][1]
-    assert widths[0][1] < widths[1][1]
-    assert widths[1][0] < widths[0][0]
+    assert widths[0][1] <= widths[2][1]
+    assert widths[1][0] <= widths[2][0]
 
 
 def test_the_units_of_a_group_that_are_worth_the_least_leave_first(
     model: nn.Module, structure: apical.Structure
 ) -> None:
-    config = GrowthConfig(seed_style="small", seed_fraction=2.0, grow_depth=False, growth_end=1.0)
+    config = GrowthConfig(seed_style="small", seed_fraction=2.0, grow_depth=False, growth_end=1.0, damping=0.0)
     controller = make(model, structure, config)
     present = started(controller)
     generator = torch.Generator().manual_seed(0)

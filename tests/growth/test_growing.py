@@ -238,7 +238,7 @@ def test_births_leave_the_function_as_it_was(name: str, style: str) -> None:
     model = built(name).double()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = sgd(model)
-    grower = grown(name, model, optimizer, seed_style=style, copies=[average], epochs=8, growth_end=0.9, freeze_at=0.9)
+    grower = grown(name, model, optimizer, seed_style=style, copies=[average], epochs=8, growth_end=0.9, damping=0.0)
     case, quiet, births = CASES[name], 0, 0
     inputs = case.inputs(77)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
@@ -316,8 +316,10 @@ def test_blocks_are_born_as_the_identity_and_wake_up(scores: Any) -> None:
     """Also where the units within change while a block is not born yet."""
     model = built("residual")
     optimizer = sgd(model, weight_decay=0.0)
-    config = ScsConfig(sampling="budgeted", scores=scores, birth="preserving", seed_fraction=0.2, growth_end=0.9)
-    grower = grown("residual", model, optimizer, config=config)
+    config = ScsConfig(
+        sampling="budgeted", scores=scores, lambda_base=0.0, birth="preserving", seed_fraction=0.4, growth_end=0.9
+    )
+    grower = grown("residual", model, optimizer, budget="80% macs", config=config)
     ever: set[str] = {b.name for b in grower.structure.blocks} - set(grower.state_dict()["skip"])
     known: set[str] = set(grower.state_dict()["skip"])
     woken = 0
@@ -342,7 +344,7 @@ def test_blocks_are_born_as_the_identity_and_wake_up(scores: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"utility": "random", "damping": 1.0, "max_change": 4.0, "growth_end": 0.9},
+    [{"utility": "random", "seed_style": "small", "seed_fraction": 1.0, "damping": 1.0, "growth_end": 0.9},
      {"config": ScsConfig.random(birth="preserving", growth_end=0.9)}],
     ids=["grown", "scs"],
 )  # fmt: skip
@@ -413,7 +415,7 @@ def test_a_small_seed_has_one_ratio_for_all_widths_and_all_blocks_if_there_is_ro
 def test_a_small_seed_leaves_out_late_blocks_only_where_even_the_narrowest_cost_too_much() -> None:
     model = built("residual")
     optimizer = sgd(model)
-    narrowest = grown("residual", built("residual"), sgd(model), budget="100 params").structure
+    narrowest = structure_of("residual")
     least = narrowest.num_params({g.name: 1 for g in narrowest.groups})
     grower = grown("residual", model, optimizer, seed_style="small", budget=f"{least - 1} params")
     assert grower.state_dict()["skip"] == [narrowest.blocks[-1].name]

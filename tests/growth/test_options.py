@@ -193,7 +193,7 @@ REFUSED: list[tuple[dict[str, Any], type[ApicalError], str]] = [
     ({"budget": "0.00001M params"}, BudgetError, r"smallest .* costs [\d,]+ \("),
     ({"budget": "1T macs"}, BudgetError, "whole model costs only"),
     ({"budget": "50% macs, 0.001% params"}, BudgetError, r"0.001% params.*smallest"),
-    ({"budget": "50% macs", "divisor": 4, "min_units": 99}, BudgetError, "smallest"),
+    ({"budget": "50% macs", "divisor": 4, "min_units": 99, "grow_depth": False}, BudgetError, "smallest"),
     ({"budget": "50%"}, BudgetError, "cannot read"),
     ({"budget": 0.5}, BudgetError, "a budget is a text or apical.Budget, got float"),
     ({"structure": "mlp"}, ResizeError, "does not fit the structure"),

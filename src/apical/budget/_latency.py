@@ -157,7 +157,7 @@ def measure_latency_table(
     if not tables:
         raise BudgetError(
             "no convolution or linear layer of this model can change its width, so its latency cannot be steered; "
-            "give a budget in MACs or parameters, such as '50% macs', and price='budget'"
+            "give a budget in MACs or parameters, such as '50% macs'"
         )
     raw = LatencyTable(structure, tuple(tables), 0.0, 1.0, 0.0, str(next(model.parameters()).device))
     points = []

@@ -101,13 +101,13 @@ class Controller:
             streams = self.terms.with_whole_streams()
             smallest = bound.load(streams.least_of(structure))
             if smallest <= max(wanted, 0.5):
-                return fit(bound, streams, whole, (), max(wanted, smallest)), ()
+                return fit(bound, streams, whole, (), max(wanted, smallest), exact=self.frozen), ()
         skip: tuple[str, ...] = ()
         for block in (None, *reversed(structure.blocks)):
             skip = skip if block is None or block.name in self.terms.stay else (*skip, block.name)
             smallest = bound.load(limits.least_of(structure), skip)
             if smallest <= 1 + TOLERANCE:
-                return fit(bound, limits, whole, skip, max(wanted, smallest)), skip
+                return fit(bound, limits, whole, skip, max(wanted, smallest), exact=self.frozen), skip
         raise BudgetError(
             f"the smallest network costs {smallest:.3g} times the budget {bound.budget} "
             f"({'; '.join(map(str, bound.reach))}). Allow more, or a smaller divisor or min_units."

@@ -1,4 +1,4 @@
-"""Reading the scores' gradient from the gradients that the task loss left on the gate sites."""
+"""Reading gate products from the gradients that the task loss left on the gate sites."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class ScsController:
         """The network that training starts with."""
         critical = self._critical()
         if self.frozen or self.config.sampling == "budgeted":
-            first = self._budgeted(critical, 1.0 if self.frozen else self.config.seed_fraction)
+            first = self._budgeted(critical, 1.0 if self.frozen else self.config.seed_fraction, exact=self.frozen)
         else:
             first = self._sample(critical)
         self.target_load = self._seed_load = min(1.0, first.load)

@@ -16,6 +16,7 @@ from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its scheduled cost by this fraction, so that it can end nearest to it
 CLOSE = 0.005  # the final network may stay below its budget by this fraction before units are exchanged
+EXCHANGED = 3  # steps of one group that may be exchanged for those of another
 
 Price = Callable[[Sequence[int]], float]  # the load of a network with these widths
 
@@ -51,6 +52,15 @@ class Limits:
     def least_of(self, structure: Structure) -> dict[str, int]:
         """The fewest units by group name."""
         return {group.name: least for group, least in zip(structure.groups, self.least, strict=True)}
+
+    def more(self, group: int, width: int) -> int:
+        """The next larger width that a group can have."""
+        return min(self.most[group], width + self.step[group])
+
+    def fewer(self, group: int, width: int) -> int:
+        """The next smaller width; below the least if there is none."""
+        least, most, step = self.least[group], self.most[group], self.step[group]
+        return least + (most - least - 1) // step * step if width == most else width - step
 
     def thresholds(self, group: int, width: float) -> list[float]:
         """The factor's logarithm beyond which each unit of a group exists.
@@ -96,7 +106,7 @@ def fit(
         widths: w, real-valued, by group.
         skip: blocks that are left out.
         load: scheduled cost as a fraction of the budget.
-        exact: also exchange a step of one group for one of another where that comes nearer to the load.
+        exact: also exchange steps of one group for those of another where that comes nearer to the load.
     """
     return fit_thresholds(bound, limits, [limits.thresholds(i, w) for i, w in enumerate(widths)], skip, load, exact)
 
@@ -142,7 +152,7 @@ def _filled(
     unfinished = {g for g, n in enumerate(found) if n < limits.most[g]}
     while unfinished:
         best = min(unfinished, key=lambda g: (parts[g][found[g]], g))
-        more = min(limits.most[best], found[best] + limits.step[best])
+        more = limits.more(best, found[best])
         trial = [more if g == best else n for g, n in enumerate(found)]
         new = price(trial)
         fits = present < new <= load * (1 + TOLERANCE)  # what costs nothing lies in an absent block: costly later
@@ -154,14 +164,23 @@ def _filled(
 
 
 def _exchanged(counts: Sequence[int], limits: Limits, price: Price, load: float) -> list[int]:
-    """One step less in a group and one more in another, the pair that uses the most of what may be used."""
+    """A few steps less in one group and as many more in another as fit, the pair that uses the most of what it may."""
     best, most = list(counts), price(counts)
-    for a, b in permutations(range(len(counts)), 2):
-        trial = list(counts)
-        trial[a], trial[b] = counts[a] - limits.step[a], counts[b] + limits.step[b]
-        if trial[a] < limits.least[a] or counts[a] == limits.most[a] or trial[b] > limits.most[b]:
-            continue
-        present = price(trial)
-        if most < present <= load * (1 + TOLERANCE):
-            best, most = trial, present
+    for taken in range(1, EXCHANGED + 1):
+        if most >= load * (1 - CLOSE):
+            break
+        for a, b in permutations(range(len(counts)), 2):
+            trial = list(counts)
+            for _ in range(taken):
+                trial[a] = limits.fewer(a, trial[a])
+            if trial[a] < limits.least[a]:
+                continue
+            present = price(trial)
+            while trial[b] < limits.most[b]:
+                more = [limits.more(b, n) if g == b else n for g, n in enumerate(trial)]
+                if not present < price(more) <= load * (1 + TOLERANCE):
+                    break
+                trial, present = more, price(more)
+            if present > most:
+                best, most = trial, present
     return best

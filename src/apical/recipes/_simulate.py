@@ -77,8 +77,8 @@ def simulate(
 ) -> Simulation:
     """Walks through a run's growth without training it.
 
-    The scores stay at zero, so the networks are those of random scores; their costs follow the schedule as a trained
-    run's do. Restructuring is really done, and timed, on this machine's CPU.
+    Nothing is measured, so widths keep the seed's proportions; costs follow the schedule as a trained run's do that
+    changes the network after epochs. Restructuring is really done, and timed, on this machine's CPU.
 
     Args:
         config: the run; its method must be ``"grown"`` or another growth schedule of the Grower.
