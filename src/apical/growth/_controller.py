@@ -68,6 +68,8 @@ class Controller:
         BudgetError: the budget cannot be met.
     """
 
+    reads_shifts = False  # with the constant that it adds, a block that sees nothing would look indispensable
+
     def __init__(self, model: nn.Module, terms: Terms, config: GrowthConfig, length: int) -> None:
         self.terms, self.config = terms, config
         self._length, self._interval = length, every(config.interval)
@@ -135,7 +137,8 @@ class Controller:
         counts = [len(present.keep[g.name]) for g in self.terms.structure.groups]
         found, skip = self._plan(counts, tuple(sorted(present.skip)))
         # beyond its limits a width would have to come all the way back before it moves again
-        least, most = (torch.tensor(n, dtype=torch.float64) for n in (self.terms.limits.least, self.terms.limits.most))
+        bounds = (self.terms.limits.least, self.terms.limits.most)
+        least, most = (torch.tensor(n, dtype=torch.float64, device="cpu") for n in bounds)
         self.widths = (self._wanted * exp(found.shift)).clamp(least, most)
         return self._choice(found, skip)
 

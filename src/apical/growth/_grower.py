@@ -313,8 +313,9 @@ class Grower:
         """Observe the gate sites of the present network."""
         present = self._selection()
         n, first_block = self.components.values.numel(), self.components.num_units
+        shifts = self._controller.reads_shifts
         observers = [
-            GateObserver(self.model, self._template, present, directions(o.param_groups), n, first_block)
+            GateObserver(self.model, self._template, present, directions(o.param_groups), n, first_block, shifts)
             for o in self._optimizers
         ]
         self._updates = self._controller.watch(observers, next(self.model.parameters()).device)

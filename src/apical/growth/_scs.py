@@ -146,6 +146,8 @@ class ScsController:
         length: of it, in the unit of ``config.interval``.
     """
 
+    reads_shifts = True
+
     def __init__(self, terms: Terms, config: ScsConfig, epochs: int, length: int) -> None:
         self.terms, self.config = terms, config
         self._epochs, self._length = epochs, length
