@@ -15,6 +15,7 @@ __all__ = [
     "ExportError",
     "LoadError",
     "ResizeError",
+    "SaveError",
     "TraceError",
     "TrainingError",
 ]
@@ -34,6 +35,10 @@ class ResizeError(ApicalError, ValueError):
 
 class LoadError(ApicalError, ValueError):
     """A saved model folder is damaged, unsafe, or does not belong to the model it is loaded into."""
+
+
+class SaveError(ApicalError, OSError):
+    """A model cannot be written into its folder: the disk is full, say. What was saved there before can be loaded."""
 
 
 class BudgetError(ApicalError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,9 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from apical import _atomic
 from apical.cli import main
+from apical.export import _save
 from apical.training import Interrupted
 from photo_folder import write_image_folder
 
@@ -151,6 +154,31 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     result = apical("train", "digits", "--out", tmp_path / "a")
     assert result.exit_code == 75
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "summary.json", "template.json", "report.html"])
+def test_a_disk_that_is_full_at_any_file_is_one_message(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the run goes on once there is space."""
+    true_aside = _atomic.new_aside
+
+    def full(path: Path) -> Path:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return true_aside(path)
+
+    run = ("train", "digits", *TINY, "--out", tmp_path / "a", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(_atomic, "new_aside", full)
+        patch.setattr(_save, "new_aside", full)
+        result = apical(*run)
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+    assert "No space left" in result.stderr
+    again = apical("train", "--resume", tmp_path / "a", "--quiet")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "a" / "report.html").exists()
 
 
 def test_a_programming_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

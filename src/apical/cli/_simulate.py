@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apical._atomic import atomic_file
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | No
         share = -(-config.training.batch_size // options["processes"])
         table = measure_table(config, facts, resolve_device(options["device"]), share)
         if options["write_table"] is not None:
-            options["write_table"].write_text(json.dumps(table.to_dict(), indent=2) + "\n", encoding="utf-8")
+            _write_table(options["write_table"], json.dumps(table.to_dict(), indent=2) + "\n")
         return table
     path = options["device_table"]
     if path is None:
@@ -96,6 +97,14 @@ def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | No
             f"--device-table {path} holds step times of {table.model}, the run trains {config.model.name}"
         )
     return table
+
+
+def _write_table(path: Path, text: str) -> None:
+    try:
+        with atomic_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--write-table {path} cannot be written: {error}") from error
 
 
 def _text(found: Simulation, recipe: str, table: DeviceTable | None, memory: bool) -> str:

@@ -89,6 +89,8 @@ def read_architecture(path: Path) -> tuple[Architecture, str]:
         LoadError: if it is missing, too large, not JSON, of another format, or holds anything unexpected.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file but a folder, a device or a pipe")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise LoadError(f"{path} has {path.stat().st_size} bytes, more than any architecture needs")
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from apical._atomic import atomic_file
 from apical.errors import ExportError
 from apical.export._load import load
 from apical.export._save import save
@@ -271,15 +272,12 @@ def _batch_sizes(inputs: tuple[Any, ...], batch_dim: int | None) -> tuple[int, .
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """A temporary file beside the target that replaces it at the end, or disappears after an error."""
-    aside = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        aside.replace(path)
+        with atomic_file(path) as aside:
+            yield aside
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error}. Choose another file, or free space.") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,7 +16,16 @@ from apical.recipes._fields import nearest
 from apical.recipes._model import import_callable
 from apical.recipes._template import template_facts
 from apical.reporting import growth_pixels
-from apical.training import GrowthMethod, Logger, Metric, Progress, TensorBoardLogger, plain, require_tensorboard
+from apical.training import (
+    GrowthMethod,
+    Logger,
+    Metric,
+    Progress,
+    TensorBoardLogger,
+    plain,
+    require_tensorboard,
+    write_text,
+)
 
 LoggerFactory = Callable[[Path, Mapping[str, Any]], Logger]
 """Makes a logger from the run folder and the run's configuration, when the run starts."""
@@ -71,7 +80,7 @@ class LoggedProgress:
         """Makes the loggers and tells them the settings; keeps what is known of the full model for the report."""
         folder, facts = Path(run), template_facts(self._method)
         if facts:
-            (folder / "template.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            write_text(folder / "template.json", json.dumps(facts) + "\n")
         if self._factories:
             self._widths = _earlier_widths(folder)
         for factory in self._factories:

@@ -37,6 +37,8 @@ from apical.training import (
     resolve_device,
     seed_everything,
     train,
+    write_text,
+    writing,
 )
 
 
@@ -131,9 +133,10 @@ def _run(
     def write_files(result: TrainingResult) -> None:
         save(result.model, result.folder)
         for name, text in data.files.items():
-            (result.folder / name).write_text(text, encoding="utf-8")
+            write_text(result.folder / name, text)
         if data.illustrate is not None:
-            data.illustrate(result.model, result.folder)
+            with writing(result.folder):
+                data.illustrate(result.model, result.folder)
         result.summary.update(_facts(config, data, result))
 
     return train(

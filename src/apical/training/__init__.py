@@ -4,16 +4,10 @@
 its parts, for loops of your own. The loop knows a growth method by the protocol `GrowthMethod` only.
 """
 
+from apical._atomic import atomic_file
 from apical.training._accounting import epoch_train_macs, training_costs
 from apical.training._batch import ResizableLoader, RoomyMethod, batch_factor, lr_scale
-from apical.training._checkpoint import (
-    Checkpoint,
-    atomic_file,
-    has_checkpoint,
-    load_checkpoint,
-    require_plain,
-    save_checkpoint,
-)
+from apical.training._checkpoint import Checkpoint, has_checkpoint, load_checkpoint, require_plain, save_checkpoint
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
 from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, autocast, evaluate, train_one_epoch
@@ -29,7 +23,7 @@ from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, Met
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._results import Loaders, TrainingResult
 from apical.training._run import train
-from apical.training._run_folder import RunFolder, plain
+from apical.training._run_folder import RunFolder, plain, write_text, writing
 from apical.training._segmentation import Segmentation, class_iou, confusion
 from apical.training._task import BatchResult, Classification, Metric, StreamTask, Task, task_facts
 
@@ -102,4 +96,6 @@ __all__ = [
     "train_one_epoch",
     "training_costs",
     "versions",
+    "write_text",
+    "writing",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apical._atomic import atomic_file
 from apical.errors import CheckpointError
 
 FORMAT = "apical-checkpoint"
@@ -48,12 +48,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     require_plain(payload, "checkpoint")
     path = folder / CURRENT
     try:
-        with atomic_file(path) as aside:
-            with aside.open("wb") as stream:
-                torch.save(payload, stream)
-            flush_to_disk(aside)
-            if path.exists():
-                path.replace(folder / PREVIOUS)
+        with atomic_file(path, folder / PREVIOUS) as aside, aside.open("wb") as stream:
+            torch.save(payload, stream)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(
             f"cannot write {path}: {error}. The last whole checkpoint in {folder} is untouched; free space or make "
@@ -213,44 +209,3 @@ def require_plain(value: Any, where: str) -> None:
             f"{where} is a {type(value).__name__}; expected tensors, numbers, strings, lists, tuples or dicts, so that "
             "the checkpoint can be read without running code. Convert it in state_dict()."
         )
-
-
-class atomic_file:  # noqa: N801 - used as a with-statement
-    """A path to write aside, moved onto `path` when the block ends well and removed when it does not.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_file(Path(folder) / "a.txt") as aside:
-        ...         _ = aside.write_text("whole")
-        ...     (Path(folder) / "a.txt").read_text()
-        'whole'
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self._aside
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None:
-            self._aside.replace(self._path)
-            flush_to_disk(self._path.parent)
-        else:
-            self._aside.unlink(missing_ok=True)
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync of a file, or of a folder's list of names where the system can."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        if path.is_dir():
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
