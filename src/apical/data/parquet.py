@@ -108,6 +108,11 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": OrderedDict()}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the files' row groups, with their sizes: images have no names that can be told without reading them."""
+        return [f"{block.path.name} {block.row_group} {block.num_rows}" for block in self._blocks]
+
     def sources(self) -> Iterator[tuple[bytes | Path, str]]:
         """All encoded images with their place (file and row), in order."""
         return map(self._source, range(len(self)))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apical.data._contents import contents
 from apical.data._splits import ALIASES, Split
 from apical.data.root import data_root
 from apical.errors import ConfigError, DataError
@@ -253,6 +254,10 @@ class TokenStream:
         for start in range(0, self._count * self._window, self._window):
             end = min(start + self._window, len(self._streams) - 1)
             yield self._streams[start:end], self._streams[start + 1 : end + 1]  # (T, B) each
+
+    def contents(self) -> dict[str, Any]:
+        """The tokens that are read, by number and value."""
+        return contents(self._streams.numel(), self._streams)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of windows, to recognise another text: the order never changes."""

@@ -88,6 +88,10 @@ class VocSplit:
         width, height = (max(self.shorter_side, round(side * factor)) for side in opened.size)
         return opened.resize((width, height), pillow.Resampling.NEAREST)
 
+    def described(self) -> list[str]:
+        """The name of every image, with the size of its mask's file in bytes, which hardly any change keeps."""
+        return [f"{name} {self._mask_path(index).stat().st_size}" for index, name in enumerate(self.names)]
+
     def palette(self) -> tuple[str, ...]:
         """The colours of the first mask as ``#rrggbb``; the usual ones of VOC for a grey mask."""
         with _pillow().open(self._mask_path(0)) as opened:

@@ -19,7 +19,15 @@ from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, check_same_everywhere
 from apical.training._processes import Processes, process_group, processes
 from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
-from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
+from apical.training._protocols import (
+    DescribedLoader,
+    FreezingMethod,
+    GrowthMethod,
+    Loader,
+    MethodFactory,
+    PlainMethod,
+    StepwiseMethod,
+)
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._results import Loaders, TrainingResult
 from apical.training._run import train
@@ -31,6 +39,7 @@ __all__ = [
     "BatchResult",
     "Checkpoint",
     "Classification",
+    "DescribedLoader",
     "EpochStats",
     "EvalStats",
     "FreezingMethod",

@@ -17,6 +17,7 @@ from apical.errors import CheckpointError
 
 FORMAT = "apical-checkpoint"
 VERSION = 1
+DATA, CONTENTS = "data", "contents"  # of a run's identity: the settings of its data, and what the data hold
 CURRENT, PREVIOUS, TORN = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.torn.pt"
 
 
@@ -88,7 +89,7 @@ def load_checkpoint(
             continue
         checkpoint = _recognise(payload, path)
         if identity is not None:
-            _require_same_run(checkpoint.identity, identity, path)
+            _require_same_run(checkpoint.identity, _comparable(identity, checkpoint.identity, notify), path)
         if problems:
             notify(f"{problems[0]}; resuming from {name}, after epoch {checkpoint.epoch}")
         return checkpoint
@@ -146,26 +147,56 @@ def _recognise(payload: Any, path: Path) -> Checkpoint:
 
 
 def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    differences = list(_differences(saved, wanted, ""))
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+    found = sorted(differences(saved, wanted), key=lambda text: text.startswith(f"{CONTENTS}."))  # follow from settings
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        mend = (
+            "The data are not those that the run was begun with: bring those back (or give their folder with --data)"
+            if all(text.startswith(f"{CONTENTS}.") for text in found)
+            else "Resume with the run's own configuration (config.json beside it)"
+        )
         raise CheckpointError(
-            f"{path} belongs to another run: {'; '.join(differences[:5])}{more}. Resume with the run's own "
-            "configuration (config.json beside it), or start a new run in another folder."
+            f"{path} belongs to another run: {'; '.join(found[:5])}{more}. {mend}, or start a new run in another "
+            "folder."
         )
 
 
-def _differences(saved: Any, wanted: Any, where: str) -> list[str]:
+def _comparable(
+    wanted: Mapping[str, Any], saved: Mapping[str, Any], notify: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """Without what checkpoints of earlier versions do not say about their data."""
+    unsaid = [name for name in (DATA, CONTENTS) if name in wanted and name not in saved]
+    if unsaid:
+        notify("the checkpoint was written by an earlier apical and does not say on which data; they are not compared")
+    return {name: value for name, value in wanted.items() if name not in unsaid}
+
+
+def differences(saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run")) -> list[str]:
+    """In words, in what two nests of settings differ.
+
+    Args:
+        saved: one.
+        wanted: the other.
+        names: what the two are called.
+
+    Example:
+        >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+        ['a.b is 1 in the checkpoint, 2 in this run', 'c is only in this run']
+    """
+    return _differences(saved, wanted, "", names)
+
+
+def _differences(saved: Any, wanted: Any, where: str, names: tuple[str, str]) -> list[str]:
     if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
         found = []
         for key in sorted({*saved, *wanted}, key=str):
             inner = f"{where}.{key}" if where else str(key)
             if key not in saved or key not in wanted:
-                found.append(f"{inner} is only in {'the checkpoint' if key in saved else 'this run'}")
+                found.append(f"{inner} is only in {names[0] if key in saved else names[1]}")
             else:
-                found += _differences(saved[key], wanted[key], inner)
+                found += _differences(saved[key], wanted[key], inner, names)
         return found
-    return [] if _same(saved, wanted) else [f"{where} is {saved!r} in the checkpoint, {wanted!r} in this run"]
+    return [] if _same(saved, wanted) else [f"{where} is {saved!r} in {names[0]}, {wanted!r} in {names[1]}"]
 
 
 def _same(saved: Any, wanted: Any) -> bool:
@@ -175,7 +206,7 @@ def _same(saved: Any, wanted: Any) -> bool:
     if isinstance(saved, list) and isinstance(wanted, list):
         return len(saved) == len(wanted) and all(map(_same, saved, wanted))
     if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
-        return not _differences(saved, wanted, "")
+        return not differences(saved, wanted)
     return bool(saved == wanted)
 
 
