@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from apical.errors import ExportError
 from apical.export._load import load
 from apical.export._save import save
 from apical.resizing import refuse_wrapped
+from apical.structure import quiet
 
 TOLERANCE = 1e-5
 CHECKED_BATCHES = (3, 1)
@@ -168,8 +168,7 @@ def trace_program(model: nn.Module, inputs: tuple[Any, ...], batch_dim: int | No
         inputs = with_batch(inputs, 2, batch_dim)
         shapes = pytree.tree_map(lambda value: {batch_dim % value.ndim: torch.export.Dim.AUTO}, inputs)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quiet(), torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(
