@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,28 @@ def grower(model: nn.Module, optimizer: Any, copies: Any = (), epochs: int = EPO
     return apical.Grower(model, optimizer, example, "60% macs", epochs, copies=copies, **settings)
 
 
+def other_labels(loaders: Loaders) -> Loaders:
+    arrays = loaders.train.arrays
+    arrays.labels.copy_(arrays.labels.flip(0))
+    return loaders
+
+
+def fewer(loaders: Loaders) -> Loaders:
+    train = loaders.train
+    train.arrays = train.arrays.select(torch.arange(32))
+    return loaders
+
+
+# What one process is given otherwise than the others.
+ODD: dict[str, Callable[[Any, Any, bool], tuple[Any, Any, bool]]] = {
+    "labels": lambda config, loaders, resume: (config, other_labels(loaders), resume),
+    "size": lambda config, loaders, resume: (config, fewer(loaders), resume),
+    "eval_every": lambda config, loaders, resume: (replace(config, eval_every=2), loaders, resume),
+    "ema": lambda config, loaders, resume: (replace(config, ema_decay=0.9), loaders, resume),
+    "resume": lambda config, loaders, resume: (config, loaders, True),
+}
+
+
 def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None) -> int:
     """A whole run; what each process ends with lies in ``folder/state-RANK.pt``."""
     given = options or {}
@@ -93,6 +117,8 @@ def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None
     if given.get("torn_apart"):
         growth["seed"] = processes().rank
     loaders = Loaders(loader(True, given.get("augment", False), given.get("poison")), loader(False))
+    if given.get("odd") and processes().rank == 1:
+        config, loaders, resume = ODD[given["odd"]](config, loaders, resume)
     if given.get("unshared"):
         loaders.train.world_size = 1
     try:

@@ -31,10 +31,12 @@ from apical.training import (
     GrowthMethod,
     Progress,
     TrainingResult,
+    check_same_run,
     make_progress,
     process_group,
     processes,
     resolve_device,
+    run_identity,
     seed_everything,
     train,
     write_text,
@@ -89,6 +91,7 @@ def run(
     """
     config = resolve_method(config)
     with process_group(resolve_device(config.training.device)) as team:
+        check_same_run(run_identity(config.to_mapping()))  # the data follow, when they are read
         result = _run(config, out, resume, overwrite, progress, loggers if team.first else ())
         if team.first:
             write_report(result.folder)

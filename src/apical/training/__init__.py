@@ -11,6 +11,7 @@ from apical.training._checkpoint import Checkpoint, has_checkpoint, load_checkpo
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
 from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, autocast, evaluate, train_one_epoch
+from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard
 from apical.training._language import LanguageModelling
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger, require_tensorboard
@@ -76,6 +77,7 @@ __all__ = [
     "batch_factor",
     "build_optimizer",
     "check_same_everywhere",
+    "check_same_run",
     "class_iou",
     "confusion",
     "describe_device",
@@ -95,6 +97,7 @@ __all__ = [
     "require_plain",
     "require_tensorboard",
     "resolve_device",
+    "run_identity",
     "save_checkpoint",
     "seed_everything",
     "set_lr_",

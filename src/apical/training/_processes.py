@@ -159,6 +159,14 @@ def gathered(values: Sequence[int]) -> list[list[int]]:
     return [tensor.tolist() for tensor in found]
 
 
+def gathered_texts(text: str) -> list[str]:
+    """The texts of every process, by rank."""
+    raw = text.encode("utf-8", "surrogateescape")
+    lengths = [length for (length,) in gathered([len(raw)])]
+    rows = gathered([*raw, *([0] * (max(lengths) - len(raw)))])
+    return [bytes(row[:n]).decode("utf-8", "surrogateescape") for row, n in zip(rows, lengths, strict=True)]
+
+
 def summed(value: Tensor | None) -> Tensor | None:
     """The sum of all processes' tensors; one that has none, having had no batch, adds nothing.
 

@@ -20,7 +20,7 @@ from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, loa
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
 from apical.training._epoch import EpochStats, EvalStats, Partial, apply_memory_format_, evaluate, train_one_epoch
-from apical.training._identity import run_identity
+from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
@@ -81,7 +81,8 @@ def train(
         The result; `model` in it is the object that was passed.
 
     Raises:
-        TrainingError: a loss is not finite. The checkpoint of the epoch's beginning is kept.
+        TrainingError: a loss is not finite, and the checkpoint of the epoch's beginning is kept; or processes that
+            train together were given other settings or data.
         CheckpointError: the folder holds another run, cannot be written, or has no usable checkpoint to resume from.
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
@@ -95,6 +96,7 @@ def train(
     ):
         refuse_unshared({"training": loaders.train}, team)
         identity = run_identity(content, loaders.contents())
+        check_same_run({**identity, "resume": resume, "overwrite": overwrite})
         with first_before_others(team):
             _claim(run_folder, resume, overwrite, team)
         progress = (progress or make_progress()) if team.first else SilentProgress()
