@@ -115,6 +115,8 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["inspect", "apical.models:resnet20", "--input", "1x3xa"], "not like 1x3x224x224"),
         (["inspect", "apical.models:resnet20", "--input", "3:int9"], "is none of float32"),
         (["inspect", "apical.models:resnet20", "--input", "3:int64:0"], "no number of values"),
+        (["inspect", "apical.models:resnet20", "--input", "3:int64:²"], "no number of values"),
+        (["compare", "digits", "--seeds", "1,²"], "'²' is no seed"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "{"], "is no JSON"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "[1]"], "is no JSON object"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", '{"depth": 3}'], "takes no argument"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apical._atomic import atomic_file
+from apical._reading import read_text
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
         raise ConfigError(f"--input {text}: expected channels x height x width, such as 3x224x224")
     return tuple(int(part) for part in parts)
 
@@ -88,7 +89,7 @@ def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | No
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--device-table {path} cannot be read: {error}") from error
     table = DeviceTable.from_dict(content)

@@ -6,6 +6,7 @@ import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from apical._reading import regular
 from apical.data._optional import import_optional
 from apical.data._splits import ALIASES, Split, canonical_split, choose_split
 from apical.data.arrays import ImageArrays
@@ -135,12 +137,9 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
             self._cache.move_to_end(number)
             return self._cache[number]
         block = self._blocks[number]
-        with _open(block.path) as file:
-            try:
-                # Arrow's threads do not survive a fork into a DataLoader's workers.
-                table = file.read_row_group(block.row_group, columns=[self._image_column], use_threads=False)
-            except Exception as error:
-                raise DataError(f"{block.path}: cannot read row group {block.row_group}: {error}") from error
+        with _reading(block.path, f"row group {block.row_group}") as file:
+            # Arrow's threads do not survive a fork into a DataLoader's workers.
+            table = file.read_row_group(block.row_group, columns=[self._image_column], use_threads=False)
         self._cache[number] = table.column(0)
         while len(self._cache) > 1 and sum(map(len, self._cache.values())) > self.cached_images:
             self._cache.popitem(last=False)
@@ -157,12 +156,17 @@ def read_parquet(folder: str | Path, split: Split = "train", decode: Decode | No
     return ImageArrays(decode_all(images.sources(), len(images), images.decode), images.labels, images.classes)
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _reading(path: Path, what: str = "the Parquet file") -> Iterator[Any]:
+    """An open file, about which Arrow may complain in any way and at any time."""
     parquet = import_optional("pyarrow.parquet", "pyarrow", "data", "reading Parquet")
     try:
-        return parquet.ParquetFile(path)
+        with parquet.ParquetFile(regular(path)) as file:
+            yield file
+    except DataError:
+        raise
     except Exception as error:
-        raise DataError(f"{path}: cannot read the Parquet file: {error}") from error
+        raise DataError(f"{path}: cannot read {what}: {error}") from error
 
 
 def _files_of_split(files: dict[str, list[Path]], split: str, folder: Path) -> Sequence[Path]:
@@ -182,7 +186,7 @@ def _files_of_split(files: dict[str, list[Path]], split: str, folder: Path) -> S
 
 def _column(paths: Sequence[Path], candidates: Sequence[str]) -> str:
     for path in paths:
-        with _open(path) as file:
+        with _reading(path) as file:
             names = file.schema_arrow.names
         found = [name for name in candidates if name in names]
         if not found:
@@ -192,7 +196,7 @@ def _column(paths: Sequence[Path], candidates: Sequence[str]) -> str:
 
 def _row_groups(path: Path) -> Iterator[_Block]:
     first_row = 0
-    with _open(path) as file:
+    with _reading(path) as file:
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
     for number, num_rows in enumerate(sizes):
         yield _Block(path, number, first_row, num_rows)
@@ -224,7 +228,7 @@ def _read_labels(paths: Sequence[Path], labelled: Sequence[Path]) -> tuple[Tenso
 
 
 def _label_column(path: Path, column: str) -> list[Any]:
-    with _open(path) as file:
+    with _reading(path) as file:
         if column not in file.schema_arrow.names:
             return []
         values: list[Any] = file.read(columns=[column], use_threads=False).column(0).to_pylist()
@@ -235,9 +239,14 @@ def _label_column(path: Path, column: str) -> list[Any]:
 
 
 def _class_names(path: Path, column: str) -> tuple[str, ...]:
-    with _open(path) as file:
+    with _reading(path) as file:
         metadata = (file.schema_arrow.metadata or {}).get(b"huggingface")
     try:
-        return tuple(json.loads(metadata)["info"]["features"][column]["names"]) if metadata else ()
-    except (ValueError, KeyError, TypeError):  # metadata without class names is common
+        names = json.loads(metadata)["info"]["features"][column]["names"] if metadata else None
+    except (ValueError, KeyError, TypeError, RecursionError):  # metadata without class names is common
         return ()
+    if names is None:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: the metadata's class names must be a list of different texts, got {names!r:.80}")
+    return tuple(names)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.recipes._fields import nearest
 from apical.recipes._model import import_callable
@@ -209,7 +210,7 @@ def _present(record: Mapping[str, Any]) -> dict[str, int]:
 def _earlier_widths(folder: Path) -> list[Mapping[str, int]]:
     """What a resumed run wrote before."""
     try:
-        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_text(folder / "history.jsonl").splitlines()
         return [_present(json.loads(line)) for line in lines if line.strip()]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # the run itself reads its checkpoint
         return []

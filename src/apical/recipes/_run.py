@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
@@ -234,7 +235,7 @@ def _fitting_facts(path: Path, config: RunConfig) -> Iterator[None]:
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected {expected}") from None
     except (OSError, ValueError, RecursionError) as error:

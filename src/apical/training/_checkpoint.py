@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apical._atomic import atomic_file
+from apical._reading import regular
 from apical.errors import CheckpointError
 
 FORMAT = "apical-checkpoint"
@@ -81,13 +82,12 @@ def load_checkpoint(
             problems.append(f"{name} does not exist")
             continue
         try:
-            payload = _read(path)
+            checkpoint = _recognise(_read(path), path)
         except _TornError as error:
             problems.append(str(error))
             if name == CURRENT and (folder / PREVIOUS).exists():
                 path.replace(folder / TORN)
             continue
-        checkpoint = _recognise(payload, path)
         if identity is not None:
             _require_same_run(checkpoint.identity, _comparable(identity, checkpoint.identity, notify), path)
         if problems:
@@ -105,11 +105,12 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 class _TornError(Exception):
-    """The file is not a whole zip archive of tensors."""
+    """The file is not a whole zip archive of tensors, or not all of a checkpoint is in it."""
 
 
 def _read(path: Path) -> Any:
     try:
+        regular(path)
         with zipfile.ZipFile(path) as archive:
             if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
                 raise _TornError(f"{path.name} is torn (packed, which torch.save never does)")
@@ -119,13 +120,16 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f"cannot read {path}: {error}. Make it readable for you.") from error
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise _TornError(f"{path.name} is torn ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+    except _TornError:
+        raise
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain containers, and loading it could run code; expected a "
-            f"checkpoint that apical wrote. It was not loaded."
+        raise _TornError(
+            f"{path.name} holds more than tensors and plain containers, and loading it could run code; expected a "
+            f"checkpoint that apical wrote; it was not loaded"
         ) from error
+    except Exception as error:  # a file that was changed may raise anything
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise _TornError(f"{path.name} is torn ({type(error).__name__}: {reason})") from error
 
 
 def _recognise(payload: Any, path: Path) -> Checkpoint:
@@ -140,10 +144,12 @@ def _recognise(payload: Any, path: Path) -> Checkpoint:
             f"{path} has checkpoint version {payload.get('version')}, this apical reads version {VERSION}; resume with "
             "the apical that wrote it"
         )
-    try:
-        return Checkpoint(int(payload["epoch"]), dict(payload["identity"]), dict(payload["state"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is incomplete: {error!r}; expected epoch, identity and state") from error
+    epoch, identity, state = (payload.get(name) for name in ("epoch", "identity", "state"))
+    if type(epoch) is not int or epoch < 0:
+        raise _TornError(f"{path.name} is incomplete: epoch is {epoch!r:.40}, expected a whole number")
+    if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in (identity, state)):
+        raise _TornError(f"{path.name} is incomplete: expected identity and state, values by name")
+    return Checkpoint(epoch, identity, state)
 
 
 def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
