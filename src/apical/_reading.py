@@ -22,6 +22,17 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+def lies_inside(name: str) -> bool:
+    """Whether a name from a list leads to somewhere below the folder that it is joined to. Links there are followed.
+
+    Example:
+        >>> [lies_inside(name) for name in ("2007/a", "../secret", "/etc/passwd", "a/../../b", "..\\\\b", "C:b")]
+        [True, False, False, False, False, False]
+    """
+    parts = name.replace("\\", "/").split("/")
+    return bool(name) and bool(parts[0]) and ".." not in parts and ":" not in parts[0] and "\0" not in name
+
+
 def regular(path: Path) -> Path:
     """The path, if an ordinary file is there: opening a pipe would wait for ever, and a device may have no end.
 

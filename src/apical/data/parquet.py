@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from apical._reading import regular
+from apical._reading import is_regular, lies_inside, regular
 from apical.data._optional import import_optional
 from apical.data._splits import ALIASES, Split, canonical_split, choose_split
 from apical.data.arrays import ImageArrays
@@ -43,6 +43,8 @@ def find_parquet_files(folder: Path) -> dict[str, list[Path]]:
     """
     files: dict[str, list[Path]] = {}
     for path in sorted((*folder.glob("*.parquet"), *folder.glob("*/*.parquet"))):
+        if not is_regular(path):
+            continue
         names = (path.stem, *path.relative_to(folder).parent.parts)
         split = next((found for found in map(canonical_split, names) if found), "")
         files.setdefault(split, []).append(path)
@@ -127,10 +129,15 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
         value = self._read(number)[offset].as_py()
         if isinstance(value, dict):
             content, path = value.get("bytes"), value.get("path")
-            value = content if content is not None else block.path.parent / path if path else None
+            value = content if content is not None else self._beside(block.path.parent, path, where) if path else None
         if not isinstance(value, (bytes, Path)):
             raise DataError(f"{where}: no image; bytes, or a struct of bytes and path, expected")
         return value, where
+
+    def _beside(self, folder: Path, name: Any, where: str) -> Path:
+        if not isinstance(name, str) or not lies_inside(name) or not is_regular(folder / name):
+            raise DataError(f"{where}: the image is said to be in {name!r}; expected a file below {folder}")
+        return folder / name
 
     def _read(self, number: int) -> Any:
         if number in self._cache:
@@ -207,24 +214,29 @@ def _read_labels(paths: Sequence[Path], labelled: Sequence[Path]) -> tuple[Tenso
     """Labels of ``paths``; without names in the metadata, the classes are those of all ``labelled`` files together."""
     column = _column(paths, LABEL_COLUMNS)
     values = [value for path in paths for value in _label_column(path, column)]
-    classes = _class_names(paths[0], column)
-    if not classes:
-        others = {value for path in labelled if path not in paths for value in _label_column(path, column)}
-        everything = others | set(values)
-        if all(isinstance(value, int) for value in everything):
-            classes = tuple(str(number) for number in range(max(everything, default=-1) + 1))
-        else:
-            classes = tuple(sorted(map(str, everything)))
-    position = {name: number for number, name in enumerate(classes)}
-    numbers = [value if isinstance(value, int) else position.get(str(value), -1) for value in values]
-    labels = torch.tensor(numbers, dtype=torch.int64)
-    wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
-    if len(wrong):
+    names = _class_names(paths[0], column)
+    if names:
+        position = {name: number for number, name in enumerate(names)}
+        numbers = [value if isinstance(value, int) else position.get(value, -1) for value in values]
+    else:
+        found = set(values).union(*(_label_column(path, column) for path in labelled if path not in paths))
+        known = _in_order(found, paths[0].parent)
+        names, place = tuple(map(str, known)), {value: number for number, value in enumerate(known)}
+        numbers = [place.get(value, -1) for value in values]
+    wrong = [number for number, label in enumerate(numbers) if not 0 <= label < len(names)]
+    if wrong:
         raise DataError(
-            f"{paths[0].parent}: {len(wrong)} of {len(labels)} labels are none of the {len(classes)} classes, the "
-            f"first is {values[int(wrong[0])]!r} (-1 marks splits published without labels: use another split)"
+            f"{paths[0].parent}: {len(wrong)} of {len(numbers)} labels are none of the {len(names)} classes, the "
+            f"first is {values[wrong[0]]!r} (-1 marks splits published without labels: use another split)"
         )
-    return labels, classes
+    return torch.tensor(numbers, dtype=torch.int64), names
+
+
+def _in_order(found: Iterable[Any], folder: Path) -> list[Any]:
+    """The labels that there are, without negative numbers: as many classes as that, whatever numbers they have."""
+    if len({isinstance(value, str) for value in found}) > 1:
+        raise DataError(f"{folder}: some labels are whole numbers and some are texts; expected one kind")
+    return sorted(value for value in found if isinstance(value, str) or value >= 0)
 
 
 def _label_column(path: Path, column: str) -> list[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apical._reading import is_regular
+from apical._reading import is_regular, lies_inside
 from apical.data._optional import import_optional
 from apical.data._utf8 import read_utf8
 from apical.data.decoding import Decode
@@ -150,6 +150,9 @@ def open_voc(folder: str | Path, split: str = "train", shorter_side: int | None 
     names = tuple(line.strip() for line in read_utf8(path).split("\n") if line.strip())
     if not names:
         raise DataError(f"{path} is empty; expected the name of an image a line")
+    outside = [name for name in names if not lies_inside(name)]
+    if outside:
+        raise DataError(f"{path} names {outside[0]!r:.80}, which leads out of {root}; expected names of images in it")
     found = VocSplit(root, split, names, shorter_side)
     missing = [
         str(place(i).relative_to(root))
@@ -173,7 +176,8 @@ def has_masks(folder: str | Path, split: str) -> bool:
     path = root / LISTS / f"{split}.txt"
     if not path.is_file():
         return False
-    return any(is_regular(root / "SegmentationClass" / f"{name}.png") for name in read_utf8(path).split())
+    names = [name for name in read_utf8(path).split() if lies_inside(name)]
+    return any(is_regular(root / "SegmentationClass" / f"{name}.png") for name in names)
 
 
 def voc_classes(split: VocSplit, ignore_label: int, num_classes: int | None = None) -> tuple[str, ...]:
