@@ -79,7 +79,10 @@ def train_command(
     config, out = _resumed(recipe, resume, options) if resume is not None else _started(str(recipe), options)
     loggers = [logger_factory(name) for name in logs]
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
-    _run(config, out, progress=progress, loggers=loggers, resume=resume is not None, overwrite=options["overwrite"])
+    _run(
+        config, out, progress=progress, loggers=loggers, resume=resume is not None, overwrite=options["overwrite"],
+        trust_code=options["trust_code"],
+    )  # fmt: skip
     if not quiet and not as_json and processes().first:
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 

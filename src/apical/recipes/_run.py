@@ -53,6 +53,7 @@ def run(
     overwrite: bool = False,
     progress: Progress | None = None,
     loggers: Sequence[LoggerFactory] = (),
+    trust_code: bool = False,
 ) -> TrainingResult:
     """Do a run and leave its folder: config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json, report.html.
@@ -67,12 +68,14 @@ def run(
         overwrite: remove an earlier run from the folder first.
         progress: what people see; a table on a terminal, plain lines elsewhere, if None.
         loggers: where the numbers go besides; see `logger_factory`.
+        trust_code: with `resume`, whether the callable that builds the model may be called if it is neither apical's,
+            torchvision's nor timm's: a config that was read from the folder decides what it is.
 
     Returns:
         The final model, the history and the summary.
 
     Raises:
-        ConfigError: model and data do not fit, or an option cannot work.
+        ConfigError: model and data do not fit, an option cannot work, or a resumed run names code that is not trusted.
         DataError: the data is missing or damaged.
         BudgetError: no network that can be grown meets the budget; raised before training.
         CheckpointError: the folder holds another run, or nothing to resume.
@@ -90,6 +93,8 @@ def run(
         >>> result.summary["macs_fraction"]
         1.0
     """
+    if resume:
+        require_trusted(config, trust_code, str(Path(out) / "config.json"))
     config = resolve_method(config)
     with process_group(resolve_device(config.training.device)) as team:
         check_same_run(run_identity(config.to_mapping()))  # the data follow, when they are read

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -147,9 +147,13 @@ def _recognise(payload: Any, path: Path) -> Checkpoint:
     epoch, identity, state = (payload.get(name) for name in ("epoch", "identity", "state"))
     if type(epoch) is not int or epoch < 0:
         raise _TornError(f"{path.name} is incomplete: epoch is {epoch!r:.40}, expected a whole number")
-    if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in (identity, state)):
+    if not (_by_name(identity) and _by_name(state)):
         raise _TornError(f"{path.name} is incomplete: expected identity and state, values by name")
     return Checkpoint(epoch, identity, state)
+
+
+def _by_name(part: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(part, dict) and all(isinstance(key, str) for key in part)
 
 
 def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
