@@ -18,7 +18,7 @@ from torch import nn
 from apical import _atomic
 from apical.cli import main
 from apical.export import _save
-from apical.training import Interrupted
+from apical.training import Checkpoint, Interrupted, _run, save_checkpoint
 from photo_folder import write_image_folder
 
 TINY = (
@@ -156,6 +156,31 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     result = apical("train", "digits", "--out", tmp_path / "a")
     assert result.exit_code == 75
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ("train", "digits", *TINY, "--method", "dense", "--out", tmp_path / "a", "--auto-resume")
+    true_save = save_checkpoint
+
+    def killed(folder: Path, checkpoint: Checkpoint) -> Path:
+        path = true_save(folder, checkpoint)
+        if checkpoint.epoch == 1:
+            raise KeyboardInterrupt
+        return path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run, "save_checkpoint", killed)
+        assert apical(*run).exit_code != 0
+    again = apical(*run)
+    assert again.exit_code == 0, again.output
+    assert "holds a run already; it goes on" in again.output
+    assert "resumed after epoch 1 of 2" in again.output
+    other = apical(*run, "--set", "lr=0.001")
+    assert other.exit_code == 2
+    assert "training.optimizer.lr" in other.stderr
+    both = apical(*run, "--overwrite")
+    assert both.exit_code == 2
+    assert "leave out one of them" in both.stderr
 
 
 @pytest.mark.parametrize("name", ["architecture.json", "summary.json", "template.json", "report.html"])
