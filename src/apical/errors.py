@@ -14,6 +14,7 @@ __all__ = [
     "DataError",
     "ExportError",
     "LoadError",
+    "ProcessLostError",
     "ResizeError",
     "SaveError",
     "TraceError",
@@ -63,3 +64,7 @@ class CheckpointError(ApicalError, ValueError):
 
 class TrainingError(ApicalError, RuntimeError):
     """Training cannot go on, for instance because the loss is no longer finite."""
+
+
+class ProcessLostError(TrainingError):
+    """Of several processes that train together, one no longer answers; resume from the last checkpoint."""

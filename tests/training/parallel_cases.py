@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,6 +138,28 @@ def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None
     content = {"model": result.model.state_dict(), "history": result.history, "summary": result.summary,
                "kinds": [type(m).__name__ for m in result.model.modules()]}  # fmt: skip
     torch.save(content, Path(folder) / f"state-{processes().rank}.pt")
+    return 0
+
+
+def lost(folder: str, number: int) -> int:
+    """Process 1 stops or dies in its seventh batch; it is killed for good later on, for this test's own sake."""
+
+    def normalize(batch: Tensor) -> Tensor:
+        seen.append(1)
+        if processes().rank == 1 and len(seen) == 7:
+            subprocess.Popen(["sh", "-c", f"sleep 45; kill -KILL {os.getpid()}"])
+            os.kill(os.getpid(), number)
+        return as_double(batch)
+
+    seen: list[int] = []
+    loaders = Loaders(loader(True), loader(False))
+    loaders.train.normalize = normalize
+    config = TrainingConfig(epochs=EPOCHS, batch_size=BATCH, device="cpu", seed=2, process_timeout_s=15.0)
+    try:
+        train(network(), grower, loaders, config, Path(folder) / "run", progress=make_progress("quiet"))
+    except ApicalError as error:
+        print(f"{type(error).__name__}: {error}")
+        return 2
     return 0
 
 

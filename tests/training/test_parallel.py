@@ -172,6 +172,18 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(server: ForkServer, t
     assert "the loss is nan in epoch 2, step 2" in ended[1].output
 
 
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_that_is_lost_is_named_by_the_others(server: ForkServer, tmp_path: Path, number: int) -> None:
+    first, second = run(server, tmp_path, "lost", int(number))
+    assert second.code == -signal.SIGKILL
+    assert first.code == 2, first.output
+    assert re.search(r"ProcessLostError: no sign of life of process 1, since \d{4}-\d\d-\d\d", first.output), (
+        first.output
+    )
+    assert "An exchange of process 0 with the others failed" in first.output
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_loaders_that_all_read_the_same_are_refused(server: ForkServer, tmp_path: Path) -> None:
     ended = run(server, tmp_path, "run", False, {"unshared": True})
     assert [e.code for e in ended] == [2, 2]

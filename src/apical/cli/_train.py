@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apical.errors import CheckpointError, ConfigError
+from apical.errors import CheckpointError, ConfigError, ProcessLostError
 
 if TYPE_CHECKING:
     from apical.recipes import RunConfig
@@ -94,6 +94,13 @@ def train_command(
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 
 
+def _again(config: RunConfig, out: Path) -> str:
+    """The command that goes on with a run."""
+    from apical.recipes import names_foreign_code
+
+    return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
+
+
 def _found_again(out: Path, options: dict[str, Any]) -> bool:
     """Whether the folder holds a run that this command is to go on with."""
     if options["auto_resume"] and options["overwrite"]:
@@ -102,14 +109,15 @@ def _found_again(out: Path, options: dict[str, Any]) -> bool:
 
 
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
-    from apical.recipes import names_foreign_code, run
+    from apical.recipes import run
     from apical.training import Interrupted
 
     try:
         run(config, out, **options)
     except Interrupted as stopped:
-        again = f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
-        raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.signal_name) from stopped
+        raise Interrupted(f"{stopped}\nGo on with: {_again(config, out)}", stopped.signal_name) from stopped
+    except ProcessLostError as lost:
+        raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {_again(config, out)}") from lost
     except CheckpointError as error:
         if "already holds a run" in str(error):
             raise CheckpointError(

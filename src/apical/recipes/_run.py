@@ -96,7 +96,7 @@ def run(
     if resume:
         require_trusted(config, trust_code, str(Path(out) / "config.json"))
     config = resolve_method(config)
-    with process_group(resolve_device(config.training.device)) as team:
+    with process_group(resolve_device(config.training.device), config.training.process_timeout_s) as team:
         check_same_run(run_identity(config.to_mapping()))  # the data follow, when they are read
         result = _run(config, out, resume, overwrite, progress, loggers if team.first else ())
         if team.first:

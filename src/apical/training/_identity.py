@@ -13,7 +13,7 @@ from apical.training._processes import gathered, gathered_texts, processes
 from apical.training._run_folder import plain
 
 # Where and how verbosely a run goes on does not make it another run.
-NOT_IDENTITY = frozenset({"device", "out", "progress", "resume", "versions"})
+NOT_IDENTITY = frozenset({"device", "out", "progress", "resume", "versions", "process_timeout_s"})
 NOT_IDENTITY_OF_DATA = frozenset({"path", "workers", "memory_gb"})  # what the data hold is compared by `CONTENTS`
 
 

@@ -33,6 +33,7 @@ from apical.training._restore import history_of, load_optimizer_, load_weights_,
 from apical.training._results import Loaders, TrainingResult, epoch_record
 from apical.training._run_folder import RunFolder, plain
 from apical.training._task import Classification, StreamTask, Task, prefixed, task_facts
+from apical.training._watch import watched
 
 __all__ = ["train"]
 
@@ -83,13 +84,15 @@ def train(
     Raises:
         TrainingError: a loss is not finite, and the checkpoint of the epoch's beginning is kept; or processes that
             train together were given other settings or data.
+        ProcessLostError: another process no longer answers.
         CheckpointError: the folder holds another run, cannot be written, or has no usable checkpoint to resume from.
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
     task = task or Classification(config.label_smoothing)
     content = {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
     with (
-        process_group(resolve_device(config.device)) as team,
+        process_group(resolve_device(config.device), config.process_timeout_s) as team,
+        watched(team),
         RunFolder(Path(folder), team.first) as run_folder,
         deterministic_algorithms(config.deterministic),
         InterruptGuard() as guard,
