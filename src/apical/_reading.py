@@ -30,7 +30,7 @@ def lies_inside(name: str) -> bool:
         [True, False, False, False, False, False]
     """
     parts = name.replace("\\", "/").split("/")
-    return bool(name) and bool(parts[0]) and ".." not in parts and ":" not in parts[0] and "\0" not in name
+    return bool(name) and bool(parts[0]) and ".." not in parts and ":" not in parts[0]
 
 
 def regular(path: Path) -> Path:

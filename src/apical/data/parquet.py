@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +24,7 @@ from apical.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+_MOST_CLASSES = 2**16
 
 
 class _Block(NamedTuple):
@@ -215,14 +216,11 @@ def _read_labels(paths: Sequence[Path], labelled: Sequence[Path]) -> tuple[Tenso
     column = _column(paths, LABEL_COLUMNS)
     values = [value for path in paths for value in _label_column(path, column)]
     names = _class_names(paths[0], column)
-    if names:
-        position = {name: number for number, name in enumerate(names)}
-        numbers = [value if isinstance(value, int) else position.get(value, -1) for value in values]
-    else:
+    if not names:
         found = set(values).union(*(_label_column(path, column) for path in labelled if path not in paths))
-        known = _in_order(found, paths[0].parent)
-        names, place = tuple(map(str, known)), {value: number for number, value in enumerate(known)}
-        numbers = [place.get(value, -1) for value in values]
+        names = _names_of(found, paths[0].parent)
+    position = {name: number for number, name in enumerate(names)}
+    numbers = [value if isinstance(value, int) else position.get(value, -1) for value in values]
     wrong = [number for number, label in enumerate(numbers) if not 0 <= label < len(names)]
     if wrong:
         raise DataError(
@@ -232,11 +230,19 @@ def _read_labels(paths: Sequence[Path], labelled: Sequence[Path]) -> tuple[Tenso
     return torch.tensor(numbers, dtype=torch.int64), names
 
 
-def _in_order(found: Iterable[Any], folder: Path) -> list[Any]:
-    """The labels that there are, without negative numbers: as many classes as that, whatever numbers they have."""
+def _names_of(found: Set[Any], folder: Path) -> tuple[str, ...]:
+    """Texts are sorted; whole numbers are places among the classes, so that those between them are classes, too."""
     if len({isinstance(value, str) for value in found}) > 1:
         raise DataError(f"{folder}: some labels are whole numbers and some are texts; expected one kind")
-    return sorted(value for value in found if isinstance(value, str) or value >= 0)
+    if not all(isinstance(value, int) for value in found):
+        return tuple(sorted(found))
+    highest = max(found, default=-1)
+    if highest >= _MOST_CLASSES:
+        raise DataError(
+            f"{folder}: a label is {highest:,}, which would make as many classes of {len(found):,} different labels; "
+            f"expected less than {_MOST_CLASSES:,}. Number the classes from 0 without gaps."
+        )
+    return tuple(str(number) for number in range(highest + 1))
 
 
 def _label_column(path: Path, column: str) -> list[Any]:
