@@ -14,7 +14,9 @@ __all__ = [
     "DataError",
     "ExportError",
     "LoadError",
+    "ProcessLostError",
     "ResizeError",
+    "SaveError",
     "TraceError",
     "TrainingError",
 ]
@@ -34,6 +36,10 @@ class ResizeError(ApicalError, ValueError):
 
 class LoadError(ApicalError, ValueError):
     """A saved model folder is damaged, unsafe, or does not belong to the model it is loaded into."""
+
+
+class SaveError(ApicalError, OSError):
+    """A model cannot be written into its folder: the disk is full, say. What was saved there before can be loaded."""
 
 
 class BudgetError(ApicalError, ValueError):
@@ -58,3 +64,7 @@ class CheckpointError(ApicalError, ValueError):
 
 class TrainingError(ApicalError, RuntimeError):
     """Training cannot go on, for instance because the loss is no longer finite."""
+
+
+class ProcessLostError(TrainingError):
+    """Of several processes that train together, one no longer answers; resume from the last checkpoint."""

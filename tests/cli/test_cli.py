@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,8 +15,10 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from apical import _atomic
 from apical.cli import main
-from apical.training import Interrupted
+from apical.export import _save
+from apical.training import Checkpoint, Interrupted, _run, save_checkpoint
 from photo_folder import write_image_folder
 
 TINY = (
@@ -112,6 +115,8 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["inspect", "apical.models:resnet20", "--input", "1x3xa"], "not like 1x3x224x224"),
         (["inspect", "apical.models:resnet20", "--input", "3:int9"], "is none of float32"),
         (["inspect", "apical.models:resnet20", "--input", "3:int64:0"], "no number of values"),
+        (["inspect", "apical.models:resnet20", "--input", "3:int64:²"], "no number of values"),
+        (["compare", "digits", "--seeds", "1,²"], "'²' is no seed"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "{"], "is no JSON"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "[1]"], "is no JSON object"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", '{"depth": 3}'], "takes no argument"),
@@ -151,6 +156,56 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     result = apical("train", "digits", "--out", tmp_path / "a")
     assert result.exit_code == 75
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ("train", "digits", *TINY, "--method", "dense", "--out", tmp_path / "a", "--auto-resume")
+    true_save = save_checkpoint
+
+    def killed(folder: Path, checkpoint: Checkpoint) -> Path:
+        path = true_save(folder, checkpoint)
+        if checkpoint.epoch == 1:
+            raise KeyboardInterrupt
+        return path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run, "save_checkpoint", killed)
+        assert apical(*run).exit_code != 0
+    again = apical(*run)
+    assert again.exit_code == 0, again.output
+    assert "holds a run already; it goes on" in again.output
+    assert "resumed after epoch 1 of 2" in again.output
+    other = apical(*run, "--set", "lr=0.001")
+    assert other.exit_code == 2
+    assert "training.optimizer.lr" in other.stderr
+    both = apical(*run, "--overwrite")
+    assert both.exit_code == 2
+    assert "leave out one of them" in both.stderr
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "summary.json", "template.json", "report.html"])
+def test_a_disk_that_is_full_at_any_file_is_one_message(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the run goes on once there is space."""
+    true_aside = _atomic.new_aside
+
+    def full(path: Path) -> Path:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return true_aside(path)
+
+    run = ("train", "digits", *TINY, "--out", tmp_path / "a", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(_atomic, "new_aside", full)
+        patch.setattr(_save, "new_aside", full)
+        result = apical(*run)
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+    assert "No space left" in result.stderr
+    again = apical("train", "--resume", tmp_path / "a", "--quiet")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "a" / "report.html").exists()
 
 
 def test_a_programming_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

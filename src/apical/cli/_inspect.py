@@ -48,7 +48,7 @@ class InputSpec:
         if dtype not in _DTYPES:
             raise ValueError(f"the dtype {dtype!r} is none of {', '.join(_DTYPES)}")
         values = rest[1] if len(rest) > 1 else "2"
-        if not values.isdigit() or int(values) < 1:
+        if not values.isdecimal() or int(values) < 1:
             raise ValueError(f"{values!r} is no number of values; whole numbers are drawn from 0 up to below it")
         return InputSpec(tuple(int(size) for size in sizes.split("x")), dtype, int(values))
 

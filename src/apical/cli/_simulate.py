@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apical._atomic import atomic_file
+from apical._reading import read_text
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
         raise ConfigError(f"--input {text}: expected channels x height x width, such as 3x224x224")
     return tuple(int(part) for part in parts)
 
@@ -81,13 +83,13 @@ def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | No
         share = -(-config.training.batch_size // options["processes"])
         table = measure_table(config, facts, resolve_device(options["device"]), share)
         if options["write_table"] is not None:
-            options["write_table"].write_text(json.dumps(table.to_dict(), indent=2) + "\n", encoding="utf-8")
+            _write_table(options["write_table"], json.dumps(table.to_dict(), indent=2) + "\n")
         return table
     path = options["device_table"]
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--device-table {path} cannot be read: {error}") from error
     table = DeviceTable.from_dict(content)
@@ -96,6 +98,14 @@ def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | No
             f"--device-table {path} holds step times of {table.model}, the run trains {config.model.name}"
         )
     return table
+
+
+def _write_table(path: Path, text: str) -> None:
+    try:
+        with atomic_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--write-table {path} cannot be written: {error}") from error
 
 
 def _text(found: Simulation, recipe: str, table: DeviceTable | None, memory: bool) -> str:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apical.errors import CheckpointError, ConfigError
+from apical.errors import CheckpointError, ConfigError, ProcessLostError
 
 if TYPE_CHECKING:
     from apical.recipes import RunConfig
 
-_NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "settings", "overwrite")
+_NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "settings", "overwrite", "auto_resume")
 
 
 @click.command("train")
@@ -39,6 +39,9 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
 )
 @click.option("--trust-code", is_flag=True, help="With --resume: call the package.module:callable that RUN names.")
+@click.option("--auto-resume", is_flag=True,
+              help="Go on with the run in --out if there is one, start it if not: for machines that may be taken "
+              "away.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
 @click.option("--log", "logs", metavar="LOGGER", multiple=True,
               help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own "
@@ -59,6 +62,7 @@ def train_command(
       apical train cifar10-resnet20 --data /data/cifar10 --budget "40% macs" --epochs 30
       apical train folder --data photos --model torchvision:resnet18 --epochs 20
       apical train --resume runs/digits
+      apical train digits --out runs/digits --auto-resume      (the same command again and again)
       apical train digits --log tensorboard      (then: tensorboard --logdir runs)
 
     On several GPUs or machines: torchrun --nproc-per-node 8 -m apical train RECIPE ...
@@ -79,25 +83,46 @@ def train_command(
     config, out = _resumed(recipe, resume, options) if resume is not None else _started(str(recipe), options)
     loggers = [logger_factory(name) for name in logs]
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
-    _run(config, out, progress=progress, loggers=loggers, resume=resume is not None, overwrite=options["overwrite"])
+    goes_on = resume is not None or _found_again(out, options)
+    if goes_on and resume is None and processes().first and not as_json:
+        click.echo(f"{out} holds a run already; it goes on.")
+    _run(
+        config, out, progress=progress, loggers=loggers, resume=goes_on, overwrite=options["overwrite"],
+        trust_code=resume is None or options["trust_code"],  # what the command line names is the caller's own
+    )  # fmt: skip
     if not quiet and not as_json and processes().first:
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 
 
+def _again(config: RunConfig, out: Path) -> str:
+    """The command that goes on with a run."""
+    from apical.recipes import names_foreign_code
+
+    return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
+
+
+def _found_again(out: Path, options: dict[str, Any]) -> bool:
+    """Whether the folder holds a run that this command is to go on with."""
+    if options["auto_resume"] and options["overwrite"]:
+        raise ConfigError("--auto-resume goes on with the run that --overwrite would remove; leave out one of them")
+    return options["auto_resume"] and (out / "config.json").exists()
+
+
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
-    from apical.recipes import names_foreign_code, run
+    from apical.recipes import run
     from apical.training import Interrupted
 
     try:
         run(config, out, **options)
     except Interrupted as stopped:
-        again = f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
-        raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.signal_name) from stopped
+        raise Interrupted(f"{stopped}\nGo on with: {_again(config, out)}", stopped.signal_name) from stopped
+    except ProcessLostError as lost:
+        raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {_again(config, out)}") from lost
     except CheckpointError as error:
         if "already holds a run" in str(error):
             raise CheckpointError(
                 f"{out} already holds a run. Go on with it (apical train --resume {out}), choose another folder with "
-                "--out, or remove it with --overwrite."
+                "--out, remove it with --overwrite, or let the same command start it or go on (--auto-resume)."
             ) from error
         raise
 
@@ -122,7 +147,7 @@ def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
     from apical.recipes import read_config, require_trusted
 
-    given = [f"--{name.replace('settings', 'set')}" for name in _NOT_WITH_RESUME if options[name]]
+    given = [f"--{name.replace('settings', 'set').replace('_', '-')}" for name in _NOT_WITH_RESUME if options[name]]
     if recipe is not None or given:
         names = ", ".join([*([f"RECIPE {recipe}"] if recipe else []), *given])
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Readers for the layouts in which people have images and text, and batches of them on the device."""
 
+from apical.data._contents import contents
 from apical.data._optional import import_optional
 from apical.data._splits import Split
 from apical.data.arrays import ImageArrays, channel_statistics, train_validation_split
@@ -53,6 +54,7 @@ __all__ = [
     "Vocabulary",
     "channel_statistics",
     "check_mask",
+    "contents",
     "data_root",
     "draw_views",
     "find_voc",

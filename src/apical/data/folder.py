@@ -75,6 +75,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
         splits = _split_folders(Path(folder))
         (chosen,) = choose_split({name: [path] for name, path in splits.items()}, split, Path(folder))
         self.classes = tuple(path.name for path in _class_folders(splits.get("train", chosen)))
+        self._folder = chosen
         self.paths, labels = _list_images(chosen, self.classes)
         self.labels = torch.tensor(labels, dtype=torch.int64)
         self.block_lengths = (1,) * len(self.paths)
@@ -85,6 +86,11 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.decode(self.paths[index], str(self.paths[index]))
         return (image if self.transform is None else self.transform(image)), int(self.labels[index])
+
+    @property
+    def names(self) -> list[str]:
+        """Of the image files, below the split's folder."""
+        return [path.relative_to(self._folder).as_posix() for path in self.paths]
 
     def sources(self) -> Iterator[tuple[bytes | Path, str]]:
         """All image files, each with its name."""
@@ -114,4 +120,5 @@ def read_folder(folder: str | Path, split: Split = "train", decode: Decode | Non
         DataError: as `FolderImages`; an image cannot be read; sizes differ and ``decode`` has none.
     """
     images = FolderImages(folder, split, decode)
-    return ImageArrays(decode_all(images.sources(), len(images), images.decode), images.labels, images.classes)
+    pixels = decode_all(images.sources(), len(images), images.decode)
+    return ImageArrays(pixels, images.labels, images.classes, tuple(images.names))

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from apical._reading import read_text
 from apical.errors import LoadError
 from apical.structure import SIZE_ATTRIBUTES
 
@@ -89,9 +90,7 @@ def read_architecture(path: Path) -> tuple[Architecture, str]:
         LoadError: if it is missing, too large, not JSON, of another format, or holds anything unexpected.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise LoadError(f"{path} has {path.stat().st_size} bytes, more than any architecture needs")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote") from None
     except (OSError, ValueError, RecursionError) as problem:

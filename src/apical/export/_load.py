@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from apical._atomic import asides
 from apical.errors import LoadError
 from apical.export._format import (
     ARCHITECTURE,
@@ -23,6 +24,8 @@ from apical.export._format import (
 )
 from apical.resizing import Installation, lookup, refuse_wrapped
 from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
+
+_ATTEMPTS = 20  # at reading a folder that others keep saving to
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,9 +62,7 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
     """
     refuse_wrapped(model, LoadError)
     path = Path(folder)
-    architecture, weights_digest = read_architecture(path / ARCHITECTURE)
-    _check_fits(model, architecture, path)
-    values = _read_weights(path / WEIGHTS, architecture, weights_digest)
+    architecture, values = _read_folder(model, path)
     install = Installation()
     try:
         _install(model, architecture, values, install)
@@ -72,6 +73,33 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
             raise
         raise LoadError(f"{path} could not be loaded, the model is unchanged: {problem}") from problem
     return model
+
+
+def _read_folder(model: nn.Module, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    """The architecture, found to fit the model, and the weights that belong to it; again, if both change meanwhile."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        before = _state(path)
+        try:
+            architecture, weights_digest = read_architecture(path / ARCHITECTURE)
+            _check_fits(model, architecture, path)
+            return architecture, _read_weights(path / WEIGHTS, architecture, weights_digest)
+        except LoadError:
+            if attempt == _ATTEMPTS or _state(path) == before:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _state(path: Path) -> list[tuple[int, ...] | None]:
+    """By what one sees that somebody has saved another model."""
+    return [_version(path / name) for name in (ARCHITECTURE, WEIGHTS)]
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
@@ -127,18 +155,16 @@ def _attribute_problems(full: Mapping[str, Mapping[str, int]], saved: Architectu
 
 def _read_weights(path: Path, architecture: Architecture, expected_digest: str) -> dict[str, Tensor]:
     try:
-        if file_digest(path) != expected_digest:
-            raise LoadError(
-                f"{path} is damaged, or belongs to another save: its digest is not the one in {ARCHITECTURE}"
-            )
+        path = _whole_weights(path, expected_digest)
+        before = _version(path)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if names != set(architecture.tensors):
                 odd = sorted(names ^ set(architecture.tensors))
                 raise LoadError(f"{path} and {ARCHITECTURE} disagree about {', '.join(odd[:5])}")
             values = {name: file.get_tensor(name) for name in architecture.tensors}
-    except FileNotFoundError:
-        raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote") from None
+        if _version(path) != before:
+            raise LoadError(f"{path} was replaced while it was read; load again")
     except (SafetensorError, OSError) as problem:
         raise LoadError(f"{path} is not a readable safetensors file: {problem}") from problem
     for name, spec in architecture.tensors.items():
@@ -148,6 +174,19 @@ def _read_weights(path: Path, architecture: Architecture, expected_digest: str) 
                 f"{name} is {got[1]} {got[0]} in {path.name}, but {spec.dtype} {spec.shape} in {ARCHITECTURE}"
             )
     return values
+
+
+def _whole_weights(path: Path, expected_digest: str) -> Path:
+    """The file that has the digest: the weights, or what a save that was killed in its last step had written aside."""
+    found = [p for p in (path, *asides(path)) if p.is_file()]
+    for candidate in found:
+        if file_digest(candidate) == expected_digest:
+            return candidate
+    if path in found:
+        raise LoadError(f"{path} is damaged, or belongs to another save: its digest is not the one in {ARCHITECTURE}")
+    if path.exists():
+        raise LoadError(f"{path} is not a readable safetensors file: it is no file but a folder, a device or a pipe")
+    raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote")
 
 
 def _install(model: nn.Module, saved: Architecture, values: Mapping[str, Tensor], install: Installation) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
+from apical.structure import quiet
 
 
 def export_onnx(
@@ -89,12 +86,8 @@ def _import_all() -> Any:
 def _convert(
     program: torch.export.ExportedProgram, path: Path, input_names: list[str], output_names: list[str] | None
 ) -> None:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
     try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            logger.setLevel(logging.ERROR)
+        with quiet("stdout"):
             torch.onnx.export(
                 program,
                 f=path,
@@ -108,8 +101,6 @@ def _convert(
         raise
     except Exception as error:
         raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).strip()[:400]}") from error
-    finally:
-        logger.setLevel(level)
 
 
 def _session(runtime: Any, path: Path) -> Callable[..., list[Tensor]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from apical._atomic import atomic_file
 from apical.errors import ExportError
 from apical.export._load import load
 from apical.export._save import save
 from apical.resizing import refuse_wrapped
+from apical.structure import quiet
 
 TOLERANCE = 1e-5
 CHECKED_BATCHES = (3, 1)
@@ -167,8 +168,7 @@ def trace_program(model: nn.Module, inputs: tuple[Any, ...], batch_dim: int | No
         inputs = with_batch(inputs, 2, batch_dim)
         shapes = pytree.tree_map(lambda value: {batch_dim % value.ndim: torch.export.Dim.AUTO}, inputs)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quiet(), torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(
@@ -271,15 +271,12 @@ def _batch_sizes(inputs: tuple[Any, ...], batch_dim: int | None) -> tuple[int, .
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """A temporary file beside the target that replaces it at the end, or disappears after an error."""
-    aside = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        aside.replace(path)
+        with atomic_file(path) as aside:
+            yield aside
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error}. Choose another file, or free space.") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -206,7 +206,14 @@ def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None)
         started = False
     if started and (folder / "summary.json").exists():
         return "done before"
-    run(config, folder, resume=started, overwrite=overwrite and not started, progress=progress and progress())
+    run(
+        config,
+        folder,
+        resume=started,
+        overwrite=overwrite and not started,
+        progress=progress and progress(),
+        trust_code=True,  # the config is the caller's own
+    )
     return "resumed and done" if started else "done"
 
 

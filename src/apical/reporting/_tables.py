@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from apical._atomic import atomic_file
 from apical.errors import DataError
 from apical.reporting._style import STYLE
 
@@ -31,10 +32,9 @@ def write_page(path: Path, text: str) -> Path:
     Raises:
         DataError: it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        with atomic_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error}. Name another file with --out.") from error
     return path

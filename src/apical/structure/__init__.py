@@ -1,9 +1,10 @@
 """What can be removed from a model: groups, blocks, gate sites and their cost, found by analysing its graph."""
 
-from apical.structure._analyse import analysis_copy, check_runs, own, propose, quiet_rng, tensor_specs
+from apical.structure._analyse import analysis_copy, check_runs, own, propose, tensor_specs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._groups import SIZE_ATTRIBUTES
 from apical.structure._manual import HandGroups, describe
+from apical.structure._quiet import quiet, quiet_rng
 from apical.structure._registry import module_refresh, register_module, register_op
 from apical.structure._types import (
     AttributeAxis,
@@ -44,6 +45,7 @@ __all__ = [
     "module_refresh",
     "own",
     "propose",
+    "quiet",
     "quiet_rng",
     "register_module",
     "register_op",

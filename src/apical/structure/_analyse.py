@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +22,7 @@ from apical.structure import (  # noqa: F401  (importing them registers the rule
 )
 from apical.structure._blocks import find_blocks
 from apical.structure._groups import assemble
+from apical.structure._quiet import quiet_rng
 from apical.structure._states import state_slices, unit_dim
 from apical.structure._types import Structure, TensorSpec
 from apical.structure._values import AnyValue, Value
@@ -68,23 +65,10 @@ def analysis_copy(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-@contextmanager
-def quiet_rng() -> Iterator[None]:
-    """No effect on the global random state of the CPU, and no warnings or log lines of the exporter's."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
     """The model's forward pass as a graph of torch operations, every size fixed to the example's."""
     try:
-        with quiet_rng(), torch.enable_grad(), redirect_stderr(io.StringIO()):  # export prints failing graphs
+        with quiet_rng(), torch.enable_grad():
             return torch.export.export(model, own(args), own(dict(kwargs)), strict=False)
     except Exception as problem:
         check_runs(model, args, kwargs)

@@ -128,6 +128,9 @@ class TrainingConfig:
             and a search for the fastest kernels, which takes long; `"max-autotune-no-cudagraphs"`. Needs `compile`.
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
+        process_timeout_s: of several processes, seconds that one waits for another before all end with a word about
+            which one is lost; None for torch's own (30 minutes on a CPU, 10 on CUDA). It must cover the slowest
+            evaluation.
 
     Example:
         >>> config = TrainingConfig(epochs=10, optimizer=OptimizerConfig(lr=0.05))
@@ -156,6 +159,7 @@ class TrainingConfig:
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     deterministic: bool = False
     eval_every: int = 1
+    process_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         known, rules = ("none", "bfloat16", "float16"), ("linear", "sqrt", "none")
@@ -179,6 +183,8 @@ class TrainingConfig:
                 or self.compile_mode == "default",
                 f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
+                f"process_timeout_s={self.process_timeout_s}, expected at least 1": self.process_timeout_s is None
+                or self.process_timeout_s >= 1,
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs}, expected fewer than epochs={self.epochs}": (
                     self.schedule.warmup_epochs < max(self.epochs, 1)
                 ),

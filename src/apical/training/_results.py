@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from apical.training._accounting import epoch_train_macs
 from apical.training._epoch import EpochStats, EvalStats
-from apical.training._protocols import GrowthMethod, Loader
+from apical.training._protocols import DescribedLoader, GrowthMethod, Loader
 from apical.training._run_folder import plain
 from apical.training._task import prefixed
 
@@ -30,6 +30,14 @@ class Loaders:
     train: Loader
     evaluation: Loader
     test: Loader | None = None
+
+    def contents(self) -> dict[str, Any]:
+        """What each of them says that it holds; of training batches that say nothing, their number."""
+        found: dict[str, Any] = {}
+        for name, loader in (("train", self.train), ("evaluation", self.evaluation), ("test", self.test)):
+            if isinstance(loader, DescribedLoader):
+                found[name] = dict(loader.contents())
+        return {"train": {"batches": len(self.train)}, **found}
 
 
 @dataclass(frozen=True)

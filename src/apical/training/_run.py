@@ -20,6 +20,7 @@ from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, loa
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
 from apical.training._epoch import EpochStats, EvalStats, Partial, apply_memory_format_, evaluate, train_one_epoch
+from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
@@ -32,12 +33,11 @@ from apical.training._restore import history_of, load_optimizer_, load_weights_,
 from apical.training._results import Loaders, TrainingResult, epoch_record
 from apical.training._run_folder import RunFolder, plain
 from apical.training._task import Classification, StreamTask, Task, prefixed, task_facts
+from apical.training._watch import watched
 
 __all__ = ["train"]
 
-# Where and how verbosely a run goes on does not make it another run.
 STEPS_PER_QUESTION = 10  # several processes ask each other so often whether a signal came
-NOT_IDENTITY = frozenset({"device", "data", "out", "progress", "resume", "versions"})
 
 
 def train(
@@ -72,7 +72,7 @@ def train(
         folder: the run folder; receives config.json, history.jsonl, checkpoint.pt and summary.json.
         task: loss and metrics; classification if None.
         run_config: the rest of the run's configuration (`recipe`, `method`, ...), kept in config.json and compared on
-            resume, except the keys of `NOT_IDENTITY`.
+            resume, except for where and how verbosely it runs; see `run_identity`.
         resume: go on from the folder's checkpoint.
         overwrite: remove an earlier run from the folder first.
         progress: what people see; `make_progress()` if None.
@@ -82,24 +82,29 @@ def train(
         The result; `model` in it is the object that was passed.
 
     Raises:
-        TrainingError: a loss is not finite. The checkpoint of the epoch's beginning is kept.
+        TrainingError: a loss is not finite, and the checkpoint of the epoch's beginning is kept; or processes that
+            train together were given other settings or data.
+        ProcessLostError: another process no longer answers.
         CheckpointError: the folder holds another run, cannot be written, or has no usable checkpoint to resume from.
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
     task = task or Classification(config.label_smoothing)
     content = {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
     with (
-        process_group(resolve_device(config.device)) as team,
+        process_group(resolve_device(config.device), config.process_timeout_s) as team,
+        watched(team),
         RunFolder(Path(folder), team.first) as run_folder,
         deterministic_algorithms(config.deterministic),
         InterruptGuard() as guard,
     ):
         refuse_unshared({"training": loaders.train}, team)
+        identity = run_identity(content, loaders.contents())
+        check_same_run({**identity, "resume": resume, "overwrite": overwrite})
         with first_before_others(team):
             _claim(run_folder, resume, overwrite, team)
         progress = (progress or make_progress()) if team.first else SilentProgress()
         seed_everything(config.seed)
-        run = _start(model, method, loaders, config, task, run_folder, _identity(content), guard, progress)
+        run = _start(model, method, loaders, config, task, run_folder, identity, guard, progress)
         with first_before_others(team):  # it may set a torn checkpoint aside
             resumed = resume and run.restore()
         if not resumed:
@@ -365,12 +370,6 @@ def _claim(folder: RunFolder, resume: bool, overwrite: bool, team: Processes) ->
             "(overwrite=True)."
         )
     folder.clear()
-
-
-def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in plain(content).items() if key not in NOT_IDENTITY}
-    kept["training"] = {key: value for key, value in kept["training"].items() if key not in NOT_IDENTITY}
-    return kept
 
 
 def _start(
