@@ -1,10 +1,12 @@
 """What can be removed from a model: groups, blocks, gate sites and their cost, found by analysing its graph."""
 
-from apical.structure._analyse import analysis_copy, check_runs, own, propose, quiet_rng, tensor_specs
+from apical.structure._analyse import propose, tensor_specs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._groups import SIZE_ATTRIBUTES
 from apical.structure._manual import HandGroups, describe
 from apical.structure._registry import module_refresh, register_module, register_op
+from apical.structure._running import analysis_copy, check_runs, first_line, own, quiet_rng
+from apical.structure._steady import steady_training
 from apical.structure._types import (
     AttributeAxis,
     ChannelGroup,
@@ -40,6 +42,7 @@ __all__ = [
     "analysis_copy",
     "check_runs",
     "describe",
+    "first_line",
     "lies_in",
     "module_refresh",
     "own",
@@ -47,5 +50,6 @@ __all__ = [
     "quiet_rng",
     "register_module",
     "register_op",
+    "steady_training",
     "tensor_specs",
 ]
