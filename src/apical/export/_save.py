@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apical.errors import LoadError, ResizeError
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
-from apical.resizing import refuse_wrapped
+from apical.resizing import StandIn, refuse_wrapped
 from apical.structure import tensor_specs
 
 
@@ -52,8 +52,9 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
             for n, s in specs.items()
         },
         aliases={alias: n for n, s in specs.items() for alias in s.aliases},
-        removed=tuple(path for path, module in model.named_modules() if type(module) is nn.Identity),
+        removed=tuple(path for path, module in model.named_modules() if type(module) in (nn.Identity, StandIn)),
         attributes=size_attributes(model),
+        stand_ins={path: module.returns for path, module in model.named_modules() if isinstance(module, StandIn)},
     )
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)

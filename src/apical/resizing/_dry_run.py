@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from apical.resizing._gates import zero_gates_
 from apical.resizing._resize import resize_
+from apical.resizing._stand_in import bind_blocks
 from apical.structure import (
     ChannelGroup,
     CostTerm,
@@ -29,6 +30,7 @@ from apical.structure import (
 )
 
 Part = ChannelGroup | SkippableBlock
+Refuted = dict[tuple[type, str], str]  # a group and a block may have the same name
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
     """The structure without what the dry run refutes; ``model`` is a copy that may be used freely."""
     bed, note = _with_training(_testbed(model, example))
     structure = replace(structure, notes=(*structure.notes, *note))
+    structure = bind_blocks(structure, bed.model, bed.example.run, zero_gates_, bed.tolerance)
     parts: list[Part] = [*structure.groups, *structure.blocks]
-    refuted: dict[str, str] = {}
+    refuted: Refuted = {}
 
     def refute(candidates: Sequence[Part]) -> None:
         reason = _disagreement(structure, bed, candidates)
@@ -85,7 +88,7 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
         for part in candidates:
             kinds.setdefault(re.sub(r"\d+", "#", part.name), []).append(part)
         if len(candidates) == 1:
-            refuted[candidates[0].name] = reason
+            refuted[_key(candidates[0])] = reason
         elif len(kinds) > 1:
             split = len(kinds) // 2
             for half in (list(kinds.values())[:split], list(kinds.values())[split:]):
@@ -99,27 +102,29 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
     for candidates in rounds:
         for _ in range(3):
             known = len(refuted)
-            refute([p for p in candidates if p.name not in refuted])
+            refute([p for p in candidates if _key(p) not in refuted])
             agreed = len(refuted) == known
             if agreed:
                 break
     if not agreed:
-        refuted.update({p.name: "refuted together with others" for p in parts if p.name not in refuted})
+        refuted.update({_key(p): "refuted together with others" for p in parts if _key(p) not in refuted})
     return without(structure, refuted)
 
 
-def _refute_alike(
-    candidates: Sequence[Part], refute: Callable[[Sequence[Part]], None], refuted: dict[str, str]
-) -> None:
+def _key(part: Part) -> tuple[type, str]:
+    return type(part), part.name
+
+
+def _refute_alike(candidates: Sequence[Part], refute: Callable[[Sequence[Part]], None], refuted: Refuted) -> None:
     """Parts whose names differ in numbers only: often the same construction throughout the network."""
     refute(candidates[:1])
     known = len(refuted)
     refute(candidates[-1:])
     middle = candidates[1:-1]
-    if candidates[0].name in refuted and len(refuted) > known and middle:
+    if _key(candidates[0]) in refuted and len(refuted) > known and middle:
         refute(middle[len(middle) // 2 :][:1])  # a third witness
         if len(refuted) > known + 1:
-            refuted.update({part.name: refuted[candidates[0].name] for part in middle})
+            refuted.update({_key(part): refuted[_key(candidates[0])] for part in middle})
             return
     half = len(middle) // 2
     refute(middle[:half])
@@ -232,11 +237,11 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: 
     return None
 
 
-def without(structure: Structure, refuted: Mapping[str, str]) -> Structure:
+def without(structure: Structure, refuted: Mapping[tuple[type, str], str]) -> Structure:
     """The structure with some groups and blocks frozen."""
     if not refuted:
         return structure
-    groups = tuple(g for g in structure.groups if g.name not in refuted)
+    groups = tuple(g for g in structure.groups if _key(g) not in refuted)
     index = {g.name: i for i, g in enumerate(groups)}
     where = [index.get(g.name) for g in structure.groups]
 
@@ -247,12 +252,12 @@ def without(structure: Structure, refuted: Mapping[str, str]) -> Structure:
     def term(t: CostTerm) -> CostTerm:
         return CostTerm(t.coefficient, tuple(axis(a) for a in t.axes), t.modules)
 
-    frozen = [Frozen(g.name, g.size, refuted[g.name]) for g in structure.groups if g.name in refuted]
-    notes = [f"block {b.name} stays: {refuted[b.name]}" for b in structure.blocks if b.name in refuted]
+    frozen = [Frozen(g.name, g.size, refuted[_key(g)]) for g in structure.groups if _key(g) in refuted]
+    notes = [f"block {b.name} stays: {refuted[_key(b)]}" for b in structure.blocks if _key(b) in refuted]
     return replace(
         structure,
         groups=groups,
-        blocks=tuple(b for b in structure.blocks if b.name not in refuted),
+        blocks=tuple(b for b in structure.blocks if _key(b) not in refuted),
         frozen=(*structure.frozen, *frozen),
         attributes=tuple(replace(a, axis=axis(a.axis)) for a in structure.attributes if axis(a.axis).counts),
         terms=tuple(term(t) for t in structure.terms),

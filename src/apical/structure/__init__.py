@@ -5,6 +5,7 @@ from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._groups import SIZE_ATTRIBUTES
 from apical.structure._manual import HandGroups, describe
 from apical.structure._registry import module_refresh, register_module, register_op
+from apical.structure._returned import Argument, Returned, returned
 from apical.structure._running import analysis_copy, check_runs, first_line, own, quiet_rng
 from apical.structure._steady import steady_training
 from apical.structure._types import (
@@ -23,6 +24,7 @@ from apical.structure._walk import Walk
 
 __all__ = [
     "SIZE_ATTRIBUTES",
+    "Argument",
     "AttributeAxis",
     "ChannelGroup",
     "CostModel",
@@ -32,6 +34,7 @@ __all__ = [
     "Keep",
     "ParamSlice",
     "ParamValue",
+    "Returned",
     "SizeAxis",
     "SkippableBlock",
     "StateSlice",
@@ -50,6 +53,7 @@ __all__ = [
     "quiet_rng",
     "register_module",
     "register_op",
+    "returned",
     "steady_training",
     "tensor_specs",
 ]
