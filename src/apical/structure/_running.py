@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from apical.errors import TraceError
 
@@ -24,6 +27,7 @@ LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "
 
 def analysis_copy(model: nn.Module) -> nn.Module:
     """A deep copy in eval mode without hooks, so that tracing leaves the user's model exactly as it was."""
+    _refuse_computed_weights(model)
     try:
         twin = copy.deepcopy(model)
     except Exception as problem:
@@ -39,6 +43,34 @@ def analysis_copy(model: nn.Module) -> nn.Module:
     for parameter in twin.parameters():
         parameter.grad = None
     return twin.eval()
+
+
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """Raise for weights that hooks compute before every call: they are no parameters, and a copy has none of them."""
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            name = getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
+            advice = ""
+            if isinstance(hook, (WeightNorm, SpectralNorm)):
+                new = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+                advice = f"use torch.nn.utils.parametrizations.{new}, which replaces torch.nn.utils.{new}"
+            elif isinstance(hook, BasePruningMethod):
+                advice = f'call torch.nn.utils.prune.remove(module, "{name}"), which keeps the zeros, before tracing'
+            if advice:
+                where = f"{path}.{name}".lstrip(".")
+                raise TraceError(f"{where} is computed by a {type(hook).__name__} hook before every call: {advice}")
+
+
+def without_cache_(twin: nn.Module) -> bool:
+    """Let a copy of a transformers model return no cache of keys and values; says whether it would have.
+
+    Such a cache is an object that no exporter can return; training does not need it.
+    """
+    configs: list[Any] = [vars(module).get("config") for module in twin.modules()]
+    configs = [config for config in configs if getattr(config, "use_cache", None) is True]
+    for config in configs:
+        config.use_cache = False
+    return bool(configs)
 
 
 @contextmanager

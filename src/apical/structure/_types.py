@@ -201,7 +201,9 @@ class Structure:
         One multiply-add counts as one. Convolutions (padding counted as computed, as torch's flop counter does),
         linear layers, matrix products, attention and recurrent layers are counted; elementwise operations,
         normalisation, pooling and embeddings are not. So the value is half of what
-        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model.
+        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model, except where the counter misses
+        work that is counted here: fused scaled dot-product attention on the CPU, and the fast path that
+        `torch.nn.TransformerEncoder` takes in eval mode without gradients.
 
         Args:
             keep: kept positions (or just their number) by group name; groups not named keep everything.
