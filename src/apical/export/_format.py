@@ -108,10 +108,10 @@ def read_architecture(path: Path) -> tuple[Architecture, str]:
         raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise LoadError(f'{path} is not an apical architecture (no "format": "{FORMAT}")')
-    if data.get("version") not in (VERSION, VERSION_WITH_STAND_INS):
+    if data.get("version") != (VERSION_WITH_STAND_INS if "stand_ins" in data else VERSION):
         raise LoadError(
-            f"{path} has format version {data.get('version')!r}; this apical reads versions up to "
-            f"{VERSION_WITH_STAND_INS}"
+            f"{path} has format version {data.get('version')!r}; this apical reads version {VERSION}, and "
+            f"{VERSION_WITH_STAND_INS} where there are stand_ins"
         )
     if data.get("sha256") != digest(data):
         raise LoadError(f"{path} is damaged: its contents do not have the digest that it states; save the model again")
