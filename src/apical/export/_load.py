@@ -22,7 +22,7 @@ from apical.export._format import (
     read_architecture,
     size_attributes,
 )
-from apical.resizing import Installation, lookup, refuse_wrapped
+from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
 from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
 
 _ATTEMPTS = 20  # at reading a folder that others keep saving to
@@ -107,6 +107,9 @@ def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
     expected = _remaining(model, saved)
     modules = dict(model.named_modules())
     problems = [f"it replaces {p}, which the model does not have" for p in saved.removed if p not in modules or not p]
+    problems += [
+        f"it has a stand-in at {p}, where it removes nothing" for p in saved.stand_ins if p not in saved.removed
+    ]
     problems += [f"{n} is missing" for n in expected if n not in saved.tensors]
     for name, tensor in saved.tensors.items():
         if name not in expected:
@@ -192,7 +195,10 @@ def _whole_weights(path: Path, expected_digest: str) -> Path:
 def _install(model: nn.Module, saved: Architecture, values: Mapping[str, Tensor], install: Installation) -> None:
     specs = _remaining(model, saved)
     for block in saved.removed:
-        if type(model.get_submodule(block)) is not nn.Identity:
+        replaced = model.get_submodule(block)
+        if block in saved.stand_ins:
+            install.module(model, block, StandIn(saved.stand_ins[block], replaced))
+        elif type(replaced) is not nn.Identity:
             install.module(model, block, nn.Identity())
     for name, value in values.items():
         aliases = (name, *specs[name].aliases)

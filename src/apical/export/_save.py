@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apical._atomic import asides, flush_to_disk, lock_file, new_aside
 from apical.errors import LoadError, ResizeError, SaveError
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
-from apical.resizing import refuse_wrapped
+from apical.resizing import StandIn, refuse_wrapped
 from apical.structure import tensor_specs
 
 LOCK = ".apical-save.lock"
@@ -87,8 +87,9 @@ def describe(model: nn.Module) -> tuple[Architecture, dict[str, Tensor]]:
             for n, s in specs.items()
         },
         aliases={alias: n for n, s in specs.items() for alias in s.aliases},
-        removed=tuple(path for path, module in model.named_modules() if type(module) is nn.Identity),
+        removed=tuple(path for path, module in model.named_modules() if type(module) in (nn.Identity, StandIn)),
         attributes=size_attributes(model),
+        stand_ins={path: module.returns for path, module in model.named_modules() if isinstance(module, StandIn)},
     )
     return architecture, {n: live[n].detach().cpu().contiguous().clone() for n in specs}
 

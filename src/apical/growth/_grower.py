@@ -35,7 +35,7 @@ from apical.growth._usage import (
     warn_of_untrained,
 )
 from apical.resizing import DormantStore, Selection, TemplateMap, check_state, resize_, resize_state, trace
-from apical.structure import Structure
+from apical.structure import Call, ExampleInputs, Structure
 
 
 class Grower:
@@ -48,7 +48,8 @@ class Grower:
         model: the largest network that you would accept, unwrapped.
         optimizer: its optimizer (or several), made from ``model.parameters()`` before. Make a learning-rate
             scheduler as usual; do not keep references to single parameters.
-        example_inputs: arguments of one call, on the model's device; MACs and latency are priced at this call.
+        example_inputs: arguments of one call, on the model's device: a tensor, a tuple, or a dict of keyword arguments;
+            MACs and latency are priced at this call.
         budget: what the final network may cost, ``"50% macs"`` or an `apical.Budget`.
         epochs: how many times `end_epoch` will be called in all.
         config: all options of growth; ``options`` override single ones.
@@ -94,7 +95,7 @@ class Grower:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         epochs: int,
         config: GrowthConfig | ScsConfig | None = None,
@@ -108,7 +109,7 @@ class Grower:
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         self.budget = Budget.of(budget)
-        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        inputs: Any = Call.of(example_inputs)
         self._optimizers = _optimizers(optimizer)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)

@@ -53,7 +53,9 @@ class GateObserver:
             offset += group.size
         for i, block in enumerate(structure.blocks):
             scales = [name for name in block.gate_site if not name.endswith("bias")]
-            for name in (block.gate_site if shifts or not scales else scales) if block.name not in selection.skip else ():
+            for name in (
+                (block.gate_site if shifts or not scales else scales) if block.name not in selection.skip else ()
+            ):
                 start = self._watch(model, template, selection, parameters, name, 0)
                 if start is not None:
                     length = lookup(model, name).shape[0] if lookup(model, name).dim() else 1

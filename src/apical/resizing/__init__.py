@@ -9,6 +9,7 @@ from apical.resizing._optimizer import check_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._resize import resize_
 from apical.resizing._selection import Selection, check_selection
+from apical.resizing._stand_in import StandIn
 from apical.resizing._state import resize_state
 from apical.resizing._store import DormantStore
 from apical.resizing._trace import trace
@@ -19,6 +20,7 @@ __all__ = [
     "Installation",
     "ResizeReport",
     "Selection",
+    "StandIn",
     "TemplateMap",
     "TensorChange",
     "check_selection",

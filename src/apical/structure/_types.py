@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from apical.structure._cost import CostModel, CostTerm, SizeAxis
+from apical.structure._returned import Returned
 
 Keep = Mapping[str, Sequence[int] | torch.Tensor]
 
@@ -62,15 +63,19 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class SkippableBlock:
-    """A residual block that becomes the identity when the tensors of its gate site are zero.
+    """A residual block that becomes the identity when the tensors of its gate site are zero, or a residual branch that
+    becomes zero.
 
     Attributes:
         name: module path of the block.
         gate_site: names of the parameters to multiply with the block's gate (the last affine of each branch).
+        returns: what the block's caller gets while it is left out; None for a block that is called with one tensor and
+            gives it back, which ``nn.Identity`` does.
     """
 
     name: str
     gate_site: tuple[str, ...]
+    returns: Returned | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,9 @@ class Structure:
         One multiply-add counts as one. Convolutions (padding counted as computed, as torch's flop counter does),
         linear layers, matrix products, attention and recurrent layers are counted; elementwise operations,
         normalisation, pooling and embeddings are not. So the value is half of what
-        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model.
+        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model, except where the counter misses
+        work that is counted here: fused scaled dot-product attention on the CPU, and the fast path that
+        `torch.nn.TransformerEncoder` takes in eval mode without gradients.
 
         Args:
             keep: kept positions (or just their number) by group name; groups not named keep everything.
@@ -226,7 +233,12 @@ class Structure:
                 )
                 for g in data["groups"]
             ),
-            blocks=tuple(SkippableBlock(b["name"], tuple(b["gate_site"])) for b in data["blocks"]),
+            blocks=tuple(
+                SkippableBlock(
+                    b["name"], tuple(b["gate_site"]), Returned.from_dict(b["returns"]) if b.get("returns") else None
+                )
+                for b in data["blocks"]
+            ),
             frozen=tuple(Frozen(**f) for f in data["frozen"]),
             tensors={
                 k: TensorSpec(tuple(t["shape"]), t["is_parameter"], tuple(t["aliases"]))

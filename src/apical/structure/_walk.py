@@ -81,7 +81,8 @@ class Walk:
             return self.unknown(node, args, kwargs, str(problem))
         except Exception as problem:  # noqa: BLE001 - a rule that fails must freeze, not break tracing
             del self.terms[terms:]
-            return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {problem}")
+            said = str(problem) or "a case that its rule does not know"
+            return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {said}")
         if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
             self._overwrite(node.args[0], result)
         return result
