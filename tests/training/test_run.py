@@ -74,6 +74,14 @@ def test_a_run_learns_and_leaves_its_folder(tmp_path: Path) -> None:
     assert progress.stopped
 
 
+def test_a_result_is_one_line_and_a_small_table(tmp_path: Path) -> None:
+    result = tiny_train(tmp_path / "run")
+    assert "\n" not in repr(result)
+    assert len(repr(result)) < 400
+    assert f"test_accuracy {result.summary['test_accuracy']:.4g}" in repr(result)
+    assert f"<td>test_accuracy</td><td>{result.summary['test_accuracy']:.4g}</td>" in result._repr_html_()
+
+
 def test_the_summary_counts_cost_against_dense_and_against_final(tmp_path: Path) -> None:
     summary = tiny_train(tmp_path).summary
     assert summary["train_macs_fraction"] == pytest.approx((3 + 5 + 7 + 9) / (4 * 12))
