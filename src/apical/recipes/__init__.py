@@ -11,7 +11,7 @@ from apical.recipes._data import PreparedData, prepare_data
 from apical.recipes._language import TextConfig
 from apical.recipes._live import LoggedProgress, LoggerFactory, logger_factory
 from apical.recipes._methods import method_factory, method_options, methods, register_method, resolve_method
-from apical.recipes._model import build_model, call_builder, import_callable
+from apical.recipes._model import build_model, call_builder, find_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._run import load_run, load_serving, read_config, run
 from apical.recipes._segmentation import SegmentationData, without_auxiliary_head
@@ -37,6 +37,7 @@ __all__ = [
     "build_model",
     "call_builder",
     "compare",
+    "find_builder",
     "get_recipe",
     "import_callable",
     "load_run",

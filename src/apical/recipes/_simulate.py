@@ -32,7 +32,10 @@ FURTHER = 1.25  # a network is timed if it has so many times the MACs of the las
 
 @dataclass(frozen=True)
 class Simulation:
-    """A run on paper: a record per epoch as `apical.budget.project` makes it, that of the whole model, and the sums."""
+    """A run on paper: a record per epoch as `apical.budget.project` makes it, that of the whole model, and the sums.
+
+    What was not asked for is None: the memory of a simulation without it.
+    """
 
     epochs: list[dict[str, Any]]
     dense: dict[str, Any]
@@ -117,7 +120,11 @@ def simulate(
     grower.finish()
     dense = project([full], Setting(**{**vars(setting), "dormant_bytes": 0}), table)[0]
     records = project(networks, setting, table)
-    return Simulation(records, dense, totals(records, dense))
+    sums = totals(records, dense)
+    if not memory:
+        for part in (*records, dense, sums):
+            part |= {name: None for name in part if name.endswith("memory_bytes")}
+    return Simulation(records, dense, sums)
 
 
 def measure_table(config: RunConfig, facts: Mapping[str, Any], device: torch.device, batch: int) -> DeviceTable:

@@ -299,6 +299,12 @@ class _Run:
                 f"the checkpoint in {self.folder.path} does not fit this run: {type(error).__name__}: {error}. It was "
                 "changed, or written by other versions (config.json names them). Start the run anew."
             ) from error
+        if len(self.history) == self.config.epochs and (self.folder.path / "summary.json").exists():
+            self.progress.message(
+                f"this run had finished, all {self.config.epochs} epochs are done: nothing is left to train, its final "
+                "network is tested and written anew. For a longer training start a new run."
+            )
+            return True
         done = f"epoch {len(self.history)} of {self.config.epochs}"
         within = "" if self.begun is None else f" and {self.begun.steps} steps"
         self.progress.message(f"resumed after {done}{within}")
