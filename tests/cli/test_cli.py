@@ -195,6 +195,17 @@ def test_a_folder_of_photographs_with_a_model_by_name(tmp_path: Path) -> None:
     assert json.loads((out / "config.json").read_text())["input"]["classes"] == ["cat", "dog"]
 
 
+def test_a_folder_of_classes_only_is_split_and_says_so(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "made", images=10)
+    settings = ["--set=image_size=8", "--set=resize=10", "--set=batch_size=8", "--set=amp=none", "--set=model.depth=8"]
+    settings += ["--set=growth.divisor=1", "--set=warmup_epochs=0", "--device=cpu", "--epochs=1", "--method=dense"]
+    photos, out = tmp_path / "made" / "train", tmp_path / "run"
+    result = apical("train", "folder", "--data", photos, "--model", "CifarResNet", *settings, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "4 of its 20 images are held out" in result.output
+    assert json.loads((out / "summary.json").read_text())["test_samples"] == 4
+
+
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
 def test_export_writes_what_it_checked(kind: str, finished: Path, tmp_path: Path) -> None:
     if kind == "onnx":

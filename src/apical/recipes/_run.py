@@ -107,6 +107,8 @@ def _run(
     seed_everything(config.training.seed)
     model = kind.template(config.model, data.facts)
     progress = progress or make_progress()
+    for remark in data.remarks if processes().first else ():
+        progress.message(remark)
     if config.model.initial_weights is not None:
         classes = len(data.facts["classes"]) if "classes" in data.facts else None
         notes = load_initial_weights_(model, config.model.initial_weights, classes)
