@@ -223,7 +223,7 @@ def _imagenet_training(epochs: int, lr: float, weight_decay: float, batch_size: 
         batch_size=batch_size,
         optimizer=OptimizerConfig(lr=lr, weight_decay=weight_decay, decay_vectors=False),
         schedule=ScheduleConfig("cosine", warmup_epochs=5.0),
-        amp="bfloat16",
+        amp="auto",
         channels_last=True,
         label_smoothing=0.1,
     )

@@ -36,6 +36,7 @@ from apical.training import (
     processes,
     resolve_device,
     seed_everything,
+    settle_amp,
     train,
 )
 
@@ -114,9 +115,12 @@ def _run(
         notes = load_initial_weights_(model, config.model.initial_weights, classes)
         for note in notes if processes().first else ():
             progress.message(note)
-    config, chosen = settle_divisor(config, data.facts, model, (Path(out),) if resume else ())
-    if chosen and processes().first:
-        progress.message(chosen)
+    earlier = (Path(out),) if resume else ()
+    training, faster = settle_amp(config.training, model, data.task, data.loaders.train, earlier)
+    config, divisor = settle_divisor(dataclasses.replace(config, training=training), data.facts, model, earlier)
+    for chosen in (faster, divisor):
+        if chosen and processes().first:
+            progress.message(chosen)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
     if overwrite and processes().first:

@@ -18,7 +18,7 @@ from apical.growth import Grower
 from apical.recipes._config import RunConfig
 from apical.recipes._divisor import require_divisor
 from apical.recipes._tasks import task_kind
-from apical.training import build_optimizer, describe_device
+from apical.training import assumed_amp, autocast, build_optimizer, describe_device
 
 KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
     "imagenet": (1_281_167, 1000, (3, 224, 224)),
@@ -183,8 +183,7 @@ def _time_step(
 
 
 def _loss(model: nn.Module, inputs: Tensor, config: RunConfig) -> Tensor:
-    dtype = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.training.amp]
-    with torch.autocast(inputs.device.type, dtype, enabled=config.training.amp != "none"):
+    with autocast(assumed_amp(config.training, inputs.device), inputs.device):
         outputs = model(inputs)
     return F.cross_entropy(outputs.float(), torch.zeros(len(inputs), dtype=torch.long, device=inputs.device))
 

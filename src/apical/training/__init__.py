@@ -5,6 +5,7 @@ its parts, for loops of your own. The loop knows a growth method by the protocol
 """
 
 from apical.training._accounting import epoch_train_macs, training_costs
+from apical.training._amp import assumed_amp, settle_amp
 from apical.training._batch import ResizableLoader, RoomyMethod, batch_factor, lr_scale
 from apical.training._checkpoint import (
     Checkpoint,
@@ -68,6 +69,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "apply_memory_format_",
+    "assumed_amp",
     "atomic_file",
     "autocast",
     "batch_factor",
@@ -96,6 +98,7 @@ __all__ = [
     "seed_everything",
     "set_lr_",
     "set_random_state",
+    "settle_amp",
     "summarise_widths",
     "task_facts",
     "train",

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical.errors import CheckpointError
 from apical.training._accounting import training_costs
+from apical.training._amp import settle_amp
 from apical.training._batch import BatchGrowth, lr_scale
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
@@ -87,7 +88,6 @@ def train(
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
     task = task or Classification(config.label_smoothing)
-    content = {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
     with (
         process_group(resolve_device(config.device)) as team,
         RunFolder(Path(folder), team.first) as run_folder,
@@ -98,6 +98,10 @@ def train(
         with first_before_others(team):
             _claim(run_folder, resume, overwrite, team)
         progress = (progress or make_progress()) if team.first else SilentProgress()
+        config, chosen = settle_amp(config, model, task, loaders.train, (run_folder.path,) if resume else ())
+        if chosen:
+            progress.message(chosen)
+        content = {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
         seed_everything(config.seed)
         run = _start(model, method, loaders, config, task, run_folder, _identity(content), guard, progress)
         with first_before_others(team):  # it may set a torn checkpoint aside
