@@ -83,7 +83,8 @@ def test_train_prints_a_line_per_epoch_and_where_the_report_is(tmp_path: Path) -
 def test_train_json_is_an_object_per_line(tmp_path: Path) -> None:
     result = apical("train", "digits", *TINY, "--out", tmp_path / "a", "--method", "dense", "--json")
     events = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [event["event"] for event in events] == ["start", "epoch", "epoch", "summary"]
+    assert [event["event"] for event in events] == ["message", "start", "epoch", "epoch", "summary"]
+    assert "makes 6 training steps in all" in events[0]["text"]
 
 
 def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

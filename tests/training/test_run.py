@@ -218,6 +218,26 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("epochs", "samples", "warmup", "said"),
+    [
+        (1, 10, 0.0, ["makes 1 training step in all"]),
+        (1, 10, 0.5, ["makes 1 training step in all", "learning rate is 0 at every step"]),
+        (2, 40, 1.5, ["makes 8 training steps in all", "still rises for 1.5 of 2 epochs"]),
+        (8, 40, 4.0, ["still rises for 4 of 8 epochs"]),
+        (8, 40, 1.0, []),
+    ],
+)
+def test_a_run_that_is_too_short_to_learn_says_so_before_it_starts(
+    epochs: int, samples: int, warmup: float, said: list[str], tmp_path: Path
+) -> None:
+    progress, config = Recorder(), tiny_config(epochs=epochs, schedule=ScheduleConfig(warmup_epochs=warmup))
+    loaders = Loaders(TinyLoader(samples), TinyLoader(samples, shuffle=False))
+    train(tiny_model(), None, loaders, config, tmp_path, progress=progress)
+    assert len(progress.messages) == len(said)
+    assert all(part in text for part, text in zip(said, progress.messages, strict=True))
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     first = tiny_train(tmp_path)
     with pytest.raises(CheckpointError, match="already holds a run"):

@@ -20,6 +20,7 @@ from apical.training._batch import BatchGrowth, lr_scale
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
+from apical.training._doubts import doubts
 from apical.training._epoch import EpochStats, EvalStats, Partial, apply_memory_format_, evaluate, train_one_epoch
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._memory import peak_memory_mib
@@ -107,6 +108,8 @@ def train(
         with first_before_others(team):  # it may set a torn checkpoint aside
             resumed = resume and run.restore()
         if not resumed:
+            for doubt in doubts(config, len(loaders.train)):
+                progress.message(doubt)
             run_folder.write_json("config.json", {**content, "versions": versions()})
             run.save()
         run.replica.refresh("at the start")
