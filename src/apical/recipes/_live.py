@@ -16,7 +16,16 @@ from apical.recipes._fields import nearest
 from apical.recipes._model import import_callable
 from apical.recipes._template import template_facts
 from apical.reporting import growth_pixels
-from apical.training import GrowthMethod, Logger, Metric, Progress, TensorBoardLogger, plain, require_tensorboard
+from apical.training import (
+    GrowthMethod,
+    Logger,
+    Metric,
+    PacedProgress,
+    Progress,
+    TensorBoardLogger,
+    plain,
+    require_tensorboard,
+)
 
 LoggerFactory = Callable[[Path, Mapping[str, Any]], Logger]
 """Makes a logger from the run folder and the run's configuration, when the run starts."""
@@ -78,6 +87,11 @@ class LoggedProgress:
             self._attempt(lambda make=factory: self._loggers.append(make(folder, self._config)))  # type: ignore[misc]
         self._tell(lambda logger: logger.text("settings", json.dumps(plain(self._config), indent=2)))
         self._display.start(epochs, run, metric)
+
+    def pace(self, samples: int, unit: str) -> None:
+        """Only people see how fast it goes."""
+        if isinstance(self._display, PacedProgress):
+            self._display.pace(samples, unit)
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Only people see steps."""

@@ -25,7 +25,7 @@ from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, check_same_everywhere
 from apical.training._processes import Processes, process_group, processes
-from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
+from apical.training._progress import PacedProgress, Progress, ProgressMode, make_progress, summarise_widths
 from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._results import Loaders, TrainingResult
@@ -51,6 +51,7 @@ __all__ = [
     "MethodFactory",
     "Metric",
     "OptimizerConfig",
+    "PacedProgress",
     "Pixels",
     "PlainMethod",
     "Processes",

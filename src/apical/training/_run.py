@@ -27,7 +27,7 @@ from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, process_seed, refuse_unshared
 from apical.training._processes import Processes, any_of_all, first_before_others, process_group
-from apical.training._progress import Progress, SilentProgress, make_progress
+from apical.training._progress import PacedProgress, Progress, SilentProgress, make_progress
 from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._restore import history_of, load_optimizer_, load_weights_, partial_of
@@ -188,6 +188,8 @@ class _Run:
         seed = process_seed(self.config.seed, epoch, self.replica.team)
         if seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
+        if isinstance(self.progress, PacedProgress):
+            self.progress.pace(self.batch.factor * self.config.batch_size, getattr(self.task, "unit", "samples"))
         begun, self.begun = self.begun, None
         self._partial = None if begun is None else lambda: begun  # until a step is done
         loader = self.loaders.train if begun is None or begun.steps < steps else ()  # only evaluation was left
