@@ -8,6 +8,7 @@ from apical.recipes import _segmentation_recipes as _segmentation_recipes
 from apical.recipes._compare import Planned, compare, plan, split_options
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
+from apical.recipes._files import read_config_file, write_config_file
 from apical.recipes._language import TextConfig
 from apical.recipes._live import LoggedProgress, LoggerFactory, logger_factory
 from apical.recipes._methods import method_factory, method_options, methods, register_method, resolve_method
@@ -50,6 +51,7 @@ __all__ = [
     "plan",
     "prepare_data",
     "read_config",
+    "read_config_file",
     "recipes",
     "register_method",
     "register_recipe",
@@ -61,4 +63,5 @@ __all__ = [
     "split_options",
     "task_kind",
     "without_auxiliary_head",
+    "write_config_file",
 ]
