@@ -6,6 +6,8 @@ from `ApicalError`; those that a caller's argument or file can cause are `ValueE
 
 from __future__ import annotations
 
+from pathlib import Path
+
 __all__ = [
     "ApicalError",
     "BudgetError",
@@ -19,6 +21,7 @@ __all__ = [
     "SaveError",
     "TraceError",
     "TrainingError",
+    "why_not_written",
 ]
 
 
@@ -68,3 +71,19 @@ class TrainingError(ApicalError, RuntimeError):
 
 class ProcessLostError(TrainingError):
     """Of several processes that train together, one no longer answers; resume from the last checkpoint."""
+
+
+def why_not_written(path: Path, error: OSError) -> str:
+    """What stands in the way of a file or folder, in words: often a file where a folder is wanted, or the reverse.
+
+    Example:
+        >>> why_not_written(Path("/"), IsADirectoryError())
+        '/ is a folder, expected a file'
+    """
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        blocking = next((part for part in (path, *path.parents) if part.is_file()), None)
+        if blocking is not None:
+            return f"{blocking} is a file, expected a folder"
+    if isinstance(error, IsADirectoryError) and path.is_dir():
+        return f"{path} is a folder, expected a file"
+    return str(error)

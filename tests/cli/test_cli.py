@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+import apical as package
 from apical import _atomic
 from apical.cli import main
 from apical.export import _save
@@ -85,7 +86,8 @@ def test_train_prints_a_line_per_epoch_and_where_the_report_is(tmp_path: Path) -
 def test_train_json_is_an_object_per_line(tmp_path: Path) -> None:
     result = apical("train", "digits", *TINY, "--out", tmp_path / "a", "--method", "dense", "--json")
     events = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [event["event"] for event in events] == ["start", "epoch", "epoch", "summary"]
+    assert [event["event"] for event in events] == ["message", "start", "epoch", "epoch", "summary"]
+    assert "makes 6 training steps in all" in events[0]["text"]
 
 
 def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +112,9 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["train", "--resume", "/no/such/run"], "expected a run folder"),
         (["train", "digits", "--resume", "x", "--epochs", "3"], "leave out RECIPE digits, --epochs"),
         (["inspect", "apical.models:resnet21", "--input", "1x3x8x8"], "did you mean 'resnet20'?"),
-        (["inspect", "apical.models", "--input", "1x3x8x8"], "expected package.module:callable"),
+        (["inspect", "apical.models.resnet20", "--input", "1x3x8x8"], "did you mean 'apical.models:resnet20'?"),
+        (["train", "digits", "--model", "my_nets.Net"], "did you mean 'my_nets:Net'?"),
+        (["inspect", "resnet21", "--input", "1x3x8x8"], "did you mean 'resnet20'?"),
         (["inspect", "apical.models:resnet20", "--input", "1x1x8x8"], "expected input"),
         (["inspect", "apical.models:resnet20", "--input", "1x3xa"], "not like 1x3x224x224"),
         (["inspect", "apical.models:resnet20", "--input", "3:int9"], "is none of float32"),
@@ -123,12 +127,18 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["export", "/no/such/run", "--format", "onnx"], "expected a run folder"),
         (["export", "/no/such/run", "--format", "tflite"], "'tflite' is not one of"),
         (["report", "/no/such/run"], "is not a run folder"),
+        (["train", "digits", *TINY, "--out", "afile"], "afile is a file, expected a folder"),
+        (["train", "digits", *TINY, "--out", "afile/deeper"], "afile is a file, expected a folder"),
+        (["compare", "digits", "--methods=dense", "--seeds=0", "--out", "afile"], "afile is a file, expected a folder"),
+        (["inspect", "CifarResNet", "--input", "1x3x8x8", "--html", "."], "is a folder, expected a file"),
+        (["inspect", "CifarResNet", "--input", "1x3x8x8", "--html", "afile/x"], "afile is a file, expected a folder"),
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
     result = apical(*arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
@@ -222,6 +232,7 @@ def test_a_finished_run_can_be_resumed_and_ends_the_same(tmp_path: Path) -> None
     before = json.loads((tmp_path / "summary.json").read_text())
     result = apical("train", "--resume", tmp_path, "--quiet")
     assert result.exit_code == 0, result.output
+    assert "this run had finished, all 2 epochs are done" in result.stderr
     after = json.loads((tmp_path / "summary.json").read_text())
     assert {k: before[k] for k in ("test_loss", "macs", "num_params")} == {
         k: after[k] for k in ("test_loss", "macs", "num_params")
@@ -238,6 +249,17 @@ def test_a_folder_of_photographs_with_a_model_by_name(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert json.loads((out / "config.json").read_text())["input"]["classes"] == ["cat", "dog"]
+
+
+def test_a_folder_of_classes_only_is_split_and_says_so(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "made", images=10)
+    settings = ["--set=image_size=8", "--set=resize=10", "--set=batch_size=8", "--set=amp=none", "--set=model.depth=8"]
+    settings += ["--set=growth.divisor=1", "--set=warmup_epochs=0", "--device=cpu", "--epochs=1", "--method=dense"]
+    photos, out = tmp_path / "made" / "train", tmp_path / "run"
+    result = apical("train", "folder", "--data", photos, "--model", "CifarResNet", *settings, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "4 of its 20 images are held out" in result.output
+    assert json.loads((out / "summary.json").read_text())["test_samples"] == 4
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
@@ -272,6 +294,13 @@ def test_inspect_prints_a_table_or_json() -> None:
     assert content["frozen"][0]["name"] == "fc"
 
 
+def test_inspect_knows_models_by_the_names_that_training_takes() -> None:
+    by_name = apical("inspect", "resnet20", "--input", "1x3x16x16", "--json")
+    by_callable = apical("inspect", "apical.models:resnet20", "--input", "1x3x16x16", "--json")
+    assert by_name.exit_code == 0, by_name.output
+    assert json.loads(by_name.stdout)["groups"] == json.loads(by_callable.stdout)["groups"]
+
+
 def test_inspect_draws_whole_numbers_for_embeddings() -> None:
     kwargs = '{"vocab_size": 31, "embedding_size": 12, "hidden_sizes": [16]}'
     result = apical("inspect", "apical.models:LSTMLanguageModel", "--input", "5x2:int64:31", "--kwargs", kwargs)
@@ -302,6 +331,11 @@ def _source(kind: type) -> str:
     import inspect
 
     return inspect.getsource(kind)
+
+
+def test_the_version_is_that_of_apical_however_it_was_started() -> None:
+    result = CliRunner().invoke(main, ["--version"], prog_name="python -m apical")
+    assert result.output == f"apical, version {package.__version__}\n"
 
 
 @pytest.mark.run

@@ -269,8 +269,16 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     other = make_run(tmp_path / "b", metrics=[{"name": "miou", "heading": "mIoU %"}])
     with pytest.raises(DataError, match="judged by different metrics"):
         write_runs_report([first, other], tmp_path / "runs.html")
-    with pytest.raises(DataError, match="Name another file with --out"):
-        write_runs_report([first, first], tmp_path / "missing" / "runs.html")
+
+
+def test_a_page_makes_its_folder_and_says_what_stands_in_the_way(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a")
+    assert write_runs_report([first, first], tmp_path / "new" / "runs.html").exists()
+    with pytest.raises(DataError, match=r"new: it is a folder, expected a file. Name another file"):
+        write_runs_report([first, first], tmp_path / "new")
+    with pytest.raises(DataError, match=r"runs.html is a file, expected a folder"):
+        write_runs_report([first, first], tmp_path / "new" / "runs.html" / "deeper.html")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["runs.html"]
 
 
 def test_the_live_picture_has_a_row_per_group_and_a_column_per_epoch() -> None:

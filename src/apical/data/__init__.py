@@ -21,7 +21,7 @@ from apical.data.cifar import read_cifar
 from apical.data.decoding import Decode
 from apical.data.folder import FolderImages, read_folder
 from apical.data.idx import read_idx
-from apical.data.layouts import load_images, locate, open_images, recognise_layout
+from apical.data.layouts import load_images, locate, open_images, recognise_layout, split_remark
 from apical.data.loader import ImageLoader
 from apical.data.paired import PairLoader, Pairs, RandomView, draw_views, random_view
 from apical.data.parquet import ParquetImages, read_parquet
@@ -76,6 +76,7 @@ __all__ = [
     "read_parquet",
     "read_split",
     "recognise_layout",
+    "split_remark",
     "synthetic_images",
     "train_validation_split",
     "voc_classes",

@@ -205,7 +205,7 @@ def _install(model: nn.Module, saved: Architecture, values: Mapping[str, Tensor]
         old = lookup(model, name)
         if value.is_floating_point() != old.is_floating_point():
             raise LoadError(f"{name} is {value.dtype} in the folder and {old.dtype} in the model")
-        new = value.to(old.device, old.dtype)
+        new = value.to(old.device, old.dtype, copy=True)  # views into the file lie as they come, not as kernels want
         if specs[name].is_parameter:
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         for alias in aliases:

@@ -34,7 +34,7 @@ from apical.growth._usage import (
     warn_of_unfinished,
     warn_of_untrained,
 )
-from apical.resizing import DormantStore, Selection, TemplateMap, check_state, resize_, resize_state, trace
+from apical.resizing import DormantStore, Selection, TemplateMap, check_kinds, check_state, resize_, resize_state, trace
 from apical.structure import Call, ExampleInputs, Structure
 
 
@@ -111,6 +111,7 @@ class Grower:
         self.budget = Budget.of(budget)
         inputs: Any = Call.of(example_inputs)
         self._optimizers = _optimizers(optimizer)
+        check_kinds(self._optimizers)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)

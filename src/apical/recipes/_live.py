@@ -21,6 +21,7 @@ from apical.training import (
     GrowthMethod,
     Logger,
     Metric,
+    PacedProgress,
     Progress,
     TensorBoardLogger,
     plain,
@@ -88,6 +89,11 @@ class LoggedProgress:
             self._attempt(lambda make=factory: self._loggers.append(make(folder, self._config)))  # type: ignore[misc]
         self._tell(lambda logger: logger.text("settings", json.dumps(plain(self._config), indent=2)))
         self._display.start(epochs, run, metric)
+
+    def pace(self, samples: int, unit: str) -> None:
+        """Only people see how fast it goes."""
+        if isinstance(self._display, PacedProgress):
+            self._display.pace(samples, unit)
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Only people see steps."""

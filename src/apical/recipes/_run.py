@@ -39,6 +39,7 @@ from apical.training import (
     resolve_device,
     run_identity,
     seed_everything,
+    settle_amp,
     train,
     write_text,
     writing,
@@ -118,14 +119,19 @@ def _run(
     seed_everything(config.training.seed)
     model = kind.template(config.model, data.facts)
     progress = progress or make_progress()
+    for remark in data.remarks if processes().first else ():
+        progress.message(remark)
     if config.model.initial_weights is not None:
         classes = len(data.facts["classes"]) if "classes" in data.facts else None
         notes = load_initial_weights_(model, config.model.initial_weights, classes)
         for note in notes if processes().first else ():
             progress.message(note)
-    config, chosen = settle_divisor(config, data.facts, model, (Path(out),) if resume else ())
-    if chosen and processes().first:
-        progress.message(chosen)
+    earlier = (Path(out),) if resume else ()
+    training, faster = settle_amp(config.training, model, data.task, data.loaders.train, earlier)
+    config, divisor = settle_divisor(dataclasses.replace(config, training=training), data.facts, model, earlier)
+    for chosen in (faster, divisor):
+        if chosen and processes().first:
+            progress.message(chosen)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
     if overwrite and processes().first:

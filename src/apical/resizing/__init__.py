@@ -5,7 +5,7 @@ from apical.resizing._gates import zero_gates_
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._install import Installation, lookup, whole_or_nothing
-from apical.resizing._optimizer import check_state
+from apical.resizing._optimizer import check_kinds, check_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._resize import resize_
 from apical.resizing._selection import Selection, check_selection
@@ -23,6 +23,7 @@ __all__ = [
     "StandIn",
     "TemplateMap",
     "TensorChange",
+    "check_kinds",
     "check_selection",
     "check_state",
     "confirm",

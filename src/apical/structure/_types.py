@@ -32,6 +32,9 @@ class ParamSlice:
     dim: int
     positions: tuple[tuple[int, ...], ...]
 
+    def __repr__(self) -> str:
+        return f"<ParamSlice: {self.tensor}, dimension {self.dim}, {len(self.positions)} units>"
+
     @cached_property
     def index(self) -> torch.Tensor:
         """``positions`` as an integer tensor  # (units, positions per unit)."""
@@ -59,6 +62,9 @@ class ChannelGroup:
     members: tuple[ParamSlice, ...]
     gate_site: tuple[ParamSlice, ...]
     readers: tuple[ParamSlice, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<ChannelGroup {self.name!r}: {self.size} units, {self.role}, {len(self.members)} slices>"
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,9 @@ class StateSlice:
     group: str
     dim: int
     positions: tuple[tuple[int, ...], ...]
+
+    def __repr__(self) -> str:
+        return f"<StateSlice: tensor {self.leaf}, dimension {self.dim}, {len(self.positions)} units of {self.group!r}>"
 
 
 @dataclass(frozen=True)
@@ -256,10 +265,21 @@ class Structure:
             ),
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"<Structure: {len(self.groups)} channel groups, {len(self.blocks)} skippable blocks, {len(self.frozen)} "
+            f"frozen; {self.macs():,} MACs, {self.num_params():,} parameters; print() shows the table>"
+        )
+
     def __str__(self) -> str:
         from apical.structure._table import structure_table
 
         return structure_table(self)
+
+    def _repr_html_(self) -> str:
+        from apical.structure._table import structure_html
+
+        return structure_html(self)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ its parts, for loops of your own. The loop knows a growth method by the protocol
 
 from apical._atomic import atomic_file
 from apical.training._accounting import epoch_train_macs, training_costs
+from apical.training._amp import assumed_amp, settle_amp
 from apical.training._batch import ResizableLoader, RoomyMethod, batch_factor, lr_scale
 from apical.training._checkpoint import Checkpoint, has_checkpoint, load_checkpoint, require_plain, save_checkpoint
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig, resolve_device
@@ -19,7 +20,7 @@ from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, check_same_everywhere
 from apical.training._processes import Processes, process_group, processes
-from apical.training._progress import Progress, ProgressMode, make_progress, summarise_widths
+from apical.training._progress import PacedProgress, Progress, ProgressMode, make_progress, summarise_widths
 from apical.training._protocols import (
     DescribedLoader,
     FreezingMethod,
@@ -54,6 +55,7 @@ __all__ = [
     "MethodFactory",
     "Metric",
     "OptimizerConfig",
+    "PacedProgress",
     "Pixels",
     "PlainMethod",
     "Processes",
@@ -72,6 +74,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "apply_memory_format_",
+    "assumed_amp",
     "atomic_file",
     "autocast",
     "batch_factor",
@@ -102,6 +105,7 @@ __all__ = [
     "seed_everything",
     "set_lr_",
     "set_random_state",
+    "settle_amp",
     "summarise_widths",
     "task_facts",
     "train",

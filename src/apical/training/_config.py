@@ -111,7 +111,8 @@ class TrainingConfig:
             square root; `"none"`.
         optimizer: the optimizer.
         schedule: the learning rate over time.
-        amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler).
+        amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler); `"auto"` measures a
+            step in float32 and in bfloat16 before the run, and takes the faster one.
         channels_last: whether weights and images use the channels-last memory format.
         label_smoothing: of the training loss, in [0, 1).
         clip_grad_norm: largest norm of all gradients together; None for no clipping.
@@ -147,7 +148,7 @@ class TrainingConfig:
     batch_growth_lr: Literal["linear", "sqrt", "none"] = "linear"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    amp: Literal["none", "bfloat16", "float16"] = "none"
+    amp: Literal["none", "bfloat16", "float16", "auto"] = "none"
     channels_last: bool = False
     label_smoothing: float = 0.0
     clip_grad_norm: float | None = None
@@ -162,7 +163,7 @@ class TrainingConfig:
     process_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        known, rules = ("none", "bfloat16", "float16"), ("linear", "sqrt", "none")
+        known, rules = ("none", "bfloat16", "float16", "auto"), ("linear", "sqrt", "none")
         modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
         _check(
             "training",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from apical._atomic import asides, atomic_file, take_lock
-from apical.errors import ApicalError, CheckpointError
+from apical.errors import ApicalError, CheckpointError, why_not_written
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
 
 LOCK_PATIENCE_S = 6.0  # a killed run's reading processes notice within five seconds that it is gone
@@ -55,7 +55,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"cannot make the run folder {path}: {error}. Choose another one, or make its parent writable."
+                f"cannot make the run folder {path}: {why_not_written(path, error)}. Choose another one, or make its "
+                "parent writable."
             ) from error
 
     def _sweep(self) -> None:
