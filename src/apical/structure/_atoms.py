@@ -103,6 +103,27 @@ def shrink_constant_dims(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors
 
 
+def drop_constant_dims(ids: Tensor) -> Tensor:
+    """The ids with one dimension for each along which they vary."""
+    for d in range(ids.dim()):
+        if is_constant(ids, d):
+            ids = ids.narrow(d, 0, 1)
+    return ids.reshape([n for n in ids.shape if n > 1])
+
+
+def line(ids: Tensor, dim: int) -> Tensor:
+    """The ids along ``dim`` at the first position of every other dimension  # (size of dim,)"""
+    for d in range(ids.dim()):
+        if d != dim:
+            ids = ids.narrow(d, 0, 1)
+    return ids.reshape(-1)
+
+
+def depends_only_on(table: Tensor, dim: int) -> bool:
+    """Whether a table of labels varies along no other dimension."""
+    return torch.equal(spread(line(table, dim), table.shape, dim), table)
+
+
 def compress(ids: Tensor) -> Tensor:
     """The same ids, with stride 0 along every dimension in which they do not vary."""
     for d in range(ids.dim()):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from apical.structure._atoms import spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, meet_fixed, meet_param
-from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, param_axis_along
+from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, meet_param
+from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
 from apical.structure._walk import Walk
 
 WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
@@ -195,12 +195,17 @@ def attention(walk: Walk, query: AnyValue, key: AnyValue, value: AnyValue, mask:
         key, value = _repeat_heads(key, repeats), _repeat_heads(value, repeats)
     batch = _letters(len(query.shape) - 2)
     scores = contract(walk, query, batch + "xy", key, batch + "zy", batch + "xz")
-    if scores.ids is not None and isinstance(mask, Value):
-        meet_fixed(walk, scores.ids, mask.shape)
-    if scores.ids is not None and isinstance(mask, ParamValue):
-        meet_param(walk, scores.ids, mask)
-    weights = Value(scores.shape, scores.ids, None)
+    weights = Value(scores.shape, _with_bias(walk, scores, mask), None)
     return contract(walk, weights, batch + "xz", value, batch + "zw", batch + "xw")
+
+
+def _with_bias(walk: Walk, scores: Value, bias: Any) -> Tensor | None:
+    """The ids of attention scores after a mask or bias was added to them, as any sum."""
+    if not isinstance(bias, (Value, ParamValue)):
+        return scores.ids
+    ids = join_operands(walk, [scores, bias], shape=scores.shape)
+    assert not isinstance(ids, ParamValue)
+    return ids
 
 
 def _repeat_heads(value: AnyValue, repeats: int) -> AnyValue:
@@ -232,14 +237,18 @@ def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -
     else:
         ids, zeros, axes = _with_activation(walk, a, la, b, lb, out)
     walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
-    placed = None
-    if ids is not None:
-        label, vector = ids
-        placed = spread(vector, shape, out.index(label))
-    return Value(shape, placed, zeros)
+    return Value(shape, None if ids is None else _placed(*ids, out, shape), zeros)
 
 
-Labelled = tuple[tuple[str, Tensor] | None, frozenset[AxisKey] | None, dict[str, Tensor]]
+# ids with a label for each of their dimensions, the result's zeros, and the length of each label for the cost
+Labelled = tuple[tuple[str, Tensor] | None, Zeros, dict[str, Tensor | int]]
+
+
+def _placed(labels: str, ids: Tensor, out: str, shape: tuple[int, ...]) -> Tensor:
+    """Ids over some labels as ids of the result, constant along the others."""
+    order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
+    view = [n if label in labels else 1 for label, n in zip(out, shape, strict=True)]
+    return ids.permute(order).reshape(view).expand(shape)
 
 
 def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str) -> Labelled:
@@ -263,15 +272,15 @@ def sizes_differ_from_one(value: AnyValue, dim: int) -> bool:
 
 
 def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> Labelled:
+    axes: dict[str, Tensor | int]
     moving_a = [la[d] for d in varying_dims(a.ids)] if a.ids is not None else []
     moving_b = [lb[d] for d in varying_dims(b.ids)] if b.ids is not None else []
     batch = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label in la and label in lb and label in out]
-    if len(batch) > 1:
-        raise LookupError("channels vary along several batch dimensions")
     if batch:
-        vector = _whole_slices(walk, a, la, b, lb, batch[0])
-        return (batch[0], vector), b.zeros if b.zeros is not None else a.zeros, {batch[0]: vector}
-    axes: dict[str, Tensor] = {}
+        slices = _whole_slices(walk, a, la, b, lb, batch)
+        axes = {batch[0]: slices.reshape(-1), **dict.fromkeys(batch[1:], 1)}
+        return ("".join(batch), slices), b.zeros if b.zeros is not None else a.zeros, axes
+    axes = {}
     summed = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label not in out]
     for label in summed:
         theirs = [walk.channel_ids(v, lv.index(label)) for v, lv in ((a, la), (b, lb))]
@@ -294,19 +303,16 @@ def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str)
     return (label, vector_or_none), value.zeros, {**axes, label: vector_or_none}
 
 
-def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, label: str) -> Tensor:
-    """Join everything in each slice along a batch label; returns one id per slice."""
-    vectors = []
+def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, batch: Sequence[str]) -> Tensor:
+    """Join everything in each slice along batch labels; returns one id per slice  # (sizes of the labels)"""
+    tables = []
     for value, labels in ((a, la), (b, lb)):
-        found = walk.channel_ids(value, labels.index(label))
-        if found is not None:
-            vectors.append(found)
-        elif not value.flexible and value.shape[labels.index(label)] > 1:
-            vectors.append(torch.full((value.shape[labels.index(label)],), -1, device="cpu"))
-    for other in vectors[1:]:
-        if other.numel() == vectors[0].numel():
-            walk.meet(vectors[0], other, FIXED_SIZE)
-    return vectors[0]
+        dims = [labels.index(label) for label in batch]
+        tables.append(Value(tuple(value.shape[d] for d in dims), walk.table(value, dims), None, value.flexible))
+    shape = tuple(max(sizes) for sizes in zip(*(t.shape for t in tables), strict=True))
+    ids = join_operands(walk, tables, shape=shape)
+    assert isinstance(ids, Tensor)
+    return ids
 
 
 @register_op("aten::embedding")
