@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apical.structure._atoms import spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, meet_param
+from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
 from apical.structure._walk import Walk
 
@@ -136,6 +136,8 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     """x W^T + b, weight (out, in)."""
     if not isinstance(weight, ParamValue):
         walk.list_frozen(WEIGHT_COMPUTED)
+    if isinstance(x, ParamValue) and isinstance(weight, ParamValue):
+        x = walk.as_channels(x, -1)
     labels = _letters(len(x.shape) - 1)
     result = contract(walk, x, labels + "y", weight, "zy", labels + "z")
     if isinstance(x, Value):
@@ -164,16 +166,13 @@ def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> Value:
 
 
 @register_op("aten::addmm", "aten::baddbmm")
-def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, **kwargs: Any) -> Value:
-    """bias + a b."""
+def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, *, beta: float = 1, alpha: float = 1) -> Value:
+    """beta bias + alpha a b."""
     result = matmul(walk, a, b)
-    if isinstance(bias, ParamValue) and result.ids is not None:
-        meet_param(walk, result.ids, bias)
-        keys = frozenset((bias.name, d) for d in range(len(bias.shape)))
-        return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | keys)
-    if isinstance(bias, Value) and bias.ids is not None:
-        raise LookupError("a product added to channels")
-    return Value(result.shape, result.ids)
+    ids = join_operands(walk, [result, bias], shape=result.shape)
+    assert not isinstance(ids, ParamValue)
+    added = param_axes(walk, bias) if isinstance(bias, ParamValue) else bias.zeros
+    return Value(result.shape, ids, union_zeros([result.zeros, added]))
 
 
 @register_op("aten::einsum")

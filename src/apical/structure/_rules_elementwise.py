@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.structure._atoms import line, shrink_constant_dims, varying_dims
+from apical.structure._atoms import compress, line, shrink_constant_dims, varying_dims
 from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
@@ -44,7 +44,7 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
     with_ids = sum(isinstance(o, Value) and o.ids is not None for o in operands)
     if name in SUMS and with_ids > 1 and result is not None:
         walk.summed.append(result)
-    zeros = _zeros_after(name, args, operands, result)
+    zeros = _zeros_after(walk, name, args, operands, result)
     flexible = all(isinstance(o, Value) and o.flexible for o in operands)
     return Value(walk.out_shape, result, zeros, flexible)
 
@@ -66,7 +66,10 @@ def join_operands(
             only = params[0]
             return ParamValue(only.name, only.shape, only.coords, only.whole)
         for param in params:
-            walk.freeze_value(param, "meets a tensor without channels")
+            made = _meet_without_channels(walk, param, values, shape)
+            ids = ids if made.ids is None else _join_two(walk, ids, made, shape)
+        params = []
+    if ids is None:
         return None
     for value in values:
         if value.ids is None and not value.flexible:
@@ -74,6 +77,22 @@ def join_operands(
     for param in params:
         meet_param(walk, ids, param)
     return ids
+
+
+def _meet_without_channels(walk: Walk, param: ParamValue, fixed: Sequence[Value], shape: tuple[int, ...]) -> Value:
+    """A parameter that meets other parameters or fixed tensors: its last free dimension holds channels.
+
+    So a frozen batch norm, which is computed from its buffers, has the channels of its buffers, and a table of
+    position biases with a mask on top those of its heads.
+    """
+    offset = len(shape) - len(param.shape)
+    taken = {d for v in fixed if not v.flexible for d, n in enumerate(_aligned(v.shape, shape)) if n > 1}
+    free = [d for d, n in enumerate(param.shape) if n > 1 and d + offset not in taken]
+    free = [d for d in free if any(varying_dims(c) == [d] for c in param.coords)]
+    if not free:
+        walk.freeze_value(param, "meets a tensor without channels")
+        return Value(param.shape)
+    return walk.as_channels(param, free[-1])
 
 
 def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ...]) -> Tensor:
@@ -133,23 +152,23 @@ def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> None:
                 raise LookupError(f"a view of {param.name} mixes its dimensions")
             walk.atoms.freeze(atoms, "meets a dimension that is not a channel")
         elif dims == varying:
-            walk.meet(*_flat(ids, atoms[coords].expand(ids.shape)), FIXED_SIZE)
+            walk.meet(*_flat(ids, compress(atoms[coords]).expand(ids.shape)), FIXED_SIZE)
         elif len(dims) == 1:
             walk.cross(ids, dims[0], atoms[line(coords, dims[0] - offset)])
         else:
             raise LookupError(f"a view of {param.name} lies along some of several dimensions of channels")
 
 
-def _zeros_after(name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
+def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
     if name in PRODUCTS:
-        gates = [_param_axes(o) for o in operands if isinstance(o, ParamValue) and _scales(o, ids)]
+        gates = [param_axes(walk, o) for o in operands if isinstance(o, ParamValue) and _scales(o, ids)]
         found = [z for z in (*gates, *(o.zeros for o in operands if isinstance(o, Value))) if z is not None]
         return found[0] if found else None
     if name in SUMS:
         if any(isinstance(a, (int, float)) and not isinstance(a, bool) and a != 0 for a in args[:2]):
             return None
         return union_zeros(
-            [_param_zeros(o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
+            [_param_zeros(walk, o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
         )
     if name not in KEEPS_ZERO or not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
@@ -194,9 +213,9 @@ def union_zeros(parts: Sequence[Zeros]) -> Zeros:
     return total
 
 
-def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
+def _param_zeros(walk: Walk, param: ParamValue, ids: Tensor | None) -> Zeros:
     """The axes of an added parameter, if zeroing them at a unit removes what it adds there."""
-    return _param_axes(param) if _scales(param, ids) else None
+    return param_axes(walk, param) if _scales(param, ids) else None
 
 
 def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
@@ -207,8 +226,11 @@ def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
     return value.zeros if set(varying_dims(ids)) <= set(varying_dims(theirs)) else None
 
 
-def _param_axes(param: ParamValue) -> frozenset[AxisKey]:
-    return frozenset((param.name, d) for d in range(max(1, len(param.coords))))
+def param_axes(walk: Walk, param: ParamValue) -> Zeros:
+    """What zeroes a parameter at a unit; nothing does if it is a buffer, which no gate may sit on."""
+    return (
+        frozenset((param.name, d) for d in range(max(1, len(param.coords)))) if walk.is_parameter(param.name) else None
+    )
 
 
 def _aligned(shape: tuple[int, ...], to: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apical.structure._atoms import compress, is_constant, spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, union_zeros
+from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, ParamValue, Value
 from apical.structure._walk import Walk, structural
 
@@ -37,7 +37,7 @@ def moved(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     return structural(walk, x, lambda t: target(t, *args, **kwargs))
 
 
-@register_op("aten::expand", "aten::expand_as")
+@register_op("aten::expand", "aten::expand_as", "aten::broadcast_to")
 def expand(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     """Broadcasting made explicit; one channel spread over many joins nothing."""
     shape = walk.out_shape
@@ -96,11 +96,10 @@ def unbind(walk: Walk, x: AnyValue, dim: int = 0) -> tuple[AnyValue, ...]:
 @register_op("aten::cat", "aten::concat", "aten::concatenate")
 def cat(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
     """Channels side by side; along other dimensions the operands' channels are joined."""
-    operands = [o for o in operands if o.shape != (0,)]
     shape = walk.out_shape
     dim = dim % len(shape)
-    zeros = union_zeros([o.zeros if isinstance(o, Value) else frozenset((o.name, d) for d in range(len(o.coords)))
-                         for o in operands])  # fmt: skip
+    operands = [o for o in operands if o.shape != (0,) and o.shape[dim] > 0]  # no rest of the width without RoPE
+    zeros = union_zeros([o.zeros if isinstance(o, Value) else param_axes(walk, o) for o in operands])
     with_ids = [o for o in operands if isinstance(o, Value) and o.ids is not None]
     if not with_ids:
         for o in operands:
@@ -174,10 +173,11 @@ def stack(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
 
 @register_op("aten::index_select")
 def index_select(walk: Walk, x: AnyValue, dim: int, index: AnyValue) -> AnyValue:
-    """Positions picked by a constant index."""
-    if not isinstance(index, ParamValue) or index.data is None:
-        raise LookupError("the index is not a constant")
-    data = index.data.long()
+    """Positions of a dimension without channels picked by an index."""
+    known = isinstance(index, ParamValue) and index.data is not None
+    data = index.data.long() if known else torch.zeros(index.shape, dtype=torch.long, device="cpu")
+    if isinstance(x, ParamValue) and x.whole:
+        walk.atoms.freeze(walk.axis(x.name, dim), "positions are picked by index")
     if isinstance(x, Value):
         x = walk.tied_along(x, dim)
     if _varies(x, dim):

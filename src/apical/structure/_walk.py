@@ -165,6 +165,10 @@ class Walk:
             raise TypeError(f"{name} is not a tensor")
         return found
 
+    def is_parameter(self, name: str) -> bool:
+        """Whether the tensor of this name is trained, so that a gate may sit on it (on buffers none may)."""
+        return isinstance(self.tensor(name), nn.Parameter)
+
     def fixed(self, node: fx.Node) -> Any:
         """Values without channel identity for all results of a node."""
         val = node.meta.get("val")
@@ -236,6 +240,17 @@ class Walk:
         if value.ids is None or is_constant(value.ids, dim) or len(varying_dims(value.ids)) < 2:
             return value
         return replace(value, ids=self.held(value.ids, dim, ""))
+
+    def as_channels(self, param: ParamValue, dim: int) -> Value:
+        """A parameter in the place of an activation: its positions along ``dim`` are channels, all others fixed."""
+        dim %= len(param.shape)
+        ids: Tensor | None = None
+        for pdim, coords in enumerate(param.coords):
+            if varying_dims(coords) == [dim]:
+                ids = compress(self.axis(param.name, pdim)[coords])
+            elif varying_dims(coords):
+                self.atoms.freeze(self.axis(param.name, pdim), "meets a dimension that is not a channel")
+        return Value(param.shape, ids)
 
     def list_frozen(self, reason: str) -> None:
         """List the channels of the current result as frozen, where they have no atoms of their own."""
