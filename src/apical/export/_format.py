@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from apical.errors import LoadError
-from apical.structure import SIZE_ATTRIBUTES
+from apical.structure import stated_sizes
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"
@@ -74,9 +74,7 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
     """The sizes that the model's modules state about themselves, by module path."""
     found: dict[str, dict[str, int]] = {}
     for path, module in model.named_modules():
-        values = {
-            a: v for a in SIZE_ATTRIBUTES if isinstance(v := vars(module).get(a), int) and not isinstance(v, bool)
-        }
+        values = stated_sizes(module)
         if values:
             found[path] = values
     return found

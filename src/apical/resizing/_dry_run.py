@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.resizing._culprit import explained
 from apical.resizing._gates import zero_gates_
 from apical.resizing._resize import resize_
 from apical.structure import (
@@ -174,8 +175,7 @@ def _disagreement(
         resize_(removed, structure, keep, skip)
         found = example.run(removed)
     except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
-        first = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
-        return f"without some of it the forward pass fails: {type(problem).__name__}: {first}"
+        return f"without some of it the forward pass fails: {explained(problem, removed)}"
     for expected, got in zip(example.run(gated), found, strict=True):
         if expected.shape != got.shape:
             return f"without some of it the output has shape {tuple(got.shape)} instead of {tuple(expected.shape)}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apical.errors import TraceError
 from apical.resizing._dry_run import Example, confirm
+from apical.resizing._follow import follow
 from apical.resizing._guards import refuse_wrapped
 from apical.structure import HandGroups, Structure, analysis_copy, describe, propose
 
@@ -75,7 +76,8 @@ def trace(
         structure = propose(twin, args, kwargs, state_outputs)
     else:
         structure = describe(twin, args, kwargs, groups)
-    structure = confirm(structure, twin, Example(args, kwargs, tuple(state_outputs)))
+    example = Example(args, kwargs, tuple(state_outputs))
+    structure = follow(structure, confirm(structure, twin, example), twin, example)
     if not structure.groups and not structure.blocks:
         reasons = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in structure.frozen[:8])
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {reasons or 'It has no layers.'}")

@@ -2,7 +2,7 @@
 
 from apical.structure._analyse import analysis_copy, check_runs, own, propose, quiet_rng, tensor_specs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
-from apical.structure._groups import SIZE_ATTRIBUTES
+from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES, stated_sizes
 from apical.structure._manual import HandGroups, describe
 from apical.structure._registry import module_refresh, register_module, register_op
 from apical.structure._types import (
@@ -20,6 +20,7 @@ from apical.structure._values import ParamValue, Value
 from apical.structure._walk import Walk
 
 __all__ = [
+    "OWN_SIZES",
     "SIZE_ATTRIBUTES",
     "AttributeAxis",
     "ChannelGroup",
@@ -47,5 +48,6 @@ __all__ = [
     "quiet_rng",
     "register_module",
     "register_op",
+    "stated_sizes",
     "tensor_specs",
 ]

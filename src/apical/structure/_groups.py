@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apical.structure._atoms import depends_only_on, drop_constant_dims, line
 from apical.structure._cost import CostTerm, SizeAxis
@@ -24,6 +24,14 @@ SIZE_ATTRIBUTES = (
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
     "num_groups", "num_parameters", "embedding_dim", "input_size", "hidden_size", *HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES,
 )  # fmt: skip
+OWN_SIZES = "_apical_sizes"  # where a resized module names further attributes of its own that state a size
+
+
+def stated_sizes(module: nn.Module) -> dict[str, int]:
+    """The integer attributes in which a module says how large it is."""
+    own = vars(module)
+    names = dict.fromkeys((*SIZE_ATTRIBUTES, *own.get(OWN_SIZES, ())))
+    return {name: v for name in names if isinstance(v := own.get(name), int) and not isinstance(v, bool)}
 
 
 @dataclass(frozen=True)
