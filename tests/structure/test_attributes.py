@@ -24,7 +24,7 @@ class Conv1D(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) / nx**0.5), nn.Parameter(torch.zeros(nf))
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[:-1] + (self.nf,)
+        size = (*x.shape[:-1], self.nf)
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
 
 

@@ -78,8 +78,8 @@ CASES: dict[str, Case] = {
     "multihead_attention_module": (
         lambda: Net(lambda m, x: m.fc(m.mha(x, x, x, need_weights=False)[0]), fc=nn.Linear(8, 2),
                     mha=nn.MultiheadAttention(8, 4, batch_first=True)), vectors(2, 5, 8),
-        {"mha.out_proj": (8, "inner", "mha.out_proj.weight mha.out_proj.bias")},
-        {"mha": "4: without some of it the forward pass fails", "fc": OUTPUT},
+        {"mha": (4, "inner", "mha.in_proj_weight mha.in_proj_bias"),
+         "mha.out_proj": (8, "inner", "mha.out_proj.weight mha.out_proj.bias")}, {"fc": OUTPUT},
     ),
     "token_mixer": (
         lambda: Net(lambda m, x: m.fc(x + m.down(F.gelu(m.up(x.transpose(1, 2)))).transpose(1, 2)), up=nn.Linear(5, 7),

@@ -63,9 +63,11 @@ class Installation:
 
     def attributes_changed_by(self, module: nn.Module, change: Callable[[nn.Module], None]) -> None:
         """Run a function that may set any plain attribute of the module."""
-        before = dict(vars(module))
+        before, kind = dict(vars(module)), type(module)
 
         def restore() -> None:
+            if type(module) is not kind:
+                object.__setattr__(module, "__class__", kind)
             vars(module).clear()
             vars(module).update(before)
 

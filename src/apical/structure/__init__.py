@@ -5,6 +5,7 @@ from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES, stated_sizes
 from apical.structure._manual import HandGroups, describe
 from apical.structure._registry import module_refresh, register_module, register_op
+from apical.structure._torch_modules import NarrowMultiheadAttention
 from apical.structure._types import (
     AttributeAxis,
     ChannelGroup,
@@ -29,6 +30,7 @@ __all__ = [
     "Frozen",
     "HandGroups",
     "Keep",
+    "NarrowMultiheadAttention",
     "ParamSlice",
     "ParamValue",
     "SizeAxis",

@@ -140,10 +140,11 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
         x = walk.as_channels(x, -1)
     labels = _letters(len(x.shape) - 1)
     result = contract(walk, x, labels + "y", weight, "zy", labels + "z")
-    if isinstance(x, Value):
-        walk.attribute("in_features", _ids_or_none(walk, weight, 1))
     ids = None if result.ids is None else walk.channel_ids(result, -1)
-    walk.attribute("out_features", ids)
+    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else None  # mha calls none of out_proj's
+    if isinstance(x, Value):
+        walk.attribute("in_features", _ids_or_none(walk, weight, 1), path=owner)
+    walk.attribute("out_features", ids, path=owner)
     if bias is None or ids is None:
         return result
     extra = _add_bias(walk, bias, ids)

@@ -46,9 +46,12 @@ class Walk:
 
     def run(self, graph: fx.Graph, sources: Mapping[str, str]) -> None:
         """Visit every node; ``sources`` maps placeholders to tensor names."""
+        unused = unused_nodes(graph)
         for node in graph.nodes:
             self.node = node
-            if node.op == "placeholder":
+            if node in unused and not counted_macs(node):
+                self.values[node] = self.fixed(node)  # what nobody reads ties nothing
+            elif node.op == "placeholder":
                 self.values[node] = self._source(node, sources)
             elif node.op == "get_attr":
                 inner = getattr(graph.owning_module, str(node.target), None)
@@ -353,6 +356,16 @@ def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], spli
     if split:
         walk.rectangle(ids)
     return Value(tuple(ids.shape), ids, value.zeros, value.flexible)
+
+
+def unused_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Operations whose results reach nothing: attention weights that are averaged and then dropped, for example."""
+    unused: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        writes = getattr(getattr(node.target, "_schema", None), "is_mutable", True)
+        if node.op == "call_function" and not writes and all(user in unused for user in node.users):
+            unused.add(node)
+    return unused
 
 
 def node_modules(node: fx.Node) -> list[str]:
