@@ -65,12 +65,7 @@ def join_operands(
         if len(params) == 1 and all(_numel(v.shape) == 1 for v in values) and _numel(params[0].shape) == _numel(shape):
             only = params[0]
             return ParamValue(only.name, only.shape, only.coords, only.whole)
-        for param in params:
-            made = _meet_without_channels(walk, param, values, shape)
-            ids = ids if made.ids is None else _join_two(walk, ids, made, shape)
-        params = []
-    if ids is None:
-        return None
+        return _of_parameters(walk, params, values, shape)
     for value in values:
         if value.ids is None and not value.flexible:
             ids = meet_fixed(walk, ids, value.shape)
@@ -79,20 +74,31 @@ def join_operands(
     return ids
 
 
-def _meet_without_channels(walk: Walk, param: ParamValue, fixed: Sequence[Value], shape: tuple[int, ...]) -> Value:
-    """A parameter that meets other parameters or fixed tensors: its last free dimension holds channels.
+def _of_parameters(
+    walk: Walk, params: Sequence[ParamValue], fixed: Sequence[Value], shape: tuple[int, ...]
+) -> Tensor | None:
+    """The ids of parameters that meet each other or fixed tensors: the last free dimension of each holds channels.
 
     So a frozen batch norm, which is computed from its buffers, has the channels of its buffers, and a table of
-    position biases with a mask on top those of its heads.
+    position biases with a mask on top those of its heads. A buffer with several dimensions is such a mask.
     """
-    offset = len(shape) - len(param.shape)
-    taken = {d for v in fixed if not v.flexible for d, n in enumerate(_aligned(v.shape, shape)) if n > 1}
-    free = [d for d, n in enumerate(param.shape) if n > 1 and d + offset not in taken]
-    free = [d for d in free if any(varying_dims(c) == [d] for c in param.coords)]
-    if not free:
-        walk.freeze_value(param, "meets a tensor without channels")
-        return Value(param.shape)
-    return walk.as_channels(param, free[-1])
+    masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
+    for mask in masks:
+        walk.freeze_value(mask, "is a table of fixed size")
+    sizes = [_aligned(v.shape, shape) for v in (*fixed, *masks) if isinstance(v, ParamValue) or not v.flexible]
+    taken = {d for size in sizes for d, n in enumerate(size) if n > 1}
+    ids: Tensor | None = None
+    for param in params:
+        if any(param is mask for mask in masks):
+            continue
+        offset = len(shape) - len(param.shape)
+        free = [d for d, n in enumerate(param.shape) if n > 1 and d + offset not in taken]
+        free = [d for d in free if any(varying_dims(c) == [d] for c in param.coords)]
+        if free:
+            ids = _join_two(walk, ids, walk.as_channels(param, free[-1]), shape)
+        else:
+            walk.freeze_value(param, "meets a tensor without channels")
+    return ids
 
 
 def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ...]) -> Tensor:
