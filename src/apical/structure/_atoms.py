@@ -42,6 +42,15 @@ class Atoms:
         if ids.numel():
             self._frozen.append((ids, reason))
 
+    def all_frozen(self, ids: Tensor) -> bool:
+        """Whether none of these can be removed, as far as is known by now."""
+        labels = self.labels()
+        frozen = torch.zeros(self.count, dtype=torch.bool, device="cpu")
+        for gone, _ in self._frozen:
+            frozen[labels[gone]] = True
+        (ids,) = shrink_constant_dims(ids)
+        return bool(frozen[labels[ids[ids >= 0]]].all())
+
     def labels(self) -> Tensor:
         """The smallest atom of each atom's class  # (count,)"""
         known = self._labels

@@ -22,7 +22,8 @@ WIDTH_ATTRIBUTES = ("attn_dim", "inner_dim", "all_head_size", "attention_dim", "
 
 SIZE_ATTRIBUTES = (
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
-    "num_groups", "num_parameters", "embedding_dim", "input_size", "hidden_size", *HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES,
+    "num_groups", "num_parameters", "embedding_dim", "input_size", "hidden_size", "proj_size",
+    *HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES,
 )  # fmt: skip
 OWN_SIZES = "_apical_sizes"  # where a resized module names further attributes of its own that state a size
 

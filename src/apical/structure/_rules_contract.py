@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from apical.structure._atoms import spread, varying_dims
 from apical.structure._registry import register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
-from apical.structure._walk import Walk
+from apical.structure._walk import Walk, structural
 
+OUTER = "meets other channels in an outer product (of which only one side can go)"
 WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
 
 
@@ -140,6 +142,8 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
         x = walk.as_channels(x, -1)
     labels = _letters(len(x.shape) - 1)
     result = contract(walk, x, labels + "y", weight, "zy", labels + "z")
+    if result.ids is not None and varying_dims(result.ids) not in ([], [len(result.shape) - 1]):
+        return _linear_beside_channels(walk, result, bias)
     ids = None if result.ids is None else walk.channel_ids(result, -1)
     owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else None  # mha calls none of out_proj's
     if isinstance(x, Value):
@@ -149,6 +153,13 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
         return result
     extra = _add_bias(walk, bias, ids)
     return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | extra)
+
+
+def _linear_beside_channels(walk: Walk, result: Value, bias: Any) -> Value:
+    if isinstance(bias, ParamValue):
+        walk.freeze_value(bias, "mixes positions beside channels, of which it has no part")
+        return replace(result, zeros=None)
+    return result
 
 
 def _ids_or_none(walk: Walk, weight: AnyValue, dim: int) -> Tensor | None:
@@ -177,13 +188,22 @@ def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, *, beta: float =
 
 
 @register_op("aten::einsum")
-def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = None) -> Value:
-    """A contraction of two operands without repeated or elided labels."""
+def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = None) -> AnyValue:
+    """A contraction of two operands, or a permutation of one, without repeated labels."""
     left, _, out = equation.replace(" ", "").partition("->")
     labels = left.split(",")
-    if len(operands) != 2 or "." in equation or any(len(set(x)) < len(x) for x in labels) or not out:
+    rank = max(len(o.shape) - len(x.replace("...", "")) for o, x in zip(operands, labels, strict=True))
+    dots = "".join(c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation)[:rank]
+    for i, (x, o) in enumerate(zip(labels, operands, strict=True)):
+        labels[i] = x.replace("...", dots[rank - (len(o.shape) - len(x.replace("...", ""))) :])
+    out = out.replace("...", dots)
+    if len(operands) > 2 or any(len(set(x)) < len(x) for x in labels) or not out:
         raise LookupError(f"einsum {equation}")
-    return contract(walk, operands[0], labels[0], operands[1], labels[1], out)
+    if len(operands) == 2:
+        return contract(walk, operands[0], labels[0], operands[1], labels[1], out)
+    if set(out) != set(labels[0]):
+        raise LookupError(f"einsum {equation}")
+    return structural(walk, operands[0], lambda t: t.permute([labels[0].index(label) for label in out]))
 
 
 @register_op("aten::scaled_dot_product_attention")
@@ -252,13 +272,21 @@ def _placed(labels: str, ids: Tensor, out: str, shape: tuple[int, ...]) -> Tenso
 
 
 def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str) -> Labelled:
-    if any(label in la and label in out for label in lw if sizes_differ_from_one(w, lw.index(label))):
-        raise LookupError("a parameter with batch dimensions")
-    moving = {la[d] for d in varying_dims(a.ids)} if a.ids is not None else set()
-    summed = [label for label in lw if label in la]
+    for label in lw:  # a weight for each of several experts, whose number stays
+        if label in la and label in out and w.shape[lw.index(label)] != 1:
+            _whole(walk, w, lw.index(label))
+            if a.ids is not None:
+                a = replace(a, ids=walk.held(a.ids, la.index(label), FIXED_SIZE))
+    summed = [label for label in lw if label in la and label not in out]
     free = [label for label in lw if label not in la and label in out]
-    if len(summed) != 1 or len(free) != 1 or moving - set(summed):
-        raise LookupError("an outer product of channels, or a sum over several dimensions")
+    if len(summed) != 1 or not free:
+        raise LookupError("a sum over several dimensions of a weight")
+    for label in free[1:]:  # (heads, width) as two dimensions of a weight: heads are the units
+        _whole(walk, w, lw.index(label))
+    if a.ids is not None and {la[d] for d in varying_dims(a.ids)} - set(summed):
+        if not walk.atoms.all_frozen(a.ids):
+            return _beside_channels(walk, a, la, w, summed[0])
+        a = replace(a, ids=None)
     ids, out_key = _weight_axis(walk, w, lw.index(free[0]), produce=True)
     columns, in_key = _weight_axis(walk, w, lw.index(summed[0]))
     incoming = walk.channel_ids(a, la.index(summed[0]))
@@ -266,9 +294,25 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
     return (free[0], ids), frozenset([out_key]), {free[0]: ids, summed[0]: columns}
 
 
-def sizes_differ_from_one(value: AnyValue, dim: int) -> bool:
-    """Whether the dimension is not a broadcast one."""
-    return value.shape[dim] != 1
+def _beside_channels(walk: Walk, a: Value, la: str, w: ParamValue, summed: str) -> Labelled:
+    """A weight that mixes another dimension than the channels' (the width of every head, tokens): it stays whole."""
+    walk.freeze_value(w, "mixes positions beside channels, of which it has no part")
+    walk.list_frozen("mixes positions beside channels, which go in its place")
+    kept = walk.tied_along(a, la.index(summed))
+    assert kept.ids is not None
+    dims = [d for d in varying_dims(kept.ids) if la[d] != summed]
+    table = walk.table(kept, dims)
+    assert table is not None
+    labels = "".join(la[d] for d in dims)
+    axes: dict[str, Tensor | int] = {**dict.fromkeys(labels, 1), labels[0]: table.reshape(-1)}
+    return (labels, table), a.zeros, axes
+
+
+def _whole(walk: Walk, w: ParamValue, dim: int) -> None:
+    """Positions along one dimension of a weight that stay."""
+    found = walk.param_ids(w, dim)
+    if found is not None:
+        walk.atoms.freeze(found, "is a dimension of a weight beside that of its channels")
 
 
 def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> Labelled:
@@ -293,10 +337,12 @@ def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str)
         walk.read(theirs[0], a.zeros if a.zeros is not None else b.zeros, None)
         axes[label] = theirs[0]
     free = [(label, v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) for label in m if label in out]
-    if len(free) > 1:
-        raise LookupError("an outer product of channels")
     if not free:
         return None, None, axes
+    while len(free) > 1:  # an outer product: the shorter side stays whole, or the one that does anyway
+        free.sort(key=lambda side: (not walk.atoms.all_frozen(side[1].ids), side[1].shape[side[2].index(side[0])]))
+        label, value, labels = free.pop(0)
+        walk.atoms.freeze(walk.channel_ids(value, labels.index(label)), OUTER)
     label, value, labels = free[0]
     vector_or_none = walk.channel_ids(value, labels.index(label))
     assert vector_or_none is not None
