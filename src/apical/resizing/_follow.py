@@ -36,7 +36,9 @@ class Trial:
 class _Bench:
     """One group, and a copy of the model on which attributes are tried out."""
 
-    def __init__(self, structure: Structure, twin: nn.Module, example: Example, tolerance: float, group: ChannelGroup):
+    def __init__(
+        self, structure: Structure, twin: nn.Module, example: Example, tolerance: float, group: ChannelGroup
+    ) -> None:
         self.structure, self.twin, self.example, self.tolerance = structure, twin, example, tolerance
         self.group, self.index = group, structure.groups.index(group)
         self.left = MAX_TRIALS
