@@ -183,7 +183,7 @@ def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, *, beta: float =
     result = matmul(walk, a, b)
     ids = join_operands(walk, [result, bias], shape=result.shape)
     assert not isinstance(ids, ParamValue)
-    added = param_axes(walk, bias) if isinstance(bias, ParamValue) else bias.zeros
+    added = param_axes(bias) if isinstance(bias, ParamValue) else bias.zeros
     return Value(result.shape, ids, union_zeros([result.zeros, added]))
 
 

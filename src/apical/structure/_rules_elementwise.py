@@ -167,14 +167,15 @@ def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> None:
 
 def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
     if name in PRODUCTS:
-        gates = [param_axes(walk, o) for o in operands if isinstance(o, ParamValue) and _scales(o, ids)]
+        params = [o for o in operands if isinstance(o, ParamValue) and walk.is_parameter(o.name)]  # no gate on a buffer
+        gates = [param_axes(o) for o in params if _scales(o, ids)]
         found = [z for z in (*gates, *(o.zeros for o in operands if isinstance(o, Value))) if z is not None]
         return found[0] if found else None
     if name in SUMS:
         if any(isinstance(a, (int, float)) and not isinstance(a, bool) and a != 0 for a in args[:2]):
             return None
         return union_zeros(
-            [_param_zeros(walk, o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
+            [_param_zeros(o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
         )
     if name not in KEEPS_ZERO or not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
@@ -219,9 +220,9 @@ def union_zeros(parts: Sequence[Zeros]) -> Zeros:
     return total
 
 
-def _param_zeros(walk: Walk, param: ParamValue, ids: Tensor | None) -> Zeros:
+def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
     """The axes of an added parameter, if zeroing them at a unit removes what it adds there."""
-    return param_axes(walk, param) if _scales(param, ids) else None
+    return param_axes(param) if _scales(param, ids) else None
 
 
 def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
@@ -232,11 +233,9 @@ def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
     return value.zeros if set(varying_dims(ids)) <= set(varying_dims(theirs)) else None
 
 
-def param_axes(walk: Walk, param: ParamValue) -> Zeros:
-    """What zeroes a parameter at a unit; nothing does if it is a buffer, which no gate may sit on."""
-    return (
-        frozenset((param.name, d) for d in range(max(1, len(param.coords)))) if walk.is_parameter(param.name) else None
-    )
+def param_axes(param: ParamValue) -> frozenset[AxisKey]:
+    """What zeroes a parameter at a unit."""
+    return frozenset((param.name, d) for d in range(max(1, len(param.coords))))
 
 
 def _aligned(shape: tuple[int, ...], to: tuple[int, ...]) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def cat(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
     shape = walk.out_shape
     dim = dim % len(shape)
     operands = [o for o in operands if o.shape != (0,) and o.shape[dim] > 0]  # no rest of the width without RoPE
-    zeros = union_zeros([o.zeros if isinstance(o, Value) else param_axes(walk, o) for o in operands])
+    zeros = union_zeros([o.zeros if isinstance(o, Value) else param_axes(o) for o in operands])
     with_ids = [o for o in operands if isinstance(o, Value) and o.ids is not None]
     if not with_ids:
         for o in operands:
