@@ -120,8 +120,9 @@ def _attribute_problems(modules: Mapping[str, nn.Module], saved: Architecture) -
     for path, values in saved.attributes.items():
         for name, value in values.items():
             most = vars(modules[path]).get(name) if path in modules else None
-            stated = isinstance(most, int) and not isinstance(most, bool) and not name.startswith("_")
-            if not stated or not min(1, most) <= value <= most:
+            if isinstance(most, bool) or not isinstance(most, int) or name.startswith("_"):
+                problems.append(f"{path}.{name} is {value}, the model states no such size")
+            elif not min(1, most) <= value <= most:
                 problems.append(f"{path}.{name} is {value}, the model has {most}")
     return problems
 

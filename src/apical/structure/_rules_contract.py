@@ -339,14 +339,17 @@ def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str)
     free = [(label, v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) for label in m if label in out]
     if not free:
         return None, None, axes
-    while len(free) > 1:  # an outer product: the shorter side stays whole, or the one that does anyway
-        free.sort(key=lambda side: (not walk.atoms.all_frozen(side[1].ids), side[1].shape[side[2].index(side[0])]))
-        label, value, labels = free.pop(0)
-        walk.atoms.freeze(walk.channel_ids(value, labels.index(label)), OUTER)
-    label, value, labels = free[0]
-    vector_or_none = walk.channel_ids(value, labels.index(label))
-    assert vector_or_none is not None
-    return (label, vector_or_none), value.zeros, {**axes, label: vector_or_none}
+    sides = []
+    for label, value, labels in free:
+        vector = walk.channel_ids(value, labels.index(label))
+        assert vector is not None
+        sides.append((label, vector, value.zeros))
+    # An outer product: one side stays whole, that which does anyway, else the shorter one.
+    sides.sort(key=lambda side: (not walk.atoms.all_frozen(side[1]), side[1].numel()))
+    for _, vector, _ in sides[:-1]:
+        walk.atoms.freeze(vector, OUTER)
+    label, vector, zeros = sides[-1]
+    return (label, vector), zeros, {**axes, label: vector}
 
 
 def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, batch: Sequence[str]) -> Tensor:

@@ -85,7 +85,8 @@ def _of_parameters(
     masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
     for mask in masks:
         walk.freeze_value(mask, "is a table of fixed size")
-    sizes = [_aligned(v.shape, shape) for v in (*fixed, *masks) if isinstance(v, ParamValue) or not v.flexible]
+    shapes = [*(v.shape for v in fixed if not v.flexible), *(mask.shape for mask in masks)]
+    sizes = [_aligned(s, shape) for s in shapes]
     taken = {d for size in sizes for d, n in enumerate(size) if n > 1}
     ids: Tensor | None = None
     for param in params:

@@ -174,8 +174,9 @@ def stack(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
 @register_op("aten::index_select")
 def index_select(walk: Walk, x: AnyValue, dim: int, index: AnyValue) -> AnyValue:
     """Positions of a dimension without channels picked by an index."""
-    known = isinstance(index, ParamValue) and index.data is not None
-    data = index.data.long() if known else torch.zeros(index.shape, dtype=torch.long, device="cpu")
+    data = torch.zeros(index.shape, dtype=torch.long, device="cpu")
+    if isinstance(index, ParamValue) and index.data is not None:
+        data = index.data.long()
     if isinstance(x, ParamValue) and x.whole:
         walk.atoms.freeze(walk.axis(x.name, dim), "positions are picked by index")
     if isinstance(x, Value):
