@@ -145,10 +145,11 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     if result.ids is not None and varying_dims(result.ids) not in ([], [len(result.shape) - 1]):
         return _linear_beside_channels(walk, result, bias)
     ids = None if result.ids is None else walk.channel_ids(result, -1)
-    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else None  # mha calls none of out_proj's
-    if isinstance(x, Value):
-        walk.attribute("in_features", _ids_or_none(walk, weight, 1), path=owner)
-    walk.attribute("out_features", ids, path=owner)
+    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else walk.module_path
+    for path in (walk.module_path, owner):  # the layer that runs may share its weight, or be read by its parent
+        if isinstance(x, Value):
+            walk.attribute("in_features", _ids_or_none(walk, weight, 1), path=path)
+        walk.attribute("out_features", ids, path=path)
     if bias is None or ids is None:
         return result
     extra = _add_bias(walk, bias, ids)
