@@ -14,7 +14,7 @@ from torch import nn
 from apical._reading import read_text
 from apical.errors import LoadError
 from apical.resizing import StandIn
-from apical.structure import SIZE_ATTRIBUTES, Returned
+from apical.structure import Returned, stated_sizes
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"
@@ -85,9 +85,7 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
     for path, module in model.named_modules():
         if isinstance(module, StandIn):
             continue
-        values = {
-            a: v for a in SIZE_ATTRIBUTES if isinstance(v := vars(module).get(a), int) and not isinstance(v, bool)
-        }
+        values = stated_sizes(module)
         if values:
             found[path] = values
     return found

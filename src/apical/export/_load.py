@@ -20,7 +20,6 @@ from apical.export._format import (
     SavedTensor,
     file_digest,
     read_architecture,
-    size_attributes,
 )
 from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
 from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
@@ -121,7 +120,7 @@ def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
     aliases = {a: n for n, s in expected.items() for a in s.aliases}
     if not problems and aliases != dict(saved.aliases):
         problems.append(f"other parameters are shared: {dict(saved.aliases)} in the folder, {aliases} in the model")
-    problems += _attribute_problems(size_attributes(model), saved)
+    problems += _attribute_problems(modules, saved)
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise LoadError(
@@ -146,12 +145,15 @@ def _shape_problems(name: str, tensor: SavedTensor, full: tuple[int, ...]) -> li
     return []
 
 
-def _attribute_problems(full: Mapping[str, Mapping[str, int]], saved: Architecture) -> list[str]:
+def _attribute_problems(modules: Mapping[str, nn.Module], saved: Architecture) -> list[str]:
+    """A size may only go down to 1 from what the module says, under a public name that it has."""
     problems = []
     for path, values in saved.attributes.items():
         for name, value in values.items():
-            most = full.get(path, {}).get(name)
-            if most is None or not min(1, most) <= value <= most:
+            most = vars(modules[path]).get(name) if path in modules else None
+            if isinstance(most, bool) or not isinstance(most, int) or name.startswith("_"):
+                problems.append(f"{path}.{name} is {value}, the model states no such size")
+            elif not min(1, most) <= value <= most:
                 problems.append(f"{path}.{name} is {value}, the model has {most}")
     return problems
 

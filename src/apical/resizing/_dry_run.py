@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.resizing._culprit import explained
 from apical.resizing._gates import zero_gates_
 from apical.resizing._resize import resize_
 from apical.resizing._stand_in import bind_blocks
@@ -74,7 +75,7 @@ class Testbed:
 
 def confirm(structure: Structure, model: nn.Module, example: Example) -> Structure:
     """The structure without what the dry run refutes; ``model`` is a copy that may be used freely."""
-    bed, note = _with_training(_testbed(model, example))
+    bed, note = _with_training(testbed(model, example))
     structure = replace(structure, notes=(*structure.notes, *note))
     structure = bind_blocks(structure, bed.model, bed.example.run, zero_gates_, bed.tolerance)
     parts: list[Part] = [*structure.groups, *structure.blocks]
@@ -131,7 +132,7 @@ def _refute_alike(candidates: Sequence[Part], refute: Callable[[Sequence[Part]],
     refute(middle[half:])
 
 
-def _testbed(model: nn.Module, example: Example) -> Testbed:
+def testbed(model: nn.Module, example: Example) -> Testbed:
     """A float64 copy with nothing trivially zero (a float32 copy where the model cannot run in float64)."""
     check_runs(model, example.args, example.kwargs)
     twin = _disturbed(copy.deepcopy(model).double())
@@ -215,7 +216,7 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> 
                 resize_(removed, structure, keep, skip)
             found = bed.example.run(removed, training)
         except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
-            return f"{where}without some of it the forward pass fails: {first_line(problem)}"
+            return f"{where}without some of it the forward pass fails: {explained(problem, removed)}"
         reason = _difference(bed.example.run(gated, training), found, bed.tolerance)
         if reason is not None:
             return where + reason

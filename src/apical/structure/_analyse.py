@@ -17,6 +17,7 @@ from apical.structure import (  # noqa: F401  (importing them registers the rule
     _rules_norm,
     _rules_reduce,
     _rules_rnn,
+    _rules_scatter,
     _rules_shape,
 )
 from apical.structure._blocks import find_blocks
