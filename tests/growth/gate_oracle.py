@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from apical import Grower
+from apical.growth import ScsConfig
 from apical.resizing import Selection, TemplateMap, lookup
 from apical.resizing._indexing import scatter_
 
@@ -28,6 +29,7 @@ class GatedTemplate:
     def __init__(self, template: nn.Module, grower: Grower) -> None:
         self.state = grower.state_dict()
         self.structure = grower.structure
+        self.shifts = isinstance(grower.config, ScsConfig)  # whether they are gated in blocks
         self.live = self.state["components"]["live"]
         self.model = _full_size(template, grower)
         self.effective = {n: p.detach().clone() for n, p in self.model.named_parameters()}  # what the live network has
@@ -47,7 +49,8 @@ class GatedTemplate:
                 found.append((part.tensor, along.reshape([-1 if d == part.dim else 1 for d in range(len(shape))])))
             offset += group.size
         for i, block in enumerate(self.structure.blocks):
-            found += [(name, gates[offset + i]) for name in block.gate_site]
+            scales = [n for n in block.gate_site if self.shifts or not n.endswith("bias")]  # a shift sees no input
+            found += [(name, gates[offset + i]) for name in scales or block.gate_site]
         return found
 
     def products(self, loss: Callable[[Any], Tensor]) -> Tensor:

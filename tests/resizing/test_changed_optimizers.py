@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 import apical
 from apical import DormantStore, Grower
 from apical.errors import ResizeError
+from apical.growth import ScsConfig
 from resizing.reference import assert_unchanged, equal_trees, snapshot, train_steps
 from structure.nets import image, tiny_resnet
 
@@ -74,7 +75,7 @@ def test_a_grower_keeps_a_head_that_was_unfrozen() -> None:
     model = tiny_resnet()
     model[6].requires_grad_(False)
     optimizer = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    grower = Grower(model, optimizer, image(), "90% macs", epochs=4, seed_style="small")
+    grower = Grower(model, optimizer, image(), "90% macs", epochs=4, config=ScsConfig.random(seed_fraction=0.1))
     model[6].requires_grad_(True)
     optimizer.param_groups[0]["params"].extend(model[6].parameters())
     absent = len(list(tiny_resnet().parameters())) - len(list(model.parameters()))
