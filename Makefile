@@ -3,6 +3,7 @@
 # make test    lint, types and tests
 # make lint    lint and types only
 # make docs    the documentation site in build/site, warnings as errors
+# make package wheel and sdist in build/package/dist, the wheel tried in a clean environment without extras
 #
 # make PYTHON=python3.12 VENV=/tmp/venv test   another interpreter, another place
 
@@ -16,7 +17,7 @@ PYTEST_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test lint docs package clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -26,7 +27,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,data,demo,docs,export,live]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,data,demo,docs,export,live,yaml]'
 	$(BIN)/python -m pip install --constraint constraints.txt pyyaml huggingface-hub \
 		&& $(BIN)/python -m pip install --no-deps torchvision==0.28.0 timm==1.0.31 \
 		|| echo "apical: torchvision and timm could not be installed; the tests that need them are skipped"
@@ -46,6 +47,19 @@ test: lint
 # The theme prints an advertisement for its successor; it is no warning of the build.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
+# The wheel is built from the sdist, so that both are complete. torch comes first, as in setup.
+PACKAGE := build/package
+
+package:
+	rm -rf $(PACKAGE)
+	$(PYTHON) -m venv $(PACKAGE)/build $(PACKAGE)/clean
+	$(PACKAGE)/build/bin/python -m pip install --quiet build
+	$(PACKAGE)/build/bin/python -m build --outdir $(PACKAGE)/dist
+	$(PACKAGE)/clean/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(PACKAGE)/clean/bin/python -m pip install --quiet --constraint constraints.txt $(PACKAGE)/dist/*.whl
+	cd $(PACKAGE) && clean/bin/python -W error::UserWarning ../../.ci/without_extras.py
+	cd $(PACKAGE) && clean/bin/apical --version
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

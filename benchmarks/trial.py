@@ -93,12 +93,13 @@ def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimize
     return Fixed(structure, keep, options.skip)
 
 
-def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False) -> Outcome:
+def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False,
+        build: Callable[[], nn.Module] | None = None) -> Outcome:  # fmt: skip
     """Train one network by the method that ``make`` returns, and measure it on the held-out images."""
     images, labels = data
     inputs, targets = images[TRAIN], labels[TRAIN]
     torch.manual_seed(seed)
-    model = CifarResNet(depth=depth, in_channels=inputs.shape[1])
+    model = CifarResNet(depth=depth, in_channels=inputs.shape[1]) if build is None else build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     method = make(model, optimizer, inputs[:1].contiguous())
     steps, records = len(inputs) // BATCH, []
@@ -117,6 +118,8 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
+            if hasattr(method, "end_step"):
+                method.end_step()
         records.append({**method.end_epoch(), "loss": statistics.mean(losses)})
     seconds = time.perf_counter() - start
     method.finish()

@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "apical"
 
 # Modules beside the packages that everybody may import.
-COMMON = {"errors", "_version"}
+COMMON = {"errors", "_version", "_atomic", "_reading"}
 
 LEAVES: set[str] = set()
 ENGINE = {"structure", "resizing", "budget", "gates"}

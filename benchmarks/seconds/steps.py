@@ -18,10 +18,9 @@ from apical.errors import ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, require_trusted, task_kind
 from apical.recipes._simulate import data_facts
 from apical.structure import Structure
-from apical.training import TrainingConfig, build_optimizer
+from apical.training import TrainingConfig, assumed_amp, autocast, build_optimizer
 from benchmarks.seconds.spread import along_epochs, finish
 
-_AMP = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FAST = ("amp=bfloat16", "channels_last=true", "batch_size=128")
 """How training is timed where time is to follow MACs: settings of any recipe."""
 
@@ -74,7 +73,7 @@ def training_step(
 
     def step() -> None:
         stepped.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, _AMP[training.amp], enabled=training.amp != "none"):
+        with autocast(assumed_amp(training, device), device):
             outputs = model(inputs)
         F.cross_entropy(outputs.float(), labels).backward()
         stepped.step()

@@ -6,6 +6,8 @@ from `ApicalError`; those that a caller's argument or file can cause are `ValueE
 
 from __future__ import annotations
 
+from pathlib import Path
+
 __all__ = [
     "ApicalError",
     "BudgetError",
@@ -14,9 +16,12 @@ __all__ = [
     "DataError",
     "ExportError",
     "LoadError",
+    "ProcessLostError",
     "ResizeError",
+    "SaveError",
     "TraceError",
     "TrainingError",
+    "why_not_written",
 ]
 
 
@@ -34,6 +39,10 @@ class ResizeError(ApicalError, ValueError):
 
 class LoadError(ApicalError, ValueError):
     """A saved model folder is damaged, unsafe, or does not belong to the model it is loaded into."""
+
+
+class SaveError(ApicalError, OSError):
+    """A model cannot be written into its folder: the disk is full, say. What was saved there before can be loaded."""
 
 
 class BudgetError(ApicalError, ValueError):
@@ -58,3 +67,23 @@ class CheckpointError(ApicalError, ValueError):
 
 class TrainingError(ApicalError, RuntimeError):
     """Training cannot go on, for instance because the loss is no longer finite."""
+
+
+class ProcessLostError(TrainingError):
+    """Of several processes that train together, one no longer answers; resume from the last checkpoint."""
+
+
+def why_not_written(path: Path, error: OSError) -> str:
+    """What stands in the way of a file or folder, in words: often a file where a folder is wanted, or the reverse.
+
+    Example:
+        >>> why_not_written(Path("/"), IsADirectoryError())
+        '/ is a folder, expected a file'
+    """
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        blocking = next((part for part in (path, *path.parents) if part.is_file()), None)
+        if blocking is not None:
+            return f"{blocking} is a file, expected a folder"
+    if isinstance(error, IsADirectoryError) and path.is_dir():
+        return f"{path} is a folder, expected a file"
+    return str(error)

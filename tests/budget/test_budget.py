@@ -65,6 +65,16 @@ def test_nonsense_is_refused_with_an_example(text: str) -> None:
         Budget(text)
 
 
+@pytest.mark.parametrize(
+    ("budget", "meant"),
+    [("0.5 macs", "50% macs"), ("0.25 params", "25% params"), ("1 macs", "100% macs"), (".5", "50% macs"),
+     ("0.5 latency", "50% latency"), ("50%", "50% macs"), ("40% params, 0.5 macs", "50% macs"), (0.5, "50% macs")],
+)  # fmt: skip
+def test_a_share_without_a_per_cent_sign_is_asked_back(budget: Any, meant: str) -> None:
+    with pytest.raises(BudgetError, match=f"did you mean '{meant}'"):
+        Budget.of(budget)
+
+
 @given(st.text(max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,8 +15,11 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+import apical as package
+from apical import _atomic
 from apical.cli import main
-from apical.training import Interrupted
+from apical.export import _save
+from apical.training import Checkpoint, Interrupted, _run, save_checkpoint
 from photo_folder import write_image_folder
 
 TINY = (
@@ -82,7 +86,8 @@ def test_train_prints_a_line_per_epoch_and_where_the_report_is(tmp_path: Path) -
 def test_train_json_is_an_object_per_line(tmp_path: Path) -> None:
     result = apical("train", "digits", *TINY, "--out", tmp_path / "a", "--method", "dense", "--json")
     events = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [event["event"] for event in events] == ["start", "epoch", "epoch", "summary"]
+    assert [event["event"] for event in events] == ["message", "start", "epoch", "epoch", "summary"]
+    assert "makes 6 training steps in all" in events[0]["text"]
 
 
 def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,23 +112,33 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["train", "--resume", "/no/such/run"], "expected a run folder"),
         (["train", "digits", "--resume", "x", "--epochs", "3"], "leave out RECIPE digits, --epochs"),
         (["inspect", "apical.models:resnet21", "--input", "1x3x8x8"], "did you mean 'resnet20'?"),
-        (["inspect", "apical.models", "--input", "1x3x8x8"], "expected package.module:callable"),
+        (["inspect", "apical.models.resnet20", "--input", "1x3x8x8"], "did you mean 'apical.models:resnet20'?"),
+        (["train", "digits", "--model", "my_nets.Net"], "did you mean 'my_nets:Net'?"),
+        (["inspect", "resnet21", "--input", "1x3x8x8"], "did you mean 'resnet20'?"),
         (["inspect", "apical.models:resnet20", "--input", "1x1x8x8"], "expected input"),
         (["inspect", "apical.models:resnet20", "--input", "1x3xa"], "not like 1x3x224x224"),
         (["inspect", "apical.models:resnet20", "--input", "3:int9"], "is none of float32"),
         (["inspect", "apical.models:resnet20", "--input", "3:int64:0"], "no number of values"),
+        (["inspect", "apical.models:resnet20", "--input", "3:int64:²"], "no number of values"),
+        (["compare", "digits", "--seeds", "1,²"], "'²' is no seed"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "{"], "is no JSON"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "[1]"], "is no JSON object"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", '{"depth": 3}'], "takes no argument"),
         (["export", "/no/such/run", "--format", "onnx"], "expected a run folder"),
         (["export", "/no/such/run", "--format", "tflite"], "'tflite' is not one of"),
         (["report", "/no/such/run"], "is not a run folder"),
+        (["train", "digits", *TINY, "--out", "afile"], "afile is a file, expected a folder"),
+        (["train", "digits", *TINY, "--out", "afile/deeper"], "afile is a file, expected a folder"),
+        (["compare", "digits", "--methods=dense", "--seeds=0", "--out", "afile"], "afile is a file, expected a folder"),
+        (["inspect", "CifarResNet", "--input", "1x3x8x8", "--html", "."], "is a folder, expected a file"),
+        (["inspect", "CifarResNet", "--input", "1x3x8x8", "--html", "afile/x"], "afile is a file, expected a folder"),
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
     result = apical(*arguments)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
@@ -153,6 +168,56 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
 
 
+def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ("train", "digits", *TINY, "--method", "dense", "--out", tmp_path / "a", "--auto-resume")
+    true_save = save_checkpoint
+
+    def killed(folder: Path, checkpoint: Checkpoint) -> Path:
+        path = true_save(folder, checkpoint)
+        if checkpoint.epoch == 1:
+            raise KeyboardInterrupt
+        return path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run, "save_checkpoint", killed)
+        assert apical(*run).exit_code != 0
+    again = apical(*run)
+    assert again.exit_code == 0, again.output
+    assert "holds a run already; it goes on" in again.output
+    assert "resumed after epoch 1 of 2" in again.output
+    other = apical(*run, "--set", "lr=0.001")
+    assert other.exit_code == 2
+    assert "training.optimizer.lr" in other.stderr
+    both = apical(*run, "--overwrite")
+    assert both.exit_code == 2
+    assert "leave out one of them" in both.stderr
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "summary.json", "template.json", "report.html"])
+def test_a_disk_that_is_full_at_any_file_is_one_message(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the run goes on once there is space."""
+    true_aside = _atomic.new_aside
+
+    def full(path: Path) -> Path:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return true_aside(path)
+
+    run = ("train", "digits", *TINY, "--out", tmp_path / "a", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(_atomic, "new_aside", full)
+        patch.setattr(_save, "new_aside", full)
+        result = apical(*run)
+    assert result.exit_code == 2
+    assert "cannot write" in result.stderr
+    assert "No space left" in result.stderr
+    again = apical("train", "--resume", tmp_path / "a", "--quiet")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "a" / "report.html").exists()
+
+
 def test_a_programming_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
@@ -167,6 +232,7 @@ def test_a_finished_run_can_be_resumed_and_ends_the_same(tmp_path: Path) -> None
     before = json.loads((tmp_path / "summary.json").read_text())
     result = apical("train", "--resume", tmp_path, "--quiet")
     assert result.exit_code == 0, result.output
+    assert "this run had finished, all 2 epochs are done" in result.stderr
     after = json.loads((tmp_path / "summary.json").read_text())
     assert {k: before[k] for k in ("test_loss", "macs", "num_params")} == {
         k: after[k] for k in ("test_loss", "macs", "num_params")
@@ -183,6 +249,17 @@ def test_a_folder_of_photographs_with_a_model_by_name(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert json.loads((out / "config.json").read_text())["input"]["classes"] == ["cat", "dog"]
+
+
+def test_a_folder_of_classes_only_is_split_and_says_so(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "made", images=10)
+    settings = ["--set=image_size=8", "--set=resize=10", "--set=batch_size=8", "--set=amp=none", "--set=model.depth=8"]
+    settings += ["--set=growth.divisor=1", "--set=warmup_epochs=0", "--device=cpu", "--epochs=1", "--method=dense"]
+    photos, out = tmp_path / "made" / "train", tmp_path / "run"
+    result = apical("train", "folder", "--data", photos, "--model", "CifarResNet", *settings, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "4 of its 20 images are held out" in result.output
+    assert json.loads((out / "summary.json").read_text())["test_samples"] == 4
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
@@ -217,6 +294,13 @@ def test_inspect_prints_a_table_or_json() -> None:
     assert content["frozen"][0]["name"] == "fc"
 
 
+def test_inspect_knows_models_by_the_names_that_training_takes() -> None:
+    by_name = apical("inspect", "resnet20", "--input", "1x3x16x16", "--json")
+    by_callable = apical("inspect", "apical.models:resnet20", "--input", "1x3x16x16", "--json")
+    assert by_name.exit_code == 0, by_name.output
+    assert json.loads(by_name.stdout)["groups"] == json.loads(by_callable.stdout)["groups"]
+
+
 def test_inspect_draws_whole_numbers_for_embeddings() -> None:
     kwargs = '{"vocab_size": 31, "embedding_size": 12, "hidden_sizes": [16]}'
     result = apical("inspect", "apical.models:LSTMLanguageModel", "--input", "5x2:int64:31", "--kwargs", kwargs)
@@ -247,6 +331,11 @@ def _source(kind: type) -> str:
     import inspect
 
     return inspect.getsource(kind)
+
+
+def test_the_version_is_that_of_apical_however_it_was_started() -> None:
+    result = CliRunner().invoke(main, ["--version"], prog_name="python -m apical")
+    assert result.output == f"apical, version {package.__version__}\n"
 
 
 @pytest.mark.run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from apical.data import data_root, load_images, open_images, recognise_layout
+from apical.data import FolderImages, data_root, load_images, open_images, recognise_layout, split_remark
 from apical.errors import DataError
 from data.layout_writers import (
     NAMES,
@@ -56,6 +56,58 @@ def test_image_folder(tmp_path: Path) -> None:
     assert torch.equal(train.images, nchw(pixels))
     assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert train.classes == load_images(tmp_path, "test").classes == NAMES
+
+
+def write_classes(folder: Path, per_class: dict[str, int], suffix: str = ".png") -> None:
+    """`CLASS/N.png`, without splits."""
+    for name, count in per_class.items():
+        (folder / name).mkdir(parents=True)
+        for number, image in enumerate(random_images(count)):
+            (folder / name / f"{number}{suffix}").write_bytes(encode(image))
+
+
+def test_a_folder_of_classes_is_split_the_same_way_each_time(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 10, "dog": 5, "emu": 2})
+    (tmp_path / ".cache").mkdir()
+    train, test = FolderImages(tmp_path), FolderImages(tmp_path, "test")
+    assert train.classes == test.classes == ("cat", "dog", "emu")
+    assert test.labels.bincount().tolist() == [2, 1, 1]
+    assert train.labels.bincount().tolist() == [8, 4, 1]
+    assert not set(train.paths) & set(test.paths)
+    assert FolderImages(tmp_path).paths == train.paths
+    assert [path.relative_to(tmp_path).as_posix() for path in test.paths] == [
+        "cat/2.png",
+        "cat/8.png",
+        "dog/1.png",
+        "emu/1.png",
+    ]
+    assert load_images(tmp_path).images.shape[0] == 13
+    assert torch.equal(load_images(tmp_path, "validation").labels, test.labels)
+    remark = split_remark(tmp_path)
+    assert remark is not None
+    assert "4 of its 17 images are held out" in remark
+    assert "seed 0" in remark
+    write_image_folder(tmp_path / "split")
+    assert split_remark(tmp_path / "split") is None
+    assert split_remark("digits") is None
+
+
+def test_one_image_of_a_class_cannot_be_split(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"cat": 3, "dog": 1})
+    with pytest.raises(DataError, match="dog: one image cannot be trained and tested on"):
+        load_images(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".jfif", ".webp", ".tif", ".gif", ".bmp", ".ppm"])
+def test_the_usual_endings_are_images(tmp_path: Path, suffix: str) -> None:
+    write_classes(tmp_path, {"cat": 2, "dog": 2}, suffix)
+    assert len(FolderImages(tmp_path)) == 2
+
+
+def test_images_in_folders_below_the_class_are_found(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"cat/2019": 2, "dog/2020": 1})
+    write_classes(tmp_path / "val", {"cat/2019": 1, "dog/2020": 1})
+    assert load_images(tmp_path).labels.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -130,8 +182,9 @@ def test_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_layouts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="found nothing; expected one of"):
+    with pytest.raises(DataError, match="found nothing; expected one of") as refused:
         load_images(tmp_path)
+    assert all(suffix in str(refused.value) for suffix in (".jpg", ".jpeg", ".png", ".webp", ".tiff", ".bmp", ".gif"))
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "1.png").write_bytes(encode(random_images(1)[0]))

@@ -321,3 +321,14 @@ def test_a_module_that_refuses_half_way(folder: Path) -> None:
     model = tiny_resnet()
     model[6] = Stubborn(12, 5)
     refused(folder, "model is unchanged", model)
+
+
+def test_a_folder_that_hides_its_stand_ins(folder: Path) -> None:
+    edit(folder, lambda d: d.update(stand_ins={"3": {"kind": "zeros", "position": 0}}), signed=True)
+    refused(folder, "format version 1; this apical reads version 1, and 2 where there are stand_ins")
+
+
+@pytest.mark.parametrize("stand_ins", [[], {"3": 1}, {"3": {}}, {"3": {"kind": "input"}}, {"1": {"kind": "value"}}])
+def test_damaged_stand_ins(folder: Path, stand_ins: Any) -> None:
+    edit(folder, lambda d: d.update(version=2, stand_ins=stand_ins), signed=True)
+    refused(folder, "damaged|where it removes nothing")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import apical
-from apical.errors import ResizeError
+from apical.errors import LoadError, ResizeError, TraceError
 from export.folders import ARCHITECTURE, NETS, WEIGHTS, assert_same_model, compact, fresh
 from resizing.reference import assert_unchanged, snapshot
 from structure.nets import Net, image, tiny_resnet, vectors
@@ -154,3 +155,27 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         apical.save(nn.Linear(2, 2), tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_loaded_tensors_lie_in_fresh_storage(tmp_path: Path, name: str) -> None:
+    """Not as views into the file, at odd addresses that make kernels add in another order."""
+    apical.save(compact(name)[0], tmp_path)
+    tensors = [t for t in apical.load(fresh(name), tmp_path).state_dict().values() if t.numel()]
+    assert {t.data_ptr() % 64 for t in tensors} == {0}
+    assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in tensors)
+
+
+def test_an_average_is_refused_as_by_trace(tmp_path: Path) -> None:
+    model = tiny_resnet()
+    average = AveragedModel(model)
+    message = "wrapped in AveragedModel: pass its .module"
+    with pytest.raises(TraceError, match=message):
+        apical.trace(average, image())
+    with pytest.raises(ResizeError, match=message):
+        apical.save(average, tmp_path)
+    assert not list(tmp_path.iterdir())
+    apical.save(average.module, tmp_path)
+    with pytest.raises(LoadError, match=message):
+        apical.load(AveragedModel(tiny_resnet()), tmp_path)
+    assert_same_model(apical.load(tiny_resnet(), tmp_path), average.module, image())

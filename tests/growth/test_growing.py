@@ -391,7 +391,7 @@ def test_a_thin_seed_has_its_blocks_and_its_streams_whole() -> None:
     """Later the streams give way, too, where they are worth less than inner widths."""
     model = built("residual")
     optimizer = sgd(model)
-    grower = run(grown("residual", model, optimizer), optimizer, "residual")
+    grower = run(grown("residual", model, optimizer, seed_style="thin"), optimizer, "residual")
     first, last = grower.history[0], grower.history[-1]
     assert first["blocks"] == len(grower.structure.blocks) == 4
     streams = [g for g in grower.structure.groups if g.role == "stream"]

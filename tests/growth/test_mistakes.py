@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -188,31 +187,53 @@ def test_a_state_that_was_mapped_to_another_device_is_brought_back(way: str, ent
     assert [first.end_epoch()["widths"] for _ in range(3)] == [second.end_epoch()["widths"] for _ in range(3)]
 
 
+class OwnLBFGS(torch.optim.LBFGS):
+    """Known by what it derives from."""
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS, OwnLBFGS])
+def test_an_optimizer_that_is_known_not_to_be_resizable_is_refused_at_construction(kind: type[Optimizer]) -> None:
+    model = built("mlp")
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(ResizeError, match=f"{kind.__name__} keeps .*a Grower cannot"):
+        grown("mlp", model, kind(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True)), "nothing has shrunk"
+
+
+class RowMeans(Optimizer):
+    """An optimizer that nobody knows, with state of another shape than its parameter's."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+    def step(self, closure: Any = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {"rows": torch.zeros(parameter.shape[0], 2)}
+
+
+class Histories(RowMeans):
+    """Likewise, with a history over all parameters."""
+
+    def step(self, closure: Any = None) -> None:
+        self.state[self.param_groups[0]["params"][0]] = {"past": [torch.zeros(3)]}
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "message"),
     [
-        (
-            lambda m: torch.optim.Adafactor(m.parameters()),
-            "Adafactor keeps 'row_var' for 0.weight as a tensor of shape",
-        ),
-        (lambda m: torch.optim.LBFGS(m.parameters()), "LBFGS keeps 'al' as a history over all parameters"),
+        (RowMeans, "RowMeans keeps 'rows' for 0.weight as a tensor of shape"),
+        (Histories, "Histories keeps 'past' as a history over all parameters"),
     ],
 )
-def test_an_optimizer_that_cannot_be_resized_is_refused_after_its_first_step(
-    make: Callable[[nn.Module], Optimizer], message: str
+def test_an_unknown_optimizer_that_cannot_be_resized_is_refused_after_its_first_step(
+    kind: type[RowMeans], message: str
 ) -> None:
     model = built("mlp")
-    optimizer = make(model)
+    optimizer = kind(model.parameters())
     grown("mlp", model, optimizer)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = loss_of(model, "mlp", 0)
-        loss.backward()
-        return loss
-
+    loss_of(model, "mlp", 0).backward()
     with pytest.raises(ResizeError, match=f"{message}.*a Grower cannot"):
-        optimizer.step(closure)
+        optimizer.step()
 
 
 # ---- the end -------------------------------------------------------------------------------------------------------

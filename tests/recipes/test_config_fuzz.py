@@ -61,6 +61,8 @@ def test_code_that_a_config_names_is_called_only_when_trusted(
         load_run(tmp_path)
     result = CliRunner().invoke(main, ["train", "--resume", str(tmp_path)])
     assert (result.exit_code, "--trust-code" in result.output) == (2, True)
+    with pytest.raises(ConfigError, match=r"built by calling 'os:mkdir'.*trust_code=True"):
+        run(read_config(tmp_path), tmp_path, resume=True)
     assert not (tmp_path / "made").exists()
     with pytest.raises(ConfigError, match="expected a torch"):
         load_run(tmp_path, trust_code=True)

@@ -111,6 +111,23 @@ def test_the_command(tmp_path: Path) -> None:
     assert (wrong.exit_code, "holds step times of CifarResNet" in wrong.output) == (2, True)
 
 
+def test_the_table_shows_what_is_known_in_a_few_rows() -> None:
+    settings = [part for setting in TINY[4:] for part in ("--set", setting)]
+    lines = simulated("digits", *settings, "--epochs", "50", "--no-memory").output.splitlines()
+    assert lines[1].split() == ["epoch", "MACs", "%", "params", "M", "restructure", "s"]
+    assert [line.split()[0] for line in lines[2:20]] == [str(n) for n in (*range(1, 50, 3), 50)]
+    assert "--every 1 shows all 50" in lines[20]
+    assert not any("nan" in line or "-" in line.split() for line in lines)
+    assert "In all 50 epochs:" in lines
+    every = simulated("digits", *settings, "--epochs", "6", "--every", "1", "--processes", "2").output.splitlines()
+    assert "memory GiB" in every[1]
+    assert "sent MB/step" in every[1]
+    assert [line.split()[0] for line in every[2:8]] == list("123456")
+    without = json.loads(simulated("digits", *settings, "--epochs", "6", "--no-memory", "--json").output)
+    assert without["totals"]["peak_memory_bytes"] is None
+    assert all(record["memory_bytes"] is None for record in without["epochs"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

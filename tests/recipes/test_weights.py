@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from apical.errors import ConfigError
 from apical.models import DeepLabV3, ResNet
 from apical.recipes import RunConfig, apply_settings, get_recipe, run
-from apical.recipes._weights import load_initial_weights_
+from apical.recipes._weights import load_initial_weights_, read_weights
 from apical.training import TrainingResult, make_progress
 
 
@@ -116,3 +117,23 @@ def test_a_run_starts_from_the_file_and_says_so_in_its_command(tmp_path: Path) -
     parameters = dict(second.model.named_parameters())
     assert all(torch.allclose(value, parameters[name]) for name, value in first.model.named_parameters())
     assert f"--set model.initial_weights={weights}" in second.summary["command"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"hello world\n", b"c\n", b"(", b".", b"}\n", b"\x80\x02", b"1,2,3\n4,5,6\n", b"{}", b"\x80\x02}q\x00(X"],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_texts_are_no_weights(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"weights\.\w+ (cannot be read|holds)"):
+        read_weights(path)
+
+
+def test_pipes_and_numbered_tensors_are_no_weights(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbered.pt")
+    for name in ("pipe.pt", "numbered.pt"):
+        with pytest.raises(ConfigError, match=name):
+            read_weights(tmp_path / name)

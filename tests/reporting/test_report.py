@@ -269,8 +269,16 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     other = make_run(tmp_path / "b", metrics=[{"name": "miou", "heading": "mIoU %"}])
     with pytest.raises(DataError, match="judged by different metrics"):
         write_runs_report([first, other], tmp_path / "runs.html")
-    with pytest.raises(DataError, match="Name another file with --out"):
-        write_runs_report([first, first], tmp_path / "missing" / "runs.html")
+
+
+def test_a_page_makes_its_folder_and_says_what_stands_in_the_way(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a")
+    assert write_runs_report([first, first], tmp_path / "new" / "runs.html").exists()
+    with pytest.raises(DataError, match=r"new: it is a folder, expected a file. Name another file"):
+        write_runs_report([first, first], tmp_path / "new")
+    with pytest.raises(DataError, match=r"runs.html is a file, expected a folder"):
+        write_runs_report([first, first], tmp_path / "new" / "runs.html" / "deeper.html")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["runs.html"]
 
 
 def test_the_live_picture_has_a_row_per_group_and_a_column_per_epoch() -> None:
@@ -279,3 +287,16 @@ def test_the_live_picture_has_a_row_per_group_and_a_column_per_epoch() -> None:
     assert rows[0][0] == (255, 255, 255)
     assert sum(rows[0][1]) > sum(rows[0][2])
     assert rows[1][0] == rows[0][2]
+
+
+def test_it_says_what_each_part_was_worth_and_which_blocks_left(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    assert "Why it grew so" not in parsed(write_report(folder))[1]
+    history = folder / "history.jsonl"
+    records = [json.loads(line) for line in history.read_text().splitlines()]
+    worths = [{"conv1": 0.0, "layer1.0": -7.0}, {"conv1": 0.693, "layer1.0": -7.0}, {"conv1": 0.693}]
+    history.write_text("".join(json.dumps(r | {"worth": w}) + "\n" for r, w in zip(records, worths, strict=True)))
+    said = parsed(write_report(folder))[1]
+    assert "left out: layer1.0" in said
+    assert "2.00" in said
+    assert "under 0.01" in said

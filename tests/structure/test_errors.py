@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import apical
+from apical.baselines import Uniform
+from apical.budget import measure_latency_table
 from apical.errors import ApicalError, TraceError
+from apical.export import export_onnx, export_pt2, export_safetensors
+from apical.structure import Call
 from structure.expectations import traced
 from structure.nets import Net, conv, image, unit, vectors
 
@@ -51,7 +58,9 @@ BAD: dict[str, Bad] = {
     "too many inputs": (mlp, (X, X), "does not run on the example inputs"),
     "not a tensor": (mlp, (3,), "does not run on the example inputs"),
     "text": (mlp, "hello", "example_inputs must be a tensor or a tuple"),
-    "dictionary": (mlp, {"input": X}, "example_inputs must be a tensor or a tuple"),
+    "a set": (mlp, {3}, "example_inputs must be a tensor or a tuple"),
+    "a dictionary without names": (mlp, {3: X}, "example_inputs must be a tensor or a tuple"),
+    "a dictionary of other names": (mlp, {"x": X}, r"does not run on the example inputs \(x=float32 \(2, 3\)\)"),
     "inputs on meta": (mlp, X.to("meta"), "an example input is on meta"),
     "data-dependent branch": (
         lambda: Net(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x), a=mlp(), b=mlp()), X,
@@ -155,3 +164,86 @@ def test_a_model_without_batch_dimension_or_with_batch_of_one() -> None:
     assert one.groups == two.groups
     assert 2 * one.macs() == two.macs()
     traced(net, image(batch=1))
+
+
+def test_a_dictionary_is_keyword_arguments_everywhere(tmp_path: Path) -> None:
+    x = torch.randn(2, 3)
+    for inputs in ({"input": x}, UserDict(input=x), Call((), {"input": x})):
+        assert apical.trace(mlp(), inputs) == apical.trace(mlp(), x)
+    model, inputs = mlp(), {"input": x}
+    structure = apical.trace(model, inputs)
+    grower = apical.Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), inputs, budget="50% macs", epochs=2)
+    assert grower.structure == structure
+    assert Uniform(mlp(), None, example_inputs=inputs, budget="50% macs").structure == structure
+
+    def resized(keep: Any, skip: Any) -> nn.Module:
+        twin = mlp()
+        apical.resize_(twin, structure, keep, skip)
+        return twin
+
+    assert measure_latency_table(mlp(), structure, inputs, resized).layers
+    assert export_pt2(mlp(), inputs, tmp_path / "m.pt2").batch_sizes == (2, 3, 1)
+    assert export_safetensors(model, mlp(), inputs, tmp_path / "folder").difference == 0
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert export_onnx(mlp(), inputs, tmp_path / "m.onnx").difference <= 1e-5
+
+
+# ---- reasons ------------------------------------------------------------------------------------------------------
+
+
+def old_weight_norm(model: nn.Module) -> None:
+    torch.nn.utils.weight_norm(model[0])
+
+
+def old_spectral_norm(model: nn.Module) -> None:
+    torch.nn.utils.spectral_norm(model[0])
+
+
+def masked(model: nn.Module) -> None:
+    torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (old_weight_norm, r"0\.weight .*WeightNorm hook.*parametrizations\.weight_norm"),
+        (old_spectral_norm, r"0\.weight .*SpectralNorm hook.*parametrizations\.spectral_norm"),
+        (masked, r'0\.weight .*L1Unstructured hook.*prune\.remove\(module, "weight"\)'),
+    ],
+)
+def test_weights_that_hooks_compute_are_named_with_the_way_out(change: Callable[[Any], None], advice: str) -> None:
+    model = mlp()
+    change(model)
+    with pytest.raises(TraceError, match=advice):
+        apical.trace(model, X)
+
+
+def branching(m: Any, x: Tensor) -> Tensor:
+    if x.sum() > 0:
+        x = x + 1
+    return m.a(x)
+
+
+def insisting(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    assert y.shape[1] == 8
+    return m.b(y)
+
+
+def test_reasons_name_the_line_of_the_code() -> None:
+    with pytest.raises(TraceError, match=r"test_errors\.py:\d+ \(if x\.sum\(\) > 0:\)"):
+        apical.trace(Net(branching, a=mlp()), X)
+    with pytest.raises(TraceError, match=r"AssertionError: .* at test_errors\.py:\d+ \(assert y\.shape\[1\] == 8\)"):
+        apical.trace(Net(insisting, a=nn.Linear(3, 8), b=nn.Linear(8, 2)), X)
+
+
+def test_the_useful_reason_comes_first() -> None:
+    heads = {f"h{i}": conv(3, 2) for i in range(9)}
+    net = Net(
+        lambda m, x: [m.last(m.a(x).softmax(1)), *(getattr(m, name)(x) for name in heads)],
+        a=conv(3, 6), last=conv(6, 2), **heads,
+    )  # fmt: skip
+    with pytest.raises(TraceError, match=r"removed\. a \(6\): softmax over channels.*and others: reaches the model's"):
+        apical.trace(net, image())

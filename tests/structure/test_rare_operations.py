@@ -135,7 +135,8 @@ CASES: dict[str, Case] = {
         lambda m, h: torch.softmax(h @ m.keys.T, -1) @ m.values, {"a": 6, "values": 7}, width=7, keys=parameter(4, 6),
         values=parameter(4, 7)),
     "gram matrix": sequences(lambda m, h: h @ (h.mT @ h), {}),
-    "einsum with an ellipsis": sequences(lambda m, h: torch.einsum("...i,io->...o", h, m.w), {}, w=parameter(6, 6)),
+    "einsum with an ellipsis": sequences(lambda m, h: torch.einsum("...i,io->...o", h, m.w), {"a": 6, "w": 6},
+                                         w=parameter(6, 6)),
     "batched products": sequences(lambda m, h: torch.baddbmm(h, h.mT[:, :5, :5], h), {}),
     # recurrent states
     "given state": (

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pickle
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -212,3 +213,25 @@ def test_the_table_of_many_groups_is_cut() -> None:
         structure, groups=tuple(dataclasses.replace(structure.groups[0], name=f"g{i}") for i in range(300))
     )
     assert "more groups" in str(many)
+
+
+def test_repr_is_one_short_line(structures: dict[str, Structure]) -> None:
+    for structure in structures.values():
+        parts = [structure, *structure.groups, *structure.states]
+        parts += [piece for group in structure.groups for piece in group.members]
+        for part in parts:
+            assert "\n" not in repr(part)
+            assert len(repr(part)) < 160, repr(part)
+    assert "5 channel groups, 2 skippable blocks" in repr(structures["resnet"])
+
+
+def test_a_notebook_shows_the_table(resnet: Structure) -> None:
+    page = resnet._repr_html_()
+    cells = {"".join(cell.itertext()) for cell in ElementTree.fromstring(page).iter("td")}  # well formed
+    assert cells >= {group.name for group in resnet.groups} | {block.name for block in resnet.blocks}
+    assert "reaches the model's output" in cells
+
+
+def test_names_in_the_notebook_table_are_escaped(resnet: Structure) -> None:
+    odd = dataclasses.replace(resnet, notes=("<script>alert(1)</script>",))
+    assert "<script>" not in odd._repr_html_()

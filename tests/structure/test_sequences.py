@@ -78,13 +78,13 @@ CASES: dict[str, Case] = {
     "multihead_attention_module": (
         lambda: Net(lambda m, x: m.fc(m.mha(x, x, x, need_weights=False)[0]), fc=nn.Linear(8, 2),
                     mha=nn.MultiheadAttention(8, 4, batch_first=True)), vectors(2, 5, 8),
-        {"mha.out_proj": (8, "inner", "mha.out_proj.weight mha.out_proj.bias")},
-        {"mha": "4: without some of it the forward pass fails", "fc": OUTPUT},
+        {"mha": (4, "inner", "mha.in_proj_weight mha.in_proj_bias"),
+         "mha.out_proj": (8, "inner", "mha.out_proj.weight mha.out_proj.bias")}, {"fc": OUTPUT},
     ),
     "token_mixer": (
         lambda: Net(lambda m, x: m.fc(x + m.down(F.gelu(m.up(x.transpose(1, 2)))).transpose(1, 2)), up=nn.Linear(5, 7),
                     down=nn.Linear(7, 5), fc=nn.Linear(3, 2)), SEQUENCE,
-        {"up": (7, "inner", "up.weight up.bias")}, {"down": "positions of fixed size", "fc": "cannot be followed"},
+        {"up": (7, "inner", "up.weight up.bias")}, {"down": "positions of fixed size", "fc": OUTPUT},
     ),
 }  # fmt: skip
 
@@ -147,16 +147,18 @@ def test_relu_rnn() -> None:
     assert [g.name for g in traced(recurrent("RNN", nonlinearity="relu"), SEQUENCE).groups] == ["up", "rnn"]
 
 
-def test_projected_lstm_is_frozen_and_named() -> None:
-    net = recurrent("LSTM", proj_size=5)
-    net.other = nn.Linear(5, 7)
-    net.last = nn.Linear(7, 2)
-    net.fn = lambda m, x: m.last(torch.relu(m.other(m.rnn(torch.relu(m.up(x)))[0])))
-    structure = traced(net, SEQUENCE)
-    assert [g.name for g in structure.groups] == ["other"]
-    assert "proj_size" in reasons_of(structure)["up"]
-    assert any(f.name == "rnn" for f in structure.frozen)
-    assert any("proj_size" in note for note in structure.notes)
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"layers": 2}, {"bias": False}], ids=str)
+def test_a_projected_lstm_has_hidden_units_and_outputs(options: dict[str, Any]) -> None:
+    structure = traced(recurrent("LSTM", proj_size=5, **options), SEQUENCE)
+    assert {n: size for n, (size, _, _) in groups_of(structure).items()} == {"up": 4, "rnn": 6, "rnn:2": 5}
+    hidden, outputs = members_of(structure, "rnn"), members_of(structure, "rnn:2")
+    assert (hidden["rnn.weight_ih_l0"], hidden["rnn.weight_hr_l0/1"]) == (4, 1)
+    assert outputs["rnn.weight_hr_l0"] == outputs["rnn.weight_hh_l0/1"] == 1
+    assert {a.attribute for a in structure.attributes if a.module == "rnn"} == {
+        "hidden_size",
+        "proj_size",
+        "input_size",
+    }
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTMCell, 4), (nn.GRUCell, 3), (nn.RNNCell, 1)])

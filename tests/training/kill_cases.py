@@ -122,10 +122,16 @@ def signalled(folder: str, number: int, where: str) -> int:
 def full_disk(folder: str, checkpoint: int) -> int:
     """A run whose disk is full when it writes this checkpoint: what it writes aside leads to /dev/full."""
 
+    def full(path: Path) -> Path:
+        aside = path.with_name(f".{path.name}.full.tmp")
+        aside.symlink_to("/dev/full")
+        return aside
+
     def fill(*_: object) -> None:
-        (Path(folder) / f".checkpoint.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+        _atomic.new_aside = full
 
     import apical.training._run as loop
+    from apical import _atomic
 
     on_call(loop, "save_checkpoint", checkpoint, fill)
     return run(folder)

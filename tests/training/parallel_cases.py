@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +85,28 @@ def grower(model: nn.Module, optimizer: Any, copies: Any = (), epochs: int = EPO
     return apical.Grower(model, optimizer, example, "60% macs", epochs, copies=copies, **settings)
 
 
+def other_labels(loaders: Loaders) -> Loaders:
+    arrays = loaders.train.arrays
+    arrays.labels.copy_(arrays.labels.flip(0))
+    return loaders
+
+
+def fewer(loaders: Loaders) -> Loaders:
+    train = loaders.train
+    train.arrays = train.arrays.select(torch.arange(32))
+    return loaders
+
+
+# What one process is given otherwise than the others.
+ODD: dict[str, Callable[[Any, Any, bool], tuple[Any, Any, bool]]] = {
+    "labels": lambda config, loaders, resume: (config, other_labels(loaders), resume),
+    "size": lambda config, loaders, resume: (config, fewer(loaders), resume),
+    "eval_every": lambda config, loaders, resume: (replace(config, eval_every=2), loaders, resume),
+    "ema": lambda config, loaders, resume: (replace(config, ema_decay=0.9), loaders, resume),
+    "resume": lambda config, loaders, resume: (config, loaders, True),
+}
+
+
 def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None) -> int:
     """A whole run; what each process ends with lies in ``folder/state-RANK.pt``."""
     given = options or {}
@@ -93,6 +119,8 @@ def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None
     if given.get("torn_apart"):
         growth["seed"] = processes().rank
     loaders = Loaders(loader(True, given.get("augment", False), given.get("poison")), loader(False))
+    if given.get("odd") and processes().rank == 1:
+        config, loaders, resume = ODD[given["odd"]](config, loaders, resume)
     if given.get("unshared"):
         loaders.train.world_size = 1
     try:
@@ -110,6 +138,28 @@ def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None
     content = {"model": result.model.state_dict(), "history": result.history, "summary": result.summary,
                "kinds": [type(m).__name__ for m in result.model.modules()]}  # fmt: skip
     torch.save(content, Path(folder) / f"state-{processes().rank}.pt")
+    return 0
+
+
+def lost(folder: str, number: int) -> int:
+    """Process 1 stops or dies in its seventh batch; it is killed for good later on, for this test's own sake."""
+
+    def normalize(batch: Tensor) -> Tensor:
+        seen.append(1)
+        if processes().rank == 1 and len(seen) == 7:
+            subprocess.Popen(["sh", "-c", f"sleep 45; kill -KILL {os.getpid()}"])
+            os.kill(os.getpid(), number)
+        return as_double(batch)
+
+    seen: list[int] = []
+    loaders = Loaders(loader(True), loader(False))
+    loaders.train.normalize = normalize
+    config = TrainingConfig(epochs=EPOCHS, batch_size=BATCH, device="cpu", seed=2, process_timeout_s=15.0)
+    try:
+        train(network(), grower, loaders, config, Path(folder) / "run", progress=make_progress("quiet"))
+    except ApicalError as error:
+        print(f"{type(error).__name__}: {error}")
+        return 2
     return 0
 
 

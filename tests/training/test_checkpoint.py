@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import random
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +167,68 @@ def test_a_tensor_within_a_list_of_settings_is_a_difference(tmp_path: Path) -> N
         load_checkpoint(tmp_path, {"milestones": [1], "nested": [{"a": [1]}]})
     with pytest.raises(CheckpointError, match=r"nested is \[\{'a': \[1\]\}\] in the checkpoint"):
         load_checkpoint(tmp_path, {"milestones": [1], "nested": [{"a": [1, 2]}]})
+
+
+def mutated(path: Path, draw: random.Random) -> bytes:
+    """The checkpoint with its pickle changed in a few bytes, in an archive whose checksums are right."""
+    aside = path.with_suffix(".changed")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as new:
+        for item in old.infolist():
+            content = bytearray(old.read(item))
+            if item.filename.endswith("data.pkl"):
+                for _ in range(draw.choice((1, 1, 2, 5))):
+                    content[draw.randrange(len(content))] = draw.randrange(256)
+            new.writestr(item.filename, bytes(content))
+    content = aside.read_bytes()
+    aside.unlink()
+    return bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_wrong_with_the_newest_the_one_before_is_taken(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    write(tmp_path, 1)
+    path = write(tmp_path, 2, more=[1, (2.5, None), {"a": torch.tensor(3)}])
+    good, before = path.read_bytes(), (tmp_path / "checkpoint.prev.pt").read_bytes()
+    kinds: set[object] = set()
+    for _ in range(75):
+        path.write_bytes(good)
+        path.write_bytes(mutated(path, draw))
+        told: list[str] = []
+        try:
+            found = load_checkpoint(tmp_path, notify=told.append)
+        except CheckpointError as error:  # a changed word of the format: it says to be something else
+            kinds.add(
+                "foreign" if re.search("not a checkpoint of apical|has checkpoint version", str(error)) else error
+            )
+        else:
+            kinds.add(found.epoch)
+        (tmp_path / "checkpoint.prev.pt").write_bytes(before)
+    assert kinds <= {1, 2, "foreign"}
+    assert 1 in kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epoch", float("-inf")), ("epoch", None), ("epoch", -1), ("epoch", True), ("identity", [1]), ("identity", {3: 1}),
+     ("state", None), ("state", [("a", 1)])],
+)  # fmt: skip
+def test_a_part_that_is_no_part_counts_as_torn(tmp_path: Path, name: str, value: Any) -> None:
+    write(tmp_path, 1)
+    path = write(tmp_path, 2)
+    payload = torch.load(path, weights_only=True)
+    torch.save({**payload, name: value}, path)
+    told: list[str] = []
+    assert load_checkpoint(tmp_path, notify=told.append).epoch == 1
+    assert "is incomplete" in told[0]
+    (tmp_path / "checkpoint.prev.pt").unlink()
+    (tmp_path / "checkpoint.torn.pt").rename(path)
+    with pytest.raises(CheckpointError, match="is incomplete"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2).unlink()
+    os.mkfifo(tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path).epoch == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,11 +144,44 @@ def test_processes_that_decide_differently_stop(server: ForkServer, tmp_path: Pa
         assert f"of process 1 and of process 0 differ at the start; this is process {rank}" in end.output
 
 
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ("labels", r"contents\.train\.digest is '\w+' in process 0, '\w+' in process 1"),
+        ("size", r"contents\.train\.samples is 40 in process 0, 32 in process 1"),
+        ("eval_every", r"training\.eval_every is 1 in process 0, 2 in process 1"),
+        ("ema", r"training\.ema_decay is None in process 0, 0\.9 in process 1"),
+        ("resume", r"resume is False in process 0, True in process 1"),
+    ],
+)
+def test_processes_that_are_given_other_things_stop_at_the_start(
+    server: ForkServer, tmp_path: Path, odd: str, message: str
+) -> None:
+    for rank, end in enumerate(run(server, tmp_path, "run", False, {"odd": odd}, count=2)):
+        assert end.code == 2, end.output
+        assert "TrainingError: the processes would not do the same run" in end.output
+        assert re.search(message, end.output), end.output
+        assert f"differ from process 0: 1; this is process {rank}" in end.output
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
 def test_a_loss_that_is_no_number_in_one_process_stops_all(server: ForkServer, tmp_path: Path) -> None:
     ended = run(server, tmp_path, "run", False, {"poison": (1, 7)})
     assert [e.code for e in ended] == [2, 2]
     assert "the loss is nan in epoch 2, step 2" in ended[0].output, "the norms' shared statistics carried it over"
     assert "the loss is nan in epoch 2, step 2" in ended[1].output
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_that_is_lost_is_named_by_the_others(server: ForkServer, tmp_path: Path, number: int) -> None:
+    first, second = run(server, tmp_path, "lost", int(number))
+    assert second.code == -signal.SIGKILL
+    assert first.code == 2, first.output
+    assert re.search(r"ProcessLostError: no sign of life of process 1, since \d{4}-\d\d-\d\d", first.output), (
+        first.output
+    )
+    assert "An exchange of process 0 with the others failed" in first.output
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_loaders_that_all_read_the_same_are_refused(server: ForkServer, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from apical.training import (
     Classification,
     InterruptGuard,
     OptimizerConfig,
+    PacedProgress,
     ScheduleConfig,
     TrainingConfig,
     build_optimizer,
@@ -34,8 +37,8 @@ from apical.training import (
     set_random_state,
     train_one_epoch,
 )
-from apical.training._progress import TableProgress
-from tiny_run import TinyLoader, tiny_config, tiny_model
+from apical.training._progress import PlainProgress, TableProgress
+from tiny_run import Recorder, TinyLoader, tiny_config, tiny_model, tiny_train
 
 CPU = torch.device("cpu")
 
@@ -226,6 +229,57 @@ def test_plain_lines_line_up() -> None:
     assert lines[2].split() == ["3", "8/16", "9", "12.3", "20.0", "0.05", "0.5000", "87.60", "1.2"]
     assert len(lines[1]) == len(lines[2])
     assert lines[3:] == ["hello [bold]", "done: accuracy 90.00 %, MACs 50.0 %"]
+
+
+def paced(progress: Any, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of 100 steps of 32 images, four steps a second, stopped after 41 of them."""
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress.start(4, "runs/x", Classification.metrics[0])
+    progress.pace(32, "images")
+    for step in range(1, 42):
+        clock[0] += 0.25
+        progress.step(3, step, 100)
+
+
+def test_a_log_gets_a_line_every_half_minute_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, clock = io.StringIO(), [1000.0]
+    paced(PlainProgress(out), clock, monkeypatch)
+    assert len(out.getvalue().splitlines()) == 2, "ten seconds only"
+    out, clock = io.StringIO(), [1000.0]
+    paced(PlainProgress(out, every_s=10), clock, monkeypatch)
+    (line,) = out.getvalue().splitlines()[2:]
+    assert line == "epoch 3/4: step 40/100, 15 s left, 128 images/s"
+
+
+def test_a_terminal_shows_steps_seconds_left_and_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, clock = io.StringIO(), [1000.0]
+    progress = TableProgress(Console(file=out, force_terminal=True, width=100, height=10, color_system=None))
+    paced(progress, clock, monkeypatch)
+    progress.stop()
+    last = re.sub(r"\s+", " ", out.getvalue().rpartition("runs/x")[2])
+    assert "epoch 3/4" in last
+    assert re.search(r"step 41/100 1[45] s left, 128 images/s", last)
+    progress.step(3, 100, 100)
+    assert progress._running.text().endswith("evaluating")
+
+
+@pytest.mark.parametrize("mode", ["json", "quiet"])
+def test_programs_are_not_told_of_steps(mode: Any) -> None:
+    out = io.StringIO()
+    progress = make_progress(mode, out)
+    assert not isinstance(progress, PacedProgress)
+    progress.step(1, 1, 2)
+    assert out.getvalue() == ""
+
+
+def test_the_loop_says_how_large_its_steps_are(tmp_path: Path) -> None:
+    class Paced(Recorder):
+        def pace(self, samples: int, unit: str) -> None:
+            self.messages.append(f"{samples} {unit}")
+
+    progress = Paced()
+    tiny_train(tmp_path, tiny_config(epochs=2), progress=progress)
+    assert progress.messages.count("10 images") == 2
 
 
 def test_json_lines_are_json() -> None:

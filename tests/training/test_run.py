@@ -74,6 +74,14 @@ def test_a_run_learns_and_leaves_its_folder(tmp_path: Path) -> None:
     assert progress.stopped
 
 
+def test_a_result_is_one_line_and_a_small_table(tmp_path: Path) -> None:
+    result = tiny_train(tmp_path / "run")
+    assert "\n" not in repr(result)
+    assert len(repr(result)) < 400
+    assert f"test_accuracy {result.summary['test_accuracy']:.4g}" in repr(result)
+    assert f"<td>test_accuracy</td><td>{result.summary['test_accuracy']:.4g}</td>" in result._repr_html_()
+
+
 def test_the_summary_counts_cost_against_dense_and_against_final(tmp_path: Path) -> None:
     summary = tiny_train(tmp_path).summary
     assert summary["train_macs_fraction"] == pytest.approx((3 + 5 + 7 + 9) / (4 * 12))
@@ -208,6 +216,26 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
     assert checkpoint.epoch == 2
     assert all(torch.isfinite(v).all() for v in checkpoint.state["model"].values())
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "samples", "warmup", "said"),
+    [
+        (1, 10, 0.0, ["makes 1 training step in all"]),
+        (1, 10, 0.5, ["makes 1 training step in all", "learning rate is 0 at every step"]),
+        (2, 40, 1.5, ["makes 8 training steps in all", "still rises for 1.5 of 2 epochs"]),
+        (8, 40, 4.0, ["still rises for 4 of 8 epochs"]),
+        (8, 40, 1.0, []),
+    ],
+)
+def test_a_run_that_is_too_short_to_learn_says_so_before_it_starts(
+    epochs: int, samples: int, warmup: float, said: list[str], tmp_path: Path
+) -> None:
+    progress, config = Recorder(), tiny_config(epochs=epochs, schedule=ScheduleConfig(warmup_epochs=warmup))
+    loaders = Loaders(TinyLoader(samples), TinyLoader(samples, shuffle=False))
+    train(tiny_model(), None, loaders, config, tmp_path, progress=progress)
+    assert len(progress.messages) == len(said)
+    assert all(part in text for part, text in zip(said, progress.messages, strict=True))
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path: Path) -> None:

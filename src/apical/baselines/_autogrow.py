@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from apical.baselines._phases import check, epoch_at
@@ -15,7 +15,7 @@ from apical.baselines._subject import Subject
 from apical.baselines._uniform import uniform_keep
 from apical.budget import BoundBudget, Budget
 from apical.errors import ConfigError
-from apical.structure import Structure, lies_in
+from apical.structure import ExampleInputs, Structure, lies_in
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AutoGrow:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the final network may cost.
         epochs: how many times `end_epoch` will be called in all, at least 2.
         config: the options.
@@ -69,7 +69,7 @@ class AutoGrow:
         self,
         model: nn.Module,
         optimizer: Optimizer | None,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         epochs: int,
         config: AutoGrowConfig | None = None,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from apical.baselines._record import network_record
 from apical.resizing import trace
-from apical.structure import Structure
+from apical.structure import ExampleInputs, Structure
 
 
 class Dense:
@@ -17,7 +16,7 @@ class Dense:
 
     Args:
         model: the model.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         structure: of the model, if it is known already.
 
     Raises:
@@ -30,9 +29,7 @@ class Dense:
         1.0
     """
 
-    def __init__(
-        self, model: nn.Module, example_inputs: Tensor | Sequence[Tensor], structure: Structure | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, example_inputs: ExampleInputs, structure: Structure | None = None) -> None:
         self.structure = trace(model, example_inputs) if structure is None else structure
 
     def end_epoch(self) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from apical.baselines._subject import Subject
 from apical.errors import CheckpointError, ConfigError
-from apical.structure import Structure
+from apical.structure import ExampleInputs, Structure
 
 
 class Final:
@@ -23,7 +23,7 @@ class Final:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         widths: of every group, by name, as in a run's ``summary.json``.
         skip: blocks that are left out.
         copies: further models to resize alike.
@@ -44,7 +44,7 @@ class Final:
         self,
         model: nn.Module,
         optimizer: Optimizer | None,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         widths: Mapping[str, int],
         skip: Sequence[str] = (),
         *,

@@ -14,7 +14,7 @@ from apical.baselines._record import network_record
 from apical.budget import BoundBudget, Budget
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, TemplateMap, lookup, resize_, trace
-from apical.structure import ChannelGroup, Structure
+from apical.structure import ChannelGroup, ExampleInputs, Structure
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ISS:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the final network may cost.
         epochs: how many times `end_epoch` will be called in all, at least 2.
         config: the options.
@@ -84,7 +84,7 @@ class ISS:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         epochs: int,
         config: ISSConfig | None = None,

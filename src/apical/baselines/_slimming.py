@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from apical.baselines._choose import Scores, by_threshold, sparing_streams
@@ -15,7 +15,7 @@ from apical.baselines._phases import check, epoch_at, is_fraction
 from apical.baselines._scores import scales, spread
 from apical.baselines._subject import Rows, Subject
 from apical.budget import BoundBudget, Budget
-from apical.structure import Structure
+from apical.structure import ExampleInputs, Structure
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Slimming:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the final network may cost.
         epochs: how many times `end_epoch` will be called in all, at least 2.
         config: the options.
@@ -73,7 +73,7 @@ class Slimming:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         epochs: int,
         config: SlimmingConfig | None = None,

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from apical.baselines._record import network_record
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, Selection, TemplateMap, lookup, resize_, trace
-from apical.structure import Keep, ParamSlice, Structure
+from apical.structure import ExampleInputs, Keep, ParamSlice, Structure
 
 
 class Subject:
@@ -21,7 +21,7 @@ class Subject:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer; None for none.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         copies: further models to resize alike.
         structure: of the model, if it is known already.
 
@@ -43,7 +43,7 @@ class Subject:
         self,
         model: nn.Module,
         optimizer: Optimizer | None,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         copies: Sequence[nn.Module] = (),
         structure: Structure | None = None,
     ) -> None:

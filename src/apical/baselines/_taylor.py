@@ -15,7 +15,7 @@ from apical.baselines._phases import check, epoch_at
 from apical.baselines._scores import gate_products, spread
 from apical.baselines._subject import Subject
 from apical.budget import BoundBudget, Budget
-from apical.structure import Structure
+from apical.structure import ExampleInputs, Structure
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Taylor:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the final network may cost.
         epochs: how many times `end_epoch` will be called in all, at least 2.
         config: the options.
@@ -78,7 +78,7 @@ class Taylor:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         epochs: int,
         config: TaylorConfig | None = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from apical.baselines._choose import LEAST_FRACTION, sparing_streams, strongest
@@ -17,7 +17,7 @@ from apical.baselines._scores import filter_norms
 from apical.baselines._subject import Subject
 from apical.baselines._uniform import uniform_keep
 from apical.budget import Budget
-from apical.structure import ChannelGroup, Structure
+from apical.structure import ChannelGroup, ExampleInputs, Structure
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ThiNet:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the final network may cost.
         epochs: how many times `end_epoch` will be called in all, at least 2.
         config: the options.
@@ -77,7 +77,7 @@ class ThiNet:
         self,
         model: nn.Module,
         optimizer: Optimizer | None,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         epochs: int,
         config: ThiNetConfig | None = None,

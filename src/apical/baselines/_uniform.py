@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from apical.baselines._record import network_record
 from apical.baselines._subject import Subject
 from apical.budget import BoundBudget, Budget
 from apical.errors import BudgetError
-from apical.structure import Structure
+from apical.structure import ExampleInputs, Structure
 
 
 def uniform_keep(
@@ -86,7 +86,7 @@ class Uniform:
     Args:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
-        example_inputs: positional arguments of one call with one example.
+        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the network may cost.
         divisor: every width is a multiple of it.
         copies: further models to resize alike.
@@ -102,7 +102,7 @@ class Uniform:
         model: nn.Module,
         optimizer: Optimizer | None,
         *,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         divisor: int = 1,
         copies: Sequence[nn.Module] = (),

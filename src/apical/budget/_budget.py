@@ -16,6 +16,7 @@ _PATTERN = re.compile(
     r"^\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(%|[kmgbt](?=\s*[a-z]{2}))?\s*(macs|param(?:eter)?s|latency|[mu]?s)\s*$", re.I
 )
 _SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+_BARE = re.compile(r"^\s*(\d*\.?\d+)\s*(%?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Budget:
         if not targets:
             raise BudgetError(f"the budget limits nothing; {FORMS}")
         for target in targets:
+            if text is not None and not target.relative and target.kind != "latency" and 0 < target.amount <= 1:
+                raise BudgetError(
+                    f"no network costs only {target.amount:g} {target.kind}; did you mean "
+                    f"'{100 * target.amount:g}% {target.kind}'? {FORMS[0].upper()}{FORMS[1:]}"
+                )
             if not 0 < target.amount < float("inf"):
                 raise BudgetError(f"a budget must be positive and finite, got {target}; {FORMS}")
             if target.relative and target.amount > 1:
@@ -92,7 +98,10 @@ class Budget:
             return budget
         if isinstance(budget, str):
             return Budget(budget)
-        raise BudgetError(f"a budget is a text or apical.Budget, got {type(budget).__name__} {budget!r}; {FORMS}")
+        raise BudgetError(
+            f"a budget is a text or apical.Budget, got {type(budget).__name__} {budget!r}; "
+            f"{_nearest(str(budget))}{FORMS}"
+        )
 
     def __str__(self) -> str:
         return ", ".join(str(t) for t in self.targets)
@@ -108,7 +117,7 @@ def _parts(text: str) -> list[str]:
 def _parse(text: str) -> Target:
     match = _PATTERN.match(text.replace(",", ""))
     if match is None:
-        raise BudgetError(f"cannot read the budget {text.strip()!r}; {FORMS}")
+        raise BudgetError(f"cannot read the budget {text.strip()!r}; {_nearest(text)}{FORMS}")
     number, unit, what = float(match[1]), (match[2] or "").lower(), match[3].lower()
     kind: Kind = "params" if what.startswith("param") else "macs" if what == "macs" else "latency"
     if unit == "%":
@@ -117,6 +126,16 @@ def _parse(text: str) -> Target:
         return Target(kind, number / 100, True)
     if kind == "latency":
         if what not in _SECONDS or unit:
-            raise BudgetError(f"{text.strip()!r} lacks a time unit; write '2.5 ms' or '50% latency'")
+            hint = f"did you mean '{100 * number:g}% latency'? W" if 0 < number <= 1 and not unit else "w"
+            raise BudgetError(f"{text.strip()!r} lacks a time unit; {hint}rite '2.5 ms' or '50% latency'")
         return Target(kind, number * _SECONDS[what], False)
     return Target(kind, number * UNITS[unit], False)
+
+
+def _nearest(text: str) -> str:
+    """A suggestion for a number that does not say of what."""
+    match = _BARE.match(text)
+    if match is None:
+        return ""
+    share = float(match[1]) * (1 if match[2] else 100)
+    return f"did you mean '{share:g}% macs'? " if 0 < share <= 100 else ""

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from apical.budget._budget import Budget
 from apical.budget._latency import layer_inputs
-from apical.structure import SizeAxis, Structure, quiet_rng
+from apical.structure import ExampleInputs, SizeAxis, Structure, quiet_rng
 
 DIVISORS = (1, 2, 4, 8, 16, 32)
 TOLERANCE = 0.05  # a smaller multiple is taken if steps take no more than this fraction longer than at the best one
@@ -86,7 +86,7 @@ def budget_share(budget: Budget, structure: Structure) -> float:
 def measure_divisor(
     model: nn.Module,
     structure: Structure,
-    example_inputs: tuple[Any, ...],
+    example_inputs: ExampleInputs,
     share: float,
     *,
     step_ms: StepTimer | None = None,
@@ -230,7 +230,7 @@ def _channels_last(model: nn.Module) -> bool:
     return any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
 
 
-def _kinds(model: nn.Module, structure: Structure, example_inputs: tuple[Any, ...], share: float) -> list[_Kind]:
+def _kinds(model: nn.Module, structure: Structure, example_inputs: ExampleInputs, share: float) -> list[_Kind]:
     """The layers whose widths can move, equal ones counted together, centred near their final widths."""
     types = (_ConvNd, nn.Linear, nn.RNNBase)
     with torch.no_grad():

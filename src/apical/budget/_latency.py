@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from apical.errors import BudgetError
-from apical.structure import SizeAxis, Structure, lies_in
+from apical.structure import Call, ExampleInputs, SizeAxis, Structure, lies_in
 
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 
@@ -132,7 +132,7 @@ def _synchronise() -> None:
 def measure_latency_table(
     model: nn.Module,
     structure: Structure,
-    example_inputs: tuple[Any, ...],
+    example_inputs: ExampleInputs,
     resized: Callable[[Mapping[str, list[int]], tuple[str, ...]], nn.Module],
 ) -> LatencyTable:
     """Measure a latency table on the machine and device of the model.
@@ -149,7 +149,8 @@ def measure_latency_table(
     Raises:
         BudgetError: if the model has no layer that can be timed.
     """
-    calls = layer_inputs(model, example_inputs)
+    call = Call.of(example_inputs)
+    calls = layer_inputs(model, call)
     known: dict[tuple[object, ...], float] = {}  # layers of one kind are measured once
     tables = [
         t for path, shape in calls.items() if (t := _layer_table(model, path, shape, structure, known)) is not None
@@ -163,7 +164,7 @@ def measure_latency_table(
     points = []
     for fraction in (1.0, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15):
         keep = {g.name: list(range(max(1, round(fraction * g.size)))) for g in structure.groups}
-        run = partial(resized(keep, ()).eval(), *example_inputs)
+        run = partial(call.run, resized(keep, ()).eval())
         points.append((raw.layers_ms(keep, ()), time_ms(run)))
     x, y = (np.array(v) for v in zip(*points, strict=True))
     scale, offset = np.polyfit(x[::2], y[::2], 1)
@@ -174,7 +175,7 @@ def measure_latency_table(
 
 
 def layer_inputs(
-    model: nn.Module, example_inputs: tuple[Any, ...], kinds: tuple[type[nn.Module], ...] = (_ConvNd, nn.Linear)
+    model: nn.Module, example_inputs: ExampleInputs, kinds: tuple[type[nn.Module], ...] = (_ConvNd, nn.Linear)
 ) -> dict[str, tuple[int, ...]]:
     """Input shape of every layer of these kinds in one call."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -182,13 +183,13 @@ def layer_inputs(
     for path, module in model.named_modules():
         if isinstance(module, kinds):
 
-            def note(_: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
-                shapes[path] = tuple(args[0].shape)
+            def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
+                shapes[path] = tuple(next(iter((*args, *kwargs.values()))).shape)
 
-            handles.append(module.register_forward_pre_hook(note))
+            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
     training = {module: module.training for module in model.modules()}
     try:
-        model.eval()(*example_inputs)
+        Call.of(example_inputs).run(model.eval())
     finally:
         for module, mode in training.items():
             module.training = mode

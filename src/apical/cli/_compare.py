@@ -14,7 +14,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> list[str
 
 def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
     names = _names(ctx, param, value)
-    wrong = [name for name in names if not name.isdigit()]
+    wrong = [name for name in names if not name.isdecimal()]
     if wrong:
         raise click.BadParameter(f"{wrong[0]!r} is no seed; write whole numbers with commas between, such as 0,1,2")
     return [int(name) for name in names]

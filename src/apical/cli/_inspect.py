@@ -48,7 +48,7 @@ class InputSpec:
         if dtype not in _DTYPES:
             raise ValueError(f"the dtype {dtype!r} is none of {', '.join(_DTYPES)}")
         values = rest[1] if len(rest) > 1 else "2"
-        if not values.isdigit() or int(values) < 1:
+        if not values.isdecimal() or int(values) < 1:
             raise ValueError(f"{values!r} is no number of values; whole numbers are drawn from 0 up to below it")
         return InputSpec(tuple(int(size) for size in sizes.split("x")), dtype, int(values))
 
@@ -84,7 +84,7 @@ def _parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> d
 
 
 @click.command("inspect")
-@click.argument("target", metavar="MODULE:CALLABLE")
+@click.argument("target", metavar="MODEL")
 @click.option(
     "--input", "inputs", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, required=True, callback=parse_inputs,
     help="One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2).",
@@ -99,25 +99,27 @@ def inspect_command(
 ) -> None:
     """Show what of a model can grow and shrink, what is frozen and why, and what everything costs.
 
-    MODULE:CALLABLE is a class or function that builds the model; the current folder is searched, too. Nothing is
-    trained.
+    MODEL is a name as for `apical train --model`: resnet20, torchvision:resnet50, timm:resnet18, or
+    package.module:callable, a class or function that builds a model of your own (the current folder is searched, too).
+    Nothing is trained.
 
     \b
     Examples:
-      apical inspect torchvision.models:resnet50 --input 1x3x224x224
-      apical inspect apical.models:resnet20 --input 1x3x32x32 --html resnet20.html
+      apical inspect resnet20 --input 1x3x32x32 --html resnet20.html
+      apical inspect torchvision:resnet50 --input 1x3x224x224
       apical inspect my_package.nets:Transformer --input 1x128:int64:32000 --kwargs '{"depth": 4}'
 
     Next: put `apical.Grower(model, optimizer, example_inputs=..., budget="50% macs", epochs=...)` around your own
-    training loop, or start `apical train folder --data FOLDER --model MODULE:CALLABLE`.
+    training loop, or start `apical train folder --data FOLDER --model MODEL`.
     """
     import torch
 
-    from apical.recipes import call_builder, import_callable
+    from apical.recipes import call_builder, find_builder
     from apical.resizing import trace
 
     torch.manual_seed(0)
-    model = call_builder(import_callable(target), kwargs, target)
+    build, implied = find_builder(target)
+    model = call_builder(build, {**implied, **kwargs}, target)
     structure = trace(model, tuple(spec.tensor() for spec in inputs))
     if page is not None:
         from apical.reporting import write_architecture

@@ -38,7 +38,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="apical")
+@click.version_option(package_name="apical", prog_name="apical")
 def main() -> None:
     """Grow efficient networks: start small, train, end at the budget you asked for.
 
@@ -46,8 +46,7 @@ def main() -> None:
     First steps:
       apical train digits                                    grow a small network, no download, under a minute
       apical train                                           list the recipes
-      apical inspect apical.models:resnet50 --input 1x3x224x224
-                                                             what of a model can grow
+      apical inspect resnet50 --input 1x3x224x224            what of a model can grow
       apical compare digits --methods grown,uniform          methods side by side
       apical report runs/digits                              write the run's page anew
       apical export runs/digits --format onnx                write the result for another runtime

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from apical._atomic import atomic_file
+from apical._reading import read_text
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="What --measure measures.")
 @click.option("--write-table", type=click.Path(path_type=Path), help="With --measure: keep the table in this file.")
 @click.option("--memory/--no-memory", default=True, help="Run each network once for its activations.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def simulate_command(recipe: str, as_json: bool, **options: Any) -> None:
+@click.option("--every", type=click.IntRange(min=1),
+              help="Show a row for every so many epochs.  [default: about twenty rows]")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every epoch, instead of a table.")
+def simulate_command(recipe: str, as_json: bool, every: int | None, **options: Any) -> None:
     """Walk through a recipe's growth without training: MACs, memory, communication and time of every epoch.
 
     The real Grower restructures the real model, on the CPU; no data is read. Seconds need step times measured on the
@@ -60,14 +65,14 @@ def simulate_command(recipe: str, as_json: bool, **options: Any) -> None:
     images, facts = data_facts(config, options["images"], options["classes"], _shape(options["shape"]))
     table = _table(config, facts, options)
     found = simulate(config, images, facts, processes=options["processes"], table=table, memory=options["memory"])
-    click.echo(json.dumps(vars(found), indent=2) if as_json else _text(found, recipe, table, options["memory"]))
+    click.echo(json.dumps(vars(found), indent=2) if as_json else _text(found, recipe, table, every))
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
     parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
         raise ConfigError(f"--input {text}: expected channels x height x width, such as 3x224x224")
     return tuple(int(part) for part in parts)
 
@@ -81,13 +86,13 @@ def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | No
         share = -(-config.training.batch_size // options["processes"])
         table = measure_table(config, facts, resolve_device(options["device"]), share)
         if options["write_table"] is not None:
-            options["write_table"].write_text(json.dumps(table.to_dict(), indent=2) + "\n", encoding="utf-8")
+            _write_table(options["write_table"], json.dumps(table.to_dict(), indent=2) + "\n")
         return table
     path = options["device_table"]
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--device-table {path} cannot be read: {error}") from error
     table = DeviceTable.from_dict(content)
@@ -98,23 +103,65 @@ def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | No
     return table
 
 
-def _text(found: Simulation, recipe: str, table: DeviceTable | None, memory: bool) -> str:
-    lines = [f"{recipe}, on paper" + (f"; seconds on {table.device}, as measured" if table else "")]
-    lines.append("epoch  MACs %  params M  memory GiB  sent MB/step  step ms  epoch s  restructure s")
-    for record in found.epochs:
-        step, seconds, share = record["step_seconds"], record["seconds"], record["macs"] / found.dense["macs"]
-        lines.append(
-            f"{record['epoch']:5d}  {100 * share:6.1f}  {record['num_params'] / 1e6:8.3f}  "
-            f"{record['memory_bytes'] / 2**30 if memory else float('nan'):10.3f}  "
-            f"{record['sent_bytes_per_step'] / 1e6:12.2f}  {'-' if step is None else f'{1000 * step:.1f}':>7}  "
-            f"{'-' if seconds is None else f'{seconds:.1f}':>7}  {record['restructure_seconds']:13.3f}"
-        )
+def _write_table(path: Path, text: str) -> None:
+    try:
+        with atomic_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--write-table {path} cannot be written: {error}") from error
+
+
+_Column = tuple[str, Callable[[dict[str, Any]], float | None], str]
+"""Heading, value of an epoch (None: not known), and its format."""
+_ROWS = 20
+
+
+def _columns(found: Simulation) -> list[_Column]:
+    """Those of which something is known."""
+    columns: list[_Column] = [
+        ("epoch", lambda record: record["epoch"], "d"),
+        ("MACs %", lambda record: 100 * record["macs"] / found.dense["macs"], ".1f"),
+        ("params M", lambda record: record["num_params"] / 1e6, ".3f"),
+        ("memory GiB", lambda record: _scaled(record["memory_bytes"], 2**-30), ".3f"),
+        ("sent MB/step", lambda record: record["sent_bytes_per_step"] / 1e6 or None, ".2f"),
+        ("step ms", lambda record: _scaled(record["step_seconds"], 1000), ".1f"),
+        ("epoch s", lambda record: record["seconds"], ".1f"),
+        ("restructure s", lambda record: record["restructure_seconds"], ".3f"),
+    ]
+    return [column for column in columns if any(column[1](record) is not None for record in found.epochs)]
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _table_lines(found: Simulation, every: int | None) -> list[str]:
+    columns = _columns(found)
+    step = every or max(1, -(-len(found.epochs) // _ROWS))
+    last = len(found.epochs) - 1
+    lines = ["  ".join(name for name, _, _ in columns)]
+    for number, record in enumerate(found.epochs):
+        if number % step == 0 or number == last:
+            lines.append("  ".join(_cell(value(record), form).rjust(len(name)) for name, value, form in columns))
+    if step > 1:
+        lines.append(f"(every {step} epochs; --every 1 shows all {last + 1})")
+    return lines
+
+
+def _text(found: Simulation, recipe: str, table: DeviceTable | None, every: int | None) -> str:
     sums = found.totals
+    lines = [f"{recipe}, on paper" + (f"; seconds on {table.device}, as measured" if table else "")]
+    lines += [*_table_lines(found, every), "", f"In all {len(found.epochs)} epochs:"]
     lines.append(
         f"training: {sums['train_macs']:.3e} MACs, {100 * sums['train_macs_fraction']:.1f} % of the whole model's"
     )
-    lines.append(f"gradients sent: {100 * sums['sent_fraction']:.1f} % of the whole model's")
-    if memory:
+    if any(record["sent_bytes_per_step"] for record in found.epochs):
+        lines.append(f"gradients sent: {100 * sums['sent_fraction']:.1f} % of the whole model's")
+    if sums["peak_memory_bytes"] is not None:
         lines.append(
             f"memory: {sums['peak_memory_bytes'] / 2**30:.3f} GiB at most, the whole model's "
             f"{sums['dense_memory_bytes'] / 2**30:.3f} GiB"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apical.errors import CheckpointError, ConfigError
+from apical.errors import CheckpointError, ConfigError, ProcessLostError
 
 if TYPE_CHECKING:
     from apical.recipes import RunConfig
 
-_NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "settings", "overwrite")
+_NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "settings", "overwrite", "auto_resume",
+                    "config_file", "save_config")  # fmt: skip
 
 
 @click.command("train")
@@ -34,11 +35,20 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
     help="Change any setting, for example --set lr=0.05 --set model.width=8."
     " --list-settings shows all.",
 )  # fmt: skip
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Settings from a .yaml or .json file, or a run's config.json; no RECIPE.")  # fmt: skip
+@click.option("--save-config", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write all settings into a .yaml or .json file, and train nothing.")  # fmt: skip
 @click.option("--list-settings", is_flag=True, help="Show the settings of RECIPE, and train nothing.")
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
 )
-@click.option("--trust-code", is_flag=True, help="With --resume: call the package.module:callable that RUN names.")
+@click.option(
+    "--trust-code", is_flag=True, help="With --resume or --config: call the package.module:callable that it names."
+)
+@click.option("--auto-resume", is_flag=True,
+              help="Go on with the run in --out if there is one, start it if not: for machines that may be taken "
+              "away.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
 @click.option("--log", "logs", metavar="LOGGER", multiple=True,
               help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own "
@@ -58,7 +68,10 @@ def train_command(
       apical train digits --method dense --out runs/digits-dense
       apical train cifar10-resnet20 --data /data/cifar10 --budget "40% macs" --epochs 30
       apical train folder --data photos --model torchvision:resnet18 --epochs 20
+      apical train digits --set lr=0.05 --save-config run.yaml
+      apical train --config run.yaml --set training.epochs=20 --out runs/longer
       apical train --resume runs/digits
+      apical train digits --out runs/digits --auto-resume      (the same command again and again)
       apical train digits --log tensorboard      (then: tensorboard --logdir runs)
 
     On several GPUs or machines: torchrun --nproc-per-node 8 -m apical train RECIPE ...
@@ -68,49 +81,91 @@ def train_command(
     """
     from apical.training import make_progress, processes
 
-    if recipe is None and resume is None and not options["list_settings"]:
+    given = recipe or resume or options["config_file"]
+    if given is None and not options["list_settings"]:
         _list_recipes()
         return
     if options.pop("list_settings"):
-        _list_settings(recipe)
+        _list_settings(recipe, options["config_file"])
         return
     from apical.recipes import logger_factory
 
-    config, out = _resumed(recipe, resume, options) if resume is not None else _started(str(recipe), options)
+    config, out = _resumed(recipe, resume, options) if resume is not None else _started(recipe, options)
+    if options["save_config"] is not None:
+        from apical.recipes import write_config_file
+
+        write_config_file(config, options["save_config"])
+        click.echo(f"wrote {options['save_config']}; start it with: apical train --config {options['save_config']}")
+        return
     loggers = [logger_factory(name) for name in logs]
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
-    _run(config, out, progress=progress, loggers=loggers, resume=resume is not None, overwrite=options["overwrite"])
+    goes_on = resume is not None or _found_again(out, options)
+    if goes_on and resume is None and processes().first and not as_json:
+        click.echo(f"{out} holds a run already; it goes on.")
+    _run(
+        config, out, progress=progress, loggers=loggers, resume=goes_on, overwrite=options["overwrite"],
+        trust_code=resume is None or options["trust_code"],  # what the command line names is the caller's own
+    )  # fmt: skip
     if not quiet and not as_json and processes().first:
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 
 
+def _again(config: RunConfig, out: Path) -> str:
+    """The command that goes on with a run."""
+    from apical.recipes import names_foreign_code
+
+    return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
+
+
+def _found_again(out: Path, options: dict[str, Any]) -> bool:
+    """Whether the folder holds a run that this command is to go on with."""
+    if options["auto_resume"] and options["overwrite"]:
+        raise ConfigError("--auto-resume goes on with the run that --overwrite would remove; leave out one of them")
+    return options["auto_resume"] and (out / "config.json").exists()
+
+
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
-    from apical.recipes import names_foreign_code, run
+    from apical.recipes import run
     from apical.training import Interrupted
 
     try:
         run(config, out, **options)
     except Interrupted as stopped:
-        again = f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
-        raise Interrupted(f"{stopped}\nGo on with: {again}", stopped.signal_name) from stopped
+        raise Interrupted(f"{stopped}\nGo on with: {_again(config, out)}", stopped.signal_name) from stopped
+    except ProcessLostError as lost:
+        raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {_again(config, out)}") from lost
     except CheckpointError as error:
         if "already holds a run" in str(error):
             raise CheckpointError(
                 f"{out} already holds a run. Go on with it (apical train --resume {out}), choose another folder with "
-                "--out, or remove it with --overwrite."
+                "--out, remove it with --overwrite, or let the same command start it or go on (--auto-resume)."
             ) from error
         raise
 
 
-def _started(recipe: str, options: dict[str, Any]) -> tuple[RunConfig, Path]:
-    return configured(recipe, options), options["out"] or Path("runs") / recipe
+def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Path]:
+    from apical.recipes import get_recipe, read_config_file, require_trusted
+
+    file = options["config_file"]
+    if recipe is not None and file is not None:
+        raise ConfigError(f"--config {file} names its recipe; leave out RECIPE {recipe}")
+    base = get_recipe(str(recipe)) if file is None else read_config_file(file)
+    if file is not None and options["model"] is None:
+        require_trusted(base, options["trust_code"], str(file))
+    return changed(base, options), options["out"] or Path("runs") / base.recipe
 
 
 def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
     """A recipe's config changed by the options of the command line; those that are None change nothing."""
-    from apical.recipes import apply_settings, get_recipe
+    from apical.recipes import get_recipe
 
-    config = get_recipe(recipe)
+    return changed(get_recipe(recipe), options)
+
+
+def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
+    """A config changed by the options of the command line; those that are None change nothing."""
+    from apical.recipes import apply_settings
+
     named = {"epochs": "training.epochs", "seed": "seed", "budget": "budget", "method": "method",
              "data": "data.path", "device": "training.device", "model": "model.name"}  # fmt: skip
     if options["model"] is not None:  # the recipe's arguments are those of its own model
@@ -122,7 +177,8 @@ def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
     from apical.recipes import read_config, require_trusted
 
-    given = [f"--{name.replace('settings', 'set')}" for name in _NOT_WITH_RESUME if options[name]]
+    spelt = {"settings": "set", "config_file": "config"}
+    given = [f"--{spelt.get(name, name).replace('_', '-')}" for name in _NOT_WITH_RESUME if options[name]]
     if recipe is not None or given:
         names = ", ".join([*([f"RECIPE {recipe}"] if recipe else []), *given])
         raise ConfigError(
@@ -147,13 +203,14 @@ def _list_recipes() -> None:
     click.echo("\nStart with `apical train digits`; it needs no download. `apical train --help` lists the options.")
 
 
-def _list_settings(recipe: str | None) -> None:
-    from apical.recipes import get_recipe, setting_types
+def _list_settings(recipe: str | None, file: Path | None) -> None:
+    from apical.recipes import get_recipe, read_config_file, setting_types
 
-    config = get_recipe(recipe or "digits")
+    config = get_recipe(recipe or "digits") if file is None else read_config_file(file)
     content = config.to_mapping()
     click.echo(
-        f"Settings of {recipe or 'digits'}, for --set KEY=VALUE (the end of a key is enough where it is unique):\n"
+        f"Settings of {file or recipe or 'digits'}, for --set KEY=VALUE "
+        "(the end of a key is enough where it is unique):\n"
     )
     for name in setting_types(config):
         value: Any = content

@@ -1,5 +1,6 @@
 """Readers for the layouts in which people have images and text, and batches of them on the device."""
 
+from apical.data._contents import contents
 from apical.data._optional import import_optional
 from apical.data._splits import Split
 from apical.data.arrays import ImageArrays, channel_statistics, train_validation_split
@@ -20,7 +21,7 @@ from apical.data.cifar import read_cifar
 from apical.data.decoding import Decode
 from apical.data.folder import FolderImages, read_folder
 from apical.data.idx import read_idx
-from apical.data.layouts import load_images, locate, open_images, recognise_layout
+from apical.data.layouts import load_images, locate, open_images, recognise_layout, split_remark
 from apical.data.loader import ImageLoader
 from apical.data.paired import PairLoader, Pairs, RandomView, draw_views, random_view
 from apical.data.parquet import ParquetImages, read_parquet
@@ -53,6 +54,7 @@ __all__ = [
     "Vocabulary",
     "channel_statistics",
     "check_mask",
+    "contents",
     "data_root",
     "draw_views",
     "find_voc",
@@ -74,6 +76,7 @@ __all__ = [
     "read_parquet",
     "read_split",
     "recognise_layout",
+    "split_remark",
     "synthetic_images",
     "train_validation_split",
     "voc_classes",

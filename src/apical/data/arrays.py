@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ class ImageArrays:
         images: uint8, (N, C, H, W).
         labels: int64, (N,), from 0.
         classes: the name of every class; labels count positions in it.
+        names: of every image's file; empty where they come from no files of their own.
 
     Raises:
         DataError: dtypes, shapes or labels contradict this.
@@ -31,6 +32,7 @@ class ImageArrays:
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -39,6 +41,8 @@ class ImageArrays:
             raise DataError(
                 f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
+        if self.names and len(self.names) != len(self.images):
+            raise DataError(f"names must be those of {len(self.images)} images, got {len(self.names)}")
         if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
             raise DataError(
                 f"labels must lie in 0..{len(self.classes) - 1} ({len(self.classes)} classes), "
@@ -53,7 +57,8 @@ class ImageArrays:
 
     def select(self, index: Tensor) -> ImageArrays:
         """The images at some positions (int64, (n,)), in that order."""
-        return ImageArrays(self.images[index], self.labels[index], self.classes)
+        names = tuple(self.names[i] for i in index.tolist()) if self.names else ()
+        return ImageArrays(self.images[index], self.labels[index], self.classes, names)
 
 
 def train_validation_split(
@@ -116,7 +121,7 @@ def conform(arrays: ImageArrays, size: int | None, channels: int | None) -> Imag
         images = _convert_channels(images, channels)
     if size is not None and images.shape[-2:] != (size, size):
         images = torch.cat([_resize(chunk, size) for chunk in images.split(_CHUNK)])
-    return ImageArrays(images, arrays.labels, arrays.classes)
+    return replace(arrays, images=images)
 
 
 def _resize(images: Tensor, size: int) -> Tensor:

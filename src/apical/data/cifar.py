@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from apical._reading import regular
 from apical.data._splits import Split, choose_split
 from apical.data.arrays import ImageArrays
 from apical.errors import DataError
@@ -85,9 +86,8 @@ def read_cifar(folder: str | Path, split: Split = "train") -> ImageArrays:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise DataError(f"{folder} lacks {', '.join(missing)}; unpack the whole archive into it")
-    names = _field(_load(folder / marker), names_key, folder / marker)
+    classes = _names(_field(_load(folder / marker), names_key, folder / marker), folder / marker)
     images, labels = zip(*(_read_batch(path, labels_key) for path in paths), strict=True)
-    classes = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
     return ImageArrays(torch.cat(images), torch.cat(labels), classes)
 
 
@@ -97,14 +97,35 @@ def _read_batch(path: Path, labels_key: str) -> tuple[torch.Tensor, torch.Tensor
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         shape = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise DataError(f"{path}: data must be uint8 (N, 3072), got {shape}")
-    if len(labels) != len(data):
-        raise DataError(f"{path}: {len(data)} images but {len(labels)} labels")
-    return torch.from_numpy(data.copy()).reshape(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
+    return torch.from_numpy(data.copy()).reshape(-1, 3, 32, 32), _labels(labels, len(data), path)
+
+
+def _names(found: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(found, (list, tuple)) or not all(isinstance(name, (bytes, str)) for name in found):
+        raise DataError(f"{path}: the class names must be a list of texts, got {found!r:.80}")
+    try:
+        return tuple(name.decode("utf-8") if isinstance(name, bytes) else name for name in found)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: a class name is not UTF-8: {error.object!r:.80}") from error
+
+
+def _labels(found: Any, count: int, path: Path) -> torch.Tensor:
+    """The labels of a batch  # (count,) int64"""
+    if isinstance(found, np.ndarray) and found.ndim == 1 and found.dtype.kind in "iu":
+        found = found.tolist()
+    if not isinstance(found, (list, tuple)):
+        raise DataError(f"{path}: the labels must be a list of whole numbers, got {found!r:.80}")
+    if len(found) != count:
+        raise DataError(f"{path}: {count} images but {len(found)} labels")
+    for place, label in enumerate(found):
+        if not isinstance(label, (int, np.integer)) or isinstance(label, bool) or not 0 <= label < 2**31:
+            raise DataError(f"{path}: label {place} is {label!r:.40}, expected a whole number from 0")
+    return torch.tensor([int(label) for label in found], dtype=torch.int64)
 
 
 def _load(path: Path) -> dict[Any, Any]:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             content = _ArrayUnpickler(file, encoding="bytes").load()
     except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{path}: cannot read the pickle: {error}") from error

@@ -6,17 +6,21 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from apical._reading import regular
 from apical.data._splits import Split, choose_split
 from apical.data.arrays import ImageArrays
 from apical.errors import DataError
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _UINT8 = 0x08
+_SMALL = 64 * 2**20  # bytes that a packed file may unfold to, whatever its size
+_MOST_PACKED = 100  # beyond that, times its size: MNIST is packed to a fifth, white paper to a hundredth
 
 
 def _find(folder: Path, prefix: str, content: str) -> list[Path]:
@@ -79,18 +83,32 @@ def read_idx_file(path: Path, num_dimensions: int) -> npt.NDArray[np.uint8]:
     Raises:
         DataError: header or length are wrong.
     """
+    header = 4 + 4 * num_dimensions
     try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        size = regular(path).stat().st_size
+        with path.open("rb") as plain, _unpacked(plain) as content:
+            shape = _shape(content.read(header), num_dimensions, path)
+            promised = math.prod(shape)
+            packed = isinstance(content, gzip.GzipFile)
+            if promised > (max(_SMALL, _MOST_PACKED * size) if packed else size):
+                raise DataError(f"{path}: the header promises {shape}, {promised:,} bytes, but the file has {size:,}")
+            values = content.read(promised + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot read the file: {error}") from error
-    header = 4 + 4 * num_dimensions
-    if content[:4] != bytes((0, 0, _UINT8, num_dimensions)) or len(content) < header:
-        raise DataError(f"{path}: no IDX file of unsigned bytes with {num_dimensions} dimensions: {content[:4]!r}")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", num_dimensions, offset=4))
-    if len(content) - header != math.prod(shape):
-        raise DataError(
-            f"{path}: the header promises {shape}, {math.prod(shape)} bytes; {len(content) - header} follow"
-        )
-    values: npt.NDArray[np.uint8] = np.frombuffer(content, np.uint8, offset=header).copy().reshape(shape)
-    return values
+    if len(values) != promised:
+        follow = "more" if len(values) > promised else len(values)
+        raise DataError(f"{path}: the header promises {shape}, {promised} bytes; {follow} follow")
+    found: npt.NDArray[np.uint8] = np.frombuffer(values, np.uint8).copy().reshape(shape)
+    return found
+
+
+def _unpacked(plain: BinaryIO) -> BinaryIO:
+    packed = plain.read(2) == b"\x1f\x8b"
+    plain.seek(0)
+    return cast(BinaryIO, gzip.GzipFile(fileobj=plain)) if packed else plain
+
+
+def _shape(head: bytes, num_dimensions: int, path: Path) -> tuple[int, ...]:
+    if head[:4] != bytes((0, 0, _UINT8, num_dimensions)) or len(head) < 4 + 4 * num_dimensions:
+        raise DataError(f"{path}: no IDX file of unsigned bytes with {num_dimensions} dimensions: {head[:4]!r}")
+    return tuple(int(size) for size in np.frombuffer(head, ">u4", num_dimensions, offset=4))

@@ -13,7 +13,7 @@ from apical.data.arrays import ImageArrays, conform
 from apical.data.builtin import read_digits, synthetic_images
 from apical.data.cifar import is_cifar_folder, read_cifar
 from apical.data.decoding import Decode
-from apical.data.folder import FolderImages, is_image_folder, read_folder
+from apical.data.folder import IMAGE_SUFFIXES, FolderImages, describe_split, is_image_folder, read_folder
 from apical.data.idx import is_idx_folder, read_idx
 from apical.data.parquet import ParquetImages, is_parquet_folder, read_parquet
 from apical.data.root import data_root
@@ -28,10 +28,11 @@ _RECOGNISERS: dict[Layout, Callable[[Path], bool]] = {
     "idx": is_idx_folder,
 }
 
-_EXPECTED = """expected one of
+_EXPECTED = f"""expected one of
   cifar         batches.meta, data_batch_1 ... data_batch_5, test_batch (or meta, train, test)
   parquet       train-*.parquet, test-*.parquet or validation-*.parquet, with columns image (or img) and label
-  image-folder  train/CLASS/*.jpg and val/CLASS/*.jpg or test/CLASS/*.jpg
+  image-folder  train/CLASS/IMAGE and val/CLASS/IMAGE or test/CLASS/IMAGE, or only CLASS/IMAGE for two classes or more
+                (a fifth of each class is then held out); IMAGE ends in {", ".join(sorted(IMAGE_SUFFIXES))}
   idx           train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-..."""
 
 # Folders that downloaders put around the files.
@@ -83,6 +84,18 @@ def locate(path_or_name: str | Path, root: str | Path | None = None) -> Path:
     if not (base / path).is_dir():
         raise DataError(f"{path} is neither a folder here nor in {base}, which has {_describe(base)}")
     return base / path
+
+
+def split_remark(path_or_name: str | Path, root: str | Path | None = None) -> str | None:
+    """What people should know about how the images are split: that a part was held out by us; else None.
+
+    Raises:
+        DataError: as `load_images`.
+    """
+    if str(path_or_name) in _BUILTIN:
+        return None
+    layout, folder = recognise_layout(locate(path_or_name, root))
+    return describe_split(folder) if layout == "image-folder" else None
 
 
 def load_images(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from apical.data._contents import contents
 from apical.data.arrays import ImageArrays
 from apical.data.augment import Augment
 from apical.errors import ConfigError
@@ -65,7 +67,7 @@ class ImageLoader:
         world_size: int = 1,
     ) -> None:
         _check(len(arrays), batch_size, shuffle, drop_last, rank, world_size)
-        self.arrays = ImageArrays(arrays.images.to(device), arrays.labels.to(device), arrays.classes)
+        self.arrays = replace(arrays, images=arrays.images.to(device), labels=arrays.labels.to(device))
         self.batch_size = self._base = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -111,6 +113,11 @@ class ImageLoader:
         """
         _check(len(self.arrays), factor * self._base, self.shuffle, self.drop_last, self.rank, self.world_size)
         self.batch_size = factor * self._base
+
+    def contents(self) -> dict[str, Any]:
+        """The images by number, labels, classes and names."""
+        arrays = self.arrays
+        return contents(len(arrays), arrays.labels, (*arrays.classes, *arrays.names))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: generators and position in the epoch."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apical.data._contents import contents
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -136,6 +137,7 @@ class PairLoader:
             takes its share of every batch. Whole images are not shared out.
         world_size: number of processes.
         check: called with each mask that was read and its index; may raise.
+        names: by which the pairs are known, for `contents`.
 
     Raises:
         ConfigError: there is not a single batch.
@@ -159,12 +161,13 @@ class PairLoader:
         rank: int = 0,
         world_size: int = 1,
         check: Callable[[Tensor, int], None] | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
         self._pairs, self._base, self._view = pairs, batch_size, view
         self._normalize, self._device, self._workers, self._check = normalize, torch.device(device), workers, check
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._names = rank, world_size, tuple(names)
         self.set_batch_factor(1)
         self.rank, self.world_size = (rank, world_size) if view else (0, 1)  # what a process has of the batches
         self._order = torch.Generator().manual_seed(seed)
@@ -234,6 +237,10 @@ class PairLoader:
     def _batch(self, items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         images, masks = (torch.stack(parts).to(self._device, non_blocking=True) for parts in zip(*items, strict=True))
         return (images if self._normalize is None else self._normalize(images)), masks
+
+    def contents(self) -> dict[str, Any]:
+        """The pairs by number and names."""
+        return contents(len(self._pairs), names=self._names)
 
     def state_dict(self) -> dict[str, Any]:
         """The generators, between two epochs."""

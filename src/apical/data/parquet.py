@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from apical._reading import is_regular, lies_inside, regular
 from apical.data._optional import import_optional
 from apical.data._splits import ALIASES, Split, canonical_split, choose_split
 from apical.data.arrays import ImageArrays
@@ -22,6 +24,7 @@ from apical.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+_MOST_CLASSES = 2**16
 
 
 class _Block(NamedTuple):
@@ -41,6 +44,8 @@ def find_parquet_files(folder: Path) -> dict[str, list[Path]]:
     """
     files: dict[str, list[Path]] = {}
     for path in sorted((*folder.glob("*.parquet"), *folder.glob("*/*.parquet"))):
+        if not is_regular(path):
+            continue
         names = (path.stem, *path.relative_to(folder).parent.parts)
         split = next((found for found in map(canonical_split, names) if found), "")
         files.setdefault(split, []).append(path)
@@ -108,6 +113,11 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": OrderedDict()}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the files' row groups, with their sizes: images have no names that can be told without reading them."""
+        return [f"{block.path.name} {block.row_group} {block.num_rows}" for block in self._blocks]
+
     def sources(self) -> Iterator[tuple[bytes | Path, str]]:
         """All encoded images with their place (file and row), in order."""
         return map(self._source, range(len(self)))
@@ -120,22 +130,24 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
         value = self._read(number)[offset].as_py()
         if isinstance(value, dict):
             content, path = value.get("bytes"), value.get("path")
-            value = content if content is not None else block.path.parent / path if path else None
+            value = content if content is not None else self._beside(block.path.parent, path, where) if path else None
         if not isinstance(value, (bytes, Path)):
             raise DataError(f"{where}: no image; bytes, or a struct of bytes and path, expected")
         return value, where
+
+    def _beside(self, folder: Path, name: Any, where: str) -> Path:
+        if not isinstance(name, str) or not lies_inside(name) or not is_regular(folder / name):
+            raise DataError(f"{where}: the image is said to be in {name!r}; expected a file below {folder}")
+        return folder / name
 
     def _read(self, number: int) -> Any:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
         block = self._blocks[number]
-        with _open(block.path) as file:
-            try:
-                # Arrow's threads do not survive a fork into a DataLoader's workers.
-                table = file.read_row_group(block.row_group, columns=[self._image_column], use_threads=False)
-            except Exception as error:
-                raise DataError(f"{block.path}: cannot read row group {block.row_group}: {error}") from error
+        with _reading(block.path, f"row group {block.row_group}") as file:
+            # Arrow's threads do not survive a fork into a DataLoader's workers.
+            table = file.read_row_group(block.row_group, columns=[self._image_column], use_threads=False)
         self._cache[number] = table.column(0)
         while len(self._cache) > 1 and sum(map(len, self._cache.values())) > self.cached_images:
             self._cache.popitem(last=False)
@@ -152,12 +164,17 @@ def read_parquet(folder: str | Path, split: Split = "train", decode: Decode | No
     return ImageArrays(decode_all(images.sources(), len(images), images.decode), images.labels, images.classes)
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _reading(path: Path, what: str = "the Parquet file") -> Iterator[Any]:
+    """An open file, about which Arrow may complain in any way and at any time."""
     parquet = import_optional("pyarrow.parquet", "pyarrow", "data", "reading Parquet")
     try:
-        return parquet.ParquetFile(path)
+        with parquet.ParquetFile(regular(path)) as file:
+            yield file
+    except DataError:
+        raise
     except Exception as error:
-        raise DataError(f"{path}: cannot read the Parquet file: {error}") from error
+        raise DataError(f"{path}: cannot read {what}: {error}") from error
 
 
 def _files_of_split(files: dict[str, list[Path]], split: str, folder: Path) -> Sequence[Path]:
@@ -177,7 +194,7 @@ def _files_of_split(files: dict[str, list[Path]], split: str, folder: Path) -> S
 
 def _column(paths: Sequence[Path], candidates: Sequence[str]) -> str:
     for path in paths:
-        with _open(path) as file:
+        with _reading(path) as file:
             names = file.schema_arrow.names
         found = [name for name in candidates if name in names]
         if not found:
@@ -187,7 +204,7 @@ def _column(paths: Sequence[Path], candidates: Sequence[str]) -> str:
 
 def _row_groups(path: Path) -> Iterator[_Block]:
     first_row = 0
-    with _open(path) as file:
+    with _reading(path) as file:
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
     for number, num_rows in enumerate(sizes):
         yield _Block(path, number, first_row, num_rows)
@@ -198,28 +215,38 @@ def _read_labels(paths: Sequence[Path], labelled: Sequence[Path]) -> tuple[Tenso
     """Labels of ``paths``; without names in the metadata, the classes are those of all ``labelled`` files together."""
     column = _column(paths, LABEL_COLUMNS)
     values = [value for path in paths for value in _label_column(path, column)]
-    classes = _class_names(paths[0], column)
-    if not classes:
-        others = {value for path in labelled if path not in paths for value in _label_column(path, column)}
-        everything = others | set(values)
-        if all(isinstance(value, int) for value in everything):
-            classes = tuple(str(number) for number in range(max(everything, default=-1) + 1))
-        else:
-            classes = tuple(sorted(map(str, everything)))
-    position = {name: number for number, name in enumerate(classes)}
-    numbers = [value if isinstance(value, int) else position.get(str(value), -1) for value in values]
-    labels = torch.tensor(numbers, dtype=torch.int64)
-    wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
-    if len(wrong):
+    names = _class_names(paths[0], column)
+    if not names:
+        found = set(values).union(*(_label_column(path, column) for path in labelled if path not in paths))
+        names = _names_of(found, paths[0].parent)
+    position = {name: number for number, name in enumerate(names)}
+    numbers = [value if isinstance(value, int) else position.get(value, -1) for value in values]
+    wrong = [number for number, label in enumerate(numbers) if not 0 <= label < len(names)]
+    if wrong:
         raise DataError(
-            f"{paths[0].parent}: {len(wrong)} of {len(labels)} labels are none of the {len(classes)} classes, the "
-            f"first is {values[int(wrong[0])]!r} (-1 marks splits published without labels: use another split)"
+            f"{paths[0].parent}: {len(wrong)} of {len(numbers)} labels are none of the {len(names)} classes, the "
+            f"first is {values[wrong[0]]!r} (-1 marks splits published without labels: use another split)"
         )
-    return labels, classes
+    return torch.tensor(numbers, dtype=torch.int64), names
+
+
+def _names_of(found: Set[Any], folder: Path) -> tuple[str, ...]:
+    """Texts are sorted; whole numbers are places among the classes, so that those between them are classes, too."""
+    if len({isinstance(value, str) for value in found}) > 1:
+        raise DataError(f"{folder}: some labels are whole numbers and some are texts; expected one kind")
+    if not all(isinstance(value, int) for value in found):
+        return tuple(sorted(found))
+    highest = max(found, default=-1)
+    if highest >= _MOST_CLASSES:
+        raise DataError(
+            f"{folder}: a label is {highest:,}, which would make as many classes of {len(found):,} different labels; "
+            f"expected less than {_MOST_CLASSES:,}. Number the classes from 0 without gaps."
+        )
+    return tuple(str(number) for number in range(highest + 1))
 
 
 def _label_column(path: Path, column: str) -> list[Any]:
-    with _open(path) as file:
+    with _reading(path) as file:
         if column not in file.schema_arrow.names:
             return []
         values: list[Any] = file.read(columns=[column], use_threads=False).column(0).to_pylist()
@@ -230,9 +257,14 @@ def _label_column(path: Path, column: str) -> list[Any]:
 
 
 def _class_names(path: Path, column: str) -> tuple[str, ...]:
-    with _open(path) as file:
+    with _reading(path) as file:
         metadata = (file.schema_arrow.metadata or {}).get(b"huggingface")
     try:
-        return tuple(json.loads(metadata)["info"]["features"][column]["names"]) if metadata else ()
-    except (ValueError, KeyError, TypeError):  # metadata without class names is common
+        names = json.loads(metadata)["info"]["features"][column]["names"] if metadata else None
+    except (ValueError, KeyError, TypeError, RecursionError):  # metadata without class names is common
         return ()
+    if names is None:
+        return ()
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: the metadata's class names must be a list of different texts, got {names!r:.80}")
+    return tuple(names)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apical.data._contents import contents
 from apical.data._splits import ALIASES, Split
+from apical.data._utf8 import read_utf8
 from apical.data.root import data_root
 from apical.errors import ConfigError, DataError
 
@@ -171,15 +173,7 @@ def _words(file: Path) -> set[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}. Convert it, for example "
-            f"with iconv -f latin1 -t utf-8"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+    text = read_utf8(file, most=None)
     if not text.strip():
         raise DataError(f"{file} is empty; expected lines of words with blanks between")
     lines = text.replace("\r\n", "\n").split("\n")
@@ -253,6 +247,10 @@ class TokenStream:
         for start in range(0, self._count * self._window, self._window):
             end = min(start + self._window, len(self._streams) - 1)
             yield self._streams[start:end], self._streams[start + 1 : end + 1]  # (T, B) each
+
+    def contents(self) -> dict[str, Any]:
+        """The tokens that are read, by number and value."""
+        return contents(self._streams.numel(), self._streams)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of windows, to recognise another text: the order never changes."""

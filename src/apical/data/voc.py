@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apical._reading import is_regular, lies_inside
 from apical.data._optional import import_optional
+from apical.data._utf8 import read_utf8
 from apical.data.decoding import Decode
 from apical.errors import DataError
 
@@ -88,6 +90,10 @@ class VocSplit:
         width, height = (max(self.shorter_side, round(side * factor)) for side in opened.size)
         return opened.resize((width, height), pillow.Resampling.NEAREST)
 
+    def described(self) -> list[str]:
+        """The name of every image, with the size of its mask's file in bytes, which hardly any change keeps."""
+        return [f"{name} {self._mask_path(index).stat().st_size}" for index, name in enumerate(self.names)]
+
     def palette(self) -> tuple[str, ...]:
         """The colours of the first mask as ``#rrggbb``; the usual ones of VOC for a grey mask."""
         with _pillow().open(self._mask_path(0)) as opened:
@@ -99,7 +105,7 @@ class VocSplit:
 
     def _image_path(self, index: int) -> Path:
         stem = self.folder / "JPEGImages" / self.names[index]
-        return next((p for s in _SUFFIXES if (p := stem.with_name(stem.name + s)).exists()), stem)
+        return next((p for s in _SUFFIXES if is_regular(p := stem.with_name(stem.name + s))), stem)
 
     def _mask_path(self, index: int) -> Path:
         return self.folder / "SegmentationClass" / f"{self.names[index]}.png"
@@ -141,19 +147,18 @@ def open_voc(folder: str | Path, split: str = "train", shorter_side: int | None 
     if not path.is_file():
         there = sorted(p.stem for p in (root / LISTS).glob("*.txt"))
         raise DataError(f"{path} does not exist; the lists are {', '.join(there) or 'none'}. {_EXPECTED}")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in read_utf8(path).split("\n") if line.strip())
     if not names:
         raise DataError(f"{path} is empty; expected the name of an image a line")
+    outside = [name for name in names if not lies_inside(name)]
+    if outside:
+        raise DataError(f"{path} names {outside[0]!r:.80}, which leads out of {root}; expected names of images in it")
     found = VocSplit(root, split, names, shorter_side)
     missing = [
         str(place(i).relative_to(root))
         for place in (found._image_path, found._mask_path)
         for i in range(len(names))
-        if not place(i).is_file()
+        if not is_regular(place(i))
     ]
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
@@ -165,14 +170,14 @@ def has_masks(folder: str | Path, split: str) -> bool:
     """Whether there is a list of this name and at least one mask for it. VOC 2012 published no masks of its test list.
 
     Raises:
-        DataError: there is no such layout.
+        DataError: there is no such layout, or the list cannot be read.
     """
     root = find_voc(folder)
     path = root / LISTS / f"{split}.txt"
     if not path.is_file():
         return False
-    names = path.read_text(encoding="utf-8", errors="replace").split()
-    return any((root / "SegmentationClass" / f"{name}.png").is_file() for name in names)
+    names = [name for name in read_utf8(path).split() if lies_inside(name)]
+    return any(is_regular(root / "SegmentationClass" / f"{name}.png") for name in names)
 
 
 def voc_classes(split: VocSplit, ignore_label: int, num_classes: int | None = None) -> tuple[str, ...]:
@@ -209,8 +214,8 @@ def voc_classes(split: VocSplit, ignore_label: int, num_classes: int | None = No
 
 
 def _read_classes(path: Path, ignore_label: int) -> tuple[str, ...]:
-    lines = [line.split(None, 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not all(words[0].isdigit() and len(words) == 2 for words in lines):
+    lines = [line.split(None, 1) for line in read_utf8(path).splitlines() if line.strip()]
+    if not all(words[0].isdecimal() and len(words) == 2 for words in lines):
         return tuple(" ".join(words) for words in lines)
     left_out = {ignore_label, 255}
     numbers = [int(number) for number, _ in lines if int(number) not in left_out]

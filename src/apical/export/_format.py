@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from apical._reading import read_text
 from apical.errors import LoadError
-from apical.structure import SIZE_ATTRIBUTES
+from apical.resizing import StandIn
+from apical.structure import Returned, stated_sizes
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"
 FORMAT = "apical-architecture"
 VERSION = 1
+VERSION_WITH_STAND_INS = 2  # which a reader that does not know them refuses
 MAX_JSON_BYTES = 64 * 2**20
 MAX_RANK = 8
 
@@ -39,8 +42,9 @@ class Architecture:
         model: qualified name of the class, for messages.
         tensors: every parameter and buffer, shared ones under their first name.
         aliases: other names of shared tensors.
-        removed: paths at which the model has ``nn.Identity``.
+        removed: paths at which the model has ``nn.Identity`` or another stand-in of a skipped block.
         attributes: sizes that modules state about themselves.
+        stand_ins: what is returned at those removed paths that have no ``nn.Identity``.
     """
 
     model: str
@@ -48,10 +52,15 @@ class Architecture:
     aliases: Mapping[str, str]
     removed: tuple[str, ...]
     attributes: Mapping[str, Mapping[str, int]]
+    stand_ins: Mapping[str, Returned] = field(default_factory=dict)
 
     def to_json(self, weights_sha256: str) -> str:
         """Text for `ARCHITECTURE`, with the digests of the weights file and of itself."""
         data = {"format": FORMAT, "version": VERSION, **asdict(self), "weights_sha256": weights_sha256}
+        del data["stand_ins"]
+        if self.stand_ins:
+            stand_ins = {path: returns.to_dict() for path, returns in self.stand_ins.items()}
+            data |= {"version": VERSION_WITH_STAND_INS, "stand_ins": stand_ins}
         return json.dumps({**data, "sha256": digest(data)}, indent=1) + "\n"
 
 
@@ -74,9 +83,9 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
     """The sizes that the model's modules state about themselves, by module path."""
     found: dict[str, dict[str, int]] = {}
     for path, module in model.named_modules():
-        values = {
-            a: v for a in SIZE_ATTRIBUTES if isinstance(v := vars(module).get(a), int) and not isinstance(v, bool)
-        }
+        if isinstance(module, StandIn):
+            continue
+        values = stated_sizes(module)
         if values:
             found[path] = values
     return found
@@ -89,17 +98,18 @@ def read_architecture(path: Path) -> tuple[Architecture, str]:
         LoadError: if it is missing, too large, not JSON, of another format, or holds anything unexpected.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise LoadError(f"{path} has {path.stat().st_size} bytes, more than any architecture needs")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote") from None
     except (OSError, ValueError, RecursionError) as problem:
         raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise LoadError(f'{path} is not an apical architecture (no "format": "{FORMAT}")')
-    if data.get("version") != VERSION:
-        raise LoadError(f"{path} has format version {data.get('version')!r}; this apical reads version {VERSION}")
+    if data.get("version") != (VERSION_WITH_STAND_INS if "stand_ins" in data else VERSION):
+        raise LoadError(
+            f"{path} has format version {data.get('version')!r}; this apical reads version {VERSION}, and "
+            f"{VERSION_WITH_STAND_INS} where there are stand_ins"
+        )
     if data.get("sha256") != digest(data):
         raise LoadError(f"{path} is damaged: its contents do not have the digest that it states; save the model again")
     try:
@@ -118,6 +128,7 @@ def _parse(data: Mapping[str, Any]) -> Architecture:
             _text(path): {_text(a): _size(v, f"{path}.{a}") for a, v in values.items()}
             for path, values in data["attributes"].items()
         },
+        stand_ins={_text(path): Returned.from_dict(r) for path, r in data.get("stand_ins", {}).items()},
     )
 
 

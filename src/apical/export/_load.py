@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from apical._atomic import asides
 from apical.errors import LoadError
 from apical.export._format import (
     ARCHITECTURE,
@@ -19,10 +20,11 @@ from apical.export._format import (
     SavedTensor,
     file_digest,
     read_architecture,
-    size_attributes,
 )
-from apical.resizing import Installation, lookup, refuse_wrapped
+from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
 from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
+
+_ATTEMPTS = 20  # at reading a folder that others keep saving to
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,9 +61,7 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
     """
     refuse_wrapped(model, LoadError)
     path = Path(folder)
-    architecture, weights_digest = read_architecture(path / ARCHITECTURE)
-    _check_fits(model, architecture, path)
-    values = _read_weights(path / WEIGHTS, architecture, weights_digest)
+    architecture, values = _read_folder(model, path)
     install = Installation()
     try:
         _install(model, architecture, values, install)
@@ -74,11 +74,41 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
     return model
 
 
+def _read_folder(model: nn.Module, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    """The architecture, found to fit the model, and the weights that belong to it; again, if both change meanwhile."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        before = _state(path)
+        try:
+            architecture, weights_digest = read_architecture(path / ARCHITECTURE)
+            _check_fits(model, architecture, path)
+            return architecture, _read_weights(path / WEIGHTS, architecture, weights_digest)
+        except LoadError:
+            if attempt == _ATTEMPTS or _state(path) == before:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _state(path: Path) -> list[tuple[int, ...] | None]:
+    """By what one sees that somebody has saved another model."""
+    return [_version(path / name) for name in (ARCHITECTURE, WEIGHTS)]
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
     """Collect everything in which the model and the saved architecture disagree."""
     expected = _remaining(model, saved)
     modules = dict(model.named_modules())
     problems = [f"it replaces {p}, which the model does not have" for p in saved.removed if p not in modules or not p]
+    problems += [
+        f"it has a stand-in at {p}, where it removes nothing" for p in saved.stand_ins if p not in saved.removed
+    ]
     problems += [f"{n} is missing" for n in expected if n not in saved.tensors]
     for name, tensor in saved.tensors.items():
         if name not in expected:
@@ -90,7 +120,7 @@ def _check_fits(model: nn.Module, saved: Architecture, path: Path) -> None:
     aliases = {a: n for n, s in expected.items() for a in s.aliases}
     if not problems and aliases != dict(saved.aliases):
         problems.append(f"other parameters are shared: {dict(saved.aliases)} in the folder, {aliases} in the model")
-    problems += _attribute_problems(size_attributes(model), saved)
+    problems += _attribute_problems(modules, saved)
     if problems:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise LoadError(
@@ -115,30 +145,31 @@ def _shape_problems(name: str, tensor: SavedTensor, full: tuple[int, ...]) -> li
     return []
 
 
-def _attribute_problems(full: Mapping[str, Mapping[str, int]], saved: Architecture) -> list[str]:
+def _attribute_problems(modules: Mapping[str, nn.Module], saved: Architecture) -> list[str]:
+    """A size may only go down to 1 from what the module says, under a public name that it has."""
     problems = []
     for path, values in saved.attributes.items():
         for name, value in values.items():
-            most = full.get(path, {}).get(name)
-            if most is None or not min(1, most) <= value <= most:
+            most = vars(modules[path]).get(name) if path in modules else None
+            if isinstance(most, bool) or not isinstance(most, int) or name.startswith("_"):
+                problems.append(f"{path}.{name} is {value}, the model states no such size")
+            elif not min(1, most) <= value <= most:
                 problems.append(f"{path}.{name} is {value}, the model has {most}")
     return problems
 
 
 def _read_weights(path: Path, architecture: Architecture, expected_digest: str) -> dict[str, Tensor]:
     try:
-        if file_digest(path) != expected_digest:
-            raise LoadError(
-                f"{path} is damaged, or belongs to another save: its digest is not the one in {ARCHITECTURE}"
-            )
+        path = _whole_weights(path, expected_digest)
+        before = _version(path)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if names != set(architecture.tensors):
                 odd = sorted(names ^ set(architecture.tensors))
                 raise LoadError(f"{path} and {ARCHITECTURE} disagree about {', '.join(odd[:5])}")
             values = {name: file.get_tensor(name) for name in architecture.tensors}
-    except FileNotFoundError:
-        raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote") from None
+        if _version(path) != before:
+            raise LoadError(f"{path} was replaced while it was read; load again")
     except (SafetensorError, OSError) as problem:
         raise LoadError(f"{path} is not a readable safetensors file: {problem}") from problem
     for name, spec in architecture.tensors.items():
@@ -150,17 +181,33 @@ def _read_weights(path: Path, architecture: Architecture, expected_digest: str) 
     return values
 
 
+def _whole_weights(path: Path, expected_digest: str) -> Path:
+    """The file that has the digest: the weights, or what a save that was killed in its last step had written aside."""
+    found = [p for p in (path, *asides(path)) if p.is_file()]
+    for candidate in found:
+        if file_digest(candidate) == expected_digest:
+            return candidate
+    if path in found:
+        raise LoadError(f"{path} is damaged, or belongs to another save: its digest is not the one in {ARCHITECTURE}")
+    if path.exists():
+        raise LoadError(f"{path} is not a readable safetensors file: it is no file but a folder, a device or a pipe")
+    raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote")
+
+
 def _install(model: nn.Module, saved: Architecture, values: Mapping[str, Tensor], install: Installation) -> None:
     specs = _remaining(model, saved)
     for block in saved.removed:
-        if type(model.get_submodule(block)) is not nn.Identity:
+        replaced = model.get_submodule(block)
+        if block in saved.stand_ins:
+            install.module(model, block, StandIn(saved.stand_ins[block], replaced))
+        elif type(replaced) is not nn.Identity:
             install.module(model, block, nn.Identity())
     for name, value in values.items():
         aliases = (name, *specs[name].aliases)
         old = lookup(model, name)
         if value.is_floating_point() != old.is_floating_point():
             raise LoadError(f"{name} is {value.dtype} in the folder and {old.dtype} in the model")
-        new = value.to(old.device, old.dtype)
+        new = value.to(old.device, old.dtype, copy=True)  # views into the file lie as they come, not as kernels want
         if specs[name].is_parameter:
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         for alias in aliases:

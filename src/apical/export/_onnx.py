@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
+from apical.structure import Call, ExampleInputs, quiet
 
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Any],
+    example_inputs: ExampleInputs,
     path: str | os.PathLike[str],
     *,
     batch_dim: int | None = 0,
@@ -37,11 +33,12 @@ def export_onnx(
 
     Args:
         model: any module that `torch.export` accepts, unwrapped.
-        example_inputs: positional arguments of one call: tensors, or nests of tensors such as a recurrent state.
+        example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments; tensors, or nests of
+            tensors such as a recurrent state.
         path: the file to write.
         batch_dim: dimension of every input that may have any size in the file; None fixes all sizes.
         tolerance: largest difference allowed, relative to max(1, largest output).
-        input_names: of every input tensor; ``input_0``, ``input_1``, … if None.
+        input_names: of every input tensor; if None the names of keyword arguments, else ``input_0``, ``input_1``, …
         output_names: of every output tensor; the exporter's if None.
 
     Returns:
@@ -61,8 +58,8 @@ def export_onnx(
     runtime = _import_all()
     frozen, inputs = prepare(model, example_inputs, batch_dim)
     program = trace_program(frozen, inputs, batch_dim)
-    num_inputs = len(pytree.tree_leaves(inputs))
-    names = [f"input_{number}" for number in range(num_inputs)] if input_names is None else list(input_names)
+    num_inputs = len(inputs.tensors())
+    names = _default_names(inputs) if input_names is None else list(input_names)
     if len(names) != num_inputs:
         raise ExportError(f"input_names has {len(names)} names, the call has {num_inputs} tensors")
 
@@ -77,6 +74,12 @@ def export_onnx(
     )
 
 
+def _default_names(inputs: Call) -> list[str]:
+    """``input_0``, …, but a keyword argument that is a tensor has its own name."""
+    named = {id(value): name for name, value in inputs.kwargs.items() if isinstance(value, Tensor)}
+    return [named.get(id(value), f"input_{number}") for number, value in enumerate(inputs.tensors())]
+
+
 def _import_all() -> Any:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
@@ -89,12 +92,8 @@ def _import_all() -> Any:
 def _convert(
     program: torch.export.ExportedProgram, path: Path, input_names: list[str], output_names: list[str] | None
 ) -> None:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
     try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            logger.setLevel(logging.ERROR)
+        with quiet("stdout"):
             torch.onnx.export(
                 program,
                 f=path,
@@ -108,8 +107,6 @@ def _convert(
         raise
     except Exception as error:
         raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).strip()[:400]}") from error
-    finally:
-        logger.setLevel(level)
 
 
 def _session(runtime: Any, path: Path) -> Callable[..., list[Tensor]]:
@@ -119,8 +116,8 @@ def _session(runtime: Any, path: Path) -> Callable[..., list[Tensor]]:
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
-    def run(*inputs: Any) -> list[Tensor]:
-        feed = {name: value.numpy() for name, value in zip(names, pytree.tree_leaves(inputs), strict=True)}
+    def run(*args: Any, **kwargs: Any) -> list[Tensor]:
+        feed = {name: value.numpy() for name, value in zip(names, Call(args, kwargs).tensors(), strict=True)}
         return [torch.from_numpy(value) for value in session.run(None, feed)]
 
     return run

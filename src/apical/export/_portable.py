@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from apical._atomic import atomic_file
 from apical.errors import ExportError
 from apical.export._load import load
 from apical.export._save import save
 from apical.resizing import refuse_wrapped
+from apical.structure import Call, ExampleInputs, quiet, without_cache_
 
 TOLERANCE = 1e-5
+PLAIN = (bool, int, float, str)  # options of the call that become constants
 CHECKED_BATCHES = (3, 1)
 """Batch sizes at which a file with a free batch size is compared with the model, beside that of the example."""
 
@@ -56,7 +59,7 @@ class Equivalence:
 
 def export_pt2(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Any],
+    example_inputs: ExampleInputs,
     path: str | os.PathLike[str],
     *,
     batch_dim: int | None = 0,
@@ -69,7 +72,8 @@ def export_pt2(
 
     Args:
         model: any module that `torch.export` accepts, unwrapped.
-        example_inputs: positional arguments of one call: tensors, or nests of tensors such as a recurrent state.
+        example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments; tensors, or nests of
+            tensors such as a recurrent state.
         path: the file to write.
         batch_dim: dimension of every input that may have any size; None fixes all sizes.
         tolerance: largest difference allowed, relative to max(1, largest output).
@@ -104,7 +108,7 @@ def export_pt2(
 def export_safetensors(
     model: nn.Module,
     full_model: nn.Module,
-    example_inputs: Tensor | Sequence[Any],
+    example_inputs: ExampleInputs,
     folder: str | os.PathLike[str],
     *,
     tolerance: float = TOLERANCE,
@@ -114,7 +118,8 @@ def export_safetensors(
     Args:
         model: usually compact.
         full_model: freshly built at full size; it is shrunk and filled, as a reader of the folder would do it.
-        example_inputs: positional arguments of one call: tensors, or nests of tensors such as a recurrent state.
+        example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments; tensors, or nests of
+            tensors such as a recurrent state.
         folder: receives ``architecture.json`` and ``model.safetensors``.
         tolerance: largest difference allowed, relative to max(1, largest output).
 
@@ -140,16 +145,15 @@ def export_safetensors(
     return Equivalence("safetensors", target, (), difference, tolerance, f"torch {torch.__version__}")
 
 
-def prepare(
-    model: nn.Module, example_inputs: Tensor | Sequence[Any], batch_dim: int | None
-) -> tuple[nn.Module, tuple[Any, ...]]:
+def prepare(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | None) -> tuple[nn.Module, Call]:
     """A copy of the model in eval mode on the CPU, and the example inputs there, checked."""
     refuse_wrapped(model, ExportError)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    leaves = pytree.tree_leaves(inputs)
-    if not leaves or not all(isinstance(value, Tensor) for value in leaves):
-        kinds = [type(value).__name__ for value in leaves]
-        raise ExportError(f"example_inputs must be a tensor or a tuple of tensors, got {kinds}")
+    call = Call.of(example_inputs)
+    leaves = call.tensors()
+    options = [value for value in call.kwargs.values() if isinstance(value, PLAIN)]
+    kinds = [type(value).__name__ for value in pytree.tree_leaves((call.args, dict(call.kwargs)))]
+    if not leaves or len(leaves) + len(options) < len(kinds):
+        raise ExportError(f"example_inputs must be a tensor or a tuple or dict of tensors, got {kinds}")
     if batch_dim is not None:
         for number, value in enumerate(leaves):
             if not -value.ndim <= batch_dim < value.ndim:
@@ -157,19 +161,22 @@ def prepare(
                     f"input {number} has shape {tuple(value.shape)} and no dimension {batch_dim} that could be the "
                     "batch; pass another batch_dim, or None to fix all sizes"
                 )
-    return copy.deepcopy(model).cpu().eval(), pytree.tree_map(lambda value: value.detach().cpu(), inputs)
+    twin = copy.deepcopy(model).cpu().eval()
+    without_cache_(twin)
+    return twin, call.map(lambda value: value.detach().cpu())
 
 
-def trace_program(model: nn.Module, inputs: tuple[Any, ...], batch_dim: int | None) -> torch.export.ExportedProgram:
+def trace_program(model: nn.Module, inputs: Call, batch_dim: int | None) -> torch.export.ExportedProgram:
     """The program of one call, with the batch dimension free if one is named."""
     shapes = None
     if batch_dim is not None:  # a batch of one would be taken for a constant
         inputs = with_batch(inputs, 2, batch_dim)
-        shapes = pytree.tree_map(lambda value: {batch_dim % value.ndim: torch.export.Dim.AUTO}, inputs)
+        shapes = _free_shapes(model, inputs, batch_dim)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        with quiet(), torch.no_grad():
+            return torch.export.export(
+                model, inputs.args, dict(inputs.kwargs) or None, dynamic_shapes=shapes, strict=False
+            )
     except Exception as error:
         raise ExportError(
             f"torch.export cannot export {type(model).__qualname__}: {_first_line(error)}. If it depends on the batch "
@@ -177,11 +184,23 @@ def trace_program(model: nn.Module, inputs: tuple[Any, ...], batch_dim: int | No
         ) from error
 
 
+def _free_shapes(model: nn.Module, inputs: Call, batch_dim: int) -> Any:
+    """Which dimensions may have any size, in the order of the positional arguments, or by the name of each argument."""
+
+    def free(value: Any) -> Any:
+        return {batch_dim % value.ndim: torch.export.Dim.AUTO} if isinstance(value, Tensor) else None
+
+    if not inputs.kwargs:
+        return pytree.tree_map(free, inputs.args)
+    named = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+    return {name: pytree.tree_map(free, value) for name, value in named.items()}
+
+
 def write_checked(
     kind: str,
     path: Path,
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: Call,
     batch_dim: int | None,
     tolerance: float,
     write: Callable[[Path], None],
@@ -209,13 +228,13 @@ def _require_close(kind: str, path: Path, difference: float, tolerance: float) -
         )
 
 
-def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: tuple[Any, ...]) -> float:
+def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: Call) -> float:
     with torch.no_grad():
-        expected = model(*inputs)
+        expected = inputs.run(model)
         try:
-            got = run(*inputs)
+            got = inputs.run(run)
         except Exception as error:
-            shapes = [tuple(value.shape) for value in pytree.tree_leaves(inputs)]
+            shapes = [tuple(value.shape) for value in inputs.tensors()]
             raise ExportError(
                 f"the {kind} file does not run on inputs of shapes {shapes}: "
                 f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None."
@@ -223,7 +242,7 @@ def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: tuple
     return largest_difference(expected, got)
 
 
-def with_batch(inputs: tuple[Any, ...], size: int, batch_dim: int) -> tuple[Any, ...]:
+def with_batch(inputs: Call, size: int, batch_dim: int) -> Call:
     """Inputs of another batch size: the examples repeated, floating-point ones with some noise."""
     generator = torch.Generator().manual_seed(size)
 
@@ -233,8 +252,7 @@ def with_batch(inputs: tuple[Any, ...], size: int, batch_dim: int) -> tuple[Any,
             chosen = chosen + torch.randn(chosen.shape, generator=generator).to(chosen.dtype) / 4
         return chosen
 
-    made: tuple[Any, ...] = pytree.tree_map(repeated, inputs)
-    return made
+    return inputs.map(repeated)
 
 
 def largest_difference(expected: Any, got: Any) -> float:
@@ -261,25 +279,22 @@ def _tensors(value: Any) -> list[Tensor]:
     return [torch.as_tensor(leaf) for leaf in pytree.tree_leaves(value) if leaf is not None]
 
 
-def _batch_sizes(inputs: tuple[Any, ...], batch_dim: int | None) -> tuple[int, ...]:
+def _batch_sizes(inputs: Call, batch_dim: int | None) -> tuple[int, ...]:
     if batch_dim is None:
         return ()
-    own = pytree.tree_leaves(inputs)[0].shape[batch_dim]
+    own = inputs.tensors()[0].shape[batch_dim]
     return tuple(dict.fromkeys((own, *(CHECKED_BATCHES if own != 1 else CHECKED_BATCHES[:1]))))
 
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """A temporary file beside the target that replaces it at the end, or disappears after an error."""
-    aside = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        aside.replace(path)
+        with atomic_file(path) as aside:
+            yield aside
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error}. Choose another file, or free space.") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

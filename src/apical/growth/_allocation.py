@@ -115,23 +115,32 @@ def moved(widths: Sequence[float], relative: Sequence[float], damping: float, ma
     return [w * exp(max(-most, min(most, damping * r))) for w, r in zip(widths, relative, strict=True)]
 
 
+def block_rates(worth: Sequence[float], prices: Sequence[float], mean: float) -> list[float]:
+    """What each block is worth for its cost, relative to the widths, in logarithms: log U_b/π_b − mean.
+
+    Args:
+        worth: U_b, what the loss would rise by without the block; of an absent one, what was last known.
+        prices: π_b, what it costs; one that costs nothing is as good as the widths.
+        mean: log of what the widths are worth for their cost.
+    """
+    return [log(max(u / c, 1e-300)) - mean if c > 0 else 0.0 for u, c in zip(worth, prices, strict=True)]
+
+
 def choose_blocks(
-    worth: Sequence[float],
+    ratios: Sequence[float],
     prices: Sequence[float],
     present: Sequence[bool],
     may_change: Sequence[bool],
-    mean: float,
     most: float,
     hysteresis: float,
 ) -> tuple[list[int], list[int]]:
     """Which blocks leave and which come back.
 
     Args:
-        worth: U_b, what the loss would rise by without the block; of an absent one, what was last known.
-        prices: what it costs.
+        ratios: of `block_rates`.
+        prices: what each block costs, in shares of the budget.
         present: whether it is there.
-        may_change: whether it has been there (or away) long enough, and is not to stay.
-        mean: log of what the widths are worth for their cost.
+        may_change: whether it has been there long enough, and is not to stay.
         most: share of the budget that may leave in one restructuring; one block always may.
         hysteresis: factor by which an absent block must be worth more than the widths.
 
@@ -139,14 +148,13 @@ def choose_blocks(
         Indices that leave, the least worth first; indices that come back, at most one.
 
     Example:
-        >>> choose_blocks([1.0, 9.0, 8.0], [1.0, 1.0, 1.0], [True, True, False], [True] * 3, log(4.0), 1.0, 1.5)
+        >>> choose_blocks([-1.4, 0.8, 0.7], [1.0, 1.0, 1.0], [True, True, False], [True] * 3, 1.0, 1.5)
         ([0], [2])
     """
-    ratio = [log(max(u / c, 1e-300)) - mean if c > 0 else 0.0 for u, c in zip(worth, prices, strict=True)]
     leaving: list[int] = []
-    for i in sorted(range(len(ratio)), key=lambda i: ratio[i]):
+    for i in sorted(range(len(ratios)), key=lambda i: ratios[i]):
         fits = not leaving or sum(prices[j] for j in [*leaving, i]) <= most
-        if present[i] and may_change[i] and prices[i] > 0 and ratio[i] < 0 and fits:
+        if present[i] and may_change[i] and prices[i] > 0 and ratios[i] < 0 and fits:
             leaving.append(i)
-    waiting = [i for i in range(len(ratio)) if not present[i] and may_change[i] and ratio[i] > log(hysteresis)]
-    return leaving, sorted(waiting, key=lambda i: -ratio[i])[:1]
+    waiting = [i for i in range(len(ratios)) if not present[i] and may_change[i] and ratios[i] > log(hysteresis)]
+    return leaving, sorted(waiting, key=lambda i: -ratios[i])[:1]

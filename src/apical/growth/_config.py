@@ -15,13 +15,13 @@ class GrowthConfig:
     """How a network grows. Fractions of time count from 0 (start) to 1 (end of training).
 
     Attributes:
-        seed_style: where growth starts. ``"thin"``: all blocks and whole residual streams, narrow inner widths;
-            ``"small"``: every width by one ratio; ``"pretrained"``: like thin, for a model that was trained before:
-            the strongest units of every group form the seed, and the others come back in the order of their strength,
+        seed_style: where growth starts. ``"small"``: every width by one ratio, all blocks; ``"thin"``: whole residual
+            streams and narrow inner widths; ``"pretrained"``: like thin, for a model that was trained before: the
+            strongest units of every group form the seed, and the others come back in the order of their strength,
             with the weights that they have.
         seed_fraction: cost of the seed as a fraction of the budget (the smallest network if that costs more). Above 1,
-            the start is larger than the end and is pruned: ``seed_style="small", seed_fraction=2`` under a budget of
-            50 % starts from the full network. The largest network if that costs less.
+            the start is larger than the end and is pruned: ``seed_fraction=2`` under a budget of 50 % starts from the
+            full network. The largest network if that costs less.
         growth_end: when the scheduled cost reaches the budget.
         freeze_at: when restructuring ends; between ``growth_end`` and here capacity may still move. None: together
             with growth, at ``growth_end``.
@@ -43,7 +43,7 @@ class GrowthConfig:
         seed: of the order in which equal units are born.
     """
 
-    seed_style: Literal["thin", "small", "pretrained"] = "thin"
+    seed_style: Literal["small", "thin", "pretrained"] = "small"
     seed_fraction: float = 0.25
     growth_end: float = 0.4
     freeze_at: float | None = None

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import BudgetError
-from apical.growth._allocation import MATURE, block_prices, choose_blocks, moved, rates, unit_prices
+from apical.growth._allocation import MATURE, block_prices, block_rates, choose_blocks, moved, rates, unit_prices
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._observer import GateObserver
@@ -59,12 +59,16 @@ class Controller:
 
     Attributes:
         components: utilities, ages and order of all units and blocks.
+        relative: what groups and blocks were worth for their cost at the last restructuring: the logarithm of its ratio
+            to the mean of the widths, by name.
         target_load: scheduled cost of the present network as a fraction of the budget.
         frozen: whether the present network is the last.
 
     Raises:
         BudgetError: the budget cannot be met.
     """
+
+    reads_shifts = False  # with the constant that it adds, a block that sees nothing would look indispensable
 
     def __init__(self, model: nn.Module, terms: Terms, config: GrowthConfig, length: int) -> None:
         self.terms, self.config = terms, config
@@ -132,8 +136,10 @@ class Controller:
             self._draw_utilities()
         counts = [len(present.keep[g.name]) for g in self.terms.structure.groups]
         found, skip = self._plan(counts, tuple(sorted(present.skip)))
-        most = torch.tensor(self.terms.limits.most, dtype=torch.float64, device="cpu")
-        self.widths = torch.minimum(self._wanted * exp(found.shift), most)
+        # beyond its limits a width would have to come all the way back before it moves again
+        bounds = (self.terms.limits.least, self.terms.limits.most)
+        least, most = (torch.tensor(n, dtype=torch.float64, device="cpu") for n in bounds)
+        self.widths = (self._wanted * exp(found.shift)).clamp(least, most)
         return self._choice(found, skip)
 
     def _plan(self, counts: Sequence[int], skip: tuple[str, ...]) -> tuple[Widths, tuple[str, ...]]:
@@ -143,8 +149,14 @@ class Controller:
         for _ in range(len(self.multipliers) * 6 - 5):  # once where there is one limit
             prices = unit_prices(bound, counts, limits.step, skip, self.multipliers)
             found = rates(values, prices, counts)
+            self.relative = {
+                group.name: rate
+                for group, rate, value, price in zip(
+                    bound.structure.groups, found.relative, values, prices, strict=True
+                )
+                if value is not None and price > 0
+            }
             chosen = self._blocks(counts, skip, found.mean)
-            self.relative = self._named(found.relative)
             self._wanted = torch.tensor(
                 moved(self.widths.tolist(), found.relative, self.config.damping, self.config.max_change),
                 dtype=torch.float64, device="cpu",
@@ -166,10 +178,12 @@ class Controller:
         prices = block_prices(bound, counts, skip, self.multipliers)
         judged = (c.age >= MATURE) & (c.watched | ~c.live)  # without gradients nothing is known of what is there
         may = [name not in self.terms.stay and j for name, j in zip(names, judged[c.blocks].tolist(), strict=True)]
-        leaving, back = choose_blocks(
-            c.values[c.blocks].tolist(), prices, c.live[c.blocks].tolist(), may, mean,
-            (1 - 1 / self.config.max_change) * self.target_load, HYSTERESIS,
-        )  # fmt: skip
+        ratios = block_rates(c.values[c.blocks].tolist(), prices, mean)
+        present = c.live[c.blocks].tolist()
+        known = zip(names, ratios, may, present, strict=True)
+        self.relative |= {name: ratio for name, ratio, judged_here, here in known if judged_here and here}
+        most_leaving = (1 - 1 / self.config.max_change) * self.target_load
+        leaving, back = choose_blocks(ratios, prices, present, may, most_leaving, HYSTERESIS)
         gone = [name for name in skip if name not in {names[i] for i in back}]
         most = dict(zip((g.name for g in structure.groups), self.terms.limits.most, strict=True))
         for i in leaving:  # as long as the widths that remain can still use up the budget
@@ -214,9 +228,6 @@ class Controller:
 
     def _by_name(self, counts: Sequence[int]) -> dict[str, int]:
         return {g.name: n for g, n in zip(self.terms.structure.groups, counts, strict=True)}
-
-    def _named(self, relative: Sequence[float]) -> dict[str, float]:
-        return {g.name: r for g, r in zip(self.terms.structure.groups, relative, strict=True)}
 
     # ---- what the Grower needs ------------------------------------------------------------------------------------
 

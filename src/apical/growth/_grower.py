@@ -34,8 +34,8 @@ from apical.growth._usage import (
     warn_of_unfinished,
     warn_of_untrained,
 )
-from apical.resizing import DormantStore, Selection, TemplateMap, check_state, resize_, resize_state, trace
-from apical.structure import Structure
+from apical.resizing import DormantStore, Selection, TemplateMap, check_kinds, check_state, resize_, resize_state, trace
+from apical.structure import Call, ExampleInputs, Structure
 
 
 class Grower:
@@ -48,7 +48,8 @@ class Grower:
         model: the largest network that you would accept, unwrapped.
         optimizer: its optimizer (or several), made from ``model.parameters()`` before. Make a learning-rate
             scheduler as usual; do not keep references to single parameters.
-        example_inputs: arguments of one call, on the model's device; MACs and latency are priced at this call.
+        example_inputs: arguments of one call, on the model's device: a tensor, a tuple, or a dict of keyword arguments;
+            MACs and latency are priced at this call.
         budget: what the final network may cost, ``"50% macs"`` or an `apical.Budget`.
         epochs: how many times `end_epoch` will be called in all.
         config: all options of growth; ``options`` override single ones.
@@ -94,7 +95,7 @@ class Grower:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         epochs: int,
         config: GrowthConfig | ScsConfig | None = None,
@@ -108,8 +109,9 @@ class Grower:
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         self.budget = Budget.of(budget)
-        inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        inputs: Any = Call.of(example_inputs)
         self._optimizers = _optimizers(optimizer)
+        check_kinds(self._optimizers)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
@@ -165,7 +167,7 @@ class Grower:
                 self._restructure_at(self.epoch + 1, self.epoch + 1)
         self.epoch += 1
         self._spent_steps, self._spent_macs = 0, 0
-        record = cast(EpochRecord, {**record, **self._changes, "next_load": self.target_load})
+        record = cast(EpochRecord, {**record, **self._changes, "worth": self._worth(), "next_load": self.target_load})
         self._changes, self._steps.count = no_changes(), 0
         self.history.append(record)
         warn_of_more_epochs(self.epoch, self.epochs)
@@ -313,8 +315,9 @@ class Grower:
         """Observe the gate sites of the present network."""
         present = self._selection()
         n, first_block = self.components.values.numel(), self.components.num_units
+        shifts = self._controller.reads_shifts
         observers = [
-            GateObserver(self.model, self._template, present, directions(o.param_groups), n, first_block)
+            GateObserver(self.model, self._template, present, directions(o.param_groups), n, first_block, shifts)
             for o in self._optimizers
         ]
         self._updates = self._controller.watch(observers, next(self.model.parameters()).device)
@@ -327,6 +330,9 @@ class Grower:
         if index in self._unchecked and optimizer.state:
             check_state(optimizer, {id(p): name for name, p in self.model.named_parameters()})
             self._unchecked.discard(index)
+
+    def _worth(self) -> dict[str, float]:
+        return {name: round(value, 3) for name, value in self._controller.relative.items()}
 
     # ---- records and state ------------------------------------------------------------------------------------------
 

@@ -26,10 +26,12 @@ class GateObserver:
         parameters: the parameters to watch, those of one optimizer, with their `directions`.
         entries: total number of components.
         first_block: index of the first block's component.
+        shifts: whether the gate of a block multiplies the last shift (bias) of its branch, too. It adds a constant to
+            the stream, which any later bias can take over.
     """
 
     def __init__(self, model: nn.Module, template: TemplateMap, selection: Selection, parameters: Mapping[int, int],
-                 entries: int, first_block: int) -> None:  # fmt: skip
+                 entries: int, first_block: int, shifts: bool = True) -> None:  # fmt: skip
         self._entries = entries
         self._tensors: list[nn.Parameter] = []
         self._dims: list[int] = []
@@ -50,7 +52,10 @@ class GateObserver:
                     targets.append((offset + kept)[:, None].expand(positions.shape).reshape(-1))
             offset += group.size
         for i, block in enumerate(structure.blocks):
-            for name in block.gate_site if block.name not in selection.skip else ():
+            scales = [name for name in block.gate_site if not name.endswith("bias")]
+            for name in (
+                (block.gate_site if shifts or not scales else scales) if block.name not in selection.skip else ()
+            ):
                 start = self._watch(model, template, selection, parameters, name, 0)
                 if start is not None:
                     length = lookup(model, name).shape[0] if lookup(model, name).dim() else 1

@@ -11,7 +11,9 @@ from apical.structure import Structure
 class EpochRecord(TypedDict):
     """One epoch: the network that it trained (at its end), and what was restructured in it or after it.
 
-    ``mean_macs`` is the mean over the epoch's steps, where `Grower.end_step` was told of them.
+    ``mean_macs`` is the mean over the epoch's steps, where `Grower.end_step` was told of them. ``worth`` says why the
+    network became what it is: what a unit of each group, and each block, was worth for its cost at the last
+    restructuring, as the logarithm of its ratio to the mean of the widths; above 0 it grows, below 0 it shrinks.
     """
 
     epoch: int
@@ -26,6 +28,7 @@ class EpochRecord(TypedDict):
     born: int
     returned: int
     died: int
+    worth: dict[str, float]
     scheduled_load: float
     next_load: float
     restructure_seconds: float
@@ -69,6 +72,7 @@ def epoch_record(structure: Structure, present: Selection, epoch: int, load: flo
         widths={name: len(kept) for name, kept in present.keep.items()},
         blocks=len(structure.blocks) - len(present.skip),
         skipped=sorted(present.skip),
+        worth={},
         scheduled_load=load,
         next_load=load,
         **no_changes(),

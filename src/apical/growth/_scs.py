@@ -69,14 +69,14 @@ class ScsConfig:
         'lambda'
     """
 
-    seed_fraction: float = 0.1
+    seed_fraction: float = 0.3
     growth_end: float = 0.6
     sampling: Literal["lambda", "budgeted"] = "lambda"
     scores: Literal["learned", "random"] = "learned"
-    score_lr: float = 0.1
+    score_lr: float = 0.01
     score_momentum: float = 0.9
     beta_final: float = 100.0
-    lambda_base: float = 200.0
+    lambda_base: float = 100.0
     birth: Literal["preserving", "random"] = "random"
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
@@ -145,6 +145,8 @@ class ScsController:
         epochs: of the whole training, by which ages count.
         length: of it, in the unit of ``config.interval``.
     """
+
+    reads_shifts = True
 
     def __init__(self, terms: Terms, config: ScsConfig, epochs: int, length: int) -> None:
         self.terms, self.config = terms, config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import Grower
+from apical.structure import Call, ExampleInputs
 
 
 class GrowthCallback(Callback):  # type: ignore[misc, unused-ignore]
@@ -39,14 +39,14 @@ class GrowthCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     def __init__(
         self,
-        example_inputs: Tensor | Sequence[Any],
+        example_inputs: ExampleInputs,
         budget: Budget | str,
         *,
         module: str = "model",
         epochs: int | None = None,
         **options: Any,
     ) -> None:
-        self._inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        self._inputs = Call.of(example_inputs)
         self._budget, self._module, self._epochs, self._options = budget, module, epochs, options
         self.grower: Grower | None = None
         self._saved: dict[str, Any] | None = None
@@ -83,7 +83,7 @@ class GrowthCallback(Callback):  # type: ignore[misc, unused-ignore]
             raise ConfigError(f"the number of epochs is not known: max_epochs={trainer.max_epochs}; pass epochs=")
         network = self._network(pl_module)
         device = next(network.parameters()).device
-        inputs = tuple(value.to(device) if isinstance(value, Tensor) else value for value in self._inputs)
+        inputs = self._inputs.to(device)
         self.grower = Grower(network, trainer.optimizers, inputs, self._budget, epochs, **self._options)
         if self._saved is not None:
             self.grower.load_state_dict(self._saved)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import Grower
+from apical.structure import Call, ExampleInputs
 
 
 class GrowthCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -34,8 +34,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     Example: see examples/transformers_callback.py.
     """
 
-    def __init__(self, example_inputs: Tensor | Sequence[Any], budget: Budget | str, **options: Any) -> None:
-        self._inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    def __init__(self, example_inputs: ExampleInputs, budget: Budget | str, **options: Any) -> None:
+        self._inputs = Call.of(example_inputs)
         self._budget, self._options = budget, options
         self.grower: Grower | None = None
 
@@ -57,7 +57,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         model: nn.Module = kwargs["model"]
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # Accelerate wraps it
         device = next(model.parameters()).device
-        inputs = tuple(value.to(device) if isinstance(value, Tensor) else value for value in self._inputs)
+        inputs = self._inputs.to(device)
         self.grower = Grower(model, optimizer, inputs, self._budget, int(epochs), **self._options)
 
     def on_epoch_end(

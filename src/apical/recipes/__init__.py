@@ -8,10 +8,11 @@ from apical.recipes import _segmentation_recipes as _segmentation_recipes
 from apical.recipes._compare import Planned, compare, plan, split_options
 from apical.recipes._config import DataConfig, ModelConfig, RunConfig
 from apical.recipes._data import PreparedData, prepare_data
+from apical.recipes._files import read_config_file, write_config_file
 from apical.recipes._language import TextConfig
 from apical.recipes._live import LoggedProgress, LoggerFactory, logger_factory
 from apical.recipes._methods import method_factory, method_options, methods, register_method, resolve_method
-from apical.recipes._model import build_model, call_builder, import_callable
+from apical.recipes._model import build_model, call_builder, find_builder, import_callable
 from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._run import load_run, load_serving, read_config, run
 from apical.recipes._segmentation import SegmentationData, without_auxiliary_head
@@ -37,6 +38,7 @@ __all__ = [
     "build_model",
     "call_builder",
     "compare",
+    "find_builder",
     "get_recipe",
     "import_callable",
     "load_run",
@@ -49,6 +51,7 @@ __all__ = [
     "plan",
     "prepare_data",
     "read_config",
+    "read_config_file",
     "recipes",
     "register_method",
     "register_recipe",
@@ -60,4 +63,5 @@ __all__ = [
     "split_options",
     "task_kind",
     "without_auxiliary_head",
+    "write_config_file",
 ]

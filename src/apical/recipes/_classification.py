@@ -15,7 +15,8 @@ from apical.training import Classification, TrainingConfig
 def _prepare(config: DataConfig, training: TrainingConfig) -> Prepared:
     data = prepare_data(config, training)
     facts = {"classes": list(data.classes), "image_shape": list(data.image_shape)}
-    return Prepared(data.loaders, Classification(training.label_smoothing), facts, {"data_in_memory": data.in_memory})
+    task, notes = Classification(training.label_smoothing), {"data_in_memory": data.in_memory}
+    return Prepared(data.loaders, task, facts, notes, remarks=data.remarks)
 
 
 def _template(config: ModelConfig, facts: Facts) -> nn.Module:

@@ -21,7 +21,15 @@ from apical.recipes._run import load_run, read_config, run
 from apical.recipes._settings import reproducing_command
 from apical.recipes._tasks import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
-from apical.training import Progress, describe_device, resolve_device, seed_everything, versions
+from apical.training import (
+    Progress,
+    TrainingConfig,
+    describe_device,
+    resolve_device,
+    seed_everything,
+    settle_amp,
+    versions,
+)
 
 FINAL = ("final-same-epochs", "final-same-macs")
 Options = Mapping[str, Mapping[str, Any]]
@@ -167,6 +175,11 @@ def compare(
             on where it stopped.
     """
     planned = plan(config, methods, seeds, out, options)
+    if config.training.amp == "auto":
+        training = _one_amp(config, [item.folder for item in planned], message)
+        planned = [replace(item, config=replace(item.config, training=replace(item.config.training, amp=training.amp)))
+                   for item in planned]  # fmt: skip
+        config = replace(config, training=training)
     if waiting := [item for item in planned if to_be_measured(item.config)]:
         divisor = _one_divisor(waiting, message)
         planned = [replace(i, config=with_divisor(i.config, divisor)) if i in waiting else i for i in planned]
@@ -178,6 +191,17 @@ def compare(
             message(f"{where}: {done}")
     command = _command(program, config, methods, seeds, Path(out), options or {})
     return _summed_up(config, planned, Path(out), methods[0], latency, command)
+
+
+def _one_amp(config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None) -> TrainingConfig:
+    """What ``amp=auto`` is for all runs: measured once, or read from one begun before."""
+    kind = task_kind(config.task)
+    data = kind.prepare(config.data, config.training)
+    model = kind.template(config.model, data.facts)
+    training, chosen = settle_amp(config.training, model, data.task, data.loaders.train, folders)
+    if message is not None:
+        message(chosen)
+    return training
 
 
 def _one_divisor(waiting: Sequence[Planned], message: Callable[[str], None] | None) -> int:
@@ -206,7 +230,14 @@ def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None)
         started = False
     if started and (folder / "summary.json").exists():
         return "done before"
-    run(config, folder, resume=started, overwrite=overwrite and not started, progress=progress and progress())
+    run(
+        config,
+        folder,
+        resume=started,
+        overwrite=overwrite and not started,
+        progress=progress and progress(),
+        trust_code=True,  # the config is the caller's own
+    )
     return "resumed and done" if started else "done"
 
 

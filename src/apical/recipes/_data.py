@@ -23,6 +23,7 @@ from apical.data import (
     channel_statistics,
     load_images,
     open_images,
+    split_remark,
     train_validation_split,
 )
 from apical.errors import ConfigError, DataError
@@ -44,12 +45,14 @@ class PreparedData:
         classes: name of each class.
         image_shape: channels, height, width.
         in_memory: whether the images live on the device.
+        remarks: what people should know of the data before training starts.
     """
 
     loaders: Loaders
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     in_memory: bool
+    remarks: tuple[str, ...] = ()
 
 
 def prepare_data(config: DataConfig, training: TrainingConfig) -> PreparedData:
@@ -65,11 +68,10 @@ def prepare_data(config: DataConfig, training: TrainingConfig) -> PreparedData:
     """
     if not config.path:
         raise DataError("no data: name the folder of the images with --data FOLDER")
-    if config.path not in _BUILTIN:
-        opened = _open_if_large(config)
-        if opened is not None:
-            return _streamed(opened, config, training)
-    return _in_memory(config, training)
+    opened = None if config.path in _BUILTIN else _open_if_large(config)
+    prepared = _in_memory(config, training) if opened is None else _streamed(opened, config, training)
+    remark = split_remark(config.path)
+    return prepared if remark is None else replace(prepared, remarks=(remark,))
 
 
 def _in_memory(config: DataConfig, training: TrainingConfig) -> PreparedData:

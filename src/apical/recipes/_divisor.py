@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from apical._reading import read_text
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import choose_divisor
@@ -24,8 +25,8 @@ def earlier_divisor(folders: Iterable[Path]) -> int | None:
     """The divisor that the first of these run folders that was begun goes by; None if none was."""
     for folder in folders:
         try:
-            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["growth"]["divisor"]
-        except (OSError, ValueError, KeyError, TypeError):
+            found = json.loads(read_text(folder / "config.json"))["growth"]["divisor"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
             return found

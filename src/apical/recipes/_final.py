@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._reading import read_text
 from apical.baselines import Final
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
@@ -68,9 +69,11 @@ def _summary(method: str, run: str) -> Mapping[str, Any]:
         )
     path = Path(run) / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        summary = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"method {method}: {path} cannot be read; expected a finished run: {error}") from error
+    if not isinstance(summary, dict):
+        raise ConfigError(f"method {method}: {path} holds no object; expected a run of `apical train`")
     missing = [name for name in ("widths", "epochs", "train_macs_vs_final") if not summary.get(name)]
     if missing:
         raise ConfigError(

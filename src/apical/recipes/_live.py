@@ -11,12 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.recipes._fields import nearest
 from apical.recipes._model import import_callable
 from apical.recipes._template import template_facts
 from apical.reporting import growth_pixels
-from apical.training import GrowthMethod, Logger, Metric, Progress, TensorBoardLogger, plain, require_tensorboard
+from apical.training import (
+    GrowthMethod,
+    Logger,
+    Metric,
+    PacedProgress,
+    Progress,
+    TensorBoardLogger,
+    plain,
+    require_tensorboard,
+    write_text,
+)
 
 LoggerFactory = Callable[[Path, Mapping[str, Any]], Logger]
 """Makes a logger from the run folder and the run's configuration, when the run starts."""
@@ -71,13 +82,18 @@ class LoggedProgress:
         """Makes the loggers and tells them the settings; keeps what is known of the full model for the report."""
         folder, facts = Path(run), template_facts(self._method)
         if facts:
-            (folder / "template.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            write_text(folder / "template.json", json.dumps(facts) + "\n")
         if self._factories:
             self._widths = _earlier_widths(folder)
         for factory in self._factories:
             self._attempt(lambda make=factory: self._loggers.append(make(folder, self._config)))  # type: ignore[misc]
         self._tell(lambda logger: logger.text("settings", json.dumps(plain(self._config), indent=2)))
         self._display.start(epochs, run, metric)
+
+    def pace(self, samples: int, unit: str) -> None:
+        """Only people see how fast it goes."""
+        if isinstance(self._display, PacedProgress):
+            self._display.pace(samples, unit)
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Only people see steps."""
@@ -201,7 +217,7 @@ def _present(record: Mapping[str, Any]) -> dict[str, int]:
 def _earlier_widths(folder: Path) -> list[Mapping[str, int]]:
     """What a resumed run wrote before."""
     try:
-        lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_text(folder / "history.jsonl").splitlines()
         return [_present(json.loads(line)) for line in lines if line.strip()]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # the run itself reads its checkpoint
         return []

@@ -34,7 +34,7 @@ def build_model(config: ModelConfig, **facts: Any) -> nn.Module:
         >>> build_model(ModelConfig("resnet20", {"width": 4}), num_classes=7, in_channels=1).fc
         Linear(in_features=16, out_features=7, bias=True)
     """
-    call, arguments = _find(config.name)
+    call, arguments = find_builder(config.name)
     names, free = _parameters(call)
     if "in_channels" in facts:
         facts["in_chans"] = facts["in_channels"]
@@ -103,7 +103,9 @@ def import_callable(spec: str) -> Callable[..., Any]:
     """
     module_name, sign, attribute = spec.partition(":")
     if not sign or not module_name or not attribute:
-        raise ConfigError(f"{spec!r}: expected package.module:callable, for example torchvision.models:resnet50")
+        with_colon = ":".join(spec.rsplit(".", 1))
+        hint = f"; did you mean {with_colon!r}?" if not sign and "." in spec else ", for example my_package.nets:Net"
+        raise ConfigError(f"{spec!r}: expected package.module:callable{hint}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -137,10 +139,21 @@ def _import(name: str, spec: str) -> Any:
         ) from error
 
 
-def _find(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The callable, and the arguments that naming it implies."""
+def find_builder(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The callable that a model's name stands for, and the arguments that naming it implies.
+
+    Raises:
+        ConfigError: there is none.
+
+    Example:
+        >>> find_builder("apical.models.resnet20")
+        Traceback (most recent call last):
+        apical.errors.ConfigError: 'apical.models.resnet20': expected package.module:callable; did you mean ...
+    """
     library, sign, rest = name.partition(":")
     if not sign:
+        if "." in name:
+            return import_callable(name), {}  # says where the colon belongs
         if name not in models.__all__:
             raise ConfigError(
                 f"there is no model {name!r}{nearest(name, models.__all__, '.')} apical.models has "

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical.data import VocSplit, import_optional
-from apical.training import atomic_file, class_iou, confusion
+from apical.training import class_iou, confusion, write_text
 
 FOLDER = "pictures"
 _LARGEST = 320  # pixels of the longer side: four rows of three stay far below a megabyte
@@ -66,9 +66,8 @@ def write_pictures(
     legend += [{"name": "not labelled", "colour": _IGNORED}] if ignore_label in shown else []
     title = "Image, truth and prediction"
     note = f"From the {split.split} list; mIoU is that of the single image, over the classes in it."
-    with atomic_file(folder / "pictures.json") as aside:
-        content = {"title": title, "note": note, "rows": rows, "legend": legend}
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {"title": title, "note": note, "rows": rows, "legend": legend}
+    write_text(folder / "pictures.json", json.dumps(content, indent=2) + "\n")
 
 
 def remove_pictures(run: Path) -> None:

@@ -120,7 +120,8 @@ def imagenet_mobilenetv1() -> RunConfig:
 def folder() -> RunConfig:
     """Your own images (--data FOLDER) with any model (--model NAME, torchvision:NAME, timm:NAME, module:callable).
 
-    The folder has train/CLASS/*.jpg and val/CLASS/*.jpg, or Parquet files with the columns image and label.
+    The folder has train/CLASS/*.jpg and val/CLASS/*.jpg, or only CLASS/*.jpg (then a fifth of each class is held out,
+    always the same images), or Parquet files with the columns image and label.
     """
     return RunConfig(
         recipe="folder",
@@ -222,7 +223,7 @@ def _imagenet_training(epochs: int, lr: float, weight_decay: float, batch_size: 
         batch_size=batch_size,
         optimizer=OptimizerConfig(lr=lr, weight_decay=weight_decay, decay_vectors=False),
         schedule=ScheduleConfig("cosine", warmup_epochs=5.0),
-        amp="bfloat16",
+        amp="auto",
         channels_last=True,
         label_smoothing=0.1,
     )

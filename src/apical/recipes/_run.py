@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.export import load, save
 from apical.recipes._config import RunConfig
@@ -31,12 +32,17 @@ from apical.training import (
     GrowthMethod,
     Progress,
     TrainingResult,
+    check_same_run,
     make_progress,
     process_group,
     processes,
     resolve_device,
+    run_identity,
     seed_everything,
+    settle_amp,
     train,
+    write_text,
+    writing,
 )
 
 
@@ -48,6 +54,7 @@ def run(
     overwrite: bool = False,
     progress: Progress | None = None,
     loggers: Sequence[LoggerFactory] = (),
+    trust_code: bool = False,
 ) -> TrainingResult:
     """Do a run and leave its folder: config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json, report.html.
@@ -62,12 +69,14 @@ def run(
         overwrite: remove an earlier run from the folder first.
         progress: what people see; a table on a terminal, plain lines elsewhere, if None.
         loggers: where the numbers go besides; see `logger_factory`.
+        trust_code: with `resume`, whether the callable that builds the model may be called if it is neither apical's,
+            torchvision's nor timm's: a config that was read from the folder decides what it is.
 
     Returns:
         The final model, the history and the summary.
 
     Raises:
-        ConfigError: model and data do not fit, or an option cannot work.
+        ConfigError: model and data do not fit, an option cannot work, or a resumed run names code that is not trusted.
         DataError: the data is missing or damaged.
         BudgetError: no network that can be grown meets the budget; raised before training.
         CheckpointError: the folder holds another run, or nothing to resume.
@@ -85,8 +94,11 @@ def run(
         >>> result.summary["macs_fraction"]
         1.0
     """
+    if resume:
+        require_trusted(config, trust_code, str(Path(out) / "config.json"))
     config = resolve_method(config)
-    with process_group(resolve_device(config.training.device)) as team:
+    with process_group(resolve_device(config.training.device), config.training.process_timeout_s) as team:
+        check_same_run(run_identity(config.to_mapping()))  # the data follow, when they are read
         result = _run(config, out, resume, overwrite, progress, loggers if team.first else ())
         if team.first:
             write_report(result.folder)
@@ -107,14 +119,19 @@ def _run(
     seed_everything(config.training.seed)
     model = kind.template(config.model, data.facts)
     progress = progress or make_progress()
+    for remark in data.remarks if processes().first else ():
+        progress.message(remark)
     if config.model.initial_weights is not None:
         classes = len(data.facts["classes"]) if "classes" in data.facts else None
         notes = load_initial_weights_(model, config.model.initial_weights, classes)
         for note in notes if processes().first else ():
             progress.message(note)
-    config, chosen = settle_divisor(config, data.facts, model, (Path(out),) if resume else ())
-    if chosen and processes().first:
-        progress.message(chosen)
+    earlier = (Path(out),) if resume else ()
+    training, faster = settle_amp(config.training, model, data.task, data.loaders.train, earlier)
+    config, divisor = settle_divisor(dataclasses.replace(config, training=training), data.facts, model, earlier)
+    for chosen in (faster, divisor):
+        if chosen and processes().first:
+            progress.message(chosen)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
     if overwrite and processes().first:
@@ -131,9 +148,10 @@ def _run(
     def write_files(result: TrainingResult) -> None:
         save(result.model, result.folder)
         for name, text in data.files.items():
-            (result.folder / name).write_text(text, encoding="utf-8")
+            write_text(result.folder / name, text)
         if data.illustrate is not None:
-            data.illustrate(result.model, result.folder)
+            with writing(result.folder):
+                data.illustrate(result.model, result.folder)
         result.summary.update(_facts(config, data, result))
 
     return train(
@@ -228,7 +246,7 @@ def _fitting_facts(path: Path, config: RunConfig) -> Iterator[None]:
 
 def _read_json(path: Path, expected: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; expected {expected}") from None
     except (OSError, ValueError, RecursionError) as error:

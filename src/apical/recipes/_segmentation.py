@@ -123,6 +123,7 @@ def _prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
             rank=team.rank,
             world_size=team.count,
             check=None if in_memory else check,
+            names=(*classes, *split.described()),
         )
 
     low, high = config.scale

@@ -18,7 +18,7 @@ from apical.growth import Grower
 from apical.recipes._config import RunConfig
 from apical.recipes._divisor import require_divisor
 from apical.recipes._tasks import task_kind
-from apical.training import build_optimizer, describe_device
+from apical.training import assumed_amp, autocast, build_optimizer, describe_device
 
 KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
     "imagenet": (1_281_167, 1000, (3, 224, 224)),
@@ -32,7 +32,10 @@ FURTHER = 1.25  # a network is timed if it has so many times the MACs of the las
 
 @dataclass(frozen=True)
 class Simulation:
-    """A run on paper: a record per epoch as `apical.budget.project` makes it, that of the whole model, and the sums."""
+    """A run on paper: a record per epoch as `apical.budget.project` makes it, that of the whole model, and the sums.
+
+    What was not asked for is None: the memory of a simulation without it.
+    """
 
     epochs: list[dict[str, Any]]
     dense: dict[str, Any]
@@ -117,7 +120,11 @@ def simulate(
     grower.finish()
     dense = project([full], Setting(**{**vars(setting), "dormant_bytes": 0}), table)[0]
     records = project(networks, setting, table)
-    return Simulation(records, dense, totals(records, dense))
+    sums = totals(records, dense)
+    if not memory:
+        for part in (*records, dense, sums):
+            part |= {name: None for name in part if name.endswith("memory_bytes")}
+    return Simulation(records, dense, sums)
 
 
 def measure_table(config: RunConfig, facts: Mapping[str, Any], device: torch.device, batch: int) -> DeviceTable:
@@ -176,8 +183,7 @@ def _time_step(
 
 
 def _loss(model: nn.Module, inputs: Tensor, config: RunConfig) -> Tensor:
-    dtype = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.training.amp]
-    with torch.autocast(inputs.device.type, dtype, enabled=config.training.amp != "none"):
+    with autocast(assumed_amp(config.training, inputs.device), inputs.device):
         outputs = model(inputs)
     return F.cross_entropy(outputs.float(), torch.zeros(len(inputs), dtype=torch.long, device=inputs.device))
 

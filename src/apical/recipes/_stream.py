@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from apical.data import Augment, BlockShuffleSampler, FolderImages, ParquetImages
+from apical.data import Augment, BlockShuffleSampler, FolderImages, ParquetImages, contents
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -92,6 +92,11 @@ class StreamLoader:
             for change in self._augment:
                 batch = change(batch, self._augment_generator)
             yield self._normalize(batch), labels.to(self._device, non_blocking=True)
+
+    def contents(self) -> dict[str, Any]:
+        """The images by number, labels, classes and names."""
+        images = self._images
+        return contents(len(images), images.labels, (*images.classes, *images.names))
 
     def state_dict(self) -> dict[str, Any]:
         """The generators, between two epochs."""

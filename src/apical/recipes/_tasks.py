@@ -33,6 +33,7 @@ class Prepared:
         notes: what the summary says about the data.
         files: text files that the run folder keeps, by name: what is needed to use the network, such as a vocabulary.
         illustrate: writes pictures of what the final model does into the run folder, for the report.
+        remarks: what people should know of the data before training starts.
     """
 
     loaders: Loaders
@@ -41,6 +42,7 @@ class Prepared:
     notes: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     illustrate: Callable[[nn.Module, Path], None] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

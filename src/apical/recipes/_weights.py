@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from apical._reading import regular
 from apical.errors import ConfigError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
@@ -86,6 +86,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: it does not exist, is damaged, needs unpickling, or holds something else.
     """
     try:
+        regular(path)
         content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"model.initial_weights: {path} does not exist") from None
@@ -94,13 +95,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"model.initial_weights: {path} holds more than tensors and plain containers, and loading it could run "
             "code. Save model.state_dict() where you trust the file, or convert it to safetensors."
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what is no such file may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"model.initial_weights: {path} cannot be read: {reason}") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    tensors = isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values())
+    tensors = (
+        isinstance(content, Mapping)
+        and content
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
     if not tensors:
         raise ConfigError(f"model.initial_weights: {path} holds no state_dict (tensors by name)")
     return dict(content)

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from apical._atomic import atomic_file
 from apical.errors import DataError
 from apical.reporting._comparison import BATCHES, Comparison, MethodRow, cost_curve, rows
 from apical.reporting._statistics import Difference, MeanStd
@@ -34,10 +35,9 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> tuple[Path, 
     paths = []
     for name, text in content.items():
         path = Path(folder) / name
-        aside = path.with_name(f".{name}.tmp")
         try:
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(path)
+            with atomic_file(path) as aside:
+                aside.write_text(text, encoding="utf-8")
         except OSError as error:
             raise DataError(f"cannot write {path}: {error}") from error
         paths.append(path)

@@ -11,6 +11,7 @@ from apical.reporting._pictures import picture_rows
 from apical.reporting._read import RunRecord, read_run
 from apical.reporting._svg import Series, bar_chart, heat_strip, line_chart
 from apical.reporting._tables import folded, page, table, text, write_page
+from apical.reporting._worth import worth_section
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -39,6 +40,7 @@ def render_report(run: RunRecord) -> str:
             _state(run),
             _figures(run),
             _network(run),
+            worth_section(run),
             _saved(run),
             picture_rows(run.folder),
             _charts(run),

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from apical._reading import read_text, regular
 from apical.errors import DataError
 
 _MOST_BYTES = 4 * 2**20  # of one picture: the page is one file
@@ -35,11 +36,11 @@ def picture_rows(run: Path) -> str:
     if not path.exists():
         return ""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         rows = "".join(_row(row, path.parent) for row in content["rows"])
         legend = "".join(_key(key) for key in content["legend"])
         title, note = escape(str(content["title"])), escape(str(content["note"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} cannot be shown: {type(error).__name__}: {error}") from error
     return f'<h2>{title}</h2><p>{note}</p><ul class="legend">{legend}</ul>{rows}'
 
@@ -67,7 +68,7 @@ def _key(key: Mapping[str, Any]) -> str:
 
 def _data_uri(folder: Path, name: str) -> str:
     path = folder / name
-    if Path(name).name != name or path.stat().st_size > _MOST_BYTES:
+    if Path(name).name != name or regular(path).stat().st_size > _MOST_BYTES:
         raise ValueError(f"{name!r} is no file beside it of at most {_MOST_BYTES >> 20} MiB")
     content = path.read_bytes()
     if not content.startswith(_PNG):

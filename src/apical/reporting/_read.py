@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apical._reading import read_text
 from apical.errors import DataError
 
 _ACCURACY = {
@@ -95,7 +96,7 @@ def read_run(folder: str | Path) -> RunRecord:
     summary, started = (_json(path / n) if (path / n).exists() else {} for n in ("summary.json", "template.json"))
     history = []
     if (path / "history.jsonl").exists():
-        lines = (path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = _text(path / "history.jsonl").splitlines()
         history = [_parse(line, path / "history.jsonl", number) for number, line in enumerate(lines, 1) if line.strip()]
     return RunRecord(path, config, history, summary, started)
 
@@ -109,16 +110,20 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _json(path: Path) -> dict[str, Any]:
+    return _parse(_text(path), path, 1)
+
+
+def _text(path: Path) -> str:
     try:
-        return _parse(path.read_text(encoding="utf-8"), path, 1)
-    except OSError as error:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path}, line {line}: not JSON: {error}. The file was cut or changed; copy the run folder anew."
         ) from error

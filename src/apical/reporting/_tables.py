@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from apical.errors import DataError
+from apical._atomic import atomic_file
+from apical.errors import DataError, why_not_written
 from apical.reporting._style import STYLE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -26,17 +27,19 @@ def page(title: str, body: str, script: str = "", style: str = "") -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all, in a folder that is made if need be.
 
     Raises:
         DataError: it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.tmp")
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder, expected a file. Name another file.")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error}. Name another file with --out.") from error
+        raise DataError(f"cannot write {path}: {why_not_written(path, error)}. Name another file.") from error
     return path
 
 

@@ -5,10 +5,11 @@ from apical.resizing._gates import zero_gates_
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._install import Installation, lookup, whole_or_nothing
-from apical.resizing._optimizer import check_state
+from apical.resizing._optimizer import check_kinds, check_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._resize import resize_
 from apical.resizing._selection import Selection, check_selection
+from apical.resizing._stand_in import StandIn
 from apical.resizing._state import resize_state
 from apical.resizing._store import DormantStore
 from apical.resizing._trace import trace
@@ -19,8 +20,10 @@ __all__ = [
     "Installation",
     "ResizeReport",
     "Selection",
+    "StandIn",
     "TemplateMap",
     "TensorChange",
+    "check_kinds",
     "check_selection",
     "check_state",
     "confirm",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from apical.resizing._culprit import explained
 from apical.resizing._gates import zero_gates_
 from apical.resizing._resize import resize_
+from apical.resizing._stand_in import bind_blocks
 from apical.structure import (
     ChannelGroup,
     CostTerm,
@@ -21,11 +24,14 @@ from apical.structure import (
     SkippableBlock,
     Structure,
     check_runs,
+    first_line,
     own,
     quiet_rng,
+    steady_training,
 )
 
 Part = ChannelGroup | SkippableBlock
+Refuted = dict[tuple[type, str], str]  # a group and a block may have the same name
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,11 @@ class Example:
     kwargs: Mapping[str, Any]
     state_outputs: tuple[int | str, ...] = ()
 
-    def run(self, model: nn.Module) -> list[Tensor]:
-        """All output tensors but carried states."""
-        with quiet_rng(), torch.no_grad():
-            torch.manual_seed(0)
+    def run(self, model: nn.Module, training: bool = False, seed: int = 0) -> list[Tensor]:
+        """All output tensors but carried states; in training mode without dropout and other chance."""
+        mode = steady_training(model) if training else nullcontext()
+        with quiet_rng(), torch.no_grad(), mode:
+            torch.manual_seed(seed)
             args, kwargs = own((self.args, self.kwargs))  # a model may write into its inputs
             outputs: Any = model(*args, **kwargs)
         if isinstance(outputs, dict):
@@ -49,21 +56,40 @@ class Example:
         return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
+@dataclass(frozen=True)
+class Testbed:
+    """What gated and removed networks are compared on.
+
+    Attributes:
+        model: a copy in which nothing is zero by chance.
+        example: one call of it.
+        tolerance: largest relative difference.
+        modes: whether in training mode: eval mode, and then training mode if results can be compared there.
+    """
+
+    model: nn.Module
+    example: Example
+    tolerance: float
+    modes: tuple[bool, ...] = (False, True)
+
+
 def confirm(structure: Structure, model: nn.Module, example: Example) -> Structure:
     """The structure without what the dry run refutes; ``model`` is a copy that may be used freely."""
-    twin, example, tolerance = _testbed(model, example)
+    bed, note = _with_training(testbed(model, example))
+    structure = replace(structure, notes=(*structure.notes, *note))
+    structure = bind_blocks(structure, bed.model, bed.example.run, zero_gates_, bed.tolerance)
     parts: list[Part] = [*structure.groups, *structure.blocks]
-    refuted: dict[str, str] = {}
+    refuted: Refuted = {}
 
     def refute(candidates: Sequence[Part]) -> None:
-        reason = _disagreement(structure, twin, example, candidates, tolerance)
+        reason = _disagreement(structure, bed, candidates)
         if reason is None or not candidates:
             return
         kinds: dict[str, list[Part]] = {}
         for part in candidates:
             kinds.setdefault(re.sub(r"\d+", "#", part.name), []).append(part)
         if len(candidates) == 1:
-            refuted[candidates[0].name] = reason
+            refuted[_key(candidates[0])] = reason
         elif len(kinds) > 1:
             split = len(kinds) // 2
             for half in (list(kinds.values())[:split], list(kinds.values())[split:]):
@@ -77,34 +103,36 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
     for candidates in rounds:
         for _ in range(3):
             known = len(refuted)
-            refute([p for p in candidates if p.name not in refuted])
+            refute([p for p in candidates if _key(p) not in refuted])
             agreed = len(refuted) == known
             if agreed:
                 break
     if not agreed:
-        refuted.update({p.name: "refuted together with others" for p in parts if p.name not in refuted})
+        refuted.update({_key(p): "refuted together with others" for p in parts if _key(p) not in refuted})
     return without(structure, refuted)
 
 
-def _refute_alike(
-    candidates: Sequence[Part], refute: Callable[[Sequence[Part]], None], refuted: dict[str, str]
-) -> None:
+def _key(part: Part) -> tuple[type, str]:
+    return type(part), part.name
+
+
+def _refute_alike(candidates: Sequence[Part], refute: Callable[[Sequence[Part]], None], refuted: Refuted) -> None:
     """Parts whose names differ in numbers only: often the same construction throughout the network."""
     refute(candidates[:1])
     known = len(refuted)
     refute(candidates[-1:])
     middle = candidates[1:-1]
-    if candidates[0].name in refuted and len(refuted) > known and middle:
+    if _key(candidates[0]) in refuted and len(refuted) > known and middle:
         refute(middle[len(middle) // 2 :][:1])  # a third witness
         if len(refuted) > known + 1:
-            refuted.update({part.name: refuted[candidates[0].name] for part in middle})
+            refuted.update({_key(part): refuted[_key(candidates[0])] for part in middle})
             return
     half = len(middle) // 2
     refute(middle[:half])
     refute(middle[half:])
 
 
-def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
+def testbed(model: nn.Module, example: Example) -> Testbed:
     """A float64 copy with nothing trivially zero (a float32 copy where the model cannot run in float64)."""
     check_runs(model, example.args, example.kwargs)
     twin = _disturbed(copy.deepcopy(model).double())
@@ -113,10 +141,23 @@ def _testbed(model: nn.Module, example: Example) -> tuple[nn.Module, Example, fl
     for trial in (noisy, wide):  # examples are often zeros, at which much is equal that is not the same
         try:
             if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
-                return twin, trial, 1e-10
+                return Testbed(twin, trial, 1e-10)
         except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
             continue
-    return _disturbed(copy.deepcopy(model)), example, 1e-3
+    return Testbed(_disturbed(copy.deepcopy(model)), example, 1e-3)
+
+
+def _with_training(bed: Testbed) -> tuple[Testbed, tuple[str, ...]]:
+    """The testbed, without training mode, and a note, if that cannot be compared: it fails, or chance decides."""
+    try:
+        first, again = (bed.example.run(copy.deepcopy(bed.model), True, seed) for seed in (0, 1))
+        if _difference(first, again, 0.0) is None:
+            return bed, ()
+        problem = "its results differ from run to run"
+    except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
+        problem = first_line(error)
+    note = f"gates and removal were compared in eval mode only, not in training mode: {problem}"
+    return replace(bed, modes=(False,)), (note,)
 
 
 def _double(tree: Any) -> Any:
@@ -157,9 +198,7 @@ def _disturbed(model: nn.Module) -> nn.Module:
     return model
 
 
-def _disagreement(
-    structure: Structure, twin: nn.Module, example: Example, parts: Sequence[Part], tolerance: float
-) -> str | None:
+def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> str | None:
     """Why removing about half of each part's units differs from zeroing their gates; None if it does not."""
     generator = torch.Generator().manual_seed(0)
     keep: dict[str, list[int]] = {}
@@ -168,29 +207,42 @@ def _disagreement(
             order = torch.randperm(part.size, generator=generator, device="cpu").tolist()
             keep[part.name] = sorted(order[: max(1, (part.size + 1) // 2)])
     skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
-    gated, removed = copy.deepcopy(twin), copy.deepcopy(twin)
+    gated, removed = copy.deepcopy(bed.model), copy.deepcopy(bed.model)
     zero_gates_(gated, structure, keep, skip)
-    try:
-        resize_(removed, structure, keep, skip)
-        found = example.run(removed)
-    except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
-        first = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
-        return f"without some of it the forward pass fails: {type(problem).__name__}: {first}"
-    for expected, got in zip(example.run(gated), found, strict=True):
-        if expected.shape != got.shape:
-            return f"without some of it the output has shape {tuple(got.shape)} instead of {tuple(expected.shape)}"
-        scale = expected.abs().max().item() if expected.numel() else 0.0
-        error = (expected - got).abs().max().item() if expected.numel() else 0.0
+    for training in bed.modes:
+        where = "in training mode " if training else ""
+        try:
+            if not training:
+                resize_(removed, structure, keep, skip)
+            found = bed.example.run(removed, training)
+        except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
+            return f"{where}without some of it the forward pass fails: {explained(problem, removed)}"
+        reason = _difference(bed.example.run(gated, training), found, bed.tolerance)
+        if reason is not None:
+            return where + reason
+    return None
+
+
+def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> str | None:
+    """How the outputs without some of it differ from those with gates of zero."""
+    if len(expected) != len(found):
+        return f"without some of it there are {len(found)} outputs instead of {len(expected)}"
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            return f"without some of it the output has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
+        a, b = (t if t.is_floating_point() or t.is_complex() else t.double() for t in (a, b))
+        scale = a.abs().max().item() if a.numel() else 0.0
+        error = (a - b).abs().max().item() if a.numel() else 0.0
         if not error <= tolerance * max(scale, 1e-30):
             return f"a gate of zero does not equal its absence (relative difference {error / max(scale, 1e-30):.1g})"
     return None
 
 
-def without(structure: Structure, refuted: Mapping[str, str]) -> Structure:
+def without(structure: Structure, refuted: Mapping[tuple[type, str], str]) -> Structure:
     """The structure with some groups and blocks frozen."""
     if not refuted:
         return structure
-    groups = tuple(g for g in structure.groups if g.name not in refuted)
+    groups = tuple(g for g in structure.groups if _key(g) not in refuted)
     index = {g.name: i for i, g in enumerate(groups)}
     where = [index.get(g.name) for g in structure.groups]
 
@@ -201,12 +253,12 @@ def without(structure: Structure, refuted: Mapping[str, str]) -> Structure:
     def term(t: CostTerm) -> CostTerm:
         return CostTerm(t.coefficient, tuple(axis(a) for a in t.axes), t.modules)
 
-    frozen = [Frozen(g.name, g.size, refuted[g.name]) for g in structure.groups if g.name in refuted]
-    notes = [f"block {b.name} stays: {refuted[b.name]}" for b in structure.blocks if b.name in refuted]
+    frozen = [Frozen(g.name, g.size, refuted[_key(g)]) for g in structure.groups if _key(g) in refuted]
+    notes = [f"block {b.name} stays: {refuted[_key(b)]}" for b in structure.blocks if _key(b) in refuted]
     return replace(
         structure,
         groups=groups,
-        blocks=tuple(b for b in structure.blocks if b.name not in refuted),
+        blocks=tuple(b for b in structure.blocks if _key(b) not in refuted),
         frozen=(*structure.frozen, *frozen),
         attributes=tuple(replace(a, axis=axis(a.axis)) for a in structure.attributes if axis(a.axis).counts),
         terms=tuple(term(t) for t in structure.terms),

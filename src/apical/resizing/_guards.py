@@ -23,11 +23,17 @@ WRAPPERS = {
     "RecursiveScriptModule": "pass the Python module that was scripted",
 }
 
+AVERAGES = frozenset({"AveragedModel", "ModelEmaV2", "ModelEmaV3"})  # torch's, timm's; each keeps a model in `.module`
+
 
 def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
     """Raise for wrapped models, models without parameters, on the meta device, or on several devices."""
     if not isinstance(model, nn.Module):
         raise error(f"expected a torch.nn.Module, got {type(model).__name__}")
+    if AVERAGES & {kind.__name__ for kind in type(model).__mro__}:
+        raise error(
+            f"the model is wrapped in {type(model).__name__}: pass its .module, which holds the averaged weights"
+        )
     for name, module in model.named_modules():
         advice = WRAPPERS.get(type(module).__name__)
         if advice:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import ResizeError
+from apical.structure import OWN_SIZES, SIZE_ATTRIBUTES
 
 
 class Installation:
@@ -51,16 +52,22 @@ class Installation:
         return old
 
     def attribute(self, module: nn.Module, name: str, value: int) -> None:
-        """Set an integer attribute."""
+        """Set an integer attribute; one without a usual name is noted in the module, so that it can be saved."""
         old = getattr(module, name)
         self.on_undo(lambda: vars(module).__setitem__(name, old))
         setattr(module, name, value)
+        noted = vars(module).get(OWN_SIZES, ())
+        if name not in (*SIZE_ATTRIBUTES, *noted):
+            vars(module)[OWN_SIZES] = (*noted, name)
+            self.on_undo(lambda: vars(module).__setitem__(OWN_SIZES, noted))
 
     def attributes_changed_by(self, module: nn.Module, change: Callable[[nn.Module], None]) -> None:
         """Run a function that may set any plain attribute of the module."""
-        before = dict(vars(module))
+        before, kind = dict(vars(module)), type(module)
 
         def restore() -> None:
+            if type(module) is not kind:
+                object.__setattr__(module, "__class__", kind)
             vars(module).clear()
             vars(module).update(before)
 

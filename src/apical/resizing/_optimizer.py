@@ -14,6 +14,7 @@ from apical.resizing._store import DormantStore
 FOREIGN = ""  # stands for a parameter that is not the model's in a recorded order
 NO_GROUP = "none"  # the key, in place of "optimizer/group", of the parameters that no optimizer holds
 _OR_RESET = "; resize_(…, optimizer_state='reset') drops this state, a Grower cannot."
+UNFIT = {"LBFGS": "one history over all parameters", "Adafactor": "moments of rows and columns"}  # by class name
 Transfer = Callable[[str, Tensor], Tensor | None]  # (key, live part) -> resized part, None if the parameter leaves
 
 
@@ -42,6 +43,22 @@ def resized_state(
         else:
             raise _misfit(optimizer, name, old, entry, value)
     return result
+
+
+def check_kinds(optimizers: Sequence[Optimizer]) -> None:
+    """Raise for optimizers of which it is known before their first step that a resize cannot carry their state.
+
+    Raises:
+        ResizeError: for LBFGS and Adafactor, whichever library they come from.
+    """
+    for optimizer in optimizers:
+        for kind in type(optimizer).__mro__:
+            if kind.__name__ in UNFIT:
+                raise ResizeError(
+                    f"{type(optimizer).__name__} keeps {UNFIT[kind.__name__]}, which does not follow the channels of a "
+                    "parameter. Use an optimizer whose state is shaped like its parameter (SGD, Adam, AdamW, RMSprop, "
+                    f"…){_OR_RESET}"
+                )
 
 
 def check_state(optimizer: Optimizer, names: Mapping[int, str]) -> None:

@@ -37,6 +37,9 @@ class ResizeReport:
     sizes: Mapping[str, int]
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"<ResizeReport: {self}>"
+
     def __str__(self) -> str:
         parts = [f"{len(self.changed)} tensors changed"]
         parts += [f"dropped {', '.join(self.dropped)}"] if self.dropped else []

@@ -21,6 +21,7 @@ from apical.resizing._install import Installation, lookup, whole_or_nothing
 from apical.resizing._optimizer import check_histories, group_orders, rekey_, resized_state, restored_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._selection import Selection, check_selection
+from apical.resizing._stand_in import stand_in
 from apical.resizing._store import DormantStore
 from apical.structure import Keep, Structure, lies_in, module_refresh
 
@@ -63,7 +64,8 @@ def resize_(
     """Resize a model in place to the kept positions, with everything that depends on their sizes.
 
     Weights, gradients, BatchNorm statistics and optimizer state follow their channels; module attributes
-    (``out_channels``, ``hidden_size``, …) say the new sizes; a skipped block becomes ``nn.Identity`` in its parent.
+    (``out_channels``, ``hidden_size``, …) say the new sizes; a skipped block becomes ``nn.Identity`` in its parent
+    (or, where it takes or gives more than one tensor, a module that gives what the block gave).
     Everything is computed and checked before the first change: after an error the model and optimizer are as before.
     Resized parameters are *new* ``nn.Parameter`` objects in the *same* optimizer, so that a loss computed before
     the resize may still be alive, and learning-rate schedulers and gradient scalers stay valid.
@@ -278,8 +280,10 @@ class _Resize:
         return attributes
 
     def _swap_blocks(self, new: NewTensors, install: Installation) -> None:
+        known = {block.name: block for block in self.template.structure.blocks}
         for block in sorted(self.after.skip - self.before.skip):
-            module = install.module(new.model, block, nn.Identity())
+            replacement = stand_in(known[block], new.model.get_submodule(block))
+            module = install.module(new.model, block, replacement)
             if self.store is not None:
                 self._park(self.store.modules, new.namespace + block, module, install)
         for block in sorted(self.before.skip - self.after.skip):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +11,27 @@ from torch import Tensor, nn
 
 from apical.errors import TraceError
 from apical.resizing._dry_run import Example, confirm
+from apical.resizing._follow import follow
 from apical.resizing._guards import refuse_wrapped
-from apical.structure import HandGroups, Structure, analysis_copy, describe, propose
+from apical.structure import (
+    OUTPUT,
+    Call,
+    ExampleInputs,
+    HandGroups,
+    Structure,
+    analysis_copy,
+    describe,
+    propose,
+    without_cache_,
+)
+
+# Reasons that follow from an architecture; all others can often be mended, and are told before them.
+LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)
 
 
 def trace(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Any],
+    example_inputs: ExampleInputs,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     state_outputs: Sequence[int | str] | None = None,
@@ -31,8 +46,9 @@ def trace(
 
     Args:
         model: any ``nn.Module``, unwrapped; its present sizes become the template.
-        example_inputs: positional arguments of one call, on the model's device; `Structure.macs` prices this call.
-        example_kwargs: keyword arguments of the call.
+        example_inputs: arguments of one call, on the model's device: a tensor, a tuple of positional arguments, or a
+            dict of keyword arguments; `Structure.macs` prices this call.
+        example_kwargs: further keyword arguments of the call.
         state_outputs: positions (tuple) or keys (dict) of outputs that carry a recurrent state from call to call,
             whose size may therefore change (`resize_state` resizes such a state). By default what the model says in
             an attribute ``state_outputs``, else none. All other outputs keep their size.
@@ -59,27 +75,35 @@ def trace(
         0.5
     """
     refuse_wrapped(model, TraceError)
-    if isinstance(example_inputs, Tensor):
-        example_inputs = (example_inputs,)
-    if not isinstance(example_inputs, (tuple, list)):
-        raise TraceError(
-            f"example_inputs must be a tensor or a tuple of the model's arguments, got {type(example_inputs).__name__}"
-        )
-    args, kwargs = tuple(example_inputs), dict(example_kwargs or {})
+    call = Call.of(example_inputs, example_kwargs)
+    args, kwargs = call.args, call.kwargs
     state_outputs = getattr(model, "state_outputs", ()) if state_outputs is None else state_outputs
     if isinstance(state_outputs, (int, str)):
         state_outputs = (state_outputs,)
     _check_devices(model, (args, kwargs))
     twin = analysis_copy(model)
+    uncached = without_cache_(twin)
     if groups is None:
         structure = propose(twin, args, kwargs, state_outputs)
     else:
         structure = describe(twin, args, kwargs, groups)
-    structure = confirm(structure, twin, Example(args, kwargs, tuple(state_outputs)))
+    if uncached:
+        structure = replace(structure, notes=(*structure.notes, "traced with config.use_cache=False"))
+    example = Example(args, kwargs, tuple(state_outputs))
+    structure = follow(structure, confirm(structure, twin, example), twin, example)
     if not structure.groups and not structure.blocks:
-        reasons = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in structure.frozen[:8])
-        raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {reasons or 'It has no layers.'}")
+        raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")
     return structure
+
+
+def _reasons(structure: Structure) -> str:
+    """Why everything is frozen: each reason once with its layers, those that tell most first."""
+    layers: dict[str, list[str]] = {}
+    for frozen in structure.frozen:
+        layers.setdefault(frozen.reason, []).append(f"{frozen.name} ({frozen.size})")
+    ordered = sorted(layers, key=lambda reason: next((i for i, t in enumerate(LAST) if reason.startswith(t)), -1))
+    said = [f"{', '.join(layers[r][:3])}{' and others' if len(layers[r]) > 3 else ''}: {r}" for r in ordered[:8]]
+    return "; ".join([*said, *structure.notes[: 8 - len(said)]]) or "It has no layers."
 
 
 def _check_devices(model: nn.Module, inputs: Any) -> None:

@@ -42,6 +42,15 @@ class Atoms:
         if ids.numel():
             self._frozen.append((ids, reason))
 
+    def all_frozen(self, ids: Tensor) -> bool:
+        """Whether none of these can be removed, as far as is known by now."""
+        labels = self.labels()
+        frozen = torch.zeros(self.count, dtype=torch.bool, device="cpu")
+        for gone, _ in self._frozen:
+            frozen[labels[gone]] = True
+        (ids,) = shrink_constant_dims(ids)
+        return bool(frozen[labels[ids[ids >= 0]]].all())
+
     def labels(self) -> Tensor:
         """The smallest atom of each atom's class  # (count,)"""
         known = self._labels
@@ -101,6 +110,27 @@ def shrink_constant_dims(*tensors: Tensor) -> tuple[Tensor, ...]:
         if tensors[0].shape[d] > 1 and all(is_constant(t, d) for t in tensors):
             tensors = tuple(t.narrow(d, 0, 1) for t in tensors)
     return tensors
+
+
+def drop_constant_dims(ids: Tensor) -> Tensor:
+    """The ids with one dimension for each along which they vary."""
+    for d in range(ids.dim()):
+        if is_constant(ids, d):
+            ids = ids.narrow(d, 0, 1)
+    return ids.reshape([n for n in ids.shape if n > 1])
+
+
+def line(ids: Tensor, dim: int) -> Tensor:
+    """The ids along ``dim`` at the first position of every other dimension  # (size of dim,)"""
+    for d in range(ids.dim()):
+        if d != dim:
+            ids = ids.narrow(d, 0, 1)
+    return ids.reshape(-1)
+
+
+def depends_only_on(table: Tensor, dim: int) -> bool:
+    """Whether a table of labels varies along no other dimension."""
+    return torch.equal(spread(line(table, dim), table.shape, dim), table)
 
 
 def compress(ids: Tensor) -> Tensor:

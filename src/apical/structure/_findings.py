@@ -28,12 +28,30 @@ class Rectangle:
     Attributes:
         ids: the atoms, one dimension per dimension that varies or is split.
         module: path of the module whose forward pass makes the view.
-        columns_only: whether only the last dimension may shrink (the count of the others is in the code).
+        fixed_first: whether the first dimension counts parts, whose number is in the code.
     """
 
     ids: Tensor
     module: str
-    columns_only: bool
+    fixed_first: bool
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Channels along one dimension that meet ids over several: they are joined only if what is kept follows that one.
+
+    A learned scale per position of the head width meets ids over (head, width): where heads are the units, it stays
+    whole; where positions of the width are, it loses theirs.
+
+    Attributes:
+        ids: the atoms, one dimension per dimension that varies.
+        dim: the dimension of ``ids`` along which the others lie.
+        vector: the atoms that meet them there  # (size of dim,)
+    """
+
+    ids: Tensor
+    dim: int
+    vector: Tensor
 
 
 @dataclass(frozen=True)

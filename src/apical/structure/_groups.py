@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from apical.structure._atoms import varying_dims
+from apical.structure._atoms import depends_only_on, drop_constant_dims, line
 from apical.structure._cost import CostTerm, SizeAxis
+from apical.structure._rectangles import resolve_rectangles
 from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, TensorSpec
 from apical.structure._values import AxisKey
 from apical.structure._walk import Walk
@@ -21,8 +22,17 @@ WIDTH_ATTRIBUTES = ("attn_dim", "inner_dim", "all_head_size", "attention_dim", "
 
 SIZE_ATTRIBUTES = (
     "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
-    "num_groups", "num_parameters", "embedding_dim", "input_size", "hidden_size", *HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES,
+    "num_groups", "num_parameters", "embedding_dim", "input_size", "hidden_size", "proj_size",
+    *HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES,
 )  # fmt: skip
+OWN_SIZES = "_apical_sizes"  # where a resized module names further attributes of its own that state a size
+
+
+def stated_sizes(module: nn.Module) -> dict[str, int]:
+    """The integer attributes in which a module says how large it is."""
+    own = vars(module)
+    names = dict.fromkeys((*SIZE_ATTRIBUTES, *own.get(OWN_SIZES, ())))
+    return {name: v for name in names if isinstance(v := own.get(name), int) and not isinstance(v, bool)}
 
 
 @dataclass(frozen=True)
@@ -67,55 +77,18 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     )
 
 
-def resolve_rectangles(walk: Walk) -> None:
-    """Join what must go together so that every view of several channel dimensions stays rectangular."""
-    while True:
-        labels = walk.atoms.labels()
-        changed = False
-        for rectangle in walk.rectangles:
-            ids = rectangle.ids
-            if bool((ids < 0).any()):
-                walk.atoms.freeze(ids, "a view splits channels of which some are fixed")
-                continue
-            table = labels[ids]
-            last = ids.dim() - 1
-            allowed = [last] if rectangle.columns_only else range(ids.dim())
-            if any(_depends_only_on(table, d) for d in allowed):
-                continue
-            columns = ids.reshape(-1, ids.shape[-1])
-            walk.atoms.join(columns, columns[:1].expand_as(columns))
-            changed = True
-        if not changed:
-            return
-
-
-def _depends_only_on(table: Tensor, dim: int) -> bool:
-    first = table
-    for d in range(table.dim()):
-        if d != dim:
-            first = first.narrow(d, 0, 1)
-    return torch.equal(first.expand_as(table), table)
-
-
 def _size_attributes(walk: Walk) -> None:
     """Tie ``num_heads`` and the like to the units that a view lays out."""
     labels = walk.atoms.labels()
     for path, ids in walk.splits:
         if bool((ids < 0).any()):
             continue
-        narrow = ids
-        for d in range(ids.dim()):
-            if d not in varying_dims(ids):
-                narrow = narrow.narrow(d, 0, 1)
+        narrow = drop_constant_dims(ids)
         table = labels[narrow]
         for d in range(table.dim()):
-            if table.shape[d] > 1 and _depends_only_on(table, d):
-                vector = narrow
-                for other in range(table.dim()):
-                    if other != d:
-                        vector = vector.narrow(other, 0, 1)
+            if depends_only_on(table, d):
                 for name in (*HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES):
-                    walk.attribute(name, vector.reshape(-1), path=path)
+                    walk.attribute(name, line(narrow, d), path=path)
 
 
 def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
@@ -215,11 +188,7 @@ def _group(
 def _summed_labels(walk: Walk, labels: Tensor) -> set[int]:
     found: set[int] = set()
     for ids in walk.summed:
-        flat = ids
-        for d in range(ids.dim()):
-            if d not in varying_dims(ids):
-                flat = flat.narrow(d, 0, 1)
-        flat = flat.reshape(-1)
+        flat = drop_constant_dims(ids).reshape(-1)
         found.update(labels[flat[flat >= 0]].unique().tolist())
     return found
 

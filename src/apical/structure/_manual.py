@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from apical.errors import TraceError
-from apical.structure._analyse import check_runs, own, quiet_rng, tensor_specs
+from apical.structure._analyse import tensor_specs
 from apical.structure._cost import CostTerm, SizeAxis
+from apical.structure._quiet import quiet_rng
+from apical.structure._running import check_runs, own
 from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, Structure, TensorSpec
 
 HandGroups = Mapping[str, Mapping[str, int] | Sequence[ParamSlice]]

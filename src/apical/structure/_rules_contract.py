@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from apical.structure._atoms import spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, meet_fixed, meet_param
-from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, param_axis_along
-from apical.structure._walk import Walk
+from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
+from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
+from apical.structure._walk import Walk, structural
 
+OUTER = "meets other channels in an outer product (of which only one side can go)"
 WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
 
 
@@ -136,16 +138,29 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     """x W^T + b, weight (out, in)."""
     if not isinstance(weight, ParamValue):
         walk.list_frozen(WEIGHT_COMPUTED)
+    if isinstance(x, ParamValue) and isinstance(weight, ParamValue):
+        x = walk.as_channels(x, -1)
     labels = _letters(len(x.shape) - 1)
     result = contract(walk, x, labels + "y", weight, "zy", labels + "z")
-    if isinstance(x, Value):
-        walk.attribute("in_features", _ids_or_none(walk, weight, 1))
+    if result.ids is not None and varying_dims(result.ids) not in ([], [len(result.shape) - 1]):
+        return _linear_beside_channels(walk, result, bias)
     ids = None if result.ids is None else walk.channel_ids(result, -1)
-    walk.attribute("out_features", ids)
+    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else walk.module_path
+    for path in (walk.module_path, owner):  # the layer that runs may share its weight, or be read by its parent
+        if isinstance(x, Value):
+            walk.attribute("in_features", _ids_or_none(walk, weight, 1), path=path)
+        walk.attribute("out_features", ids, path=path)
     if bias is None or ids is None:
         return result
     extra = _add_bias(walk, bias, ids)
     return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | extra)
+
+
+def _linear_beside_channels(walk: Walk, result: Value, bias: Any) -> Value:
+    if isinstance(bias, ParamValue):
+        walk.freeze_value(bias, "mixes positions beside channels, of which it has no part")
+        return replace(result, zeros=None)
+    return result
 
 
 def _ids_or_none(walk: Walk, weight: AnyValue, dim: int) -> Tensor | None:
@@ -164,26 +179,32 @@ def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> Value:
 
 
 @register_op("aten::addmm", "aten::baddbmm")
-def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, **kwargs: Any) -> Value:
-    """bias + a b."""
+def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, *, beta: float = 1, alpha: float = 1) -> Value:
+    """beta bias + alpha a b."""
     result = matmul(walk, a, b)
-    if isinstance(bias, ParamValue) and result.ids is not None:
-        meet_param(walk, result.ids, bias)
-        keys = frozenset((bias.name, d) for d in range(len(bias.shape)))
-        return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | keys)
-    if isinstance(bias, Value) and bias.ids is not None:
-        raise LookupError("a product added to channels")
-    return Value(result.shape, result.ids)
+    ids = join_operands(walk, [result, bias], shape=result.shape)
+    assert not isinstance(ids, ParamValue)
+    added = param_axes(bias) if isinstance(bias, ParamValue) else bias.zeros
+    return Value(result.shape, ids, union_zeros([result.zeros, added]))
 
 
 @register_op("aten::einsum")
-def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = None) -> Value:
-    """A contraction of two operands without repeated or elided labels."""
+def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = None) -> AnyValue:
+    """A contraction of two operands, or a permutation of one, without repeated labels."""
     left, _, out = equation.replace(" ", "").partition("->")
     labels = left.split(",")
-    if len(operands) != 2 or "." in equation or any(len(set(x)) < len(x) for x in labels) or not out:
+    rank = max(len(o.shape) - len(x.replace("...", "")) for o, x in zip(operands, labels, strict=True))
+    dots = "".join(c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation)[:rank]
+    for i, (x, o) in enumerate(zip(labels, operands, strict=True)):
+        labels[i] = x.replace("...", dots[rank - (len(o.shape) - len(x.replace("...", ""))) :])
+    out = out.replace("...", dots)
+    if len(operands) > 2 or any(len(set(x)) < len(x) for x in labels) or not out:
         raise LookupError(f"einsum {equation}")
-    return contract(walk, operands[0], labels[0], operands[1], labels[1], out)
+    if len(operands) == 2:
+        return contract(walk, operands[0], labels[0], operands[1], labels[1], out)
+    if set(out) != set(labels[0]):
+        raise LookupError(f"einsum {equation}")
+    return structural(walk, operands[0], lambda t: t.permute([labels[0].index(label) for label in out]))
 
 
 @register_op("aten::scaled_dot_product_attention")
@@ -195,12 +216,17 @@ def attention(walk: Walk, query: AnyValue, key: AnyValue, value: AnyValue, mask:
         key, value = _repeat_heads(key, repeats), _repeat_heads(value, repeats)
     batch = _letters(len(query.shape) - 2)
     scores = contract(walk, query, batch + "xy", key, batch + "zy", batch + "xz")
-    if scores.ids is not None and isinstance(mask, Value):
-        meet_fixed(walk, scores.ids, mask.shape)
-    if scores.ids is not None and isinstance(mask, ParamValue):
-        meet_param(walk, scores.ids, mask)
-    weights = Value(scores.shape, scores.ids, None)
+    weights = Value(scores.shape, _with_bias(walk, scores, mask), None)
     return contract(walk, weights, batch + "xz", value, batch + "zw", batch + "xw")
+
+
+def _with_bias(walk: Walk, scores: Value, bias: Any) -> Tensor | None:
+    """The ids of attention scores after a mask or bias was added to them, as any sum."""
+    if not isinstance(bias, (Value, ParamValue)):
+        return scores.ids
+    ids = join_operands(walk, [scores, bias], shape=scores.shape)
+    assert not isinstance(ids, ParamValue)
+    return ids
 
 
 def _repeat_heads(value: AnyValue, repeats: int) -> AnyValue:
@@ -232,24 +258,36 @@ def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -
     else:
         ids, zeros, axes = _with_activation(walk, a, la, b, lb, out)
     walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
-    placed = None
-    if ids is not None:
-        label, vector = ids
-        placed = spread(vector, shape, out.index(label))
-    return Value(shape, placed, zeros)
+    return Value(shape, None if ids is None else _placed(*ids, out, shape), zeros)
 
 
-Labelled = tuple[tuple[str, Tensor] | None, frozenset[AxisKey] | None, dict[str, Tensor]]
+# ids with a label for each of their dimensions, the result's zeros, and the length of each label for the cost
+Labelled = tuple[tuple[str, Tensor] | None, Zeros, dict[str, Tensor | int]]
+
+
+def _placed(labels: str, ids: Tensor, out: str, shape: tuple[int, ...]) -> Tensor:
+    """Ids over some labels as ids of the result, constant along the others."""
+    order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
+    view = [n if label in labels else 1 for label, n in zip(out, shape, strict=True)]
+    return ids.permute(order).reshape(view).expand(shape)
 
 
 def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str) -> Labelled:
-    if any(label in la and label in out for label in lw if sizes_differ_from_one(w, lw.index(label))):
-        raise LookupError("a parameter with batch dimensions")
-    moving = {la[d] for d in varying_dims(a.ids)} if a.ids is not None else set()
-    summed = [label for label in lw if label in la]
+    for label in lw:  # a weight for each of several experts, whose number stays
+        if label in la and label in out and w.shape[lw.index(label)] != 1:
+            _whole(walk, w, lw.index(label))
+            if a.ids is not None:
+                a = replace(a, ids=walk.held(a.ids, la.index(label), FIXED_SIZE))
+    summed = [label for label in lw if label in la and label not in out]
     free = [label for label in lw if label not in la and label in out]
-    if len(summed) != 1 or len(free) != 1 or moving - set(summed):
-        raise LookupError("an outer product of channels, or a sum over several dimensions")
+    if len(summed) != 1 or not free:
+        raise LookupError("a sum over several dimensions of a weight")
+    for label in free[1:]:  # (heads, width) as two dimensions of a weight: heads are the units
+        _whole(walk, w, lw.index(label))
+    if a.ids is not None and {la[d] for d in varying_dims(a.ids)} - set(summed):
+        if not walk.atoms.all_frozen(a.ids):
+            return _beside_channels(walk, a, la, w, summed[0])
+        a = replace(a, ids=None)
     ids, out_key = _weight_axis(walk, w, lw.index(free[0]), produce=True)
     columns, in_key = _weight_axis(walk, w, lw.index(summed[0]))
     incoming = walk.channel_ids(a, la.index(summed[0]))
@@ -257,21 +295,37 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
     return (free[0], ids), frozenset([out_key]), {free[0]: ids, summed[0]: columns}
 
 
-def sizes_differ_from_one(value: AnyValue, dim: int) -> bool:
-    """Whether the dimension is not a broadcast one."""
-    return value.shape[dim] != 1
+def _beside_channels(walk: Walk, a: Value, la: str, w: ParamValue, summed: str) -> Labelled:
+    """A weight that mixes another dimension than the channels' (the width of every head, tokens): it stays whole."""
+    walk.freeze_value(w, "mixes positions beside channels, of which it has no part")
+    walk.list_frozen("mixes positions beside channels, which go in its place")
+    kept = walk.tied_along(a, la.index(summed))
+    assert kept.ids is not None
+    dims = [d for d in varying_dims(kept.ids) if la[d] != summed]
+    table = walk.table(kept, dims)
+    assert table is not None
+    labels = "".join(la[d] for d in dims)
+    axes: dict[str, Tensor | int] = {**dict.fromkeys(labels, 1), labels[0]: table.reshape(-1)}
+    return (labels, table), a.zeros, axes
+
+
+def _whole(walk: Walk, w: ParamValue, dim: int) -> None:
+    """Positions along one dimension of a weight that stay."""
+    found = walk.param_ids(w, dim)
+    if found is not None:
+        walk.atoms.freeze(found, "is a dimension of a weight beside that of its channels")
 
 
 def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> Labelled:
+    axes: dict[str, Tensor | int]
     moving_a = [la[d] for d in varying_dims(a.ids)] if a.ids is not None else []
     moving_b = [lb[d] for d in varying_dims(b.ids)] if b.ids is not None else []
     batch = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label in la and label in lb and label in out]
-    if len(batch) > 1:
-        raise LookupError("channels vary along several batch dimensions")
     if batch:
-        vector = _whole_slices(walk, a, la, b, lb, batch[0])
-        return (batch[0], vector), b.zeros if b.zeros is not None else a.zeros, {batch[0]: vector}
-    axes: dict[str, Tensor] = {}
+        slices = _whole_slices(walk, a, la, b, lb, batch)
+        axes = {batch[0]: slices.reshape(-1), **dict.fromkeys(batch[1:], 1)}
+        return ("".join(batch), slices), b.zeros if b.zeros is not None else a.zeros, axes
+    axes = {}
     summed = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label not in out]
     for label in summed:
         theirs = [walk.channel_ids(v, lv.index(label)) for v, lv in ((a, la), (b, lb))]
@@ -284,29 +338,31 @@ def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str)
         walk.read(theirs[0], a.zeros if a.zeros is not None else b.zeros, None)
         axes[label] = theirs[0]
     free = [(label, v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) for label in m if label in out]
-    if len(free) > 1:
-        raise LookupError("an outer product of channels")
     if not free:
         return None, None, axes
-    label, value, labels = free[0]
-    vector_or_none = walk.channel_ids(value, labels.index(label))
-    assert vector_or_none is not None
-    return (label, vector_or_none), value.zeros, {**axes, label: vector_or_none}
+    sides = []
+    for label, value, labels in free:
+        vector = walk.channel_ids(value, labels.index(label))
+        assert vector is not None
+        sides.append((label, vector, value.zeros))
+    # An outer product: one side stays whole, that which does anyway, else the shorter one.
+    sides.sort(key=lambda side: (not walk.atoms.all_frozen(side[1]), side[1].numel()))
+    for _, vector, _ in sides[:-1]:
+        walk.atoms.freeze(vector, OUTER)
+    label, vector, zeros = sides[-1]
+    return (label, vector), zeros, {**axes, label: vector}
 
 
-def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, label: str) -> Tensor:
-    """Join everything in each slice along a batch label; returns one id per slice."""
-    vectors = []
+def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, batch: Sequence[str]) -> Tensor:
+    """Join everything in each slice along batch labels; returns one id per slice  # (sizes of the labels)"""
+    tables = []
     for value, labels in ((a, la), (b, lb)):
-        found = walk.channel_ids(value, labels.index(label))
-        if found is not None:
-            vectors.append(found)
-        elif not value.flexible and value.shape[labels.index(label)] > 1:
-            vectors.append(torch.full((value.shape[labels.index(label)],), -1, device="cpu"))
-    for other in vectors[1:]:
-        if other.numel() == vectors[0].numel():
-            walk.meet(vectors[0], other, FIXED_SIZE)
-    return vectors[0]
+        dims = [labels.index(label) for label in batch]
+        tables.append(Value(tuple(value.shape[d] for d in dims), walk.table(value, dims), None, value.flexible))
+    shape = tuple(max(sizes) for sizes in zip(*(t.shape for t in tables), strict=True))
+    ids = join_operands(walk, tables, shape=shape)
+    assert isinstance(ids, Tensor)
+    return ids
 
 
 @register_op("aten::embedding")

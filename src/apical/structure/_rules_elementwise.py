@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.structure._atoms import shrink_constant_dims, spread, varying_dims
+from apical.structure._atoms import compress, line, shrink_constant_dims, varying_dims
 from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
@@ -44,16 +44,16 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
     with_ids = sum(isinstance(o, Value) and o.ids is not None for o in operands)
     if name in SUMS and with_ids > 1 and result is not None:
         walk.summed.append(result)
-    zeros = _zeros_after(name, args, operands, result)
+    zeros = _zeros_after(walk, name, args, operands, result)
     flexible = all(isinstance(o, Value) and o.flexible for o in operands)
     return Value(walk.out_shape, result, zeros, flexible)
 
 
 def join_operands(
-    walk: Walk, operands: Sequence[AnyValue], masks: Sequence[AnyValue] = ()
+    walk: Walk, operands: Sequence[AnyValue], masks: Sequence[AnyValue] = (), shape: tuple[int, ...] | None = None
 ) -> Tensor | ParamValue | None:
-    """Join the ids of broadcast operands and return the ids of the result."""
-    shape = walk.out_shape
+    """Join the ids of operands that are broadcast to a shape (by default the result's) and return the ids there."""
+    shape = walk.out_shape if shape is None else shape
     everyone = [*operands, *masks]
     params = [o for o in everyone if isinstance(o, ParamValue)]
     values = [o for o in everyone if isinstance(o, Value)]
@@ -65,14 +65,40 @@ def join_operands(
         if len(params) == 1 and all(_numel(v.shape) == 1 for v in values) and _numel(params[0].shape) == _numel(shape):
             only = params[0]
             return ParamValue(only.name, only.shape, only.coords, only.whole)
-        for param in params:
-            walk.freeze_value(param, "meets a tensor without channels")
-        return None
+        return _of_parameters(walk, params, values, shape)
     for value in values:
         if value.ids is None and not value.flexible:
-            meet_fixed(walk, ids, value.shape)
+            ids = meet_fixed(walk, ids, value.shape)
     for param in params:
-        ids = meet_param(walk, ids, param)
+        meet_param(walk, ids, param)
+    return ids
+
+
+def _of_parameters(
+    walk: Walk, params: Sequence[ParamValue], fixed: Sequence[Value], shape: tuple[int, ...]
+) -> Tensor | None:
+    """The ids of parameters that meet each other or fixed tensors: the last free dimension of each holds channels.
+
+    So a frozen batch norm, which is computed from its buffers, has the channels of its buffers, and a table of
+    position biases with a mask on top those of its heads. A buffer with several dimensions is such a mask.
+    """
+    masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
+    for mask in masks:
+        walk.freeze_value(mask, "is a table of fixed size")
+    shapes = [*(v.shape for v in fixed if not v.flexible), *(mask.shape for mask in masks)]
+    sizes = [_aligned(s, shape) for s in shapes]
+    taken = {d for size in sizes for d, n in enumerate(size) if n > 1}
+    ids: Tensor | None = None
+    for param in params:
+        if any(param is mask for mask in masks):
+            continue
+        offset = len(shape) - len(param.shape)
+        free = [d for d, n in enumerate(param.shape) if n > 1 and d + offset not in taken]
+        free = [d for d in free if any(varying_dims(c) == [d] for c in param.coords)]
+        if free:
+            ids = _join_two(walk, ids, walk.as_channels(param, free[-1]), shape)
+        else:
+            walk.freeze_value(param, "meets a tensor without channels")
     return ids
 
 
@@ -95,6 +121,10 @@ def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ..
         and _numel(value.shape) > 1
     ):
         return theirs  # the result so far was a single channel, broadcast
+    for wide, narrow, dims in ((ids, theirs, others), (theirs, ids, ours)):
+        if len(dims) == 1 and dims[0] in varying_dims(wide) and len(varying_dims(wide)) > 1:
+            walk.cross(wide, dims[0], line(narrow, dims[0]))
+            return wide
     if missing:
         walk.atoms.freeze(ids, "outer product or sum of two sets of channels")
         walk.atoms.freeze(theirs, "outer product or sum of two sets of channels")
@@ -103,41 +133,43 @@ def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ..
     return torch.where(ids < 0, theirs, ids) if bool((ids < 0).any()) else ids
 
 
-def meet_fixed(walk: Walk, ids: Tensor, shape: tuple[int, ...]) -> None:
-    """Freeze the ids if a tensor of this fixed shape has a size along the dimension where they vary."""
+def meet_fixed(walk: Walk, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The ids once a tensor of fixed shape was broadcast against them: units cannot lie where it has a size."""
     sizes = _aligned(shape, tuple(ids.shape))
-    if any(sizes[d] > 1 for d in varying_dims(ids)):
-        walk.atoms.freeze(ids, FIXED_SIZE)
-
-
-def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> Tensor:
-    """Join a parameter's positions with the ids of the activation that it is broadcast against."""
-    offset = ids.dim() - len(param.shape)
-    varying = varying_dims(ids)
-    for d, size in enumerate(param.shape):
-        if size == 1:
-            continue
-        if d + offset not in varying:
-            _freeze_along(walk, param, d)
-            continue
-        vector = walk.param_ids(param, d)
-        if vector is None:
-            walk.atoms.freeze(ids, FIXED_SIZE)
-        else:
-            walk.meet(*_flat(ids, spread(vector, ids.shape, d + offset)), FIXED_SIZE)
+    for d in varying_dims(ids):
+        if sizes[d] > 1:
+            ids = walk.held(ids, d, FIXED_SIZE)
     return ids
 
 
-def _freeze_along(walk: Walk, param: ParamValue, dim: int) -> None:
-    """A parameter's positions along a dimension that is not one of channels cannot be removed."""
+def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> None:
+    """Join a parameter's positions with the ids of the activation that it is broadcast against."""
+    offset = ids.dim() - len(param.shape)
+    varying = varying_dims(ids)
+    for d in varying:
+        if d >= offset and param.shape[d - offset] > 1 and not any(d - offset in varying_dims(c) for c in param.coords):
+            walk.held(ids, d, FIXED_SIZE)  # the same entry everywhere, but for a fixed number of times
     for pdim, coords in enumerate(param.coords):
-        if dim in varying_dims(coords):
-            walk.atoms.freeze(walk.axis(param.name, pdim), "meets a dimension that is not a channel")
+        dims = [d + offset for d in varying_dims(coords)]
+        if not dims:
+            continue
+        atoms = walk.axis(param.name, pdim)
+        if not set(dims) <= set(varying):
+            if set(dims) & set(varying):
+                raise LookupError(f"a view of {param.name} mixes its dimensions")
+            walk.atoms.freeze(atoms, "meets a dimension that is not a channel")
+        elif dims == varying:
+            walk.meet(*_flat(ids, compress(atoms[coords]).expand(ids.shape)), FIXED_SIZE)
+        elif len(dims) == 1:
+            walk.cross(ids, dims[0], atoms[line(coords, dims[0] - offset)])
+        else:
+            raise LookupError(f"a view of {param.name} lies along some of several dimensions of channels")
 
 
-def _zeros_after(name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
+def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
     if name in PRODUCTS:
-        gates = [_param_axes(o) for o in operands if isinstance(o, ParamValue) and _scales(o, ids)]
+        params = [o for o in operands if isinstance(o, ParamValue) and walk.is_parameter(o.name)]  # no gate on a buffer
+        gates = [param_axes(o) for o in params if _scales(o, ids)]
         found = [z for z in (*gates, *(o.zeros for o in operands if isinstance(o, Value))) if z is not None]
         return found[0] if found else None
     if name in SUMS:
@@ -191,7 +223,7 @@ def union_zeros(parts: Sequence[Zeros]) -> Zeros:
 
 def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
     """The axes of an added parameter, if zeroing them at a unit removes what it adds there."""
-    return _param_axes(param) if _scales(param, ids) else None
+    return param_axes(param) if _scales(param, ids) else None
 
 
 def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
@@ -202,7 +234,8 @@ def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
     return value.zeros if set(varying_dims(ids)) <= set(varying_dims(theirs)) else None
 
 
-def _param_axes(param: ParamValue) -> frozenset[AxisKey]:
+def param_axes(param: ParamValue) -> frozenset[AxisKey]:
+    """What zeroes a parameter at a unit."""
     return frozenset((param.name, d) for d in range(max(1, len(param.coords))))
 
 
@@ -226,7 +259,7 @@ def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout",
     "aten::native_dropout", "aten::contiguous", "aten::clone", "aten::alias", "aten::detach", "aten::to",
     "aten::_to_copy", "aten::type_as", "aten::lift_fresh_copy", "aten::bernoulli", "aten::requires_grad",
-    "aten::_assert_tensor_metadata",
+    "aten::_assert_tensor_metadata", "aten::conj", "aten::_conj", "aten::resolve_conj", "aten::resolve_neg",
 )  # fmt: skip
 def unchanged(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations that leave values and positions alone."""

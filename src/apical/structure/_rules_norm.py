@@ -63,6 +63,8 @@ def group_norm(walk: Walk, x: Value, num_groups: int, weight: Any = None, bias: 
 def layer_norm(walk: Walk, x: Value, normalized_shape: Any, weight: Any = None, bias: Any = None, *args: Any) -> Value:
     """Statistics over the last dimensions: if they hold channels, removing one would change what the others see."""
     first = len(x.shape) - len(normalized_shape)
+    for d in range(first, len(x.shape)):  # over the width of a head, heads stay units
+        x = walk.tied_along(x, d)
     over_channels = x.ids is not None and any(not is_constant(x.ids, d) for d in range(first, len(x.shape)))
     if over_channels:
         walk.freeze_value(

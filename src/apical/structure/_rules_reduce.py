@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from apical.structure._atoms import is_constant, spread, varying_dims
 from apical.structure._registry import op_name, register_op
+from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, union_zeros
 from apical.structure._values import ParamValue, Value
 from apical.structure._walk import Walk
 
-ADDS_UP = frozenset({"sum", "linalg_vector_norm", "norm"})  # a zero channel does not change the result
+ADDS_UP = frozenset(
+    {"sum", "linalg_vector_norm", "norm", "cosine_similarity", "cdist"}
+)  # a zero channel does not change the result
 KEEPS_ZERO = ADDS_UP | {"mean", "amax", "amin", "max", "min", "var", "std", "prod", "median"}
 
 
@@ -75,6 +79,33 @@ def vector_norm(walk: Walk, x: Any, order: Any = 2, dims: Any = None, keepdim: b
     if not isinstance(order, (int, float)) or order <= 0:
         raise LookupError("a norm of order 0 or less")
     return _reduce(walk, x, _reduced_dims(x, dims), keepdim)
+
+
+@register_op("aten::cosine_similarity")
+def cosine_similarity(walk: Walk, a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    """A product and two norms over one dimension: a channel that is zero in both adds nothing."""
+    if not isinstance(a, Value) or not isinstance(b, Value):
+        raise LookupError("a parameter in the place of an activation")
+    shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+    ids = join_operands(walk, [a, b], shape=shape)
+    assert not isinstance(ids, ParamValue)
+    both = Value(shape, ids, union_zeros([a.zeros, b.zeros]))
+    return _reduce(walk, both, _reduced_dims(both, dim), False)
+
+
+@register_op("aten::cdist")
+def cdist(walk: Walk, a: Any, b: Any, p: float = 2.0, mode: Any = None) -> Any:
+    """Distances between the rows of two matrices: a channel that is zero in both adds nothing."""
+    if not isinstance(a, Value) or not isinstance(b, Value) or p <= 0:
+        raise LookupError("a parameter in the place of an activation, or p of 0")
+    ours, theirs = walk.channel_ids(a, -1), walk.channel_ids(b, -1)
+    if ours is None or theirs is None:
+        walk.freeze_value(a, FIXED_SIZE)
+        walk.freeze_value(b, FIXED_SIZE)
+        return walk.fixed(walk.current)
+    walk.meet(ours, theirs, FIXED_SIZE)
+    walk.read(ours, union_zeros([a.zeros, b.zeros]), None, "distances of channels that no parameter can hide")
+    return walk.fixed(walk.current)
 
 
 def _first_bool(args: tuple[Any, ...]) -> bool:

@@ -6,6 +6,7 @@ Source: Wen et al., *Learning Intrinsic Sparse Structures within Long Short-Term
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from apical.structure._atoms import spread
 from apical.structure._registry import op_name, register_op
-from apical.structure._values import AnyValue, ParamValue, Value
+from apical.structure._rules_elementwise import union_zeros
+from apical.structure._values import AnyValue, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -28,18 +30,35 @@ def _units(walk: Walk, rows: ParamValue, gates: int) -> Tensor:
     return table[0]
 
 
-def _layer(walk: Walk, x: Value | Tensor | None, zeros: Any, params: Sequence[Any], gates: int, steps: int) -> Tensor:
-    """One direction of one layer; ``x`` is the value that it reads, or already its ids  # -> (hidden,)"""
-    if not all(isinstance(p, ParamValue) and p.whole for p in params):
+@dataclass(frozen=True)
+class _Layer:
+    """What one direction of one layer writes: its hidden units, and what others see of them.
+
+    Attributes:
+        units: one id per hidden unit.
+        seen: the ids of its outputs, the hidden units themselves unless they are projected.
+        zeros: the axis of the projection whose zeroing hides an output; None without a projection.
+    """
+
+    units: Tensor
+    seen: Tensor
+    zeros: Zeros
+
+
+def _layer(walk: Walk, x: Value | Tensor | None, zeros: Zeros, params: Sequence[Any], gates: int, steps: int,
+           projection: Any = None) -> _Layer:  # fmt: skip
+    """One direction of one layer; ``x`` is the value that it reads, or already its ids."""
+    if not all(isinstance(p, ParamValue) and p.whole for p in (*params, *([projection] if projection else []))):
         raise LookupError("its weights are computed in the forward pass")
     w_ih, w_hh, *biases = params
     units = _units(walk, w_ih, gates)
     walk.producers[(w_ih.name, 0)] = None
     for other in (w_hh, *biases):
         walk.meet(units, _units(walk, other, gates), STATE)
+    layer = _Layer(units, units, None) if projection is None else _projected(walk, units, projection, steps)
     recurrent = walk.axis(w_hh.name, 1)
-    walk.meet(units, recurrent, STATE)
-    walk.read(recurrent, None, (w_hh.name, 1))
+    walk.meet(layer.seen, recurrent, STATE)
+    walk.read(recurrent, layer.zeros, (w_hh.name, 1))
     columns = walk.axis(w_ih.name, 1)
     incoming = walk.channel_ids(x, -1) if isinstance(x, Value) else x
     if incoming is None:
@@ -49,7 +68,16 @@ def _layer(walk: Walk, x: Value | Tensor | None, zeros: Any, params: Sequence[An
         walk.read(columns, zeros, (w_ih.name, 1))
     for weight in (w_ih, w_hh):
         walk.cost(steps, walk.axis(weight.name, 0), walk.axis(weight.name, 1))
-    return units
+    return layer
+
+
+def _projected(walk: Walk, units: Tensor, weight: ParamValue, steps: int) -> _Layer:
+    """The outputs of a projection (proj_size), weight (outputs, hidden)."""
+    columns, seen = walk.axis(weight.name, 1), walk.produce(weight.name, 0)
+    walk.meet(units, columns, STATE)
+    walk.read(columns, None, (weight.name, 1))
+    walk.cost(steps, seen, columns)
+    return _Layer(units, seen, frozenset([(weight.name, 0)]))
 
 
 def _meet_states(walk: Walk, states: Sequence[AnyValue], units: Tensor) -> None:
@@ -72,31 +100,37 @@ def recurrent(walk: Walk, x: Value, states: Any, params: Any, has_biases: bool, 
     kind = op_name(walk.target).split("::")[-1]
     directions = 2 if bidirectional else 1
     per_layer = len(params) // (num_layers * directions)
-    if per_layer != (4 if has_biases else 2):
-        raise LookupError("projections (proj_size)")
+    projects = per_layer - (4 if has_biases else 2)  # one more weight with proj_size
     steps = 1
     for n in x.shape[:-1]:
         steps *= n
     incoming: Value | Tensor | None = x
     zeros = x.zeros
-    first: Tensor | None = None
-    for layer in range(num_layers):
-        outputs = []
-        for direction in range(directions):
-            start = (layer * directions + direction) * per_layer
-            units = _layer(walk, incoming, zeros, params[start : start + per_layer], GATES[kind], steps)
-            first = units if first is None else first
-            walk.meet(first, units, STATE)
-            outputs.append(units)
-        incoming, zeros = torch.cat(outputs), None
-    assert first is not None
+    layers: list[_Layer] = []
+    for start in range(0, len(params), per_layer * directions):
+        both = []
+        for first in range(start, start + per_layer * directions, per_layer):
+            own = params[first : first + per_layer]
+            both.append(_layer(walk, incoming, zeros, own[: per_layer - projects], GATES[kind], steps,
+                               own[-1] if projects else None))  # fmt: skip
+        layers += both
+        incoming, zeros = torch.cat([one.seen for one in both]), union_zeros([one.zeros for one in both])
+    top = layers[0]
+    for other in layers[1:]:
+        walk.meet(top.units, other.units, STATE)
+        walk.meet(top.seen, other.seen, STATE)
     assert isinstance(incoming, Tensor)
-    _meet_states(walk, states if isinstance(states, (tuple, list)) else [states], first)
-    walk.attribute("hidden_size", first)
+    given = states if isinstance(states, (tuple, list)) else [states]
+    _meet_states(walk, given[:1], top.seen)
+    _meet_states(walk, given[1:], top.units)
+    walk.attribute("hidden_size", top.units)
+    if projects:
+        walk.attribute("proj_size", top.seen)
     walk.attribute("input_size", walk.axis(params[0].name, 1))
     shapes = walk.out_shapes
-    output = Value(shapes[0], spread(incoming, shapes[0], len(shapes[0]) - 1))
-    return (output, *(Value(s, spread(first, s, len(s) - 1)) for s in shapes[1:]))
+    output = Value(shapes[0], spread(incoming, shapes[0], len(shapes[0]) - 1), zeros)
+    ids = [top.seen, top.units]  # the last outputs, and for an LSTM its cells
+    return (output, *(Value(s, spread(i, s, len(s) - 1)) for s, i in zip(shapes[1:], ids, strict=False)))
 
 
 @register_op("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell")
@@ -107,7 +141,7 @@ def cell(walk: Walk, x: Value, states: Any, w_ih: Any, w_hh: Any, b_ih: Any = No
     for n in x.shape[:-1]:
         steps *= n
     params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
-    units = _layer(walk, x, x.zeros, params, GATES[kind], steps)
+    units = _layer(walk, x, x.zeros, params, GATES[kind], steps).units
     _meet_states(walk, states if isinstance(states, (tuple, list)) else [states], units)
     walk.attribute("hidden_size", units)
     walk.attribute("input_size", walk.axis(w_ih.name, 1))

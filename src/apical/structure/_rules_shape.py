@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from apical.structure._atoms import compress, is_constant, spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, union_zeros
+from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, ParamValue, Value
 from apical.structure._walk import Walk, structural
 
@@ -36,7 +37,7 @@ def moved(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     return structural(walk, x, lambda t: target(t, *args, **kwargs))
 
 
-@register_op("aten::expand", "aten::expand_as")
+@register_op("aten::expand", "aten::expand_as", "aten::broadcast_to")
 def expand(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     """Broadcasting made explicit; one channel spread over many joins nothing."""
     shape = walk.out_shape
@@ -60,7 +61,7 @@ def _parts(walk: Walk, x: AnyValue, dim: int, cut: Callable[[Tensor], Sequence[T
         return tuple(Value(s, None, x.zeros, x.flexible) for s in shapes)
     pieces = cut(x.ids)
     if len({tuple(p.shape) for p in pieces}) == 1 and not is_constant(x.ids, dim):
-        walk.rectangle(torch.stack([walk_constant(p) for p in pieces]), columns_only=True)
+        walk.rectangle(torch.stack([walk_constant(p) for p in pieces]), fixed_first=True)
     return tuple(Value(tuple(p.shape), p, x.zeros) for p in pieces)
 
 
@@ -95,21 +96,18 @@ def unbind(walk: Walk, x: AnyValue, dim: int = 0) -> tuple[AnyValue, ...]:
 @register_op("aten::cat", "aten::concat", "aten::concatenate")
 def cat(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
     """Channels side by side; along other dimensions the operands' channels are joined."""
-    operands = [o for o in operands if o.shape != (0,)]
     shape = walk.out_shape
     dim = dim % len(shape)
-    zeros = union_zeros([o.zeros if isinstance(o, Value) else frozenset((o.name, d) for d in range(len(o.coords)))
-                         for o in operands])  # fmt: skip
+    operands = [o for o in operands if o.shape != (0,) and o.shape[dim] > 0]  # no rest of the width without RoPE
+    zeros = union_zeros([o.zeros if isinstance(o, Value) else param_axes(o) for o in operands])
     with_ids = [o for o in operands if isinstance(o, Value) and o.ids is not None]
     if not with_ids:
         for o in operands:
             walk.freeze_value(o, "joined with a tensor without channels")
         return Value(shape, None, zeros, all(isinstance(o, Value) and o.flexible for o in operands))
-    across = sorted({d for o in with_ids if o.ids is not None for d in varying_dims(o.ids)} - {dim})
-    if len(across) > 1:
-        raise LookupError("channels vary along several dimensions")
+    across = {d for o in with_ids if o.ids is not None for d in varying_dims(o.ids)} - {dim}
     if across:
-        return Value(shape, _cat_across(walk, operands, across[0], dim, shape), zeros)
+        return Value(shape, _cat_across(walk, operands, sorted(across), dim, shape), zeros)
     vectors = [_vector(walk, o, dim) for o in operands]
     return Value(shape, spread(torch.cat(vectors), shape, dim), zeros)
 
@@ -123,13 +121,39 @@ def _vector(walk: Walk, operand: AnyValue, dim: int) -> Tensor:
     return torch.full((operand.shape[dim],), -1, device="cpu") if found is None else found.expand(operand.shape[dim])
 
 
-def _cat_across(walk: Walk, operands: Sequence[AnyValue], channel_dim: int, dim: int, shape: tuple[int, ...]) -> Tensor:
-    if any(isinstance(o, Value) and o.ids is not None and dim in varying_dims(o.ids) for o in operands):
-        raise LookupError("channels vary along several dimensions")
-    vectors = [_vector(walk, o, channel_dim) for o in operands if not (isinstance(o, Value) and o.flexible)]
-    for vector in vectors[1:]:
-        walk.meet(vectors[0], vector, FIXED_SIZE)
-    return spread(vectors[0], shape, channel_dim)
+def _cat_across(
+    walk: Walk, operands: Sequence[AnyValue], across: Sequence[int], dim: int, shape: tuple[int, ...]
+) -> Tensor:
+    """The ids of a concatenation whose channels vary along other dimensions than ``dim`` (and perhaps along it too)."""
+    sized = [o for o in operands if not (isinstance(o, Value) and o.ids is None and o.flexible)]
+    if len(sized) == len(operands) and all(isinstance(o, Value) and _varies(o, dim) for o in operands):
+        # Two halves of the width of every head, side by side: heads stay apart, and must stay the same in each part.
+        ids = compress(torch.cat([o.ids for o in operands if isinstance(o, Value) and o.ids is not None], dim))
+        walk.rectangle(ids)
+        return ids
+    tied = [walk.tied_along(o, dim) if isinstance(o, Value) else o for o in sized]
+    if len(across) == 1:
+        vectors = [_vector(walk, o, across[0]) for o in tied]
+        for vector in vectors[1:]:
+            walk.meet(vectors[0], vector, FIXED_SIZE)
+        return spread(vectors[0], shape, across[0])
+    thin = (*shape[:dim], 1, *shape[dim + 1 :])
+    parts = [_first_along(o, dim) for o in tied]
+    ids_or_none = join_operands(walk, parts, shape=thin)
+    assert isinstance(ids_or_none, Tensor)
+    return ids_or_none.expand(shape)
+
+
+def _varies(value: AnyValue, dim: int) -> bool:
+    return isinstance(value, Value) and value.ids is not None and not is_constant(value.ids, dim)
+
+
+def _first_along(value: AnyValue, dim: int) -> AnyValue:
+    """The first position along a dimension in which a value does not vary, as a value of its own."""
+    shape = (*value.shape[:dim], 1, *value.shape[dim + 1 :])
+    if isinstance(value, ParamValue):
+        return ParamValue(value.name, shape, tuple(c.narrow(dim, 0, 1) for c in value.coords), False)
+    return replace(value, shape=shape, ids=None if value.ids is None else value.ids.narrow(dim, 0, 1))
 
 
 @register_op("aten::stack")
@@ -149,11 +173,15 @@ def stack(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
 
 @register_op("aten::index_select")
 def index_select(walk: Walk, x: AnyValue, dim: int, index: AnyValue) -> AnyValue:
-    """Positions picked by a constant index."""
-    if not isinstance(index, ParamValue) or index.data is None:
-        raise LookupError("the index is not a constant")
-    data = index.data.long()
-    if isinstance(x, Value) and x.ids is not None and not is_constant(x.ids, dim):
+    """Positions of a dimension without channels picked by an index."""
+    data = torch.zeros(index.shape, dtype=torch.long, device="cpu")
+    if isinstance(index, ParamValue) and index.data is not None:
+        data = index.data.long()
+    if isinstance(x, ParamValue) and x.whole:
+        walk.atoms.freeze(walk.axis(x.name, dim), "positions are picked by index")
+    if isinstance(x, Value):
+        x = walk.tied_along(x, dim)
+    if _varies(x, dim):
         raise LookupError("an index tensor of fixed size picks channels")
     return structural(walk, x, lambda t: t.index_select(dim, data))
 
@@ -166,7 +194,9 @@ def index(walk: Walk, x: AnyValue, indices: Sequence[Any]) -> AnyValue:
         if i is None:
             picked.append(None)
             continue
-        if isinstance(x, Value) and x.ids is not None and not is_constant(x.ids, d):
+        if isinstance(x, Value):
+            x = walk.tied_along(x, d)
+        if _varies(x, d):
             raise LookupError("an index tensor picks channels")
         if isinstance(x, ParamValue) and x.whole:
             walk.atoms.freeze(walk.axis(x.name, d), "positions are picked by index")
@@ -202,7 +232,7 @@ def channel_shuffle(walk: Walk, x: Value, groups: int) -> AnyValue:
     ids = walk.channel_ids(x, 1)
     if ids is not None:
         table = ids.view(groups, -1)
-        walk.rectangle(table, columns_only=True)
+        walk.rectangle(table, fixed_first=True)
         ids = table.t().reshape(-1)
     return Value(walk.out_shape, None if ids is None else spread(ids, walk.out_shape, 1), x.zeros)
 
@@ -237,3 +267,23 @@ def pad(
 def _pad_fixed(ids: Tensor, dim: int, before: int, after: int) -> Tensor:
     sides = [torch.full((*ids.shape[:dim], n, *ids.shape[dim + 1 :]), -1, device="cpu") for n in (before, after)]
     return compress(torch.cat([sides[0], ids, sides[1]], dim))
+
+
+@register_op("aten::view_as_complex")
+def view_as_complex(walk: Walk, x: AnyValue) -> AnyValue:
+    """(…, 2) to complex numbers: real and imaginary part are one channel."""
+    if isinstance(x, Value) and x.ids is not None:
+        x = replace(x, ids=walk.held(x.ids, len(x.shape) - 1, "one part of a complex number"))
+    return structural(walk, x, lambda t: t.select(-1, 0))
+
+
+@register_op("aten::view_as_real")
+def view_as_real(walk: Walk, x: AnyValue) -> AnyValue:
+    """Complex numbers to (…, 2)."""
+    return structural(walk, x, lambda t: t.unsqueeze(-1).expand(*t.shape, 2))
+
+
+@register_op("aten::real", "aten::imag")
+def complex_part(walk: Walk, x: AnyValue) -> AnyValue:
+    """One part of each complex number."""
+    return structural(walk, x, lambda t: t)

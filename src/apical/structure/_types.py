@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from apical.structure._cost import CostModel, CostTerm, SizeAxis
+from apical.structure._returned import Returned
 
 Keep = Mapping[str, Sequence[int] | torch.Tensor]
 
@@ -30,6 +31,9 @@ class ParamSlice:
     tensor: str
     dim: int
     positions: tuple[tuple[int, ...], ...]
+
+    def __repr__(self) -> str:
+        return f"<ParamSlice: {self.tensor}, dimension {self.dim}, {len(self.positions)} units>"
 
     @cached_property
     def index(self) -> torch.Tensor:
@@ -59,18 +63,25 @@ class ChannelGroup:
     gate_site: tuple[ParamSlice, ...]
     readers: tuple[ParamSlice, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<ChannelGroup {self.name!r}: {self.size} units, {self.role}, {len(self.members)} slices>"
+
 
 @dataclass(frozen=True)
 class SkippableBlock:
-    """A residual block that becomes the identity when the tensors of its gate site are zero.
+    """A residual block that becomes the identity when the tensors of its gate site are zero, or a residual branch that
+    becomes zero.
 
     Attributes:
         name: module path of the block.
         gate_site: names of the parameters to multiply with the block's gate (the last affine of each branch).
+        returns: what the block's caller gets while it is left out; None for a block that is called with one tensor and
+            gives it back, which ``nn.Identity`` does.
     """
 
     name: str
     gate_site: tuple[str, ...]
+    returns: Returned | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,9 @@ class StateSlice:
     group: str
     dim: int
     positions: tuple[tuple[int, ...], ...]
+
+    def __repr__(self) -> str:
+        return f"<StateSlice: tensor {self.leaf}, dimension {self.dim}, {len(self.positions)} units of {self.group!r}>"
 
 
 @dataclass(frozen=True)
@@ -196,7 +210,9 @@ class Structure:
         One multiply-add counts as one. Convolutions (padding counted as computed, as torch's flop counter does),
         linear layers, matrix products, attention and recurrent layers are counted; elementwise operations,
         normalisation, pooling and embeddings are not. So the value is half of what
-        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model.
+        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model, except where the counter misses
+        work that is counted here: fused scaled dot-product attention on the CPU, and the fast path that
+        `torch.nn.TransformerEncoder` takes in eval mode without gradients.
 
         Args:
             keep: kept positions (or just their number) by group name; groups not named keep everything.
@@ -226,7 +242,12 @@ class Structure:
                 )
                 for g in data["groups"]
             ),
-            blocks=tuple(SkippableBlock(b["name"], tuple(b["gate_site"])) for b in data["blocks"]),
+            blocks=tuple(
+                SkippableBlock(
+                    b["name"], tuple(b["gate_site"]), Returned.from_dict(b["returns"]) if b.get("returns") else None
+                )
+                for b in data["blocks"]
+            ),
             frozen=tuple(Frozen(**f) for f in data["frozen"]),
             tensors={
                 k: TensorSpec(tuple(t["shape"]), t["is_parameter"], tuple(t["aliases"]))
@@ -244,10 +265,21 @@ class Structure:
             ),
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"<Structure: {len(self.groups)} channel groups, {len(self.blocks)} skippable blocks, {len(self.frozen)} "
+            f"frozen; {self.macs():,} MACs, {self.num_params():,} parameters; print() shows the table>"
+        )
+
     def __str__(self) -> str:
         from apical.structure._table import structure_table
 
         return structure_table(self)
+
+    def _repr_html_(self) -> str:
+        from apical.structure._table import structure_html
+
+        return structure_html(self)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from apical.structure._atoms import Atoms, compress, is_constant, shrink_constant_dims, varying_dims
-from apical.structure._findings import RawTerm, Reading, Rectangle, counted_macs
+from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_constant, shrink_constant_dims, varying_dims
+from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along, whole_parameter
 
@@ -30,6 +31,7 @@ class Walk:
         self.readings: list[Reading] = []
         self.columns: dict[AxisKey, None] = {}  # weight axes that read channels
         self.rectangles: list[Rectangle] = []
+        self.crossings: list[Crossing] = []
         self.terms: list[RawTerm] = []
         self.attributes: dict[tuple[str, str], Tensor] = {}
         self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
@@ -44,9 +46,12 @@ class Walk:
 
     def run(self, graph: fx.Graph, sources: Mapping[str, str]) -> None:
         """Visit every node; ``sources`` maps placeholders to tensor names."""
+        unused = unused_nodes(graph)
         for node in graph.nodes:
             self.node = node
-            if node.op == "placeholder":
+            if node in unused and not counted_macs(node):
+                self.values[node] = self.fixed(node)  # what nobody reads ties nothing
+            elif node.op == "placeholder":
                 self.values[node] = self._source(node, sources)
             elif node.op == "get_attr":
                 inner = getattr(graph.owning_module, str(node.target), None)
@@ -81,7 +86,8 @@ class Walk:
             return self.unknown(node, args, kwargs, str(problem))
         except Exception as problem:  # noqa: BLE001 - a rule that fails must freeze, not break tracing
             del self.terms[terms:]
-            return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {problem}")
+            said = str(problem) or "a case that its rule does not know"
+            return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {said}")
         if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
             self._overwrite(node.args[0], result)
         return result
@@ -163,6 +169,10 @@ class Walk:
             raise TypeError(f"{name} is not a tensor")
         return found
 
+    def is_parameter(self, name: str) -> bool:
+        """Whether the tensor of this name is trained, so that a gate may sit on it (on buffers none may)."""
+        return isinstance(self.tensor(name), nn.Parameter)
+
     def fixed(self, node: fx.Node) -> Any:
         """Values without channel identity for all results of a node."""
         val = node.meta.get("val")
@@ -210,26 +220,41 @@ class Walk:
         """The ids along ``dim``, everything that shares an index there joined  # (size of dim,)"""
         if not isinstance(value, Value):
             raise LookupError("a parameter in the place of an activation")
+        table = self.table(value, [dim % len(value.shape)])
+        return None if table is None else table.reshape(-1)
+
+    def table(self, value: Value, dims: Sequence[int]) -> Tensor | None:
+        """The ids along these dimensions, in this order, everything that shares an index there joined."""
         if value.ids is None:
             return None
         ids = value.ids
         for d in range(ids.dim()):
-            if d != dim % ids.dim():
+            if d not in dims:
                 if not is_constant(ids, d):
                     self.atoms.join(ids, ids.narrow(d, 0, 1).expand_as(ids))
                 ids = ids.narrow(d, 0, 1)
-        return ids.reshape(-1)
+        rest = [d for d in range(ids.dim()) if d not in dims]
+        return ids.permute(*dims, *rest).flatten(len(dims)).squeeze(-1) if rest else ids.permute(*dims)
 
     def tied_along(self, value: Value, dim: int) -> Value:
         """The value once everything along ``dim`` is one unit per position of the other channel dimension.
 
-        For operations that mix the positions of a dimension which only counts branches, as in selective kernels.
+        For operations that mix the positions of a dimension: the width of a head, or one that only counts branches.
         """
         if value.ids is None or is_constant(value.ids, dim) or len(varying_dims(value.ids)) < 2:
             return value
-        first = value.ids.narrow(dim, 0, 1).expand_as(value.ids)
-        self.atoms.join(value.ids, first)
-        return Value(value.shape, first, value.zeros, value.flexible)
+        return replace(value, ids=self.held(value.ids, dim, ""))
+
+    def as_channels(self, param: ParamValue, dim: int) -> Value:
+        """A parameter in the place of an activation: its positions along ``dim`` are channels, all others fixed."""
+        dim %= len(param.shape)
+        ids: Tensor | None = None
+        for pdim, coords in enumerate(param.coords):
+            if varying_dims(coords) == [dim]:
+                ids = compress(self.axis(param.name, pdim)[coords])
+            elif varying_dims(coords):
+                self.atoms.freeze(self.axis(param.name, pdim), "meets a dimension that is not a channel")
+        return Value(param.shape, ids)
 
     def list_frozen(self, reason: str) -> None:
         """List the channels of the current result as frozen, where they have no atoms of their own."""
@@ -298,15 +323,26 @@ class Walk:
         if len(dims) > 1 or (len(dims) == 1 and shape[dims[0]] != value.ids.shape[varying_dims(value.ids)[0]]):
             self.splits.append((self.module_path, compress(probe)))
 
-    def rectangle(self, ids: Tensor, columns_only: bool = False) -> None:
+    def rectangle(self, ids: Tensor, fixed_first: bool = False) -> None:
         """Require that what is kept of these ids stays rectangular (they vary along several dimensions)."""
-        dims = varying_dims(ids)
-        if len(dims) > 1:
-            for d in range(ids.dim()):
-                if d not in dims:
-                    ids = ids.narrow(d, 0, 1)
-            ids = ids.reshape([ids.shape[d] for d in dims])
-            self.rectangles.append(Rectangle(ids, self.module_path, columns_only))
+        if len(varying_dims(ids)) > 1:
+            self.rectangles.append(Rectangle(drop_constant_dims(ids), self.module_path, fixed_first))
+
+    def cross(self, ids: Tensor, dim: int, vector: Tensor) -> None:
+        """Join channels that lie along one dimension with ids that vary along more, if that dimension is the units'."""
+        self.rectangle(ids)
+        self.crossings.append(Crossing(drop_constant_dims(ids), varying_dims(ids).index(dim), vector))
+
+    def held(self, ids: Tensor, dim: int, reason: str) -> Tensor:
+        """The ids once positions along ``dim`` cannot go: units lie along the other dimensions, or are frozen."""
+        if varying_dims(ids) == [dim]:
+            self.atoms.freeze(ids, reason)
+            return ids
+        if bool((ids < 0).any()):
+            self.atoms.freeze(ids, reason or "lies beside positions that are fixed")
+        first = ids.narrow(dim, 0, 1).expand_as(ids)
+        self.atoms.join(ids, first)
+        return first
 
 
 def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], split: bool = False) -> AnyValue:
@@ -321,6 +357,16 @@ def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], spli
     if split:
         walk.rectangle(ids)
     return Value(tuple(ids.shape), ids, value.zeros, value.flexible)
+
+
+def unused_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Operations whose results reach nothing: attention weights that are averaged and then dropped, for example."""
+    unused: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        writes = getattr(getattr(node.target, "_schema", None), "is_mutable", True)
+        if node.op == "call_function" and not writes and all(user in unused for user in node.users):
+            unused.add(node)
+    return unused
 
 
 def node_modules(node: fx.Node) -> list[str]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from apical._atomic import atomic_file
+from apical._reading import regular
 from apical.errors import CheckpointError
 
 FORMAT = "apical-checkpoint"
 VERSION = 1
+DATA, CONTENTS = "data", "contents"  # of a run's identity: the settings of its data, and what the data hold
 CURRENT, PREVIOUS, TORN = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.torn.pt"
 
 
@@ -48,12 +50,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     require_plain(payload, "checkpoint")
     path = folder / CURRENT
     try:
-        with atomic_file(path) as aside:
-            with aside.open("wb") as stream:
-                torch.save(payload, stream)
-            flush_to_disk(aside)
-            if path.exists():
-                path.replace(folder / PREVIOUS)
+        with atomic_file(path, folder / PREVIOUS) as aside, aside.open("wb") as stream:
+            torch.save(payload, stream)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(
             f"cannot write {path}: {error}. The last whole checkpoint in {folder} is untouched; free space or make "
@@ -84,15 +82,14 @@ def load_checkpoint(
             problems.append(f"{name} does not exist")
             continue
         try:
-            payload = _read(path)
+            checkpoint = _recognise(_read(path), path)
         except _TornError as error:
             problems.append(str(error))
             if name == CURRENT and (folder / PREVIOUS).exists():
                 path.replace(folder / TORN)
             continue
-        checkpoint = _recognise(payload, path)
         if identity is not None:
-            _require_same_run(checkpoint.identity, identity, path)
+            _require_same_run(checkpoint.identity, _comparable(identity, checkpoint.identity, notify), path)
         if problems:
             notify(f"{problems[0]}; resuming from {name}, after epoch {checkpoint.epoch}")
         return checkpoint
@@ -108,11 +105,12 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 class _TornError(Exception):
-    """The file is not a whole zip archive of tensors."""
+    """The file is not a whole zip archive of tensors, or not all of a checkpoint is in it."""
 
 
 def _read(path: Path) -> Any:
     try:
+        regular(path)
         with zipfile.ZipFile(path) as archive:
             if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
                 raise _TornError(f"{path.name} is torn (packed, which torch.save never does)")
@@ -122,13 +120,16 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise CheckpointError(f"cannot read {path}: {error}. Make it readable for you.") from error
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise _TornError(f"{path.name} is torn ({type(error).__name__}: {str(error).splitlines()[0][:120]})") from error
+    except _TornError:
+        raise
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors and plain containers, and loading it could run code; expected a "
-            f"checkpoint that apical wrote. It was not loaded."
+        raise _TornError(
+            f"{path.name} holds more than tensors and plain containers, and loading it could run code; expected a "
+            f"checkpoint that apical wrote; it was not loaded"
         ) from error
+    except Exception as error:  # a file that was changed may raise anything
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise _TornError(f"{path.name} is torn ({type(error).__name__}: {reason})") from error
 
 
 def _recognise(payload: Any, path: Path) -> Checkpoint:
@@ -143,33 +144,69 @@ def _recognise(payload: Any, path: Path) -> Checkpoint:
             f"{path} has checkpoint version {payload.get('version')}, this apical reads version {VERSION}; resume with "
             "the apical that wrote it"
         )
-    try:
-        return Checkpoint(int(payload["epoch"]), dict(payload["identity"]), dict(payload["state"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is incomplete: {error!r}; expected epoch, identity and state") from error
+    epoch, identity, state = (payload.get(name) for name in ("epoch", "identity", "state"))
+    if type(epoch) is not int or epoch < 0:
+        raise _TornError(f"{path.name} is incomplete: epoch is {epoch!r:.40}, expected a whole number")
+    if not (_by_name(identity) and _by_name(state)):
+        raise _TornError(f"{path.name} is incomplete: expected identity and state, values by name")
+    return Checkpoint(epoch, identity, state)
+
+
+def _by_name(part: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(part, dict) and all(isinstance(key, str) for key in part)
 
 
 def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    differences = list(_differences(saved, wanted, ""))
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+    found = sorted(differences(saved, wanted), key=lambda text: text.startswith(f"{CONTENTS}."))  # follow from settings
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        mend = (
+            "The data are not those that the run was begun with: bring those back (or give their folder with --data)"
+            if all(text.startswith(f"{CONTENTS}.") for text in found)
+            else "Resume with the run's own configuration (config.json beside it)"
+        )
         raise CheckpointError(
-            f"{path} belongs to another run: {'; '.join(differences[:5])}{more}. Resume with the run's own "
-            "configuration (config.json beside it), or start a new run in another folder."
+            f"{path} belongs to another run: {'; '.join(found[:5])}{more}. {mend}, or start a new run in another "
+            "folder."
         )
 
 
-def _differences(saved: Any, wanted: Any, where: str) -> list[str]:
+def _comparable(
+    wanted: Mapping[str, Any], saved: Mapping[str, Any], notify: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """Without what checkpoints of earlier versions do not say about their data."""
+    unsaid = [name for name in (DATA, CONTENTS) if name in wanted and name not in saved]
+    if unsaid:
+        notify("the checkpoint was written by an earlier apical and does not say on which data; they are not compared")
+    return {name: value for name, value in wanted.items() if name not in unsaid}
+
+
+def differences(saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run")) -> list[str]:
+    """In words, in what two nests of settings differ.
+
+    Args:
+        saved: one.
+        wanted: the other.
+        names: what the two are called.
+
+    Example:
+        >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+        ['a.b is 1 in the checkpoint, 2 in this run', 'c is only in this run']
+    """
+    return _differences(saved, wanted, "", names)
+
+
+def _differences(saved: Any, wanted: Any, where: str, names: tuple[str, str]) -> list[str]:
     if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
         found = []
         for key in sorted({*saved, *wanted}, key=str):
             inner = f"{where}.{key}" if where else str(key)
             if key not in saved or key not in wanted:
-                found.append(f"{inner} is only in {'the checkpoint' if key in saved else 'this run'}")
+                found.append(f"{inner} is only in {names[0] if key in saved else names[1]}")
             else:
-                found += _differences(saved[key], wanted[key], inner)
+                found += _differences(saved[key], wanted[key], inner, names)
         return found
-    return [] if _same(saved, wanted) else [f"{where} is {saved!r} in the checkpoint, {wanted!r} in this run"]
+    return [] if _same(saved, wanted) else [f"{where} is {saved!r} in {names[0]}, {wanted!r} in {names[1]}"]
 
 
 def _same(saved: Any, wanted: Any) -> bool:
@@ -179,7 +216,7 @@ def _same(saved: Any, wanted: Any) -> bool:
     if isinstance(saved, list) and isinstance(wanted, list):
         return len(saved) == len(wanted) and all(map(_same, saved, wanted))
     if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
-        return not _differences(saved, wanted, "")
+        return not differences(saved, wanted)
     return bool(saved == wanted)
 
 
@@ -213,44 +250,3 @@ def require_plain(value: Any, where: str) -> None:
             f"{where} is a {type(value).__name__}; expected tensors, numbers, strings, lists, tuples or dicts, so that "
             "the checkpoint can be read without running code. Convert it in state_dict()."
         )
-
-
-class atomic_file:  # noqa: N801 - used as a with-statement
-    """A path to write aside, moved onto `path` when the block ends well and removed when it does not.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with atomic_file(Path(folder) / "a.txt") as aside:
-        ...         _ = aside.write_text("whole")
-        ...     (Path(folder) / "a.txt").read_text()
-        'whole'
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self._aside
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None:
-            self._aside.replace(self._path)
-            flush_to_disk(self._path.parent)
-        else:
-            self._aside.unlink(missing_ok=True)
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync of a file, or of a folder's list of names where the system can."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        if path.is_dir():
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -111,7 +111,8 @@ class TrainingConfig:
             square root; `"none"`.
         optimizer: the optimizer.
         schedule: the learning rate over time.
-        amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler).
+        amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler); `"auto"` measures a
+            step in float32 and in bfloat16 before the run, and takes the faster one.
         channels_last: whether weights and images use the channels-last memory format.
         label_smoothing: of the training loss, in [0, 1).
         clip_grad_norm: largest norm of all gradients together; None for no clipping.
@@ -128,6 +129,9 @@ class TrainingConfig:
             and a search for the fastest kernels, which takes long; `"max-autotune-no-cudagraphs"`. Needs `compile`.
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
+        process_timeout_s: of several processes, seconds that one waits for another before all end with a word about
+            which one is lost; None for torch's own (30 minutes on a CPU, 10 on CUDA). It must cover the slowest
+            evaluation.
 
     Example:
         >>> config = TrainingConfig(epochs=10, optimizer=OptimizerConfig(lr=0.05))
@@ -144,7 +148,7 @@ class TrainingConfig:
     batch_growth_lr: Literal["linear", "sqrt", "none"] = "linear"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    amp: Literal["none", "bfloat16", "float16"] = "none"
+    amp: Literal["none", "bfloat16", "float16", "auto"] = "none"
     channels_last: bool = False
     label_smoothing: float = 0.0
     clip_grad_norm: float | None = None
@@ -156,9 +160,10 @@ class TrainingConfig:
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     deterministic: bool = False
     eval_every: int = 1
+    process_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        known, rules = ("none", "bfloat16", "float16"), ("linear", "sqrt", "none")
+        known, rules = ("none", "bfloat16", "float16", "auto"), ("linear", "sqrt", "none")
         modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
         _check(
             "training",
@@ -179,6 +184,8 @@ class TrainingConfig:
                 or self.compile_mode == "default",
                 f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
+                f"process_timeout_s={self.process_timeout_s}, expected at least 1": self.process_timeout_s is None
+                or self.process_timeout_s >= 1,
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs}, expected fewer than epochs={self.epochs}": (
                     self.schedule.warmup_epochs < max(self.epochs, 1)
                 ),

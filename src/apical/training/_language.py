@@ -38,6 +38,7 @@ class LanguageModelling:
     """
 
     name = "language"
+    unit = "sequences"
     metrics = (Metric("perplexity", "ppl", higher_is_better=False),)
 
     def __init__(self) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -83,10 +84,14 @@ def processes() -> Processes:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[Processes]:
+def process_group(device: torch.device, timeout_s: float | None = None) -> Iterator[Processes]:
     """While entered, the processes that torchrun started can speak to each other: by NCCL on CUDA, by gloo on a CPU.
 
     One process alone, or a group that exists already, is left as it is.
+
+    Args:
+        device: of this process.
+        timeout_s: seconds that one waits for another; None for torch's own.
 
     Raises:
         ConfigError: the processes cannot find each other.
@@ -97,11 +102,12 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     try:
         if device.type == "cuda":
-            dist.init_process_group("nccl", device_id=device)
+            dist.init_process_group("nccl", timeout=timeout, device_id=device)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"process {found.rank} of {found.count} cannot join the others at {os.environ['MASTER_ADDR']}:"
@@ -157,6 +163,14 @@ def gathered(values: Sequence[int]) -> list[list[int]]:
     found = [torch.empty_like(own) for _ in range(processes().count)]
     dist.all_gather(found, own)
     return [tensor.tolist() for tensor in found]
+
+
+def gathered_texts(text: str) -> list[str]:
+    """The texts of every process, by rank."""
+    raw = text.encode("utf-8", "surrogateescape")
+    lengths = [length for (length,) in gathered([len(raw)])]
+    rows = gathered([*raw, *([0] * (max(lengths) - len(raw)))])
+    return [bytes(row[:n]).decode("utf-8", "surrogateescape") for row, n in zip(rows, lengths, strict=True)]
 
 
 def summed(value: Tensor | None) -> Tensor | None:

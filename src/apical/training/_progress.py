@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO, runtime_checkable
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +21,8 @@ from apical.training._task import Classification, Metric
 
 Record = Mapping[str, Any]
 _FEW = 3  # groups that are shown one by one
+_LINE_S = 30.0  # between two lines about a running epoch where the output is no terminal
+_DRAW_S = 0.2  # between two pictures on a terminal
 ProgressMode = Literal["auto", "table", "plain", "json", "quiet"]
 
 
@@ -41,6 +46,14 @@ class Progress(Protocol):
 
     def stop(self) -> None:
         """Nothing more will come."""
+
+
+@runtime_checkable
+class PacedProgress(Progress, Protocol):
+    """A display that also shows how fast a run is."""
+
+    def pace(self, samples: int, unit: str) -> None:
+        """Each step from now on computes so many examples in all processes; `unit` is what they are: ``"images"``."""
 
 
 def make_progress(mode: ProgressMode = "auto", stream: TextIO | None = None) -> Progress:
@@ -133,6 +146,60 @@ def _closing_line(summary: Record, metric: Metric) -> str:
     return "done: " + ", ".join(parts)
 
 
+class _Epoch:
+    """The running epoch: its bar, and how fast it goes, which rich estimates from the last half minute."""
+
+    def __init__(self) -> None:
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(24),
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=Console(file=io.StringIO()),  # it is drawn as a part of something else
+            get_time=lambda: time.monotonic(),
+        )
+        self._task = self.bar.add_task("", visible=False, pace="")
+        self._epoch, self._samples, self._unit = 0, 0, "samples"
+
+    def pace(self, samples: int, unit: str) -> None:
+        """How many examples a step computes."""
+        self._samples, self._unit = samples, unit
+
+    def step(self, epoch: int, epochs: int, step: int, steps: int) -> None:
+        """So many steps of an epoch are done."""
+        name = f"epoch {epoch}/{epochs}"
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self.bar.reset(self._task, total=steps, completed=step, description=name, visible=True, pace="")
+        else:
+            self.bar.update(self._task, completed=step)
+        self.bar.update(self._task, pace="evaluating" if step == steps else self._pace())
+
+    def end(self) -> None:
+        """The bar disappears."""
+        self.bar.update(self._task, visible=False)
+
+    def text(self) -> str:
+        """The same in a line."""
+        (task,) = self.bar.tasks
+        pace = task.fields["pace"]
+        return f"{task.description}: step {task.completed:.0f}/{task.total:.0f}{', ' * bool(pace)}{pace}"
+
+    def _pace(self) -> str:
+        (task,) = self.bar.tasks
+        if not task.speed or task.time_remaining is None:
+            return ""
+        rate = f", {self._samples * task.speed:,.0f} {self._unit}/s" if self._samples else ""
+        return f"{_duration(task.time_remaining)} left{rate}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 class QuietProgress:
     """Messages only."""
 
@@ -170,24 +237,38 @@ class SilentProgress(QuietProgress):
 
 
 class PlainProgress:
-    """A line per epoch under one heading, for logs."""
+    """A line per epoch under one heading, for logs; in long epochs also a line every half minute.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Args:
+        stream: where to write.
+        every_s: seconds without a line after which one says where the running epoch is.
+    """
+
+    def __init__(self, stream: TextIO, every_s: float = _LINE_S) -> None:
+        self._stream, self._every_s = stream, every_s
         self._metric = Classification.metrics[0]
+        self._epochs, self._running, self._written = 0, _Epoch(), time.monotonic()
 
     def _line(self, text: str) -> None:
         self._stream.write(text.rstrip() + "\n")
         self._stream.flush()
+        self._written = time.monotonic()
+
+    def pace(self, samples: int, unit: str) -> None:
+        """Keeps it for the lines within an epoch."""
+        self._running.pace(samples, unit)
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Writes the heading."""
-        self._metric = metric
+        self._metric, self._epochs = metric, epochs
         self._line(f"{run}: {epochs} epochs")
         self._line("  ".join(name.rjust(width) for name, width, _ in columns(metric)))
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Says nothing."""
+        """Writes where the epoch is, if nothing was written for long."""
+        self._running.step(epoch, self._epochs, step, steps)
+        if step < steps and time.monotonic() - self._written >= self._every_s:
+            self._line(self._running.text())
 
     def epoch(self, record: Record) -> None:
         """Writes the epoch's line."""
@@ -249,7 +330,12 @@ class TableProgress:
         self._records: list[Record] = []
         self._metric = Classification.metrics[0]
         self._epochs, self._title, self._now, self._drawn = 0, "", "", 0.0
+        self._running = _Epoch()
         self._live: Live | None = None
+
+    def pace(self, samples: int, unit: str) -> None:
+        """Shown beside the bar."""
+        self._running.pace(samples, unit)
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Shows the empty table."""
@@ -258,18 +344,17 @@ class TableProgress:
         self._live.start()
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Moves the line below the table, at most five times a second."""
-        if time.monotonic() - self._drawn < 0.2 and step < steps:
+        """Moves the bar below the table, at most five times a second."""
+        self._running.step(epoch, self._epochs, step, steps)
+        if time.monotonic() - self._drawn < _DRAW_S and step < steps:
             return
         self._drawn = time.monotonic()
-        done = round(24 * step / steps)
-        self._now = f"epoch {epoch}/{self._epochs} {'━' * done}{'╌' * (24 - done)} step {step}/{steps}"
         self._draw()
 
     def epoch(self, record: Record) -> None:
         """Adds a row."""
         self._records.append(record)
-        self._now = ""
+        self._running.end()
         self._draw()
 
     def message(self, text: str) -> None:
@@ -300,4 +385,4 @@ class TableProgress:
         fitting = max(3, self._console.height - 5)
         for record in self._records if everything else self._records[-fitting:]:
             table.add_row(*(cell(record) for _, _, cell in columns(self._metric)))
-        return Group(table, Text(self._now, style="dim"))
+        return Group(table, Text(self._now, style="dim") if self._now else self._running.bar)

@@ -87,6 +87,15 @@ class Loader(Protocol):
         ...
 
 
+@runtime_checkable
+class DescribedLoader(Loader, Protocol):
+    """A loader that says what it holds."""
+
+    def contents(self) -> Mapping[str, Any]:
+        """Plain values by which another data set is told apart: the number of samples, a digest of labels and names."""
+        ...
+
+
 class PlainMethod:
     """The method that changes nothing: ordinary training of the model as it is."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from apical.training._accounting import epoch_train_macs
 from apical.training._epoch import EpochStats, EvalStats
-from apical.training._protocols import GrowthMethod, Loader
+from apical.training._protocols import DescribedLoader, GrowthMethod, Loader
 from apical.training._run_folder import plain
 from apical.training._task import prefixed
 
@@ -30,6 +31,14 @@ class Loaders:
     train: Loader
     evaluation: Loader
     test: Loader | None = None
+
+    def contents(self) -> dict[str, Any]:
+        """What each of them says that it holds; of training batches that say nothing, their number."""
+        found: dict[str, Any] = {}
+        for name, loader in (("train", self.train), ("evaluation", self.evaluation), ("test", self.test)):
+            if isinstance(loader, DescribedLoader):
+                found[name] = dict(loader.contents())
+        return {"train": {"batches": len(self.train)}, **found}
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,21 @@ class TrainingResult:
     history: list[dict[str, Any]]
     summary: dict[str, Any]
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"<TrainingResult in {self.folder}: {', '.join(f'{name} {value}' for name, value in self._facts())}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in self._facts())
+        return f"<div><p>{escape(str(self.folder))}</p><table>{rows}</table></div>"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What the summary says first: the test metrics, and what the network and its training cost."""
+        shown = [name for name in self.summary if name.startswith("test_")]
+        shown += ["epochs", "macs_fraction", "params_fraction", "train_macs_fraction", "train_seconds"]
+        found = [(name, self.summary.get(name)) for name in shown]
+        return [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in found
+                if value is not None]  # fmt: skip
 
 
 def epoch_record(

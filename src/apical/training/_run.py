@@ -15,29 +15,31 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical.errors import CheckpointError
 from apical.training._accounting import training_costs
+from apical.training._amp import settle_amp
 from apical.training._batch import BatchGrowth, lr_scale
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._describe import describe_device, versions
+from apical.training._doubts import doubts
 from apical.training._epoch import EpochStats, EvalStats, Partial, apply_memory_format_, evaluate, train_one_epoch
+from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._parallel import Replica, process_seed, refuse_unshared
 from apical.training._processes import Processes, any_of_all, first_before_others, process_group
-from apical.training._progress import Progress, SilentProgress, make_progress
+from apical.training._progress import PacedProgress, Progress, SilentProgress, make_progress
 from apical.training._protocols import FreezingMethod, GrowthMethod, Loader, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._restore import history_of, load_optimizer_, load_weights_, partial_of
 from apical.training._results import Loaders, TrainingResult, epoch_record
 from apical.training._run_folder import RunFolder, plain
 from apical.training._task import Classification, StreamTask, Task, prefixed, task_facts
+from apical.training._watch import watched
 
 __all__ = ["train"]
 
-# Where and how verbosely a run goes on does not make it another run.
 STEPS_PER_QUESTION = 10  # several processes ask each other so often whether a signal came
-NOT_IDENTITY = frozenset({"device", "data", "out", "progress", "resume", "versions"})
 
 
 def train(
@@ -72,7 +74,7 @@ def train(
         folder: the run folder; receives config.json, history.jsonl, checkpoint.pt and summary.json.
         task: loss and metrics; classification if None.
         run_config: the rest of the run's configuration (`recipe`, `method`, ...), kept in config.json and compared on
-            resume, except the keys of `NOT_IDENTITY`.
+            resume, except for where and how verbosely it runs; see `run_identity`.
         resume: go on from the folder's checkpoint.
         overwrite: remove an earlier run from the folder first.
         progress: what people see; `make_progress()` if None.
@@ -82,27 +84,38 @@ def train(
         The result; `model` in it is the object that was passed.
 
     Raises:
-        TrainingError: a loss is not finite. The checkpoint of the epoch's beginning is kept.
+        TrainingError: a loss is not finite, and the checkpoint of the epoch's beginning is kept; or processes that
+            train together were given other settings or data.
+        ProcessLostError: another process no longer answers.
         CheckpointError: the folder holds another run, cannot be written, or has no usable checkpoint to resume from.
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
     task = task or Classification(config.label_smoothing)
-    content = {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
     with (
-        process_group(resolve_device(config.device)) as team,
+        process_group(resolve_device(config.device), config.process_timeout_s) as team,
+        watched(team),
         RunFolder(Path(folder), team.first) as run_folder,
         deterministic_algorithms(config.deterministic),
         InterruptGuard() as guard,
     ):
         refuse_unshared({"training": loaders.train}, team)
+        asked = run_identity(_content(config, run_config, task), loaders.contents())
+        check_same_run({**asked, "resume": resume, "overwrite": overwrite})
         with first_before_others(team):
             _claim(run_folder, resume, overwrite, team)
         progress = (progress or make_progress()) if team.first else SilentProgress()
+        config, chosen = settle_amp(config, model, task, loaders.train, (run_folder.path,) if resume else ())
+        if chosen:
+            progress.message(chosen)
+        content = _content(config, run_config, task)
+        identity = run_identity(content, loaders.contents())
         seed_everything(config.seed)
-        run = _start(model, method, loaders, config, task, run_folder, _identity(content), guard, progress)
+        run = _start(model, method, loaders, config, task, run_folder, identity, guard, progress)
         with first_before_others(team):  # it may set a torn checkpoint aside
             resumed = resume and run.restore()
         if not resumed:
+            for doubt in doubts(config, len(loaders.train)):
+                progress.message(doubt)
             run_folder.write_json("config.json", {**content, "versions": versions()})
             run.save()
         run.replica.refresh("at the start")
@@ -118,6 +131,11 @@ def train(
         finally:
             progress.stop()
     return result
+
+
+def _content(config: TrainingConfig, run_config: Mapping[str, Any] | None, task: Task) -> dict[str, Any]:
+    """All that config.json says, but for versions."""
+    return {"training": config.to_mapping(), **(run_config or {}), "metrics": task_facts(task)["metrics"]}
 
 
 @dataclass
@@ -181,6 +199,8 @@ class _Run:
         seed = process_seed(self.config.seed, epoch, self.replica.team)
         if seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
+        if isinstance(self.progress, PacedProgress):
+            self.progress.pace(self.batch.factor * self.config.batch_size, getattr(self.task, "unit", "samples"))
         begun, self.begun = self.begun, None
         self._partial = None if begun is None else lambda: begun  # until a step is done
         loader = self.loaders.train if begun is None or begun.steps < steps else ()  # only evaluation was left
@@ -299,6 +319,12 @@ class _Run:
                 f"the checkpoint in {self.folder.path} does not fit this run: {type(error).__name__}: {error}. It was "
                 "changed, or written by other versions (config.json names them). Start the run anew."
             ) from error
+        if len(self.history) == self.config.epochs and (self.folder.path / "summary.json").exists():
+            self.progress.message(
+                f"this run had finished, all {self.config.epochs} epochs are done: nothing is left to train, its final "
+                "network is tested and written anew. For a longer training start a new run."
+            )
+            return True
         done = f"epoch {len(self.history)} of {self.config.epochs}"
         within = "" if self.begun is None else f" and {self.begun.steps} steps"
         self.progress.message(f"resumed after {done}{within}")
@@ -365,12 +391,6 @@ def _claim(folder: RunFolder, resume: bool, overwrite: bool, team: Processes) ->
             "(overwrite=True)."
         )
     folder.clear()
-
-
-def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in plain(content).items() if key not in NOT_IDENTITY}
-    kept["training"] = {key: value for key, value in kept["training"].items() if key not in NOT_IDENTITY}
-    return kept
 
 
 def _start(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from apical.errors import CheckpointError
-from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, atomic_file, flush_to_disk, has_checkpoint
+from apical._atomic import asides, atomic_file, take_lock
+from apical.errors import ApicalError, CheckpointError, why_not_written
+from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
 
 LOCK_PATIENCE_S = 6.0  # a killed run's reading processes notice within five seconds that it is gone
 
@@ -54,13 +55,14 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"cannot make the run folder {path}: {error}. Choose another one, or make its parent writable."
+                f"cannot make the run folder {path}: {why_not_written(path, error)}. Choose another one, or make its "
+                "parent writable."
             ) from error
 
     def _sweep(self) -> None:
         path = self.path
         for name in (CURRENT, "config.json", "history.jsonl", "summary.json"):
-            for aside in path.glob(f".{name}.*.tmp"):  # a killed process was writing it
+            for aside in asides(path / name):  # a killed process was writing it
                 aside.unlink(missing_ok=True)
 
     def holds_run(self) -> bool:
@@ -81,42 +83,53 @@ class RunFolder:
         self._write("history.jsonl", "".join(json.dumps(plain(r), allow_nan=False) + "\n" for r in records))
 
     def _write(self, name: str, text: str) -> None:
-        if not self._writes:
-            return
-        path = self.path / name
-        try:
-            with atomic_file(path) as aside:
-                aside.write_text(text, encoding="utf-8")
-                flush_to_disk(aside)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {path}: {error}. Free space or make the folder writable, then resume the run."
-            ) from error
+        if self._writes:
+            write_text(self.path / name, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file of a run, whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with writing(path), atomic_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While entered, what the system says against writing a run's file or folder is said as a `CheckpointError`.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, ApicalError):
+            raise
+        raise CheckpointError(
+            f"cannot write {path}: {error}. Free space or make the folder writable, then resume the run."
+        ) from error
 
 
 def _locked(path: Path) -> int | None:
     """An open file that holds the folder's lock; None where folders cannot be locked (Windows, some network drives)."""
-    try:
-        import fcntl
-    except ImportError:
+    if os.name == "nt":  # which opens no folders
         return None
-    descriptor = os.open(path, os.O_RDONLY)
-    deadline = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if take_lock(descriptor, LOCK_PATIENCE_S):
             return descriptor
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.1)
-                continue
-            os.close(descriptor)
-            raise CheckpointError(
-                f"another process is training in {path}. Wait until it has ended, or choose another folder."
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            return None
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"another process is training in {path}. Wait until it has ended, or choose another folder."
+        ) from None
+    os.close(descriptor)
+    return None
 
 
 def plain(value: Any) -> Any:

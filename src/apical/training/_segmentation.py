@@ -43,6 +43,7 @@ class Segmentation:
     aux_weight: float = 0.4
     label_smoothing: float = 0.0
     name = "segmentation"
+    unit = "images"
     metrics = (
         Metric("miou", "mIoU %", scale=100.0, unit=" %"),
         Metric("pixel_accuracy", "pixel acc %", scale=100.0, unit=" %"),

@@ -58,7 +58,10 @@ class BatchResult:
 
 
 class Task(Protocol):
-    """Loss and metrics of a kind of problem. The first metric is the one that tables show."""
+    """Loss and metrics of a kind of problem. The first metric is the one that tables show.
+
+    What its examples are called, such as ``"images"``, may stand in an attribute `unit`.
+    """
 
     @property
     def name(self) -> str:
@@ -108,6 +111,7 @@ class Classification:
 
     label_smoothing: float = 0.0
     name = "classification"
+    unit = "images"
     metrics = (Metric("accuracy", "acc %", scale=100.0, unit=" %"),)
 
     def begin(self, training: bool) -> None:

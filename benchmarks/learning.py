@@ -1,0 +1,162 @@
+"""Does learning pay? Networks that the data decided against rules, on held-out images.
+
+    APICAL_DATA=... python benchmarks/learning.py --setting resnet20-16 --seeds 10 11 12 --out RESULTS.jsonl
+
+One JSON line for each run; runs that the file has are not repeated, so that the command goes on where it was stopped.
+Methods:
+
+    learned        `apical.Grower` with its defaults, restructured between steps
+    random         the same with utilities that are drawn
+    one-ratio      the same with widths by one ratio and all blocks, from a seed that is small everywhere
+    uniform        a fixed network, all widths by one ratio
+    hand           a fixed network without the early blocks that decision 014 left out, the rest by one ratio
+    same-macs      the network that `learned` ended with, trained from the start for the same training MACs
+    dense          the whole network
+
+Training is that of `trial.py`: 20,000 images, SGD with Nesterov momentum, bfloat16 autocast, crops and flips; accuracy
+on 5,000 held-out training images. The test images are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trial import BATCH, TRAIN, Fixed, Images, Make, load, run
+
+import apical
+from apical.baselines import uniform_keep
+from apical.models import CifarResNet, vgg16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network, its images and its budget.
+
+    Attributes:
+        build: makes the template.
+        shrink: by which factor the images' resolution is reduced.
+        epochs: of training.
+        budget: of the final network.
+        hand: blocks that the hand rule leaves out.
+    """
+
+    build: Callable[[], nn.Module]
+    shrink: int
+    epochs: int
+    budget: str
+    hand: tuple[str, ...] = ()
+
+
+EARLY = ("layer1.0", "layer1.1", "layer1.2", "layer2.2")
+SETTINGS = {
+    "resnet20-16": Setting(lambda: CifarResNet(depth=20), 2, 8, "50% macs", EARLY),
+    "resnet20-16-quarter": Setting(lambda: CifarResNet(depth=20), 2, 8, "25% macs", EARLY),
+    "resnet20-32": Setting(lambda: CifarResNet(depth=20), 1, 8, "50% macs", EARLY),
+    "resnet20-32-quarter": Setting(lambda: CifarResNet(depth=20), 1, 8, "25% macs", EARLY),
+    "vgg16-32": Setting(vgg16, 1, 8, "13.6% macs, 5% params"),
+}
+GROWN: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "random": {"utility": "random"},
+    "one-ratio": {"damping": 0.0, "grow_depth": False, "seed_style": "small"},
+}
+METHODS = [*GROWN, "uniform", "hand", "same-macs", "dense"]
+
+
+def fixed(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor, widths: dict[str, int],
+          skip: tuple[str, ...]) -> Fixed:  # fmt: skip
+    """The model brought to these widths, for good."""
+    structure = apical.trace(model, (example,))
+    keep = {name: list(range(width)) for name, width in widths.items()}
+    apical.resize_(model, structure, keep, skip, optimizer=optimizer)
+    return Fixed(structure, keep, skip)
+
+
+def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | None, options: dict[str, Any]) -> Make:
+    """What makes the method for a model; ``learned`` is the record of the learned network's last epoch."""
+
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> Any:
+        if method in GROWN:
+            steps = (TRAIN.stop - TRAIN.start) // BATCH
+            return apical.Grower(model, optimizer, (example,), setting.budget, setting.epochs, seed=seed,
+                                 steps_per_epoch=steps, **(GROWN[method] | options))  # fmt: skip
+        structure = apical.trace(model, (example,))
+        if method == "same-macs":
+            assert learned is not None
+            return fixed(model, optimizer, example, learned["widths"], tuple(learned["skipped"]))
+        skip = setting.hand if method == "hand" else ()
+        budget = "100% macs" if method == "dense" else setting.budget
+        return fixed(model, optimizer, example, uniform_keep(structure, budget, skip=skip), skip)
+
+    return make
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--setting", choices=SETTINGS, required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:-1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of growth; names a variant")
+    arguments = parser.parse_args()
+    setting = SETTINGS[arguments.setting]
+    options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
+    data: Images | None = None
+    for seed in arguments.seeds:
+        for method in arguments.methods:
+            key = {"setting": arguments.setting, "method": method, "seed": seed, "options": options}
+            lines = read(arguments.out)
+            if any(all(line[k] == v for k, v in key.items()) for line in lines):
+                continue
+            data = load("cifar10", setting.shrink) if data is None else data
+            add(arguments.out, key | trained(method, setting, seed, data, lines, key, options))
+
+
+def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[dict[str, Any]], key: dict[str, Any],
+            options: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """The record of one run."""
+    learned, epochs = None, setting.epochs
+    if method == "same-macs":
+        found = [line for line in lines if all(line[k] == v for k, v in (key | {"method": "learned"}).items())]
+        if not found:
+            raise SystemExit("same-macs needs the learned run of the same seed first")
+        learned = found[0]["last"]
+        epochs = max(2, round(found[0]["train_macs"] / learned["macs_fraction"]))
+    outcome = run(data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build)
+    record = dataclasses.asdict(outcome)
+    history = record.pop("history")
+    shown = ("macs_fraction", "widths", "skipped", "loss")
+    return record | {
+        "epochs": epochs,
+        "last": {name: history[-1][name] for name in shown},
+        "trajectory": [{name: epoch[name] for name in shown} for epoch in history],
+        "versions": {"torch": torch.__version__, "python": platform.python_version(), "apical": apical.__version__},
+    }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The runs that a file has."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add(path: Path, record: dict[str, Any]) -> None:
+    """Add a run to a file, and say what came out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(*(record[k] for k in ("setting", "method", "seed", "options")), f"{100 * record['accuracy']:.2f} %,",
+          f"params {record['params_fraction']:.2f}, training {record['train_macs']:.2f},",
+          record["last"]["skipped"], list(record["last"]["widths"].values()), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

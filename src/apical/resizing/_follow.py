@@ -1,0 +1,170 @@
+"""Finding the attributes that keep a size of their own, by trial: what breaks a smaller copy names their owner.
+
+Code such as ``x.view(*x.shape[:-1], self.nf)`` works at one width only. Where the dry run meets it, integer
+attributes of the modules on the way to the error that equal the size of the group are set to the new size, one after
+the other, until the forward pass runs and equals the gated one. Nothing is guessed: the dry run has the last word.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, combinations
+
+from torch import Tensor, nn
+
+from apical.resizing._culprit import Culprit, culprit
+from apical.resizing._dry_run import Example, confirm, testbed
+from apical.resizing._gates import zero_gates_
+from apical.resizing._resize import resize_
+from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
+
+MAX_TRIALS = 60
+MAX_ATTRIBUTES = 6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a copy without half of a group ran: it broke at a place, or it computed something else, or it agreed."""
+
+    agreed: bool
+    where: Culprit | None = None
+
+
+class _Bench:
+    """One group, and a copy of the model on which attributes are tried out."""
+
+    def __init__(
+        self, structure: Structure, twin: nn.Module, example: Example, tolerance: float, group: ChannelGroup
+    ) -> None:
+        self.structure, self.twin, self.example, self.tolerance = structure, twin, example, tolerance
+        self.group, self.index = group, structure.groups.index(group)
+        self.left = MAX_TRIALS
+        self.keeps = [{group.name: list(range(0, group.size, 2))}, {group.name: [group.size - 1]}]
+        self._expected: dict[int, list[Tensor]] = {}
+
+    def run(self, extra: tuple[AttributeAxis, ...], which: int = 0) -> Trial:
+        """Remove some units, with these attributes following, and compare with their gates at zero."""
+        self.left -= 1
+        structure = replace(self.structure, attributes=(*self.structure.attributes, *extra))
+        model = copy.deepcopy(self.twin)
+        try:
+            resize_(model, structure, self.keeps[which])
+            found = self.example.run(model)
+        except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
+            return Trial(False, culprit(problem, model))
+        expected = self._gated(which)
+        same = len(found) == len(expected) and all(map(self._close, found, expected))
+        return Trial(same)
+
+    def _gated(self, which: int) -> list[Tensor]:
+        if which not in self._expected:
+            gated = copy.deepcopy(self.twin)
+            zero_gates_(gated, self.structure, self.keeps[which])
+            self._expected[which] = self.example.run(gated)
+        return self._expected[which]
+
+    def _close(self, got: Tensor, expected: Tensor) -> bool:
+        if got.shape != expected.shape:
+            return False
+        scale = float(expected.abs().max()) if expected.numel() else 0.0
+        error = float((got - expected).abs().max()) if expected.numel() else 0.0
+        return error <= self.tolerance * max(scale, 1e-30)
+
+    def candidates(self, where: Culprit, taken: tuple[AttributeAxis, ...]) -> Iterator[AttributeAxis]:
+        """Integer attributes that equal a multiple of the group's size, of the innermost module first."""
+        known = {(a.module, a.attribute) for a in (*self.structure.attributes, *taken)}
+        counts = {len(m.positions[0]) for m in self.group.members}
+        for path in where.modules:
+            for name, value in vars(self.twin.get_submodule(path)).items():
+                if name.startswith("_") or isinstance(value, bool) or not isinstance(value, int):
+                    continue
+                per_unit, rest = divmod(value, self.group.size)
+                if (path, name) not in known and value and not rest and any(n % per_unit == 0 for n in counts):
+                    yield AttributeAxis(path, name, SizeAxis(0, ((self.index, per_unit),)))
+
+
+def follow(proposed: Structure, confirmed: Structure, model: nn.Module, example: Example) -> Structure:
+    """The confirmed structure, with the groups that only an attribute of a size of its own had kept from resizing.
+
+    Args:
+        proposed: the structure before the dry run.
+        confirmed: the same after it.
+        model: a copy that may be used freely, in eval mode.
+        example: one call.
+    """
+    held = {g.name for g in confirmed.groups}
+    broken = {f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted"))}
+    groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
+    if not groups:
+        return confirmed
+    bed = testbed(model, example)
+    found: dict[str, tuple[AttributeAxis, ...]] = {}
+    for group in groups:
+        bench = _Bench(proposed, bed.model, bed.example, bed.tolerance, group)
+        known = [_transferred(found[other], other, bench) for other in found if _kind(other) == _kind(group.name)]
+        ready = next((k for k in known if k and bench.run(k).agreed), None)
+        result = ready or (() if known else _search(bench))
+        if result or not known:
+            found[group.name] = result
+    extra = dict.fromkeys(axis for axes in found.values() for axis in axes)
+    if not extra:
+        return confirmed
+    return confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), model, example)
+
+
+def _search(bench: _Bench) -> tuple[AttributeAxis, ...]:
+    """The fewest attributes with which the smaller model agrees; empty if there are none."""
+    result = _deepen(bench, (), bench.run(()))
+    for axis in result:  # those that were only on the way are not needed
+        fewer = tuple(a for a in result if a != axis)
+        if fewer and bench.run(fewer).agreed:
+            result = fewer
+    return result if result and bench.run(result, which=1).agreed else ()
+
+
+def _deepen(bench: _Bench, extra: tuple[AttributeAxis, ...], trial: Trial) -> tuple[AttributeAxis, ...]:
+    """Depth first: an attribute that moves the error to another place may be one of several."""
+    if trial.agreed:
+        return extra
+    if trial.where is None or len(extra) >= MAX_ATTRIBUTES:
+        return ()
+    later: list[tuple[tuple[AttributeAxis, ...], Trial]] = []
+    single = [(axis,) for axis in bench.candidates(trial.where, extra)]
+    for added in chain(single, combinations([axis for (axis,) in single], 2)):  # one operation may read two of them
+        if bench.left <= 0 or (len(added) == 2 and later):
+            break
+        more = (*extra, *added)
+        result = bench.run(more)
+        if result.agreed:
+            return more
+        if result.where is not None and (result.where.place, result.where.step) != (
+            trial.where.place,
+            trial.where.step,
+        ):
+            later.append((more, result))
+    for more, result in later:
+        deeper = _deepen(bench, more, result)
+        if deeper:
+            return deeper
+    return ()
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _transferred(axes: tuple[AttributeAxis, ...], source: str, bench: _Bench) -> tuple[AttributeAxis, ...]:
+    """The same attributes in the layer of another number."""
+    numbers = re.findall(r"\d+", bench.group.name)
+    result = []
+    for axis in axes:
+        if re.findall(r"\d+", axis.module) != re.findall(r"\d+", source)[: len(re.findall(r"\d+", axis.module))]:
+            return ()
+        fresh = iter(numbers)
+        path = re.sub(r"\d+", lambda _, fresh=fresh: next(fresh), axis.module)  # type: ignore[misc]
+        ((_, per_unit),) = axis.axis.counts
+        result.append(AttributeAxis(path, axis.attribute, SizeAxis(0, ((bench.index, per_unit),))))
+    return tuple(result)

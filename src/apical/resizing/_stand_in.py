@@ -1,0 +1,138 @@
+"""What stands in for a skipped block, and finding out on a call what it must return."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.structure import Argument, Returned, SkippableBlock, Structure, returned
+
+ONLY_INPUT = Returned("input", 0)
+
+
+class StandIn(nn.Module):
+    """Returns what a skipped block returns whose gate is zero, whatever arguments it is given.
+
+    Plain attributes that the block's parent may read (``batch_first``, ``attention_type``), also of modules inside the
+    block, are the block's; its parameters are None, as in layers without a bias.
+
+    Args:
+        returns: what to return.
+        replaced: the block.
+    """
+
+    def __init__(self, returns: Returned, replaced: nn.Module) -> None:
+        super().__init__()
+        self.returns = returns
+        vars(self).update({k: v for k, v in _plain_attributes(replaced).items() if k != "returns"})
+        for name in replaced._parameters:
+            self.register_parameter(name, None)
+        for name in replaced._buffers:
+            self.register_buffer(name, None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The block's first input, or zeros, as the block would return them."""
+        return self.returns.build(args, kwargs)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module says about itself, and for each child a namespace of what that says; parameters are None there."""
+    own = vars(nn.Module())
+    found = {name: value for name, value in vars(module).items() if name not in own and _plain(value)}
+    for name, child in module._modules.items():
+        if child is not None:
+            absent = dict.fromkeys([*child._parameters, *child._buffers])
+            found[name] = SimpleNamespace(**absent, **_plain_attributes(child))
+    return found
+
+
+def _plain(value: Any) -> bool:
+    """Whether an attribute may be shared by two modules: no tensor, module, function, or container of them."""
+    if isinstance(value, (tuple, list)):
+        return all(_plain(v) for v in value)
+    return not isinstance(value, (Tensor, nn.Module, Mapping, set)) and not callable(value)
+
+
+def stand_in(block: SkippableBlock, replaced: nn.Module) -> nn.Module:
+    """The module that takes a block's place: ``nn.Identity`` if the block maps one tensor to one tensor."""
+    return nn.Identity() if block.returns is None else StandIn(block.returns, replaced)
+
+
+def bind_blocks(
+    structure: Structure, model: nn.Module, run: Callable[[nn.Module], object], zero_: Callable[..., None],
+    tolerance: float,
+) -> Structure:  # fmt: skip
+    """The structure whose blocks say what their stand-ins return; blocks that cannot say it stay, with a note.
+
+    Every block is called once with its gate at zero. Neighbours are not at zero together, so that a block's input
+    is told from that of the block before it.
+
+    Args:
+        structure: with proposed blocks.
+        model: a testbed; it is not changed.
+        run: calls it.
+        zero_: zeroes the gates of blocks.
+        tolerance: of comparing an output with an input.
+    """
+    found: dict[str, SkippableBlock] = {}
+    problems: dict[str, str] = {}
+    for part in (structure.blocks[::2], structure.blocks[1::2]):
+        if part:
+            twin = copy.deepcopy(model)
+            zero_(twin, structure, {}, tuple(b.name for b in part))
+            _observe(twin, part, run, tolerance, found, problems)
+    for block in structure.blocks:
+        if block.name not in found:
+            problems.setdefault(block.name, "it is not called as a module")
+    return replace(
+        structure,
+        blocks=tuple(found[b.name] for b in structure.blocks if b.name in found),
+        notes=(*structure.notes, *(f"block {name} stays: {why}" for name, why in problems.items())),
+    )
+
+
+def _observe(
+    twin: nn.Module, blocks: Iterable[SkippableBlock], run: Callable[[nn.Module], object], tolerance: float,
+    found: dict[str, SkippableBlock], problems: dict[str, str],
+) -> None:  # fmt: skip
+    """Run the model and write down what each block made of its arguments."""
+
+    def note(
+        block: SkippableBlock, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        try:
+            made = returned(out, _arguments(module, args, kwargs), tolerance)
+        except ValueError as problem:
+            made, problems[block.name] = None, str(problem)
+        if made is None:
+            problems.setdefault(block.name, "with its gate at zero it returns neither an input nor zeros")
+            return
+        simple = len(args) == 1 and not kwargs and (made.kind, made.position) == ("input", 0)
+        found[block.name] = replace(block, returns=None if simple else made)
+
+    for block in blocks:
+        twin.get_submodule(block.name).register_forward_hook(
+            lambda m, a, k, o, block=block: note(block, m, a, k, o), with_kwargs=True
+        )
+    with torch.no_grad():
+        run(twin)
+
+
+def _arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Argument]:
+    """The arguments of a call, each with its position and name where both lead to it, in the signature's order."""
+    try:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        names = [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):  # a forward that does not say its parameters
+        names = []
+    listed = [Argument(v, i, names[i] if i < len(names) else None) for i, v in enumerate(args)]
+    for name, value in kwargs.items():
+        listed.append(Argument(value, names.index(name) if name in names else None, name))
+    return sorted(listed, key=lambda a: len(names) if a.position is None else a.position)

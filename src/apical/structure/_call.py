@@ -1,0 +1,78 @@
+"""One call of a model, in all the ways in which people write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from apical.errors import TraceError
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call.
+
+    Attributes:
+        args: positional ones.
+        kwargs: those given by name.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(example_inputs: ExampleInputs, example_kwargs: Mapping[str, Any] | None = None) -> Call:
+        """The call that a user's example inputs stand for.
+
+        Args:
+            example_inputs: a tensor (the only argument), a tuple or list of positional arguments, a dict of keyword
+                arguments (a tokenizer's batch is one), or a call already.
+            example_kwargs: further keyword arguments.
+
+        Raises:
+            TraceError: it is something else.
+
+        Example:
+            >>> Call.of((1, 2)), Call.of({"a": 1}, {"b": 2})
+            (Call(args=(1, 2), kwargs={}), Call(args=(), kwargs={'a': 1, 'b': 2}))
+        """
+        more = dict(example_kwargs or {})
+        if isinstance(example_inputs, Call):
+            return Call(example_inputs.args, {**example_inputs.kwargs, **more})
+        if isinstance(example_inputs, Tensor):
+            return Call((example_inputs,), more)
+        if isinstance(example_inputs, (tuple, list)):
+            return Call(tuple(example_inputs), more)
+        if isinstance(example_inputs, Mapping) and all(isinstance(name, str) for name in example_inputs):
+            return Call((), {**example_inputs, **more})
+        raise TraceError(
+            "example_inputs must be a tensor or a tuple of the model's arguments, or a dict of its keyword arguments, "
+            f"got {type(example_inputs).__name__}"
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors in the arguments, in their order."""
+        return [v for v in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(v, Tensor)]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The call with every tensor changed by a function."""
+        args, kwargs = pytree.tree_map(
+            lambda v: change(v) if isinstance(v, Tensor) else v, (self.args, dict(self.kwargs))
+        )
+        return Call(args, kwargs)
+
+    def to(self, device: torch.device | str) -> Call:
+        """The call with its tensors on a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """What the model returns."""
+        return model(*self.args, **self.kwargs)
+
+
+ExampleInputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any] | Call"

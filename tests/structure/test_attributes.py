@@ -1,0 +1,115 @@
+"""Attributes of a model's own that state a size are found by trial, follow every resize, and are saved."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apical
+from structure.expectations import reasons_of, traced
+from structure.nets import vectors
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: the weight transposed, the width of the result in ``nf``."""
+
+    def __init__(self, nx: int, nf: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) / nx**0.5), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (*x.shape[:-1], self.nf)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
+
+
+class Gpt2Attention(nn.Module):
+    """Several attributes must follow: the projection's width, the split, the number of heads in the views."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.split_size, self.my_heads, self.head_dim = width, heads, width // heads
+        self.c_attn, self.c_proj = Conv1D(width, 3 * width), Conv1D(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], self.my_heads, self.head_dim)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.c_attn(x).split(self.split_size, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.c_proj(y.reshape(*x.shape[:2], self.split_size))
+
+
+class SizesFromInput(nn.Module):
+    """Attention as most tutorials write it: the result is reshaped to the width of the input, which is no attribute."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+def test_the_width_of_a_transposed_linear_layer_follows() -> None:
+    structure = traced(nn.Sequential(Conv1D(6, 10), nn.GELU(), Conv1D(10, 3)), vectors(4, 6))
+    assert [(g.name, g.size) for g in structure.groups] == [("0", 10)]
+    assert {(a.module, a.attribute) for a in structure.attributes} == {("0", "nf")}
+
+
+def test_attributes_that_break_one_after_the_other_all_follow() -> None:
+    structure = traced(Gpt2Attention(12, 6), vectors(2, 5, 12))
+    assert [(g.name, g.size) for g in structure.groups] == [("c_attn", 6)]
+    found = {f"{a.module}.{a.attribute}" for a in structure.attributes}
+    assert found == {"c_attn.nf", ".split_size", ".my_heads"}, "head_dim is 12 / 6 and must not follow"
+
+
+def test_layers_that_are_alike_follow_alike() -> None:
+    net = nn.Sequential(*[nn.Sequential(Gpt2Attention(12, 6), nn.Linear(5, 12)) for _ in range(4)], nn.Linear(12, 2))
+    structure = traced(net, vectors(2, 5, 12))
+    assert sum(g.size == 6 for g in structure.groups) == 4
+    assert {a.module for a in structure.attributes if a.attribute == "my_heads"} == {f"{i}.0" for i in range(4)}
+
+
+def test_an_attribute_of_its_own_is_saved_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Gpt2Attention(12, 6).eval()
+    fresh = copy.deepcopy(model)
+    structure = apical.trace(model, vectors(2, 5, 12))
+    apical.resize_(model, structure, {"c_attn": [1, 4]})
+    apical.save(model, tmp_path / "small")
+    loaded = apical.load(fresh, tmp_path / "small")
+    assert (loaded.split_size, loaded.my_heads, loaded.c_attn.nf) == (4, 2, 12)
+    assert torch.equal(loaded(*vectors(2, 5, 12)), model(*vectors(2, 5, 12)))
+    apical.save(loaded, tmp_path / "again")
+    again = apical.load(Gpt2Attention(12, 6), tmp_path / "again")
+    assert torch.equal(again(*vectors(2, 5, 12)), model(*vectors(2, 5, 12)))
+
+
+def test_a_size_that_is_in_no_attribute_is_named_with_its_line() -> None:
+    net = nn.Sequential(SizesFromInput(12, 4), nn.ReLU(), nn.Linear(5, 2))
+    reason = reasons_of(traced(net, vectors(2, 5, 12)))["0.qkv"]
+    assert "test_attributes.py:" in reason
+    assert "reshape(b, n, 3, self.num_heads, c // self.num_heads)" in reason
+    assert "-1" in reason
+    assert "register_module" in reason
+
+
+@pytest.mark.parametrize("value", [0, 7, -1])
+def test_a_folder_cannot_set_a_size_that_the_module_does_not_have(tmp_path: Path, value: int) -> None:
+    model = nn.Sequential(Conv1D(6, 10), nn.GELU(), Conv1D(10, 3))
+    structure = apical.trace(model, vectors(4, 6))
+    apical.resize_(model, structure, {"0": [1, 4]})
+    model[2].nf = 3 if value == 7 else value  # 7: the other way round, the model to load into is smaller
+    vars(model[2])["_apical_sizes"] = ("nf",)
+    apical.save(model, tmp_path / "small")
+    other = nn.Sequential(Conv1D(6, 10), nn.GELU(), Conv1D(10, 3))
+    other[2].nf = 2 if value == 7 else 3
+    with pytest.raises(apical.ApicalError, match="nf"):
+        apical.load(other, tmp_path / "small")

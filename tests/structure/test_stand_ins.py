@@ -1,0 +1,336 @@
+"""Blocks with further arguments and results, branches that are added in the parent, and what stands in for them."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apical
+from apical.errors import LoadError
+from apical.export import export_onnx, export_pt2
+from apical.resizing import StandIn
+from apical.structure import Returned
+from structure.contract import generic_
+from structure.expectations import traced
+from structure.nets import Net, conv, image, unit, vectors
+
+
+class Output(NamedTuple):
+    """A named tuple that a block returns."""
+
+    hidden: Tensor
+    weights: Tensor | None
+
+
+@dataclass
+class Record(OrderedDict[str, Any]):
+    """A dataclass that is a dictionary of what is not None, as transformers return them."""
+
+    hidden: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.update({k: v for k, v in vars(self).items() if v is not None})
+
+
+class Block(nn.Module):
+    """x + f(x), called and returning in many ways."""
+
+    def __init__(self, give: Any = None) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.give, self.kind = give, "full"
+
+    def forward(self, x: Tensor, mask: Any = None, *rest: Any, cache: Any = None, **options: Any) -> Any:
+        y = self.norm(x) * (mask if isinstance(mask, Tensor) else 1)
+        y = x + self.down(F.gelu(self.up(y)))
+        return y if self.give is None else self.give(y, mask, cache)
+
+
+class Stack(nn.Module):
+    """Blocks that are called and read by these functions."""
+
+    def __init__(self, call: Any, give: Any = None, read: Any = None) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.blocks = nn.ModuleList([Block(give) for _ in range(3)])
+        self.call, self.read = call, read or (lambda y: y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = first = self.first(x)
+        mask = (x[..., :1] > 0).to(x)
+        for block in self.blocks:
+            x = self.read(self.call(block, x, mask, first))
+        return self.last(x)
+
+
+class Dictionary(dict[str, Any]):
+    """Neither a plain dictionary nor a record."""
+
+
+CALLS: dict[str, tuple[Any, Any, Any]] = {
+    "a mask": (lambda b, x, m, f: b(x, m), None, None),
+    "a size": (lambda b, x, m, f: b(x, (4, 4)), None, None),
+    "an option": (lambda b, x, m, f: b(x, use_cache=False), None, None),
+    "all by name": (lambda b, x, m, f: b(mask=m, x=x), None, None),
+    "many": (lambda b, x, m, f: b(x, m, f, 3, cache=None), None, None),
+    "a tuple": (lambda b, x, m, f: b(x), lambda y, m, c: (y,), lambda y: y[0]),
+    "a tuple with None": (lambda b, x, m, f: b(x, m), lambda y, m, c: (y, None), lambda y: y[0]),
+    "a tensor that nobody reads": (lambda b, x, m, f: b(x, m), lambda y, m, c: (y.mean(), y), lambda y: y[1]),
+    "a list": (lambda b, x, m, f: b(x, m), lambda y, m, c: [m, y], lambda y: y[0] * 0 + y[1]),
+    "a dictionary": (lambda b, x, m, f: b(x, m), lambda y, m, c: {"a": (y, 3)}, lambda y: y["a"][0]),
+    "a named tuple": (lambda b, x, m, f: b(x, m), lambda y, m, c: Output(y, None), lambda y: y.hidden),
+    "a record": (lambda b, x, m, f: b(x, m), lambda y, m, c: Record(hidden=y), lambda y: y["hidden"]),
+    "the cache again": (
+        lambda b, x, m, f: (b(x, m, cache=f)), lambda y, m, c: (y, c), lambda y: y[0] + 0 * y[1],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_blocks_may_be_called_in_any_way(name: str) -> None:
+    model = Stack(*CALLS[name])
+    structure = traced(model, vectors(2, 5, 4))
+    assert [b.name for b in structure.blocks] == ["blocks.0", "blocks.1", "blocks.2"], structure.notes
+    assert apical.Structure.from_dict(structure.to_dict()) == structure
+
+
+def test_a_plain_call_has_an_identity() -> None:
+    structure = apical.trace(Stack(lambda b, x, m, f: b(x)), vectors(2, 5, 4))
+    assert all(b.returns is None for b in structure.blocks)
+
+
+def test_the_first_input_is_told_from_others_of_its_shape() -> None:
+    """With every gate at zero, both arguments would be equal everywhere."""
+    for call in (lambda b, x, m, f: b(mask=f, x=x), lambda b, x, m, f: b(x, f)):
+        structure = traced(Stack(call), vectors(2, 5, 4))
+        assert {b.returns.name for b in structure.blocks if b.returns} == {"x"}
+
+
+def test_what_cannot_be_returned_is_said() -> None:
+    model = Stack(lambda b, x, m, f: b(x, m), lambda y, m, c: Dictionary(y=y), lambda y: y["y"])
+    structure = apical.trace(model, vectors(2, 5, 4))
+    assert structure.blocks == ()
+    assert "block blocks.0 stays: it returns a Dictionary" in structure.notes
+
+
+def test_the_parent_may_read_attributes_of_a_block() -> None:
+    def call(block: Any, x: Tensor, mask: Tensor, first: Tensor) -> Any:
+        return block(x, mask) if block.kind == "full" and block.norm.eps < 1 else block(x)
+
+    assert len(traced(Stack(call), vectors(2, 5, 4)).blocks) == 3
+
+
+# ---- branches that are added in the parent --------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, -1, 2).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], -1)), None
+
+
+class PreNorm(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(8), inner
+
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        return self.inner(self.norm(x), **options)
+
+
+def feed_forward() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+
+
+def in_the_model(m: Any, x: Tensor) -> Tensor:
+    """As in lucidrains' models: no module is a whole layer."""
+    x = m.first(x)
+    for attend, feed in m.layers:
+        x = attend(x, mask=None)[0] + x
+        x = x + feed(x)
+    return m.last(x)
+
+
+def parallel(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    y = m.norm(x)
+    return m.last(x + m.attend(y)[0] + m.feed(y))
+
+
+def scaled(m: Any, x: Tensor) -> Tensor:
+    """Layer scale and dropout between the branch and the sum, and a norm after it."""
+    x = m.first(x)
+    return m.last(m.norm(x + F.dropout(m.scale * m.attend(x)[0], 0.1, m.training)))
+
+
+def pair() -> nn.Module:
+    return nn.ModuleList([PreNorm(Attention()), PreNorm(feed_forward())])
+
+
+def ends() -> dict[str, nn.Module]:
+    return {"first": nn.Linear(4, 8), "last": nn.Linear(8, 2)}
+
+
+def branches() -> dict[str, tuple[nn.Module, list[str]]]:
+    def layer(norm_first: bool) -> nn.Module:
+        return nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=norm_first)
+
+    norm = nn.LayerNorm(8)
+    return {
+        "in the model": (
+            Net(in_the_model, layers=nn.ModuleList([pair(), pair()]), **ends()),
+            ["layers.0.0", "layers.0.1", "layers.1.0", "layers.1.1"],
+        ),
+        "parallel": (Net(parallel, norm=norm, attend=Attention(), feed=feed_forward(), **ends()), ["attend", "feed"]),
+        "scaled": (Net(scaled, norm=norm, attend=Attention(), scale=torch.full((8,), 0.1), **ends()), ["attend"]),
+        "norm after the sum": (
+            nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer(False), 2), nn.Linear(8, 2)),
+            ["1.layers.0.self_attn", "1.layers.1.self_attn"],
+        ),
+        "norm before": (
+            nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer(True), 2, enable_nested_tensor=False),
+                          nn.Linear(8, 2)),
+            ["1.layers.0", "1.layers.1"],
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", branches())
+def test_branches_give_zeros(name: str) -> None:
+    model, blocks = branches()[name]
+    structure = traced(model, vectors(2, 5, 4))
+    assert [b.name for b in structure.blocks] == blocks, structure.notes
+
+
+def test_decoder_layers_lose_either_attention() -> None:
+    model = nn.Transformer(8, 2, 1, 1, 12, batch_first=True)
+    blocks = [b.name for b in traced(model, (torch.randn(2, 5, 8), torch.randn(2, 3, 8))).blocks]
+    assert blocks == [f"{p}.layers.0.{a}" for p, a in (("encoder", "self_attn"), ("decoder", "self_attn"),
+                                                       ("decoder", "multihead_attn"))]  # fmt: skip
+
+
+def half_a_branch(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    return m.last(x + m.down(F.relu(m.up(x))))
+
+
+def another_path(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    return m.last(m.a(x) + m.b(x))
+
+
+def a_skip_connection(m: Any, x: Tensor) -> Tensor:
+    x = m.first(x)
+    return m.last(x + F.interpolate(m.inner(F.avg_pool2d(x, 2)), scale_factor=2))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (Net(half_a_branch, up=nn.Linear(8, 12), down=nn.Linear(12, 8), **ends()), vectors(2, 5, 4)),
+        (Net(another_path, first=unit(3, 6), a=conv(6, 6), b=conv(6, 6), last=conv(6, 2)), image()),
+        (Net(a_skip_connection, first=unit(3, 6), inner=conv(6, 6), last=conv(6, 2)), image()),
+    ],
+    ids=["half a branch", "two branches and no residual", "resized after the module"],
+)
+def test_what_is_no_residual_branch_is_no_block(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    assert traced(model, inputs).blocks == ()
+
+
+def test_zeros_follow_the_width_of_the_stream() -> None:
+    """A stream that may shrink, and a branch whose input has another width of the same size."""
+    stream = Net(lambda m, x: m.last((y := m.first(x)) + m.branch(y)), first=unit(3, 6),
+                 branch=nn.Sequential(unit(6, 5), conv(5, 6)), last=conv(6, 2))  # fmt: skip
+    structure = traced(stream, image())
+    assert [b.name for b in structure.blocks] == ["branch"]
+    assert sorted(g.size for g in structure.groups) == [5, 6]
+    other = Net(lambda m, x: m.last((y := m.first(x)) + m.branch(m.narrow(y).relu())), first=unit(3, 6),
+                narrow=nn.BatchNorm2d(6), branch=conv(6, 6), last=conv(6, 2))  # fmt: skip
+    assert [b.name for b in traced(other, image()).blocks] == ["branch"]
+    mixed = Net(lambda m, x: m.last(m.branch(m.before(y := m.first(x))) + y), first=unit(3, 6),
+                before=unit(6, 6), branch=conv(6, 6), last=conv(6, 2))  # fmt: skip
+    assert traced(mixed, image()).blocks == (), "a layer before it belongs to the branch"
+
+
+# ---- taking out, bringing back, saving, exporting ------------------------------------------------------------------
+
+
+def skipped(model: nn.Module, store: apical.DormantStore | None = None) -> tuple[nn.Module, apical.Structure]:
+    generic_(model)
+    structure = apical.trace(model, torch.randn(2, 5, 4, dtype=torch.float64))
+    small = copy.deepcopy(model)
+    apical.resize_(small, structure, {}, [b.name for b in structure.blocks][:2], store=store)
+    assert any(isinstance(m, StandIn) for m in small.modules())
+    return small, structure
+
+
+def stacks() -> dict[str, nn.Module]:
+    return {
+        "records": Stack(*CALLS["a record"]),
+        "named tuples": Stack(*CALLS["a named tuple"]),
+        "tuples": Stack(*CALLS["the cache again"]),
+        "zeros": branches()["in the model"][0],
+    }
+
+
+@pytest.mark.parametrize("name", stacks())
+def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    model, x = stacks()[name], torch.randn(3, 5, 4, dtype=torch.float64)
+    small, _ = skipped(model)
+    apical.save(small, tmp_path)
+    loaded = apical.load(stacks()[name].double().eval(), tmp_path)
+    assert torch.equal(loaded(x), small(x))
+    assert str(loaded) == str(small)
+    again = apical.load(stacks()[name].double().eval(), apical.save(loaded, tmp_path / "again"))
+    assert torch.equal(again(x), small(x))
+
+
+def test_brought_back_bit_for_bit() -> None:
+    model, store = branches()["in the model"][0], apical.DormantStore()
+    small, structure = skipped(model, store)
+    apical.resize_(small, structure, {}, store=store)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in small.state_dict().items())
+    assert not any(isinstance(m, StandIn) for m in small.modules())
+
+
+def test_types_that_are_not_imported_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, _ = skipped(stacks()["records"])
+    apical.save(small, tmp_path)
+    monkeypatch.delattr(sys.modules[__name__], "Record")
+    with pytest.raises(LoadError, match=r"no named tuple or dataclass dictionary of an imported module"):
+        apical.load(stacks()["tuples"].double(), tmp_path)
+
+
+@pytest.mark.parametrize("data", [
+    {"kind": "call", "position": 0}, {"kind": "input"}, {"kind": "input", "position": -1},
+    {"kind": "dict", "keys": ["a"]}, {"kind": "value", "value": []}, {"kind": "record", "value": "os:system"},
+    {"kind": "record", "value": "builtins:dict"},
+])  # fmt: skip
+def test_a_damaged_description_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"no stand-in returns|no named tuple"):
+        Returned.from_dict(data)
+
+
+def test_exported(tmp_path: Path) -> None:
+    for name in ("tuples", "zeros"):
+        small, _ = skipped(stacks()[name])
+        x = torch.randn(2, 5, 4)
+        assert export_pt2(small.float(), x, tmp_path / "m.pt2", batch_dim=None).difference <= 1e-5
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        assert export_onnx(small.float(), x, tmp_path / "m.onnx", batch_dim=None).difference <= 1e-5
