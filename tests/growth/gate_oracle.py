@@ -34,8 +34,8 @@ class GatedTemplate:
         self.model = _full_size(template, grower)
         self.effective = {n: p.detach().clone() for n, p in self.model.named_parameters()}  # what the live network has
 
-    def _gates(self, gates: Tensor) -> list[tuple[str, Tensor]]:
-        """Factors of each gated parameter, shaped to multiply it."""
+    def _gates(self, gates: Tensor, shifts: bool = True) -> list[tuple[str, Tensor]]:
+        """Factors of each gated parameter, shaped to multiply it; of the last shift of a block only if ``shifts``."""
         found, offset = [], 0
         for group in self.structure.groups:
             for part in group.gate_site:
@@ -54,9 +54,12 @@ class GatedTemplate:
         return found
 
     def products(self, loss: Callable[[Any], Tensor]) -> Tensor:
-        """∂L/∂m at m = 1 by autograd; the loss is a function of something that is called like the model."""
+        """∂L/∂m at m = 1 by autograd, where blocks keep their last shift.
+
+        The loss is a function of something that is called like the model.
+        """
         gates = self.live.to(torch.float64).requires_grad_()
-        return torch.autograd.grad(self._loss(loss, self.effective, gates), gates)[0] * self.live
+        return torch.autograd.grad(self._loss(loss, self.effective, gates, shifts=False), gates)[0] * self.live
 
     def score_gradient(self, loss: Callable[[Any], Tensor]) -> Tensor:
         """∂L/∂s by autograd, with gates q σ(β s): the scores and temperatures are those of the paper's version."""
@@ -67,9 +70,11 @@ class GatedTemplate:
                 theta[name] = theta[name] / gate
         return torch.autograd.grad(self._loss(loss, theta, self.live * torch.sigmoid(beta * scores)), scores)[0]
 
-    def _loss(self, loss: Callable[[Any], Tensor], theta: dict[str, Tensor], gates: Tensor) -> Tensor:
+    def _loss(
+        self, loss: Callable[[Any], Tensor], theta: dict[str, Tensor], gates: Tensor, shifts: bool = True
+    ) -> Tensor:
         gated = dict(theta)
-        for name, gate in self._gates(gates):
+        for name, gate in self._gates(gates, shifts):
             gated[name] = gated[name] * gate
         return loss(lambda *inputs: functional_call(self.model, gated, inputs))
 

@@ -35,7 +35,8 @@ def test_the_networks_are_those_of_a_real_run(tmp_path: Path, utility: str) -> N
     assert paper == real if utility == "random" else paper == pytest.approx(real, rel=0.05)
     fraction = result.summary["train_macs_fraction"]
     assert found.totals["train_macs_fraction"] == pytest.approx(fraction, rel=1e-9 if utility == "random" else 0.05)
-    assert found.epochs[-1]["num_params"] == pytest.approx(result.summary["num_params"], rel=0.05)
+    if utility == "random":  # else training decides where the units are, which a budget of MACs leaves open
+        assert found.epochs[-1]["num_params"] == result.summary["num_params"]
 
 
 def test_activations_are_counted_as_autograd_keeps_them() -> None:
