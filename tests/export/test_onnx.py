@@ -108,7 +108,7 @@ def test_a_difference_beyond_the_tolerance_writes_nothing(tmp_path: Path) -> Non
 def test_wrong_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"no dimension 3"):
         export_onnx(nn.Linear(2, 2), torch.ones(1, 2), tmp_path / "a.onnx", batch_dim=3)
-    with pytest.raises(ExportError, match=r"tuple of tensors, got \['int'\]"):
+    with pytest.raises(ExportError, match=r"tuple or dict of tensors, got \['int'\]"):
         export_pt2(nn.Linear(2, 2), (3,), tmp_path / "a.pt2")  # type: ignore[arg-type]
     with pytest.raises(ApicalError, match=r"pass the inner \.module"):
         export_onnx(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2), tmp_path / "a.onnx")

@@ -209,4 +209,4 @@ def test_the_demo_meets_its_budget_and_learns_the_digits(tmp_path: Path) -> None
     result = do(apply_settings(get_recipe("digits"), ["device=cpu"]), tmp_path)
     assert result.summary["test_accuracy"] >= 0.97
     assert result.summary["macs_fraction"] == pytest.approx(0.5, rel=0.01)
-    assert result.history[0]["macs_fraction"] <= 0.13
+    assert result.history[0]["macs_fraction"] <= 0.15
