@@ -39,7 +39,7 @@ def prepared(**options: Any) -> tuple[nn.Module, torch.optim.Optimizer, Grower]:
     """A small residual network in float64 that has just been seeded."""
     model = built("residual").double()
     optimizer = sgd(model, **options.pop("sgd", {}))
-    defaults = {"growth_end": 0.75}
+    defaults = {"growth_end": 0.75} | ({} if "config" in options else {"seed_style": "thin"})
     return model, optimizer, grown("residual", model, optimizer, **(defaults | options))
 
 

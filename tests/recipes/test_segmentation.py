@@ -144,7 +144,8 @@ def test_memory_or_files_is_the_same_run(folder: Path, tmp_path: Path) -> None:
 def test_growing_from_a_trained_network_keeps_its_strongest_channels(folder: Path, tmp_path: Path) -> None:
     do(tiny(folder, "method=dense", "epochs=1", "pictures=0"), tmp_path / "dense")
     weights = tmp_path / "dense" / "model.safetensors"
-    settings = (f"model.initial_weights={weights}", "seed_style=pretrained", "seed_fraction=0.3", "pictures=0")
+    settings = (f"model.initial_weights={weights}", "seed_style=pretrained", "seed_fraction=0.3", "pictures=0",
+                "growth.interval_unit=epochs")  # fmt: skip
     result = do(tiny(folder, *settings, "epochs=3"), tmp_path / "grown")
     assert 0.49 <= result.summary["macs_fraction"] <= 0.505
     assert result.history[0]["macs_fraction"] < 0.2

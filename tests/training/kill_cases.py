@@ -38,7 +38,9 @@ def go_on(folder: Path, training: Any = None) -> Any:
 
     return train(
         build(),
-        lambda model, optimizer, copies: grower(model, optimizer, copies, epochs=EPOCHS, growth_end=0.9, damping=1.0),
+        lambda model, optimizer, copies: grower(
+            model, optimizer, copies, epochs=EPOCHS, growth_end=0.9, damping=1.0, utility="random"
+        ),
         Loaders(training or loader(True, augment=True), loader(False)),
         config(), folder, resume=(folder / "config.json").exists(), progress=QuietProgress(sys.stdout),
     )  # fmt: skip
