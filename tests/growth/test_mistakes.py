@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+import apical
 from apical import Grower
 from apical.errors import CheckpointError, ConfigError, ResizeError
 from apical.growth import ScsConfig
@@ -261,3 +262,53 @@ def test_an_epoch_may_end_in_inference_mode() -> None:
     grower.finish()
     assert not any(p.is_inference() for p in model.parameters())
     step(model, optimizer, "mlp", 9)
+
+
+def test_a_layer_that_was_replaced_is_told_once_and_can_be_added() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    grower = Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6)
+    inputs, labels = torch.randn(32, 4), torch.randint(3, (32,))
+
+    def epoch() -> None:
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        grower.end_epoch()
+
+    epoch()
+    model[2] = nn.Linear(model[2].in_features, 3)
+    with pytest.warns(UserWarning, match=r"2\.weight, 2\.bias.*not trained.*extend"):
+        epoch()
+    epoch()  # told once
+    optimizer.param_groups[0]["params"].extend(model[2].parameters())
+    before = model[2].bias.detach().clone()
+    epoch()
+    assert not torch.equal(model[2].bias, before)
+
+
+def test_a_model_that_is_already_small_is_not_taken_for_the_largest() -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6)
+    sizes = [p.shape for p in model.parameters()]
+    with pytest.raises(ConfigError, match=r"already shrunk.*anew.*structure="):
+        Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6)
+    assert [p.shape for p in model.parameters()] == sizes
+    structure = apical.trace(model, torch.zeros(1, 4))
+    assert Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6, structure=structure).structure is structure
+
+
+@pytest.mark.parametrize("how", ["batch norm", "optimizer"])
+def test_a_trained_model_is_not_shrunk_without_a_word(how: str) -> None:
+    norm: nn.Module = nn.BatchNorm1d(64) if how == "batch norm" else nn.Identity()
+    model = nn.Sequential(nn.Linear(4, 64), norm, nn.ReLU(), nn.Linear(64, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    if how == "batch norm":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=f"have been trained .*{how.split()[0]}.*pretrained"):
+        Grower(model, optimizer, torch.zeros(2, 4), "50% macs", 6)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +32,20 @@ from apical.growth._usage import (
     refuse_lost_weights,
     warn_of_another_optimizer,
     warn_of_more_epochs,
+    warn_of_replaced,
+    warn_of_trained,
     warn_of_unfinished,
     warn_of_untrained,
 )
 from apical.resizing import DormantStore, Selection, TemplateMap, check_kinds, check_state, resize_, resize_state, trace
 from apical.structure import Call, ExampleInputs, Structure
+
+_SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
+_AGAIN = (
+    "an earlier Grower has already shrunk this model, which a new one would take for the largest network. Build the "
+    "model anew (in a notebook, run its cell again), or pass structure=apical.trace(model, example_inputs) if its "
+    "present size is meant to be the largest."
+)
 
 
 class Grower:
@@ -112,6 +122,8 @@ class Grower:
         inputs: Any = Call.of(example_inputs)
         self._optimizers = _optimizers(optimizer)
         check_kinds(self._optimizers)
+        if structure is None and model in _SHRUNK:
+            raise ConfigError(_AGAIN)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
@@ -131,8 +143,12 @@ class Grower:
         self._changes = no_changes()
         self._fixed = fixed_parameters(model, self._optimizers)
         untrained = [n for n, p in model.named_parameters() if p.requires_grad and n in self._fixed]
+        if getattr(self.config, "seed_style", "") != "pretrained":
+            warn_of_trained(model, self._optimizers)
         self._apply(first)
+        _SHRUNK.add(model)
         warn_of_untrained(untrained)
+        self._untrained = set(untrained)  # that have been warned of
         self._unchecked = set() if self.frozen else set(range(len(self._optimizers)))  # of which no step was seen
         self._steps = StepWatch(self._optimizers, self._observe, self._stepped)
 
@@ -156,7 +172,8 @@ class Grower:
                 "end_epoch without any end_step: with interval_unit='steps' the network changes between steps; call "
                 "grower.end_step() after every optimizer step, or set interval_unit='epochs'"
             )
-        warn_of_another_optimizer(self.model, self._optimizers, self._steps.count)
+        if not warn_of_another_optimizer(self.model, self._optimizers, self._steps.count):
+            self._warn_of_replaced()
         self._updates.write_back()
         record = epoch_record(self.structure, self._selection(), self.epoch, self.target_load)
         if self._spent_steps:
@@ -330,6 +347,12 @@ class Grower:
         if index in self._unchecked and optimizer.state:
             check_state(optimizer, {id(p): name for name, p in self.model.named_parameters()})
             self._unchecked.discard(index)
+
+    def _warn_of_replaced(self) -> None:
+        fixed = fixed_parameters(self.model, self._optimizers)
+        names = [n for n, p in self.model.named_parameters() if p.requires_grad and n in fixed]
+        warn_of_replaced([n for n in names if n not in self._untrained])
+        self._untrained.update(names)
 
     def _worth(self) -> dict[str, float]:
         return {name: round(value, 3) for name, value in self._controller.relative.items()}

@@ -25,13 +25,44 @@ def warn_of_untrained(names: Sequence[str]) -> None:
         )
 
 
-def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer], steps: int) -> None:
+def warn_of_replaced(names: Sequence[str]) -> None:
+    """Warn of parameters that have come to want a gradient since the Grower was made, and that no optimizer holds."""
+    if names:
+        warnings.warn(
+            f"no optimizer of the Grower holds {len(names)} parameters that it held or that wanted no gradient before: "
+            f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}. They are not trained. If a layer was replaced or "
+            "unfrozen, add its parameters: optimizer.param_groups[0]['params'].extend(layer.parameters()).",
+            stacklevel=CALLER,
+        )
+
+
+def warn_of_trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Warn if a model that seems to have been trained is about to lose most of what it has learned."""
+    counted = any(
+        isinstance(m, nn.modules.batchnorm._NormBase)
+        and m.num_batches_tracked is not None
+        and int(m.num_batches_tracked) > 0
+        for m in model.modules()
+    )
+    # Adagrad has a state from the start, whose steps are still 0
+    stepped = any(float(state.get("step", 1)) > 0 for o in optimizers for state in o.state.values())
+    if counted or stepped:
+        why = "its batch norms have counted batches" if counted else "its optimizer has a state"
+        warnings.warn(
+            f"this model seems to have been trained ({why}), and growth starts from a small seed of it, with units "
+            'that are chosen by chance. To keep the strongest, pass seed_style="pretrained".',
+            stacklevel=CALLER,
+        )
+
+
+def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer], steps: int) -> bool:
     """Warn if there are gradients, so that something was trained, and none of the optimizers has stepped.
 
     Where gradients are not finite, a gradient scaler may have skipped all steps.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None] if steps == 0 else []
-    if gradients and all(bool(g.isfinite().all()) for g in gradients):
+    found = bool(gradients) and all(bool(g.isfinite().all()) for g in gradients)
+    if found:
         names = ", ".join(type(o).__name__ for o in optimizers)
         warnings.warn(
             f"the model has gradients, but the Grower's optimizer ({names}) has not stepped in this epoch. An "
@@ -39,6 +70,7 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
             "has replaced, and trains nothing. Make it before the Grower, from model.parameters(), and pass it.",
             stacklevel=CALLER,
         )
+    return found
 
 
 def refuse_lost_weights(model: nn.Module) -> None:
