@@ -334,3 +334,15 @@ def test_exported(tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
         assert export_onnx(small.float(), x, tmp_path / "m.onnx", batch_dim=None).difference <= 1e-5
+
+
+def test_what_feeds_a_branch_that_is_left_out_keeps_a_gradient_of_zero() -> None:
+    """Data-parallel training waits for the gradient of every parameter."""
+    x = torch.randn(2, 3, requires_grad=True)
+    zeros = Returned("zeros", 0).build((x,), {})
+    (x.sum() + zeros.sum()).backward()
+    assert torch.equal(zeros, torch.zeros(2, 3))
+    (grad,) = torch.autograd.grad(Returned("zeros", 0).build((x,), {}).sum(), x)
+    assert torch.equal(grad, torch.zeros(2, 3))
+    with torch.no_grad():
+        assert Returned("zeros", 0).build((x,), {}).grad_fn is None

@@ -40,7 +40,10 @@ class Returned:
         """What is returned to a caller that gives these arguments."""
         if self.kind in ("input", "zeros"):
             given = self._argument(args, kwargs)
-            return given if self.kind == "input" else torch.zeros_like(given)
+            if self.kind == "input":
+                return given
+            # what made the argument (a norm in the parent) keeps a gradient, of zero: data-parallel training waits for it
+            return given * 0 if torch.is_grad_enabled() and given.requires_grad else torch.zeros_like(given)
         if self.kind == "value":
             return self.value
         items = [item.build(args, kwargs) for item in self.items]
