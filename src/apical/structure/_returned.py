@@ -42,7 +42,7 @@ class Returned:
             given = self._argument(args, kwargs)
             if self.kind == "input":
                 return given
-            # what made the argument (a norm in the parent) keeps a gradient, of zero: data-parallel training waits for it
+            # what made the argument keeps a gradient, of zero: data-parallel training waits for it
             return given * 0 if torch.is_grad_enabled() and given.requires_grad else torch.zeros_like(given)
         if self.kind == "value":
             return self.value
