@@ -306,7 +306,8 @@ def test_a_trained_model_is_not_shrunk_without_a_word(how: str) -> None:
     norm: nn.Module = nn.BatchNorm1d(64) if how == "batch norm" else nn.Identity()
     model = nn.Sequential(nn.Linear(4, 64), norm, nn.ReLU(), nn.Linear(64, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.randn(8, 4)).sum().backward()
+    for _ in range(20):
+        model(torch.randn(8, 4)).sum().backward()
     optimizer.step()
     if how == "batch norm":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

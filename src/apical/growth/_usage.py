@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from apical.errors import TrainingError
 
 CALLER = 3  # of the Grower's method: whose line the warning shows
+TRAINED = 20  # batches that a batch norm has counted: fewer may have been tried out on a new model
 
 
 def warn_of_untrained(names: Sequence[str]) -> None:
@@ -41,7 +42,7 @@ def warn_of_trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     counted = any(
         isinstance(m, nn.modules.batchnorm._NormBase)
         and m.num_batches_tracked is not None
-        and int(m.num_batches_tracked) > 0
+        and int(m.num_batches_tracked) >= TRAINED
         for m in model.modules()
     )
     # Adagrad has a state from the start, whose steps are still 0
