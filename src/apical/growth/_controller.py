@@ -135,15 +135,19 @@ class Controller:
         else:
             self._draw_utilities()
         counts = [len(present.keep[g.name]) for g in self.terms.structure.groups]
-        found, skip = self._plan(counts, tuple(sorted(present.skip)))
+        found, skip, wanted = self._plan(counts, tuple(sorted(present.skip)))
         # beyond its limits a width would have to come all the way back before it moves again
         bounds = (self.terms.limits.least, self.terms.limits.most)
         least, most = (torch.tensor(n, dtype=torch.float64, device="cpu") for n in bounds)
-        self.widths = (self._wanted * exp(found.shift)).clamp(least, most)
+        self.widths = (wanted * exp(found.shift)).clamp(least, most)
         return self._choice(found, skip)
 
-    def _plan(self, counts: Sequence[int], skip: tuple[str, ...]) -> tuple[Widths, tuple[str, ...]]:
-        """Blocks, then widths, then the weight of each limit, until the limits are used up together."""
+    def _plan(self, counts: Sequence[int], skip: tuple[str, ...]) -> tuple[Widths, tuple[str, ...], Tensor]:
+        """Blocks, then widths, then the weight of each limit, until the limits are used up together.
+
+        Returns:
+            The network, the blocks left out, and the real-valued widths before the common factor  # (groups,)
+        """
         bound, limits = self.terms.bound, self.terms.limits
         values = self._unit_values()
         for _ in range(len(self.multipliers) * 6 - 5):  # once where there is one limit
@@ -157,13 +161,13 @@ class Controller:
                 if value is not None and price > 0
             }
             chosen = self._blocks(counts, skip, found.mean)
-            self._wanted = torch.tensor(
+            wanted = torch.tensor(
                 moved(self.widths.tolist(), found.relative, self.config.damping, self.config.max_change),
                 dtype=torch.float64, device="cpu",
             )  # fmt: skip
-            fitted = fit(bound, limits, self._wanted.tolist(), chosen, self.target_load, exact=self.frozen)
+            fitted = fit(bound, limits, wanted.tolist(), chosen, self.target_load, exact=self.frozen)
             self._weigh(bound.loads(self._by_name(fitted.counts), chosen))
-        return fitted, chosen
+        return fitted, chosen, wanted
 
     def _weigh(self, loads: Sequence[float]) -> None:
         """λ of each limit: the more of it is used compared with the others, the more it counts; their sum is 1."""
