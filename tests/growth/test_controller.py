@@ -57,7 +57,7 @@ def step(controller: AnyController, done: int, present: Choice, squares: torch.T
         c.buffer.copy_(torch.where(c.live, 1.0 if squares is None else squares, 0.0))
         c.steps.fill_(1.0)
     controller.end_epoch()
-    following = controller.next(done, done, Selection(present.keep, present.skip))
+    following = controller.next(done, Selection(present.keep, present.skip))
     enter(controller, following)
     return following
 
@@ -193,8 +193,8 @@ def test_a_choice_that_was_taken_back_is_made_again(model: nn.Module, structure:
     c.buffer.copy_(torch.where(c.live, torch.linspace(1, 2, len(c.live), dtype=torch.float64), 0.0))
     c.steps.fill_(2.0)
     state, mark = copy.deepcopy(controller.state_dict()), controller.mark()
-    chosen = controller.next(2, 2, Selection(present.keep, present.skip))
+    chosen = controller.next(2, Selection(present.keep, present.skip))
     assert str(controller.state_dict()) != str(state)
     controller.rewind(mark)
     assert str(controller.state_dict()) == str(state)
-    assert controller.next(2, 2, Selection(present.keep, present.skip)) == chosen
+    assert controller.next(2, Selection(present.keep, present.skip)) == chosen

@@ -181,7 +181,7 @@ class Grower:
         with self._undone_on_error():
             self._controller.end_epoch()
             if self.config.interval_unit == "epochs":
-                self._restructure_at(self.epoch + 1, self.epoch + 1)
+                self._restructure_at(self.epoch + 1)
         self.epoch += 1
         self._spent_steps, self._spent_macs = 0, 0
         record = cast(EpochRecord, {**record, **self._changes, "worth": self._worth(), "next_load": self.target_load})
@@ -206,7 +206,7 @@ class Grower:
         before = self._selection()
         if self.config.interval_unit == "steps":
             with self._undone_on_error():
-                self._restructure_at(self._step + 1, self.epoch)
+                self._restructure_at(self._step + 1)
         self._step += 1
         self._spent_steps += 1
         self._spent_macs += self.structure.macs(before.keep, before.skip)
@@ -284,14 +284,14 @@ class Grower:
             self._controller.rewind(mark)
             raise
 
-    def _restructure_at(self, done: int, epoch: int) -> None:
-        """Restructure if it is time after this many epochs (or steps), of which ``epoch`` epochs are whole."""
+    def _restructure_at(self, done: int) -> None:
+        """Restructure if it is time after this many epochs (or steps)."""
         if not self._controller.due(done):
             return
         start = time.perf_counter()
         refuse_lost_weights(self.model)
         self._updates.write_back()
-        changes = self._apply(self._controller.next(done, epoch, self._selection()))
+        changes = self._apply(self._controller.next(done, self._selection()))
         changes["restructure_seconds"] = time.perf_counter() - start
         self._changes = add_changes(self._changes, changes)
 

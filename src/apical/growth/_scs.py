@@ -174,15 +174,13 @@ class ScsController:
         """Whether it is time to restructure, after this many epochs or steps."""
         return not (done % self.config.interval or done >= self._length or self.frozen)
 
-    def next(self, done: int, epoch: int, present: Selection) -> Choice:
+    def next(self, done: int, present: Selection) -> Choice:
         """The network to go on with.
 
         Args:
             done: epochs or steps that are over, in the unit of ``config.interval``.
-            epoch: epochs that are over.
             present: the network so far.
         """
-        del epoch
         self.frozen = is_last(self.config, done, self._length, self.config.interval)
         self.target_load = 1.0 if self.frozen else scheduled_load(self.config, done / self._length, self._seed_load)
         c = self.components
