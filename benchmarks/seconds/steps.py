@@ -15,8 +15,9 @@ from torch.nn import functional as F
 import apical
 from apical.baselines import Final
 from apical.errors import ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, require_trusted, task_kind
-from apical.recipes._simulate import data_facts
+from apical.recipes import RunConfig, apply_settings, get_recipe, task_kind
+from apical.runs import read_config, require_trusted
+from apical.runs._simulate import data_facts
 from apical.structure import Structure
 from apical.training import TrainingConfig, assumed_amp, autocast, build_optimizer
 from benchmarks.seconds.spread import along_epochs, finish

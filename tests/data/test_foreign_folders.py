@@ -15,8 +15,8 @@ import pytest
 import apical
 from apical.data import ParquetImages, load_images, open_voc, read_corpus
 from apical.errors import ApicalError, DataError
-from apical.recipes import read_config
 from apical.reporting import read_run
+from apical.runs import read_config
 from apical.training import load_checkpoint
 from data.layout_writers import (
     encode,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from apical.errors import ConfigError
-from apical.recipes import read_config, run
-from apical.recipes._simulate import data_facts
+from apical.runs import read_config, run
+from apical.runs._simulate import data_facts
 from apical.training import Interrupted
 from recipes.test_run import StopAfter, do, tiny
 

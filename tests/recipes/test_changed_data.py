@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError
-from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, run
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import read_config, run
 from apical.training import Checkpoint, load_checkpoint, save_checkpoint
 from photo_folder import write_image_folder
 from recipes.test_run import StopAfter, do, tiny

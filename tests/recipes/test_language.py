@@ -14,7 +14,8 @@ import apical
 from apical.cli import main
 from apical.data import read_corpus
 from apical.errors import ConfigError, DataError
-from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, load_serving, read_config, run
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import load_run, load_serving, read_config, run
 from apical.training import TrainingResult, lr_factor, make_progress
 
 RECIPES = ("ptb-lstm-small", "ptb-lstm-large", "wikitext2-lstm")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from apical.errors import ConfigError
-from apical.recipes import apply_settings, get_recipe, logger_factory, run
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import logger_factory, run
 from apical.training import make_progress
 
 TINY = ["data.path=synthetic", "limit=64", "batch_size=32", "epochs=2", "model.depth=8", "model.width=4", "device=cpu"]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError, ConfigError
-from apical.recipes import apply_settings, get_recipe, methods, read_config, resolve_method, run, setting_types
-from apical.recipes._final import epochs_for_macs
+from apical.recipes import apply_settings, get_recipe, setting_types
 from apical.recipes._settings import reproducing_command
+from apical.runs import methods, read_config, resolve_method, run
+from apical.runs._final import epochs_for_macs
 from recipes.test_run import StopAfter, do, tiny
 
 CARDS = Path(__file__).resolve().parents[2] / "docs" / "methods"

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from apical.errors import TrainingError
 from apical.models import LSTMLanguageModel
+from apical.recipes import LanguageModelling
 from apical.training import (
-    LanguageModelling,
     Loaders,
     OptimizerConfig,
     PlainMethod,

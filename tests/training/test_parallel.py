@@ -19,7 +19,7 @@ from torch import nn
 from apical.data import ImageLoader, RandomCrop, RandomFlip, synthetic_images
 from apical.errors import ConfigError
 from apical.growth._observer import add_at_
-from apical.recipes._stream import StreamLoader
+from apical.recipes.tasks.classification._stream import StreamLoader
 from apical.training import OptimizerConfig, Processes, TrainingConfig, processes, resolve_device
 from apical.training._parallel import Replica, fingerprint
 from fork_server import Ended, ForkServer, fork_server

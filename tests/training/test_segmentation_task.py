@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apical.errors import ConfigError
-from apical.training import ScheduleConfig, Segmentation, TrainingConfig, class_iou, confusion, evaluate, lr_factor
+from apical.recipes.tasks.segmentation import Segmentation, class_iou, confusion
+from apical.training import ScheduleConfig, TrainingConfig, evaluate, lr_factor
 
 
 def labels(shape: tuple[int, ...], classes: int = 5, ignored: float = 0.2) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 import apical
 from apical.recipes import apply_settings, get_recipe, task_kind
-from apical.recipes._simulate import data_facts
+from apical.runs._simulate import data_facts
 from apical.training import build_optimizer
 from benchmarks.seconds.findings import Findings
 from benchmarks.seconds.spread import of, ratio, spread, take_turns

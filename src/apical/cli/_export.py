@@ -46,7 +46,7 @@ def export_command(
     from torch.utils._pytree import tree_map
 
     from apical.export import export_onnx, export_pt2, export_safetensors
-    from apical.recipes import load_serving
+    from apical.runs import load_serving
 
     torch.manual_seed(0)
     model, full_model, call = load_serving(run, trust_code=trust_code)

@@ -16,7 +16,7 @@ from apical.errors import ConfigError
 
 if TYPE_CHECKING:
     from apical.budget import DeviceTable
-    from apical.recipes._simulate import Simulation
+    from apical.runs._simulate import Simulation
 
 
 @click.command("simulate")
@@ -50,7 +50,7 @@ def simulate_command(recipe: str, as_json: bool, every: int | None, **options: A
       apical simulate cifar10-resnet20 --measure --write-table this-machine.json
     """
     from apical.recipes import apply_settings, get_recipe
-    from apical.recipes._simulate import data_facts, simulate
+    from apical.runs._simulate import data_facts, simulate
 
     if options["write_table"] is not None and not options["measure"]:
         raise ConfigError("--write-table keeps what --measure measures; add --measure")
@@ -79,7 +79,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | None:
     from apical.budget import DeviceTable
-    from apical.recipes._simulate import measure_table
+    from apical.runs._simulate import measure_table
     from apical.training import resolve_device
 
     if options["measure"]:

@@ -88,7 +88,7 @@ def train_command(
     if options.pop("list_settings"):
         _list_settings(recipe, options["config_file"])
         return
-    from apical.recipes import logger_factory
+    from apical.runs import logger_factory
 
     config, out = _resumed(recipe, resume, options) if resume is not None else _started(recipe, options)
     if options["save_config"] is not None:
@@ -112,7 +112,7 @@ def train_command(
 
 def _again(config: RunConfig, out: Path) -> str:
     """The command that goes on with a run."""
-    from apical.recipes import names_foreign_code
+    from apical.runs import names_foreign_code
 
     return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
 
@@ -125,7 +125,7 @@ def _found_again(out: Path, options: dict[str, Any]) -> bool:
 
 
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
-    from apical.recipes import run
+    from apical.runs import run
     from apical.training import Interrupted
 
     try:
@@ -144,7 +144,8 @@ def _run(config: RunConfig, out: Path, **options: Any) -> None:
 
 
 def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Path]:
-    from apical.recipes import get_recipe, read_config_file, require_trusted
+    from apical.recipes import get_recipe, read_config_file
+    from apical.runs import require_trusted
 
     file = options["config_file"]
     if recipe is not None and file is not None:
@@ -175,7 +176,7 @@ def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
 
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
-    from apical.recipes import read_config, require_trusted
+    from apical.runs import read_config, require_trusted
 
     spelt = {"settings": "set", "config_file": "config"}
     given = [f"--{spelt.get(name, name).replace('_', '-')}" for name in _NOT_WITH_RESUME if options[name]]

@@ -14,7 +14,6 @@ from apical.training._describe import describe_device, versions
 from apical.training._epoch import EpochStats, EvalStats, apply_memory_format_, autocast, evaluate, train_one_epoch
 from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard
-from apical.training._language import LanguageModelling
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger, require_tensorboard
 from apical.training._memory import peak_memory_mib
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
@@ -34,7 +33,6 @@ from apical.training._random import deterministic_algorithms, random_state, seed
 from apical.training._results import Loaders, TrainingResult
 from apical.training._run import train
 from apical.training._run_folder import RunFolder, plain, write_text, writing
-from apical.training._segmentation import Segmentation, class_iou, confusion
 from apical.training._task import BatchResult, Classification, Metric, StreamTask, Task, task_facts
 
 __all__ = [
@@ -48,7 +46,6 @@ __all__ = [
     "GrowthMethod",
     "InterruptGuard",
     "Interrupted",
-    "LanguageModelling",
     "Loader",
     "Loaders",
     "Logger",
@@ -66,7 +63,6 @@ __all__ = [
     "RoomyMethod",
     "RunFolder",
     "ScheduleConfig",
-    "Segmentation",
     "StepwiseMethod",
     "StreamTask",
     "Task",
@@ -81,8 +77,6 @@ __all__ = [
     "build_optimizer",
     "check_same_everywhere",
     "check_same_run",
-    "class_iou",
-    "confusion",
     "describe_device",
     "deterministic_algorithms",
     "epoch_train_macs",

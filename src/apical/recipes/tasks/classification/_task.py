@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apical.recipes._config import DataConfig, ModelConfig
-from apical.recipes._data import prepare_data
-from apical.recipes._model import build_model, check_outputs
-from apical.recipes._tasks import Facts, Prepared, TaskKind, register_task
+from apical.recipes._model import ModelConfig, build_model, check_outputs
+from apical.recipes._task_kind import Facts, Prepared, TaskKind, register_task
+from apical.recipes.tasks.classification._data import DataConfig, prepare_data
 from apical.training import Classification, TrainingConfig
 
 

@@ -14,9 +14,9 @@ from apical._reading import read_text
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import choose_divisor
-from apical.recipes._config import RunConfig
-from apical.recipes._methods import growth_settings
-from apical.recipes._tasks import Facts, task_kind
+from apical.recipes import RunConfig
+from apical.runs._methods import growth_settings
+from apical.recipes import Facts, task_kind
 from apical.resizing import trace
 from apical.training import apply_memory_format_, autocast, processes, resolve_device
 

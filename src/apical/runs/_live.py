@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from apical._reading import read_text
 from apical.errors import ConfigError
-from apical.recipes._fields import nearest
-from apical.recipes._model import import_callable
-from apical.recipes._template import template_facts
+from apical._checks import nearest
+from apical.recipes import import_callable
+from apical.runs._template import template_facts
 from apical.reporting import growth_pixels
 from apical.training import (
     GrowthMethod,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apical.data import VocSplit, import_optional
-from apical.training import class_iou, confusion, write_text
+from apical.recipes.tasks.segmentation._loss import class_iou, confusion
+from apical.training import write_text
 
 FOLDER = "pictures"
 _LARGEST = 320  # pixels of the longer side: four rows of three stay far below a megabyte
@@ -68,11 +68,6 @@ def write_pictures(
     note = f"From the {split.split} list; mIoU is that of the single image, over the classes in it."
     content = {"title": title, "note": note, "rows": rows, "legend": legend}
     write_text(folder / "pictures.json", json.dumps(content, indent=2) + "\n")
-
-
-def remove_pictures(run: Path) -> None:
-    """Remove what an earlier run left."""
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
 @torch.no_grad()

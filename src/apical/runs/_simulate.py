@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from apical.budget import DeviceTable, NetworkCost, Setting, project, totals
 from apical.errors import ConfigError
 from apical.growth import Grower
-from apical.recipes._config import RunConfig
-from apical.recipes._divisor import require_divisor
-from apical.recipes._tasks import task_kind
+from apical.recipes import RunConfig
+from apical.runs._divisor import require_divisor
+from apical.recipes import task_kind
 from apical.training import assumed_amp, autocast, build_optimizer, describe_device
 
 KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from apical.growth import GrowthConfig
-from apical.recipes._config import ModelConfig, RunConfig
+from apical.recipes._config import RunConfig
+from apical.recipes._model import ModelConfig
 from apical.recipes._registry import register_recipe
-from apical.recipes._segmentation import SegmentationData
+from apical.recipes.tasks.segmentation._data import SegmentationData
 from apical.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 

@@ -30,8 +30,8 @@ from apical.baselines import (
 )
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
-from apical.recipes._config import RunConfig
-from apical.recipes._fields import build, nearest
+from apical.recipes import RunConfig
+from apical._checks import build, nearest
 from apical.training import GrowthMethod, MethodFactory
 
 T = TypeVar("T")

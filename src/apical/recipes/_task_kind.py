@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from apical._checks import nearest
 from apical.errors import ConfigError
-from apical.recipes._fields import nearest
+from apical.recipes._model import ModelConfig
 from apical.training import Loaders, Task, TrainingConfig
-
-if TYPE_CHECKING:
-    from apical.recipes._config import ModelConfig
 
 Facts = Mapping[str, Any]
 """What a model must know about its data, as JSON holds it: number of classes, shape of an image, size of a

@@ -12,14 +12,15 @@ import torch
 
 from apical.errors import CheckpointError, ConfigError
 from apical.growth import GrowthConfig
-from apical.recipes._config import RunConfig
-from apical.recipes._divisor import settle_divisor, to_be_measured, with_divisor
+from apical.recipes import RunConfig
+from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
 from apical.recipes._fields import parse_freely
-from apical.recipes._latency import network_latencies
-from apical.recipes._methods import check_method, growth_settings, methods, resolve_method
-from apical.recipes._run import load_run, read_config, run
-from apical.recipes._settings import reproducing_command
-from apical.recipes._tasks import task_kind
+from apical.runs._latency import network_latencies
+from apical.runs._methods import check_method, growth_settings, methods, resolve_method
+from apical.runs._run import run
+from apical.runs._stored import load_run, read_config
+from apical.recipes import reproducing_command
+from apical.recipes import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
 from apical.training import (
     Progress,
@@ -51,25 +52,6 @@ class Planned:
     seed: int
     folder: Path
     config: RunConfig
-
-
-def split_options(settings: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """``key=value`` texts of all runs, and the options of single methods among them (``METHOD.OPTION=value``).
-
-    Example:
-        >>> split_options(["lr=0.05", "slimming.penalty=1e-3"])
-        (['lr=0.05'], {'slimming': {'penalty': 0.001}})
-    """
-    shared: list[str] = []
-    options: dict[str, dict[str, Any]] = {}
-    for text in settings:
-        key, _, value = text.partition("=")
-        owner, dot, option = key.strip().partition(".")
-        if dot and owner in methods():
-            options.setdefault(owner, {})[option] = parse_freely(value.strip())
-        else:
-            shared.append(text)
-    return shared, options
 
 
 def plan(

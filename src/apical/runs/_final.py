@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from apical._reading import read_text
 from apical.baselines import Final
 from apical.errors import ConfigError
-from apical.recipes._config import RunConfig
-from apical.recipes._methods import method_options, register_method
+from apical.recipes import RunConfig
+from apical.runs._methods import method_options, register_method
 from apical.training import GrowthMethod, MethodFactory
 
 
