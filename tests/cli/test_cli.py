@@ -19,7 +19,8 @@ import apical as package
 from apical import _atomic
 from apical.cli import main
 from apical.export import _save
-from apical.training import Checkpoint, Interrupted, _run, save_checkpoint
+from apical.training import Interrupted, _run
+from apical.training._checkpoint import Checkpoint, save_checkpoint
 from photo_folder import write_image_folder
 
 TINY = (

@@ -16,7 +16,8 @@ from apical.data import read_corpus
 from apical.errors import ConfigError, DataError
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.runs import load_run, load_serving, read_config, run
-from apical.training import TrainingResult, lr_factor, make_progress
+from apical.training import TrainingResult, make_progress
+from apical.training._optimizer import lr_factor
 
 RECIPES = ("ptb-lstm-small", "ptb-lstm-large", "wikitext2-lstm")
 TINY = (

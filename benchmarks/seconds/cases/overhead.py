@@ -9,7 +9,7 @@ import torch
 import apical
 from apical.recipes import apply_settings, get_recipe, task_kind
 from apical.runs._simulate import data_facts
-from apical.training import build_optimizer
+from apical.training._optimizer import build_optimizer
 from benchmarks.seconds.findings import Findings
 from benchmarks.seconds.spread import of, ratio, spread, take_turns
 from benchmarks.seconds.steps import Options, training_step

@@ -80,7 +80,7 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | None:
     from apical.budget import DeviceTable
     from apical.runs._simulate import measure_table
-    from apical.training import resolve_device
+    from apical.training._config import resolve_device
 
     if options["measure"]:
         share = -(-config.training.batch_size // options["processes"])

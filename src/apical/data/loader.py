@@ -68,7 +68,7 @@ class ImageLoader:
     ) -> None:
         _check(len(arrays), batch_size, shuffle, drop_last, rank, world_size)
         self.arrays = replace(arrays, images=arrays.images.to(device), labels=arrays.labels.to(device))
-        self.batch_size = self._base = batch_size
+        self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.augment = tuple(augment)
@@ -102,17 +102,6 @@ class ImageLoader:
             self._position = position + 1  # a state saved while the caller works on this batch goes on after it
             yield self._batch(self._share(order, position))
         self._epoch_start, self._position = self._order.get_state(), 0
-
-    def set_batch_factor(self, factor: int) -> None:
-        """From the next epoch on, batches are `factor` times as large as ``batch_size`` was at first.
-
-        Set it before `load_state_dict`: a position within an epoch counts batches of the size that is set.
-
-        Raises:
-            ConfigError: the images do not fill one such batch.
-        """
-        _check(len(self.arrays), factor * self._base, self.shuffle, self.drop_last, self.rank, self.world_size)
-        self.batch_size = factor * self._base
 
     def contents(self) -> dict[str, Any]:
         """The images by number, labels, classes and names."""

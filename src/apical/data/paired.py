@@ -165,25 +165,15 @@ class PairLoader:
     ) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
-        self._pairs, self._base, self._view = pairs, batch_size, view
+        if len(pairs) < (batch_size * world_size if view else 1) or batch_size < 1:
+            processes = f" x {world_size}" if world_size > 1 else ""
+            raise ConfigError(f"{len(pairs)} images do not fill one batch of {batch_size}{processes}")
+        self._pairs, self._batch_size, self._view = pairs, batch_size, view
         self._normalize, self._device, self._workers, self._check = normalize, torch.device(device), workers, check
         self._rank, self._world_size, self._names = rank, world_size, tuple(names)
-        self.set_batch_factor(1)
         self.rank, self.world_size = (rank, world_size) if view else (0, 1)  # what a process has of the batches
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
-
-    def set_batch_factor(self, factor: int) -> None:
-        """From the next epoch on, batches are `factor` times as large as ``batch_size`` was at first.
-
-        Raises:
-            ConfigError: the images do not fill one such batch.
-        """
-        size = factor * self._base
-        if len(self._pairs) < (size * self._world_size if self._view else 1) or size < 1:
-            processes = f" x {self._world_size}" if self._world_size > 1 else ""
-            raise ConfigError(f"{len(self._pairs)} images do not fill one batch of {size}{processes}")
-        self._batch_size = size
 
     def __len__(self) -> int:
         """Batches of an epoch; of whole images, at least so many (a change of size ends a batch early)."""

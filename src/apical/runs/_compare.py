@@ -22,15 +22,10 @@ from apical.runs._stored import load_run, read_config
 from apical.recipes import reproducing_command
 from apical.recipes import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
-from apical.training import (
-    Progress,
-    TrainingConfig,
-    describe_device,
-    resolve_device,
-    seed_everything,
-    settle_amp,
-    versions,
-)
+from apical.training import Progress, TrainingConfig, seed_everything
+from apical.training._amp import settle_amp
+from apical.training._config import resolve_device
+from apical.training._results import describe_device, versions
 
 FINAL = ("final-same-epochs", "final-same-macs")
 Options = Mapping[str, Mapping[str, Any]]

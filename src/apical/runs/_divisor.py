@@ -18,7 +18,9 @@ from apical.recipes import RunConfig
 from apical.runs._methods import growth_settings
 from apical.recipes import Facts, task_kind
 from apical.resizing import trace
-from apical.training import apply_memory_format_, autocast, processes, resolve_device
+from apical.training import processes
+from apical.training._config import resolve_device
+from apical.training._learner import apply_memory_format_, autocast
 
 
 def earlier_divisor(folders: Iterable[Path]) -> int | None:

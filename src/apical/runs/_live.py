@@ -17,17 +17,9 @@ from apical._checks import nearest
 from apical.recipes import import_callable
 from apical.runs._template import template_facts
 from apical.reporting import growth_pixels
-from apical.training import (
-    GrowthMethod,
-    Logger,
-    Metric,
-    PacedProgress,
-    Progress,
-    TensorBoardLogger,
-    plain,
-    require_tensorboard,
-    write_text,
-)
+from apical.training import GrowthMethod, Logger, Metric, PacedProgress, Progress, TensorBoardLogger
+from apical.training._loggers import require_tensorboard
+from apical.training._run_folder import plain, write_text
 
 LoggerFactory = Callable[[Path, Mapping[str, Any]], Logger]
 """Makes a logger from the run folder and the run's configuration, when the run starts."""

@@ -167,10 +167,6 @@ def no_options(config: RunConfig) -> None:
 def _grower(
     config: RunConfig, growth: GrowthConfig | ScsConfig, example: tuple[Tensor, ...], steps: int
 ) -> MethodFactory:
-    # Between steps the network can only change where a step is not compiled, and the batch stays as it is.
-    by_steps = config.training.compile is not True and config.training.batch_growth == 1
-    told = growth.interval_unit == "steps" or (growth.interval_unit == "auto" and by_steps)
-
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         return Grower(
             model,
@@ -178,7 +174,7 @@ def _grower(
             example_inputs=example,
             budget=config.budget,
             epochs=config.training.epochs,
-            steps_per_epoch=steps if told else None,
+            steps_per_epoch=None if growth.interval_unit == "epochs" else steps,
             copies=copies,
             config=growth,
         )

@@ -28,22 +28,12 @@ from apical.runs._trust import refuse_absurd, require_trusted
 from apical.runs._weights import load_initial_weights_
 from apical.reporting import write_report
 from apical.structure import Structure
-from apical.training import (
-    GrowthMethod,
-    Progress,
-    TrainingResult,
-    check_same_run,
-    make_progress,
-    process_group,
-    processes,
-    resolve_device,
-    run_identity,
-    seed_everything,
-    settle_amp,
-    train,
-    write_text,
-    writing,
-)
+from apical.training import GrowthMethod, Progress, TrainingResult, make_progress, processes, seed_everything, train
+from apical.training._amp import settle_amp
+from apical.training._config import resolve_device
+from apical.training._identity import check_same_run, run_identity
+from apical.training._processes import process_group
+from apical.training._run_folder import write_text, writing
 
 
 def run(

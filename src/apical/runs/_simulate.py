@@ -18,7 +18,10 @@ from apical.growth import Grower
 from apical.recipes import RunConfig
 from apical.runs._divisor import require_divisor
 from apical.recipes import task_kind
-from apical.training import assumed_amp, autocast, build_optimizer, describe_device
+from apical.training._amp import assumed_amp
+from apical.training._learner import autocast
+from apical.training._optimizer import build_optimizer
+from apical.training._results import describe_device
 
 KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
     "imagenet": (1_281_167, 1000, (3, 224, 224)),
@@ -52,10 +55,6 @@ def data_facts(
             where a run trains.
     """
     require_divisor(config, "a run on paper")
-    if config.training.batch_growth > 1:
-        raise ConfigError(
-            f"a run on paper keeps its batch, got batch_growth={config.training.batch_growth}; set batch_growth=1"
-        )
     if config.task != "classification":
         raise ConfigError(f"only classification can be simulated so far; {config.recipe} is {config.task}")
     known = KNOWN_DATA.get(str(config.data.path).rstrip("/").rsplit("/", 1)[-1])

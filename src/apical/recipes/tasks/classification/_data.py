@@ -28,7 +28,8 @@ from apical.data import (
 )
 from apical.errors import ConfigError, DataError
 from apical.recipes.tasks.classification._stream import StreamLoader
-from apical.training import Loaders, TrainingConfig, processes, resolve_device
+from apical.training import Loaders, TrainingConfig, processes
+from apical.training._config import resolve_device
 
 _STATISTICS_IMAGES = 5_000  # enough for two digits more than matter
 Files = FolderImages | ParquetImages

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -57,28 +56,18 @@ class StreamLoader:
         self._order = torch.Generator().manual_seed(seed)
         self._augment_generator = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
         self._augment, self._normalize, self._device = tuple(augment), normalize, device
-        self._images, self._base, self._drop_last = images, batch_size, drop_last
-        self._make = partial(
-            DataLoader[Any],
+        self._images = images
+        if len(images) < (batch_size * world_size if drop_last else world_size):
+            raise ConfigError(f"{len(images)} images do not fill one batch of {batch_size} x {world_size}")
+        self._loader = DataLoader[Any](
             images,
+            batch_size,
             sampler=_sampler(images, self._order if shuffle else None, rank, world_size),
             drop_last=drop_last,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             generator=self._order if world_size == 1 else self._augment_generator,  # it seeds the workers
         )
-        self.set_batch_factor(1)
-
-    def set_batch_factor(self, factor: int) -> None:
-        """From the next epoch on, batches are `factor` times as large as ``batch_size`` was at first.
-
-        Raises:
-            ConfigError: the images do not fill one such batch.
-        """
-        size, images = factor * self._base, len(self._images)
-        if images < (size * self.world_size if self._drop_last else self.world_size):
-            raise ConfigError(f"{images} images do not fill one batch of {size} x {self.world_size}")
-        self._loader = self._make(batch_size=size)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -16,7 +16,8 @@ from apical.data import Corpus, TokenStream, read_corpus
 from apical.errors import ConfigError, TrainingError
 from apical.recipes._model import ModelConfig, build_model
 from apical.recipes._task_kind import Facts, Prepared, Serving, TaskKind, register_task
-from apical.training import BatchResult, Loaders, Metric, TrainingConfig, resolve_device
+from apical.training import BatchResult, Loaders, Metric, TrainingConfig
+from apical.training._config import resolve_device
 
 
 class LanguageModelling:
@@ -62,7 +63,7 @@ class LanguageModelling:
                 "model that goes on with a stream"
             )
         logits, state = outputs  # (T, B, vocabulary)
-        # A copy, since a model that runs as a CUDA graph writes its next outputs over these.
+        # A copy, since a model may write its next outputs over these.
         self.state = pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, state)
         logits = logits if training else logits.float()
         loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten())

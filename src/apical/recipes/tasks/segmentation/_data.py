@@ -27,7 +27,8 @@ from apical.errors import ConfigError, DataError
 from apical.recipes._task_kind import Prepared
 from apical.recipes.tasks.segmentation._loss import Segmentation
 from apical.recipes.tasks.segmentation._pictures import write_pictures
-from apical.training import Loaders, TrainingConfig, processes, resolve_device
+from apical.training import Loaders, TrainingConfig, processes
+from apical.training._config import resolve_device
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apical.data import VocSplit, import_optional
 from apical.recipes.tasks.segmentation._loss import class_iou, confusion
-from apical.training import write_text
+from apical.training._run_folder import write_text
 
 FOLDER = "pictures"
 _LARGEST = 320  # pixels of the longer side: four rows of three stay far below a megabyte
