@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apical.budget import Budget
 from apical.errors import ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, split_options
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.recipes._settings import split_options
 from apical.reporting import render_markdown, rows
 from apical.runs import compare, method_options, methods, register_method
 from apical.training import GrowthMethod, MethodFactory, make_progress

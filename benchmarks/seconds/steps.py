@@ -15,9 +15,11 @@ from torch.nn import functional as F
 import apical
 from apical.baselines import Final
 from apical.errors import ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, task_kind
-from apical.runs import read_config, require_trusted
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.recipes._task_kind import task_kind
+from apical.runs import read_config
 from apical.runs._simulate import data_facts
+from apical.runs._trust import require_trusted
 from apical.structure import Structure
 from apical.training import TrainingConfig
 from apical.training._amp import assumed_amp

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apical.data import PairLoader, RandomView, random_view
+from apical.data import PairLoader, RandomView
+from apical.data._paired import random_view
 from apical.errors import ConfigError
 
 

@@ -14,8 +14,10 @@ from torch import nn
 
 from apical.cli import main
 from apical.errors import CheckpointError, ConfigError
-from apical.recipes import get_recipe, split_options
-from apical.runs import compare, plan
+from apical.recipes import get_recipe
+from apical.recipes._settings import split_options
+from apical.runs import compare
+from apical.runs._compare import plan
 from apical.runs._latency import in_turns_ms, network_latencies
 from apical.training import make_progress
 from recipes.test_run import TINY, StopAfter, tiny

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError, ConfigError
-from apical.recipes import apply_settings, get_recipe, setting_types
-from apical.recipes._settings import reproducing_command
-from apical.runs import methods, read_config, resolve_method, run
+from apical.recipes import apply_settings, get_recipe
+from apical.recipes._settings import reproducing_command, setting_types
+from apical.runs import methods, read_config, run
 from apical.runs._final import epochs_for_macs
+from apical.runs._methods import resolve_method
 from recipes.test_run import StopAfter, do, tiny
 
 CARDS = Path(__file__).resolve().parents[2] / "docs" / "methods"

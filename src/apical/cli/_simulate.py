@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="What --measure measures.")
 @click.option("--write-table", type=click.Path(path_type=Path), help="With --measure: keep the table in this file.")
 @click.option("--memory/--no-memory", default=True, help="Run each network once for its activations.")
-@click.option("--every", type=click.IntRange(min=1),
-              help="Show a row for every so many epochs.  [default: about twenty rows]")  # fmt: skip
+@click.option(
+    "--every", type=click.IntRange(min=1), help="Show a row for every so many epochs.  [default: about twenty rows]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every epoch, instead of a table.")
 def simulate_command(recipe: str, as_json: bool, every: int | None, **options: Any) -> None:
     """Walk through a recipe's growth without training: MACs, memory, communication and time of every epoch.

@@ -2,11 +2,11 @@
 
 from apical.recipes._config import RunConfig
 from apical.recipes._files import read_config_file, write_config_file
-from apical.recipes._model import ModelConfig, build_model, call_builder, find_builder, import_callable
+from apical.recipes._model import ModelConfig, build_model
 from apical.recipes._registry import get_recipe, recipes, register_recipe
-from apical.recipes._settings import apply_settings, reproducing_command, setting_types, split_options
-from apical.recipes._task_kind import Facts, Prepared, Serving, TaskKind, register_task, task_kind
-from apical.recipes.tasks.classification import DataConfig, PreparedData, prepare_data
+from apical.recipes._settings import apply_settings
+from apical.recipes._task_kind import Facts, Prepared, Serving, TaskKind, register_task
+from apical.recipes.tasks.classification import DataConfig
 from apical.recipes.tasks.language import LanguageModelling, TextConfig
 from apical.recipes.tasks.segmentation import Segmentation, SegmentationData, without_auxiliary_head
 
@@ -16,7 +16,6 @@ __all__ = [
     "LanguageModelling",
     "ModelConfig",
     "Prepared",
-    "PreparedData",
     "RunConfig",
     "Segmentation",
     "SegmentationData",
@@ -25,19 +24,11 @@ __all__ = [
     "TextConfig",
     "apply_settings",
     "build_model",
-    "call_builder",
-    "find_builder",
     "get_recipe",
-    "import_callable",
-    "prepare_data",
     "read_config_file",
     "recipes",
     "register_recipe",
     "register_task",
-    "reproducing_command",
-    "setting_types",
-    "split_options",
-    "task_kind",
     "without_auxiliary_head",
     "write_config_file",
 ]

@@ -19,8 +19,8 @@ from apical.runs._latency import network_latencies
 from apical.runs._methods import check_method, growth_settings, methods, resolve_method
 from apical.runs._run import run
 from apical.runs._stored import load_run, read_config
-from apical.recipes import reproducing_command
-from apical.recipes import task_kind
+from apical.recipes._settings import reproducing_command
+from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
 from apical.training import Progress, TrainingConfig, seed_everything
 from apical.training._amp import settle_amp
@@ -155,7 +155,7 @@ def compare(
     if config.training.amp == "auto":
         training = _one_amp(config, [item.folder for item in planned], message)
         planned = [replace(item, config=replace(item.config, training=replace(item.config.training, amp=training.amp)))
-                   for item in planned]  # fmt: skip
+                   for item in planned]
         config = replace(config, training=training)
     if waiting := [item for item in planned if to_be_measured(item.config)]:
         divisor = _one_divisor(waiting, message)

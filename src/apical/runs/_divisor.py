@@ -16,7 +16,8 @@ from apical.errors import ConfigError
 from apical.growth import choose_divisor
 from apical.recipes import RunConfig
 from apical.runs._methods import growth_settings
-from apical.recipes import Facts, task_kind
+from apical.recipes import Facts
+from apical.recipes._task_kind import task_kind
 from apical.resizing import trace
 from apical.training import processes
 from apical.training._config import resolve_device

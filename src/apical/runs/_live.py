@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from apical._reading import read_text
 from apical.errors import ConfigError
 from apical._checks import nearest
-from apical.recipes import import_callable
+from apical.recipes._model import import_callable
 from apical.runs._template import template_facts
 from apical.reporting import growth_pixels
 from apical.training import GrowthMethod, Logger, Metric, PacedProgress, Progress, TensorBoardLogger
@@ -25,7 +25,7 @@ LoggerFactory = Callable[[Path, Mapping[str, Any]], Logger]
 """Makes a logger from the run folder and the run's configuration, when the run starts."""
 
 _SECTIONS = {"train": "train", "eval": "eval", "macs": "cost", "params": "cost", "num": "cost", "peak": "cost",
-             "blocks": "cost", "lr": "train"}  # fmt: skip
+             "blocks": "cost", "lr": "train"}
 _PIXELS = 8  # a unit of the growth picture
 
 
@@ -60,7 +60,9 @@ class LoggedProgress:
     """
 
     def __init__(self, display: Progress, factories: Sequence[LoggerFactory], config: Mapping[str, Any]) -> None:
-        self._display, self._factories, self._config = display, factories, config
+        self._display = display
+        self._factories = factories
+        self._config = config
         self._loggers: list[Logger] = []
         self._method: GrowthMethod | None = None
         self._model: nn.Module | None = None
@@ -68,7 +70,8 @@ class LoggedProgress:
 
     def watch(self, model: nn.Module, method: GrowthMethod) -> None:
         """Say which objects train."""
-        self._model, self._method = model, method
+        self._model = model
+        self._method = method
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Makes the loggers and tells them the settings; keeps what is known of the full model for the report."""
@@ -116,7 +119,7 @@ class LoggedProgress:
         self._display.summary(summary)
         short = {name: value for name, value in summary.items() if name not in ("template", "widths")}
         numbers = {f"test/{name[5:]}": float(value) for name, value in summary.items()
-                   if name.startswith("test_") and isinstance(value, (int, float))}  # fmt: skip
+                   if name.startswith("test_") and isinstance(value, (int, float))}
         epoch = int(summary.get("epochs") or 0)
         self._tell(lambda logger: logger.scalars(numbers, epoch))
         self._tell(lambda logger: logger.text("summary", json.dumps(plain(short), indent=2)))

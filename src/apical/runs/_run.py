@@ -21,8 +21,9 @@ from apical.recipes import RunConfig
 from apical.runs._divisor import settle_divisor
 from apical.runs._live import LoggedProgress, LoggerFactory
 from apical.runs._methods import method_factory, resolve_method
-from apical.recipes import reproducing_command
-from apical.recipes import Prepared, Serving, task_kind
+from apical.recipes._settings import reproducing_command
+from apical.recipes import Prepared, Serving
+from apical.recipes._task_kind import task_kind
 from apical.runs._template import layer_facts, template_facts
 from apical.runs._trust import refuse_absurd, require_trusted
 from apical.runs._weights import load_initial_weights_

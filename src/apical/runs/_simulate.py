@@ -17,7 +17,7 @@ from apical.errors import ConfigError
 from apical.growth import Grower
 from apical.recipes import RunConfig
 from apical.runs._divisor import require_divisor
-from apical.recipes import task_kind
+from apical.recipes._task_kind import task_kind
 from apical.training._amp import assumed_amp
 from apical.training._learner import autocast
 from apical.training._optimizer import build_optimizer
@@ -114,7 +114,7 @@ def simulate(
     setting = Setting(
         images, config.training.batch_size, processes, slots, int(config.training.ema_decay is not None),
         _bytes_of(grower.store.state_dict()) if grower.store is not None else 0,
-    )  # fmt: skip
+    )
     full = NetworkCost(grower.structure.macs(), grower.structure.num_params(), whole, 0.0)
     grower.finish()
     dense = project([full], Setting(**{**vars(setting), "dormant_bytes": 0}), table)[0]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.export import load
-from apical.recipes import RunConfig, Serving, task_kind
+from apical.recipes import RunConfig, Serving
+from apical.recipes._task_kind import task_kind
 from apical.runs._trust import refuse_absurd, require_trusted
 
 
@@ -25,9 +26,16 @@ def read_config(folder: str | Path) -> RunConfig:
     Raises:
         ConfigError: it has no config.json, or one that cannot be read.
     """
-    content = _read_json(Path(folder) / "config.json", "a run folder that `apical train` wrote")
+    path = Path(folder) / "config.json"
+    content = _read_json(path, "a run folder that `apical train` wrote")
     names = {field.name for field in dataclasses.fields(RunConfig)}
-    return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})
+    try:
+        return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: {error}. If nobody changed it, another version of apical wrote it (it says which under "
+            "'versions') and reads it, too."
+        ) from error
 
 
 def load_run(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:

@@ -10,7 +10,7 @@ import torch
 
 from apical.errors import ConfigError
 from apical.recipes import RunConfig
-from apical.recipes import task_kind
+from apical.recipes._task_kind import task_kind
 
 LARGEST_OPTION = 2**16  # no width, depth or class count of a known model comes near
 LARGEST_INPUT = 2**25  # numbers in one example: 3 x 3,344 x 3,344 pixels

@@ -5,6 +5,7 @@
 """
 
 from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from apical.training._identity import check_same_run
 from apical.training._interrupt import Interrupted
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger
 from apical.training._loop import evaluate
@@ -51,6 +52,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "check_same_everywhere",
+    "check_same_run",
     "evaluate",
     "make_progress",
     "processes",

@@ -60,7 +60,9 @@ class Replica:
     def set_compiled(self, compiled: bool) -> None:
         """Whether what training calls is compiled, from the next step on."""
         if compiled != self._compiled:
-            self._compiled, self._wrapped, self._held = compiled, None, []
+            self._compiled = compiled
+            self._wrapped = None
+            self._held = []
 
     def newly_compiled(self) -> int:
         """How many graphs torch.compile has compiled since it was last asked, to be asked after every step."""
@@ -86,7 +88,8 @@ class Replica:
             TrainingError: the models differ.
         """
         if self._wrapped is not None and self.changed():
-            self._wrapped, self._held = None, []
+            self._wrapped = None
+            self._held = []
         check_same_everywhere(self._model, where)
 
     def share_statistics_(self, *others: nn.Module | None) -> None:
@@ -100,7 +103,8 @@ class Replica:
 
     def finish(self) -> None:
         """Leaves the plain model, with the classes that it came with."""
-        self._wrapped, self._held = None, []
+        self._wrapped = None
+        self._held = []
         separate_norms_(self._model)
 
     def _wrap(self) -> nn.Module:

@@ -74,8 +74,11 @@ class TrainingResult:
         shown = [name for name in self.summary if name.startswith("test_")]
         shown += ["epochs", "macs_fraction", "params_fraction", "train_macs_fraction", "train_seconds"]
         found = [(name, self.summary.get(name)) for name in shown]
-        return [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in found
-                if value is not None]  # fmt: skip
+        return [
+            (name, f"{value:.4g}" if isinstance(value, float) else str(value))
+            for name, value in found
+            if value is not None
+        ]
 
 
 def history_record(

@@ -34,7 +34,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self._writes = path, writes
+        self.path = path
+        self._writes = writes
         self._lock: int | None = None
 
     def __enter__(self) -> RunFolder:

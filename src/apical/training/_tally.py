@@ -106,7 +106,9 @@ class Tally:
         sums = begun.sums
         self._seen = sums["seen"]
         if processes().first:
-            self.loss, self.weight, self.samples = sums["loss"], sums["weight"], sums["samples"]
+            self.loss = sums["loss"]
+            self.weight = sums["weight"]
+            self.samples = sums["samples"]
             self.counts = None if sums["counts"] is None else sums["counts"].to(device)
 
     def add(self, result: BatchResult) -> None:

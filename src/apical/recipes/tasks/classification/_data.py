@@ -23,9 +23,9 @@ from apical.data import (
     channel_statistics,
     load_images,
     open_images,
-    split_remark,
     train_validation_split,
 )
+from apical.data._layouts import split_remark
 from apical.errors import ConfigError, DataError
 from apical.recipes.tasks.classification._stream import StreamLoader
 from apical.training import Loaders, TrainingConfig, processes

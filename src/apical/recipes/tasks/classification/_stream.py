@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from apical.data import Augment, BlockShuffleSampler, FolderImages, ParquetImages, contents
+from apical.data import Augment, FolderImages, ParquetImages
+from apical.data._contents import contents
+from apical.data._sampler import BlockShuffleSampler
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -52,10 +54,13 @@ class StreamLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.rank, self.world_size = rank, world_size
+        self.rank = rank
+        self.world_size = world_size
         self._order = torch.Generator().manual_seed(seed)
         self._augment_generator = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
-        self._augment, self._normalize, self._device = tuple(augment), normalize, device
+        self._augment = tuple(augment)
+        self._normalize = normalize
+        self._device = device
         self._images = images
         if len(images) < (batch_size * world_size if drop_last else world_size):
             raise ConfigError(f"{len(images)} images do not fill one batch of {batch_size} x {world_size}")

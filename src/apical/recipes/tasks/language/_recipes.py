@@ -43,9 +43,13 @@ def wikitext2_lstm() -> RunConfig:
 
 
 def _language(
-    name: str, model: ModelConfig, data: TextConfig, training: TrainingConfig, budget: str,
+    name: str,
+    model: ModelConfig,
+    data: TextConfig,
+    training: TrainingConfig,
+    budget: str,
     growth: GrowthConfig | None = None,
-) -> RunConfig:  # fmt: skip
+) -> RunConfig:
     # Much narrower ones stay at word frequencies for long.
     growth = growth or GrowthConfig(seed_fraction=0.5, growth_end=0.5)
     return RunConfig(name, model, data, training, budget, growth, task="language")

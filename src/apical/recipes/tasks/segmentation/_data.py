@@ -8,21 +8,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from apical.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Normalize,
-    PairLoader,
-    Pairs,
-    RandomView,
-    VocSplit,
-    check_mask,
-    has_masks,
-    locate,
-    open_voc,
-    read_split,
-    voc_classes,
-)
+from apical.data import IMAGENET_MEAN, IMAGENET_STD, Normalize, PairLoader, Pairs, RandomView, VocSplit, open_voc
+from apical.data._layouts import locate
+from apical.data._voc import check_mask, has_masks, read_split, voc_classes
 from apical.errors import ConfigError, DataError
 from apical.recipes._task_kind import Prepared
 from apical.recipes.tasks.segmentation._loss import Segmentation

@@ -8,15 +8,15 @@ from typing import Literal
 
 from torch import Tensor
 
+from apical.data._arrays import ImageArrays, conform
+from apical.data._builtin import read_digits, synthetic_images
+from apical.data._cifar import is_cifar_folder, read_cifar
+from apical.data._decoding import Decode
+from apical.data._folder import IMAGE_SUFFIXES, FolderImages, describe_split, is_image_folder, read_folder
+from apical.data._idx import is_idx_folder, read_idx
+from apical.data._parquet import ParquetImages, is_parquet_folder, read_parquet
+from apical.data._root import data_root
 from apical.data._splits import Split
-from apical.data.arrays import ImageArrays, conform
-from apical.data.builtin import read_digits, synthetic_images
-from apical.data.cifar import is_cifar_folder, read_cifar
-from apical.data.decoding import Decode
-from apical.data.folder import IMAGE_SUFFIXES, FolderImages, describe_split, is_image_folder, read_folder
-from apical.data.idx import is_idx_folder, read_idx
-from apical.data.parquet import ParquetImages, is_parquet_folder, read_parquet
-from apical.data.root import data_root
 from apical.errors import DataError
 
 Layout = Literal["cifar", "parquet", "image-folder", "idx"]

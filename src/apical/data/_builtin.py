@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from apical.data._arrays import ImageArrays
 from apical.data._optional import import_optional
 from apical.data._splits import Split, check_split
-from apical.data.arrays import ImageArrays
 from apical.errors import DataError
 
 _DIGITS_TEST = 360  # of 1,797

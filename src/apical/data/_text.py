@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from apical.data._contents import contents
+from apical.data._root import data_root
 from apical.data._splits import ALIASES, Split
 from apical.data._utf8 import read_utf8
-from apical.data.root import data_root
 from apical.errors import ConfigError, DataError
 
 UNKNOWN, END = "<unk>", "<eos>"

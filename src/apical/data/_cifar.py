@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from apical._reading import regular
+from apical.data._arrays import ImageArrays
 from apical.data._splits import Split, choose_split
-from apical.data.arrays import ImageArrays
 from apical.errors import DataError
 
 # The functions that NumPy's pickles call, up to protocol 4 and from 5 on.

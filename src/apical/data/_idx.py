@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from apical._reading import regular
+from apical.data._arrays import ImageArrays
 from apical.data._splits import Split, choose_split
-from apical.data.arrays import ImageArrays
 from apical.errors import DataError
 
 _PREFIXES = {"train": "train", "test": "t10k"}

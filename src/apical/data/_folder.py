@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from apical.data._arrays import ImageArrays
+from apical.data._decoding import Decode, decode_all
 from apical.data._splits import ALIASES, Split, choose_split
-from apical.data.arrays import ImageArrays
-from apical.data.decoding import Decode, decode_all
 from apical.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(

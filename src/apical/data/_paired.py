@@ -168,9 +168,16 @@ class PairLoader:
         if len(pairs) < (batch_size * world_size if view else 1) or batch_size < 1:
             processes = f" x {world_size}" if world_size > 1 else ""
             raise ConfigError(f"{len(pairs)} images do not fill one batch of {batch_size}{processes}")
-        self._pairs, self._batch_size, self._view = pairs, batch_size, view
-        self._normalize, self._device, self._workers, self._check = normalize, torch.device(device), workers, check
-        self._rank, self._world_size, self._names = rank, world_size, tuple(names)
+        self._pairs = pairs
+        self._batch_size = batch_size
+        self._view = view
+        self._normalize = normalize
+        self._device = torch.device(device)
+        self._workers = workers
+        self._check = check
+        self._rank = rank
+        self._world_size = world_size
+        self._names = tuple(names)
         self.rank, self.world_size = (rank, world_size) if view else (0, 1)  # what a process has of the batches
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)

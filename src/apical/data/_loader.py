@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apical.data._arrays import ImageArrays
+from apical.data._augment import Augment
 from apical.data._contents import contents
-from apical.data.arrays import ImageArrays
-from apical.data.augment import Augment
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -92,7 +92,8 @@ class ImageLoader:
         if self._resume:
             self._order.set_state(self._epoch_start)
         else:
-            self._epoch_start, self._position = self._order.get_state(), 0
+            self._epoch_start = self._order.get_state()
+            self._position = 0
         self._resume = False
         order = self._draw_order()
         base = shared_seed(self._epoch_start) if self.world_size > 1 else None
@@ -101,7 +102,8 @@ class ImageLoader:
                 self._augment.manual_seed(base + position * self.world_size + self.rank)
             self._position = position + 1  # a state saved while the caller works on this batch goes on after it
             yield self._batch(self._share(order, position))
-        self._epoch_start, self._position = self._order.get_state(), 0
+        self._epoch_start = self._order.get_state()
+        self._position = 0
 
     def contents(self) -> dict[str, Any]:
         """The images by number, labels, classes and names."""

@@ -50,7 +50,8 @@ class BlockShuffleSampler(Sampler[int]):
         self.block_lengths = tuple(block_lengths)
         self.window = window
         self.generator = generator
-        self.rank, self.world_size = rank, world_size
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
         return sum(self.block_lengths) // self.world_size
