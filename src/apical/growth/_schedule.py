@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, TypeVar
 
 from apical.errors import ConfigError
@@ -25,12 +26,12 @@ class Schedule:
 
     Example:
         >>> schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=4)
-        >>> [schedule.load(done, seed_load=0.2) for done in (0, 1, 2, 4)]
+        >>> [round(schedule.load(done, seed_load=0.2), 2) for done in (0, 1, 2, 4)]
         [0.2, 0.6, 1.0, 1.0]
         >>> schedule.load(1, seed_load=2.0)
         1.5
-        >>> [schedule.is_last(done) for done in (1, 2)]
-        [False, True]
+        >>> [schedule.is_last(done) for done in (1, 2)], schedule.restructurings
+        ([False, True], 2)
     """
 
     growth_end: float
@@ -47,6 +48,15 @@ class Schedule:
     def at_once(self) -> bool:
         """Whether there is no time to restructure, so that training starts with the final network."""
         return self.interval >= self.length
+
+    @property
+    def restructurings(self) -> int:
+        """How many there are in all."""
+        return (
+            0
+            if self.at_once
+            else min(ceil(self.freeze * self.length / self.interval), (self.length - 1) // self.interval)
+        )
 
     def due(self, done: int) -> bool:
         """Whether a restructuring falls after ``done``."""
