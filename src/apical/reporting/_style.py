@@ -70,7 +70,8 @@ svg { width: 100%; height: auto; display: block; }
 th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } .num { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; overflow-x: auto; }
+pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; }
 figure details { margin-top: 4px; font-size: 13px; }
 :focus-visible { outline: 2px solid var(--c1); outline-offset: 2px; border-radius: 3px; }

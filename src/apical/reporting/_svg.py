@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 WIDTH, HEIGHT = 560, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 26
 MAX_POINTS = 400
 MAX_ROWS = 24  # of the table that stands for a chart
 
