@@ -48,7 +48,18 @@ from apical.growth._record import (
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig, ScsController
 from apical.reporting import write_report
-from apical.resizing import DormantStore, Selection, TemplateMap, check_kinds, check_state, resize_, resize_state, trace
+from apical.resizing import (
+    DormantStore,
+    Selection,
+    TemplateMap,
+    check_kinds,
+    check_matches,
+    check_state,
+    resize_,
+    resize_state,
+    trace,
+    unaveraged,
+)
 from apical.structure import Call, ExampleInputs, Structure
 
 _SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
@@ -230,6 +241,39 @@ class Grower:
         after = self._selection()
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
 
+    def add_copy(self, model: nn.Module) -> None:
+        """Let a copy that was made of the present model, such as a moving average of its weights, be resized with it.
+
+        One that was made before the Grower is given to it as ``copies=[…]``.
+
+        Args:
+            model: a deep copy of the model, or an ``AveragedModel`` of it.
+
+        Raises:
+            ConfigError: it is the model itself, or is resized already.
+            ResizeError: its shapes are not those of the present model.
+
+        Example:
+            >>> import copy, torch, apical
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> grower = apical.Grower(model, optimizer, torch.zeros(1, 4), "50% macs", epochs=3)
+            >>> ema = copy.deepcopy(model)
+            >>> grower.add_copy(ema)
+            >>> _ = grower.end_epoch()
+            >>> ema[0].out_features == model[0].out_features
+            True
+        """
+        self._alive()
+        known = [unaveraged(c) for c in (self.model, *self._copies)]
+        if any(unaveraged(model) is other for other in known):
+            raise ConfigError("this is the model itself, or a copy that is resized already; add each copy once")
+        advice = "Make the copy of the model as it is now: copy.deepcopy(model)."
+        check_matches(unaveraged(model), self._template, self._selection(), "the copy", advice)
+        assert self.store is not None
+        self.store.add_copy(len(self._copies))
+        self._copies = (*self._copies, model)
+
     def plan(self) -> Plan:
         """What training will cost, epoch by epoch, against the full model and the final network; print it.
 
@@ -239,7 +283,7 @@ class Grower:
             >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             >>> grower = apical.Grower(model, optimizer, torch.zeros(1, 4), "50% macs", epochs=10)
             >>> round(grower.plan().train_macs_vs_dense, 2)
-            0.42
+            0.41
         """
         return plan_of(self._controller, self._first, self.epochs, str(self.budget))
 
