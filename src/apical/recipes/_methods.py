@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._checks import build, nearest
 from apical.baselines import (
     ISS,
     L1,
@@ -31,7 +32,6 @@ from apical.baselines import (
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import build, nearest
 from apical.training import GrowthMethod, MethodFactory
 
 T = TypeVar("T")
