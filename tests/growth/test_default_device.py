@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._device import _device_constructors
 
 from apical import DormantStore, Grower, Structure, resize_, resize_state, trace
-from apical.gates import draw_noise, global_temperature, sample_indicators
+from apical.gates import draw_noise, sample_indicators
 from apical.growth import ScsConfig
 from growth.cases import CASES, built, example, logits_of, sgd, structure_of
 
@@ -165,4 +165,3 @@ def test_gates_decide_on_the_cpu() -> None:
     with default_device("meta"):
         noise = draw_noise(4, generator)
         assert noise.device.type == sample_indicators(scores, 2.0, noise).device.type == "cpu"
-        assert global_temperature(5, total=10, beta_0=100.0) == pytest.approx(10.0)

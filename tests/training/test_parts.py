@@ -69,11 +69,11 @@ def test_a_config_survives_json() -> None:
 @pytest.mark.parametrize(
     ("mapping", "match"),
     [
-        ({"epoch": 3}, r"unknown keys \['epoch'\]"),
-        ({"optimizer": {"rate": 3}}, r"optimizer: got the unknown keys \['rate'\]"),
-        ({"epochs": "three"}, "epochs='three' is a str, expected int"),
-        ({"epochs": True, "optimizer": {"lr": 1}}, "epochs=True is a bool"),
-        ({"channels_last": "no"}, "channels_last='no' is a str, expected bool"),
+        ({"epoch": 3}, "unknown key 'epoch'"),
+        ({"optimizer": {"rate": 3}}, "optimizer: unknown key 'rate'"),
+        ({"epochs": "three"}, "epochs: expected a whole number, got 'three'"),
+        ({"epochs": True, "optimizer": {"lr": 1}}, "epochs: expected a whole number, got True"),
+        ({"channels_last": "no"}, "channels_last: expected true or false, got 'no'"),
         ({"clip_grad_norm": "1"}, "clip_grad_norm"),
         ({"schedule": {"milestones": [1, "2"]}}, "milestones"),
         ({"optimizer": 3}, "optimizer"),

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+from apical._checks import build
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import GrowthConfig
-from apical.recipes._fields import build
 from apical.recipes._tasks import task_kind
 from apical.training import TrainingConfig
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from apical._checks import fits
 from apical.data import import_optional
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import fits, parse
+from apical.recipes._fields import parse
 from apical.recipes._registry import get_recipe, recipes
 from apical.training import plain
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from apical import models
+from apical._checks import nearest
 from apical.errors import ConfigError
 from apical.recipes._config import ModelConfig
-from apical.recipes._fields import nearest
 
 
 def build_model(config: ModelConfig, **facts: Any) -> nn.Module:

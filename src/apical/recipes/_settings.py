@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from apical._checks import in_words, nearest
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import in_words, nearest, parse, parse_freely
+from apical.recipes._fields import parse, parse_freely
 
 _FIXED = frozenset({"recipe", "task", "model.options", "method_options"})
 _FREE = {"model": "model.options", "method": "method_options"}  # settings whose names the model or method decides

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from apical._checks import nearest
 from apical.errors import ConfigError
-from apical.recipes._fields import nearest
 from apical.training import Loaders, Task, TrainingConfig
 
 if TYPE_CHECKING:

@@ -5,21 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 
+from apical._checks import build, check
 from apical.errors import ConfigError
 from apical.training._processes import processes
-
-T = TypeVar("T")
-
-
-def _check(where: str, rules: Mapping[str, bool]) -> None:
-    """Collects every broken rule before it complains."""
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise ConfigError(f"{where}: " + "; ".join(broken))
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class OptimizerConfig:
     decay_vectors: bool = True
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             "optimizer",
             {
                 f"name={self.name!r}, expected 'sgd' or 'adamw'": self.name in ("sgd", "adamw"),
@@ -82,7 +74,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         known = ("cosine", "poly", "step", "constant", "decay")
-        _check(
+        check(
             "schedule",
             {
                 f"name={self.name!r}, expected one of {known}": self.name in known,
@@ -165,7 +157,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         known, rules = ("none", "bfloat16", "float16", "auto"), ("linear", "sqrt", "none")
         modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-        _check(
+        check(
             "training",
             {
                 f"epochs={self.epochs}, expected at least 1": self.epochs >= 1,
@@ -208,36 +200,8 @@ class TrainingConfig:
         values = dict(mapping)
         for name, kind in (("optimizer", OptimizerConfig), ("schedule", ScheduleConfig)):
             if isinstance(values.get(name), Mapping):
-                values[name] = _build(kind, values[name], name)
-        return _build(cls, values, "training")
-
-
-def _build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    hints = get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{where}: got the unknown keys {unknown}; expected keys among {list(hints)}")
-    wrong = {
-        f"{name}={value!r} is a {type(value).__name__}, expected {getattr(hints[name], '__name__', hints[name])}": False
-        for name, value in values.items()
-        if not _fits(value, hints[name])
-    }
-    _check(where, wrong)
-    return kind(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON or a command line has the type of a field. Choices are checked later."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return isinstance(value, str)
-    if origin is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
-    if arguments:  # a union
-        return any(_fits(value, argument) for argument in arguments)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if hint is float else hint)
+                values[name] = build(kind, values[name], name)
+        return build(cls, values, "training")
 
 
 def resolve_device(name: str) -> torch.device:
