@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 
 from apical import Grower
 from apical.growth import ScsConfig
-from growth.cases import built, grown, loss_of, scores_of
+from growth.cases import CASES, built, grown, loss_of, scores_of
 from growth.gate_oracle import GatedTemplate
+from marks import quick
 
 F64 = torch.float64
 LR = 2.0
@@ -46,7 +47,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 
 @pytest.mark.parametrize("birth", ["random", "preserving"])
-@pytest.mark.parametrize("name", ["residual", "plain", "mlp", "lstm", "tied", "gpt", "attention"])
+@pytest.mark.parametrize("name", quick(CASES, ["residual", "lstm"]))
 def test_scores_follow_the_gradient_of_explicit_gates_through_growth(name: str, birth: str) -> None:
     """At every step of three epochs, with two restructurings between, in what torch.optim.SGD makes of it."""
     template, model, optimizer, grower = prepared(name, "60% macs", birth=birth, lambda_base=0.0)
