@@ -32,5 +32,5 @@ def test_the_quick_start_runs_and_ends_at_its_budget(tmp_path: Path, monkeypatch
             exec(compile(block, f"README.md, python block {number + 1}", "exec"), names)
     assert sorted(p.name for p in (tmp_path / "compact").iterdir()) == ["architecture.json", "model.safetensors"]
     fractions = [float(f) for f in re.findall(r"(\d+)% of the MACs", printed.getvalue())]
-    assert fractions[0] <= 13
+    assert fractions[0] <= 30
     assert fractions[-1] == pytest.approx(50, abs=1)
