@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "structure": LEAVES,
     "resizing": {"structure"},
     "budget": {"structure"},
-    "growth": ENGINE,
+    "growth": ENGINE | {"reporting"},  # `Grower.report`
     "baselines": ENGINE,
     "export": ENGINE,
     "recipes": ASSEMBLY,
