@@ -33,6 +33,7 @@ from apical.errors import ApicalError, CheckpointError, ConfigError
 from apical.growth import Grower, ScsConfig
 from growth.cases import CASES, adamw, built, example, outputs, sgd, step, structure_of
 from growth.test_resume import same, without_seconds
+from marks import quick
 
 EPOCHS, BUDGET = 6, "50% macs"
 Make = Callable[[nn.Module, Optimizer, dict[str, Any]], Any]
@@ -77,6 +78,7 @@ METHODS: dict[str, Make] = {
                                    structure=structure_of(g["name"])),
 }  # fmt: skip
 NETS = ("residual", "plain", "lstm", "gpt")
+RESUMED = [("soft", "residual"), ("taylor", "residual"), ("autogrow", "residual"), ("scs", "residual"), ("iss", "lstm")]
 EXACT = ("l1", "soft", "slimming", "thinet", "taylor", "iss", "autogrow", "uniform", "random", "scs")
 
 
@@ -126,7 +128,7 @@ def applies(method: str, net: str) -> bool:
 PAIRS = [(m, n) for m in METHODS for n in NETS if m != "autogrow" or n in ("residual", "gpt")]
 
 
-@pytest.mark.parametrize(("method", "net"), PAIRS)
+@pytest.mark.parametrize(("method", "net"), quick(PAIRS, lambda pair: pair[1] in ("residual", "lstm")))
 def test_a_run_ends_as_a_plain_trained_network_of_the_recorded_shape(method: str, net: str, tmp_path: Path) -> None:
     run = Run(method, net).train()
     last = run.records[-1]
@@ -147,7 +149,7 @@ def test_a_run_ends_as_a_plain_trained_network_of_the_recorded_shape(method: str
 
 
 @pytest.mark.parametrize("method", EXACT)
-@pytest.mark.parametrize("net", ["residual", "plain", "lstm"])
+@pytest.mark.parametrize("net", quick(["residual", "plain", "lstm"], ["residual", "lstm"]))
 def test_the_budget_is_met_within_one_percent(method: str, net: str) -> None:
     if not applies(method, net):
         pytest.skip("the network has no block that can be left out")
@@ -159,7 +161,10 @@ def test_the_budget_is_met_within_one_percent(method: str, net: str) -> None:
         assert reached == pytest.approx(0.5, rel=0.01)
 
 
-@pytest.mark.parametrize(("method", "net"), [(m, n) for m, n in PAIRS if n in ("residual", "lstm") or m == "thinet"])
+@pytest.mark.parametrize(
+    ("method", "net"),
+    quick([(m, n) for m, n in PAIRS if n in ("residual", "lstm") or m == "thinet"], RESUMED),
+)
 def test_a_run_cut_after_any_epoch_goes_on_bit_for_bit(method: str, net: str) -> None:
     maker = adamw if net == "lstm" else sgd
     whole, cuts = Run(method, net, maker), []
@@ -208,7 +213,7 @@ def test_autogrow_says_that_it_needs_blocks() -> None:
         Run("autogrow", "plain")
 
 
-@pytest.mark.parametrize("method", [*EXACT, "final"])
+@pytest.mark.parametrize("method", quick([*EXACT, "final"], ["l1", "scs", "final"]))
 def test_the_final_network_is_exported(method: str) -> None:
     run = Run(method, "residual").train()
     run.method.finish()

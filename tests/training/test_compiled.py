@@ -12,6 +12,7 @@ import torch
 
 from apical.errors import ConfigError
 from apical.training import TrainingConfig
+from marks import slow
 from tiny_run import TinyGrower, assert_same_run, tiny_config, tiny_train
 
 
@@ -56,6 +57,7 @@ def test_a_compiled_run_is_the_same_run(tmp_path: Path, compiled: list[Any]) -> 
     assert_same_run(plain, run)
 
 
+@pytest.mark.slow
 def test_only_the_final_network_is_compiled(tmp_path: Path, compiled: list[Any]) -> None:
     plain = tiny_train(tmp_path / "plain", tiny_config(epochs=6), method=Freezing)
     run = tiny_train(tmp_path / "run", tiny_config(epochs=6, compile="final"), method=Freezing)
@@ -65,6 +67,7 @@ def test_only_the_final_network_is_compiled(tmp_path: Path, compiled: list[Any])
     assert_same_run(plain, run)
 
 
+@pytest.mark.slow
 def test_a_method_that_never_freezes_is_compiled_throughout(tmp_path: Path, compiled: list[Any]) -> None:
     run = tiny_train(tmp_path / "grown", tiny_config(epochs=5, compile="final"))
     assert run.summary["compilations"] == len(compiled) == 4
@@ -72,7 +75,7 @@ def test_a_method_that_never_freezes_is_compiled_throughout(tmp_path: Path, comp
     assert without_counts(run) == [1, 0, 0]
 
 
-@pytest.mark.parametrize("when", [True, "final"])
+@pytest.mark.parametrize("when", [slow(True), "final"])
 def test_a_resumed_run_compiles_in_the_same_epochs(tmp_path: Path, compiled: list[Any], when: Any) -> None:
     """The new process compiles the network that it finds; the rest is the same run."""
     config = tiny_config(epochs=6, compile=when)
@@ -90,6 +93,7 @@ def test_a_resumed_run_compiles_in_the_same_epochs(tmp_path: Path, compiled: lis
     assert_same_run(whole, resumed)
 
 
+@pytest.mark.slow
 def test_another_shape_of_batch_is_counted_too(tmp_path: Path, compiled: list[Any]) -> None:
     """A last, smaller batch is a graph of its own; torch may then take any size for the next."""
     from apical.training import Loaders, train
@@ -101,6 +105,7 @@ def test_another_shape_of_batch_is_counted_too(tmp_path: Path, compiled: list[An
     assert len(compiled) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [True, "final"])
 def test_the_mode_reaches_every_compilation(tmp_path: Path, compiled: list[Any], when: Any) -> None:
     config = tiny_config(epochs=4, compile=when, compile_mode="reduce-overhead")
