@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import apical
-from apical.baselines import ISS, ISSConfig, network_record, uniform_keep
+from apical.baselines import ISS, Comparator, network_record, uniform_keep
 from apical.data import Corpus, TokenStream, read_corpus
 from apical.models import LSTMLanguageModel
 from apical.recipes import LanguageModelling
@@ -100,7 +100,7 @@ def choose(
         grower = apical.Grower(*arguments, steps_per_epoch=steps // EPOCHS, structure=structure, **growth)
         return model, optimizer, grower, steps
     if method == "iss":
-        return model, optimizer, ISS(*arguments, ISSConfig(**options), structure=structure), steps
+        return model, optimizer, Comparator(ISS(**options), *arguments, structure=structure), steps
     keep = {group.name: list(range(group.size)) for group in structure.groups}
     if method != "dense":
         grown = read(folder, "grown", seed) if method.startswith("final") else None

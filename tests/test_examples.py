@@ -39,6 +39,7 @@ def test_every_example_is_run() -> None:
     assert [name for name in sorted(names - set(ARGUMENTS)) if not elsewhere(name)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -20,12 +20,13 @@ from apical.recipes import apply_settings, get_recipe
 from apical.runs import run
 from apical.runs._simulate import data_facts, measure_table, simulate
 from apical.training import make_progress
+from marks import slow
 
 TINY = ["data.path=synthetic", "limit=64", "batch_size=16", "epochs=6", "model.depth=8", "model.width=8"]
 FACTS: dict[str, Any] = {"classes": [str(i) for i in range(10)], "image_shape": [3, 16, 16]}
 
 
-@pytest.mark.parametrize("utility", ["random", "squared"])
+@pytest.mark.parametrize("utility", [slow("random"), "squared"])
 def test_the_networks_are_those_of_a_real_run(tmp_path: Path, utility: str) -> None:
     config = apply_settings(get_recipe("digits"), [*TINY, f"growth.utility={utility}", "growth.interval_unit=epochs"])
     result = run(config, tmp_path, progress=make_progress("quiet"))

@@ -17,9 +17,10 @@ from apical.runs import run
 from apical.training import make_progress
 from browser import CHROMIUM, Page, browser
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH"),
+]
 
 END, HOME, LEFT, TAB, ENTER = 35, 36, 37, 9, 13
 HEIGHTS = "[...document.querySelectorAll('.net .now')].map((bar) => Number(bar.getAttribute('height')))"

@@ -55,6 +55,7 @@ def test_a_compiled_run_is_the_same_run(tmp_path: Path, compiled: list[Any]) -> 
     assert_same_run(plain, run)
 
 
+@pytest.mark.slow
 def test_only_the_final_network_is_compiled(tmp_path: Path, compiled: list[Any]) -> None:
     plain = tiny_train(tmp_path / "plain", tiny_config(epochs=6), method=Freezing)
     run = tiny_train(tmp_path / "run", tiny_config(epochs=6, compile=True), method=Freezing)
@@ -64,6 +65,7 @@ def test_only_the_final_network_is_compiled(tmp_path: Path, compiled: list[Any])
     assert_same_run(plain, run)
 
 
+@pytest.mark.slow
 def test_a_method_that_never_freezes_is_compiled_throughout(tmp_path: Path, compiled: list[Any]) -> None:
     run = tiny_train(tmp_path / "grown", tiny_config(epochs=5, compile=True))
     assert run.summary["compilations"] == len(compiled) == 4
@@ -89,6 +91,7 @@ def test_a_resumed_run_compiles_in_the_same_epochs(tmp_path: Path) -> None:
     assert_same_run(whole, resumed)
 
 
+@pytest.mark.slow
 def test_another_shape_of_batch_is_counted_too(tmp_path: Path, compiled: list[Any]) -> None:
     """A last, smaller batch is a graph of its own; torch may then take any size for the next."""
     from apical.training import Loaders, train

@@ -24,6 +24,7 @@ from apical.training import OptimizerConfig, Processes, TrainingConfig, processe
 from apical.training._config import resolve_device
 from apical.training._parallel import Replica, fingerprint
 from fork_server import Ended, ForkServer, fork_server
+from marks import slow
 
 CASES = "training.parallel_cases"
 
@@ -92,7 +93,7 @@ def test_a_users_own_loop(server: ForkServer, tmp_path: Path) -> None:
     assert first["history"][-1]["macs_fraction"] == pytest.approx(0.6, abs=0.03)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), slow(1, 2), slow(2, 2)])
 def test_resumed_by_another_number_of_processes(server: ForkServer, tmp_path: Path, before: int, after: int) -> None:
     """Stopped by a signal to one process, all save and leave; the rest of the run is that of an unbroken one."""
     (whole,) = states(run(server, tmp_path / "whole", count=1), tmp_path / "whole")
@@ -117,6 +118,7 @@ def test_what_is_measured_is_measured_by_the_first(server: ForkServer, tmp_path:
     assert first == second
 
 
+@pytest.mark.slow
 def test_who_cannot_measure_tells_the_others(server: ForkServer, tmp_path: Path) -> None:
     ended = run(server, tmp_path, "first_cannot_measure")
     assert [e.code for e in ended] == [2, 2]
@@ -135,9 +137,9 @@ def test_processes_that_decide_differently_stop(server: ForkServer, tmp_path: Pa
     ("odd", "message"),
     [
         ("labels", r"contents\.train\.digest is '\w+' in process 0, '\w+' in process 1"),
-        ("size", r"contents\.train\.samples is 40 in process 0, 32 in process 1"),
-        ("eval_every", r"training\.eval_every is 1 in process 0, 2 in process 1"),
-        ("ema", r"training\.ema_decay is None in process 0, 0\.9 in process 1"),
+        slow("size", r"contents\.train\.samples is 40 in process 0, 32 in process 1"),
+        slow("eval_every", r"training\.eval_every is 1 in process 0, 2 in process 1"),
+        slow("ema", r"training\.ema_decay is None in process 0, 0\.9 in process 1"),
         ("resume", r"resume is False in process 0, True in process 1"),
     ],
 )
@@ -159,7 +161,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(server: ForkServer, t
     assert "the loss is nan in epoch 2, step 2" in ended[1].output
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [slow(signal.SIGSTOP), signal.SIGKILL])
 def test_a_process_that_is_lost_is_named_by_the_others(server: ForkServer, tmp_path: Path, number: int) -> None:
     first, second = run(server, tmp_path, "lost", int(number))
     assert second.code == -signal.SIGKILL

@@ -25,7 +25,7 @@ class Schedule:
 
     Example:
         >>> schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=4)
-        >>> [schedule.load(done, seed_load=0.2) for done in (0, 1, 2, 4)]
+        >>> [round(schedule.load(done, seed_load=0.2), 2) for done in (0, 1, 2, 4)]
         [0.2, 0.6, 1.0, 1.0]
         >>> schedule.load(1, seed_load=2.0)
         1.5

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apical._checks import nearest
 from apical._reading import read_text
 from apical.errors import ConfigError
-from apical._checks import nearest
 from apical.recipes._model import import_callable
 from apical.runs._template import template_facts
 from apical.reporting import growth_pixels

@@ -5,27 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._checks import build, nearest
 from apical.baselines import (
     ISS,
     L1,
     AutoGrow,
-    AutoGrowConfig,
+    Comparator,
     Dense,
-    ISSConfig,
-    L1Config,
     Slimming,
-    SlimmingConfig,
-    SoftConfig,
     SoftFilterPruning,
     Taylor,
-    TaylorConfig,
     ThiNet,
-    ThiNetConfig,
     Uniform,
 )
 from apical.errors import ConfigError
@@ -217,62 +212,15 @@ def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     return make
 
 
-@register_method("uniform")
-def _uniform(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
-    no_options(config)
+def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    rule: Any = method_options(config, kind)
 
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
-        return Uniform(
-            model,
-            optimizer,
-            example_inputs=example,
-            budget=config.budget,
-            divisor=config.growth.step,
-            copies=copies,
-        )
+        epochs, divisor = config.training.epochs, config.growth.step
+        return Comparator(rule, model, optimizer, example, config.budget, epochs, divisor=divisor, copies=copies)
 
     return make
 
 
-class _Comparator(Protocol):
-    """How the comparators that change the network while it trains are built."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example_inputs: tuple[Tensor, ...],
-        budget: str,
-        epochs: int,
-        config: Any,
-        *,
-        divisor: int,
-        copies: Sequence[nn.Module],
-    ) -> GrowthMethod: ...
-
-
-def _comparator(kind: _Comparator, options: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
-    own: Any = method_options(config, options)
-
-    def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
-        return kind(
-            model,
-            optimizer,
-            example,
-            config.budget,
-            config.training.epochs,
-            own,
-            divisor=config.growth.step,
-            copies=copies,
-        )
-
-    return make
-
-
-register_method("l1")(partial(_comparator, L1, L1Config))
-register_method("soft")(partial(_comparator, SoftFilterPruning, SoftConfig))
-register_method("slimming")(partial(_comparator, Slimming, SlimmingConfig))
-register_method("thinet")(partial(_comparator, ThiNet, ThiNetConfig))
-register_method("taylor")(partial(_comparator, Taylor, TaylorConfig))
-register_method("autogrow")(partial(_comparator, AutoGrow, AutoGrowConfig))
-register_method("iss")(partial(_comparator, ISS, ISSConfig))
+for _rule in (Uniform, L1, SoftFilterPruning, Slimming, ThiNet, Taylor, AutoGrow, ISS):
+    register_method(_rule.name)(partial(_comparator, _rule))

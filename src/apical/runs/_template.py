@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 from torch import nn
 
+from apical.growth import template_record
 from apical.structure import Structure
 
 
@@ -17,14 +17,7 @@ def template_facts(method: object) -> dict[str, Any]:
     structure = getattr(method, "structure", None)
     if not isinstance(structure, Structure):
         return {}
-    return {
-        "macs": structure.macs(),
-        "num_params": structure.num_params(),
-        "widths": {group.name: group.size for group in structure.groups},
-        "roles": {group.name: group.role for group in structure.groups},
-        "blocks": [block.name for block in structure.blocks],
-        "frozen": [dataclasses.asdict(item) for item in structure.frozen],
-    }
+    return template_record(structure)
 
 
 def layer_facts(
