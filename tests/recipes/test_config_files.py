@@ -87,3 +87,14 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     assert "leave out --config" in apical("train", "--resume", tmp_path, "--config", tmp_path / "a.json").stderr
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config_file(tmp_path / "none.json")
+
+
+def test_the_run_folder_of_another_version_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    write_config_file(get_recipe("digits"), path)
+    assert read_config(tmp_path) == get_recipe("digits")
+    content = json.loads(path.read_text())
+    content["training"]["batch_growth"] = 1  # a setting that there once was
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"config\.json: .*'batch_growth'.*another version of apical"):
+        read_config(tmp_path)
