@@ -77,7 +77,7 @@ class GrowthCallback(Callback):  # type: ignore[misc, unused-ignore]
             self._weights[name[len(prefix) :]] = state.pop(name)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the Grower, or brings it back to where a checkpoint had it."""
+        """Make the Grower, or bring it back to where a checkpoint had it."""
         if self.grower is not None:
             return
         self._hook.remove()
@@ -101,7 +101,7 @@ class GrowthCallback(Callback):  # type: ignore[misc, unused-ignore]
         pl_module.log_dict({name: float(record[name]) for name in ("macs_fraction", "params_fraction")})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the network final."""
+        """Make the network final."""
         if self.grower is not None and self.grower.epoch >= self.grower.epochs:
             self.grower.finish()
 

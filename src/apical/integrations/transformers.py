@@ -43,7 +43,7 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Makes the Grower."""
+        """Make the Grower."""
         epochs = args.num_train_epochs
         problems = {
             f"num_train_epochs={epochs}, expected a whole number": epochs == int(epochs) and epochs >= 1,
@@ -71,6 +71,6 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Makes the model final."""
+        """Make the model final."""
         if self.grower is not None:
             self.grower.finish()

@@ -74,7 +74,7 @@ class LoggedProgress:
         self._method = method
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Makes the loggers and tells them the settings; keeps what is known of the full model for the report."""
+        """Make the loggers and tell them the settings; keep what is known of the full model for the report."""
         folder, facts = Path(run), template_facts(self._method)
         if facts:
             write_text(folder / "template.json", json.dumps(facts) + "\n")
@@ -125,7 +125,7 @@ class LoggedProgress:
         self._tell(lambda logger: logger.text("summary", json.dumps(plain(short), indent=2)))
 
     def stop(self) -> None:
-        """Closes the loggers."""
+        """Close the loggers."""
         self._tell(lambda logger: logger.close())
         self._loggers = []
         self._display.stop()

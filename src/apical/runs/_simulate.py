@@ -77,7 +77,7 @@ def simulate(
     table: DeviceTable | None = None,
     memory: bool = True,
 ) -> Simulation:
-    """Walks through a run's growth without training it.
+    """Walk through a run's growth without training it.
 
     Nothing is measured, so widths keep the seed's proportions; costs follow the schedule as a trained run's do that
     changes the network after epochs. Restructuring is really done, and timed, on this machine's CPU.
@@ -127,7 +127,7 @@ def simulate(
 
 
 def measure_table(config: RunConfig, facts: Mapping[str, Any], device: torch.device, batch: int) -> DeviceTable:
-    """Times training steps of the networks through which a recipe's model grows, and of the whole one.
+    """Time training steps of the networks through which a recipe's model grows, and of the whole one.
 
     The networks are those of the growth itself, since a thin one with wide residual streams takes longer
     than one of as many MACs that is narrow everywhere.

@@ -24,7 +24,7 @@ def names_foreign_code(config: RunConfig) -> bool:
 
 
 def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
-    """Refuses to call what a run folder's config names, unless somebody says that it may be called.
+    """Refuse to call what a run folder's config names, unless somebody says that it may be called.
 
     ``package.module:callable`` can be anything that is installed; a config from elsewhere could name
     ``subprocess:run``. Models of apical, torchvision and timm are built without asking.
@@ -50,7 +50,7 @@ def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
 
 
 def refuse_absurd(config: RunConfig, facts: Mapping[str, Any], where: str) -> None:
-    """Refuses sizes in a config that cannot be meant, before memory is asked for.
+    """Refuse sizes in a config that cannot be meant, before memory is asked for.
 
     Raises:
         ConfigError: an option is larger than `LARGEST_OPTION`, an input than `LARGEST_INPUT`, or the model would need

@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Writes `checkpoint.pt`; what was there becomes `checkpoint.prev.pt`.
+    """Write `checkpoint.pt`; what was there becomes `checkpoint.prev.pt`.
 
     Whenever the process dies, at least one whole checkpoint is in the folder.
 
@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 def load_checkpoint(
     folder: Path, identity: Mapping[str, Any] | None = None, notify: Callable[[str], None] = lambda _: None
 ) -> Checkpoint:
-    """Reads the newest whole checkpoint of a run folder, never a pickle.
+    """Read the newest whole checkpoint of a run folder, never a pickle.
 
     A torn `checkpoint.pt` is set aside as `checkpoint.torn.pt`, the previous one is taken, and `notify` is told.
 
@@ -224,7 +224,7 @@ _PLAIN = (str, int, float, bool, bytes, complex, type(None))
 
 
 def require_plain(value: Any, where: str) -> None:
-    """Refuses what `torch.load(weights_only=True)` would later refuse to read.
+    """Refuse what `torch.load(weights_only=True)` would later refuse to read.
 
     Raises:
         CheckpointError: with the path of the first thing that is neither a tensor nor a plain container.

@@ -37,7 +37,7 @@ def run_identity(content: Mapping[str, Any], contents: Mapping[str, Any] | None 
 
 
 def check_same_run(identity: Mapping[str, Any]) -> None:
-    """Compares what all processes are about to do, by a digest; does nothing in one process alone.
+    """Compare what all processes are about to do, by a digest; do nothing in one process alone.
 
     Other settings, labels or numbers of samples in one of them would train something else without a word, or end in the
     middle of an exchange with words that say nothing.

@@ -58,7 +58,7 @@ class Learner:
             self.replica.set_compiled(not isinstance(self.method, FreezingMethod) or self.method.frozen)
 
     def end_step(self, where: str) -> None:
-        """Lets the method restructure between two steps, if it ever does."""
+        """Let the method restructure between two steps, if it ever does."""
         if not isinstance(self.method, StepwiseMethod):
             return
         if isinstance(self.task, StreamTask):
@@ -71,14 +71,14 @@ class Learner:
         self.compile_if_final()
 
     def end_epoch(self, where: str) -> dict[str, Any]:
-        """Lets the method restructure after an epoch; returns what it says of the epoch."""
+        """Let the method restructure after an epoch; return what it says of the epoch."""
         record = dict(self.method.end_epoch())
         apply_memory_format_(self.model, self.config)
         self.replica.refresh(where)
         return record
 
     def finish(self) -> None:
-        """Leaves the plain, final model, with the averaged weights if they were averaged."""
+        """Leave the plain, final model, with the averaged weights if they were averaged."""
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         self.method.finish()
@@ -95,7 +95,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a state, after a look at whether it fits.
+        """Go back to a state, after a look at whether it fits.
 
         Raises:
             CheckpointError: weights or optimizer have other shapes or kinds.
@@ -139,6 +139,6 @@ def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
 
 
 def apply_memory_format_(model: nn.Module, config: TrainingConfig) -> None:
-    """Puts four-dimensional weights into channels-last order if the config asks for it; values do not change."""
+    """Put four-dimensional weights into channels-last order if the config asks for it; values do not change."""
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -80,7 +80,7 @@ class TensorBoardLogger:
         self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
 
     def close(self) -> None:
-        """Writes what is buffered."""
+        """Write what is buffered."""
         self._writer.close()
 
 

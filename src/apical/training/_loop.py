@@ -23,7 +23,7 @@ from apical.training._task import Classification, Task
 
 
 def train_steps(learner: Learner, loader: Loader | tuple[()], tally: Tally, epoch: int) -> Iterator[int]:
-    """Trains on each batch of an epoch, and yields after each the number of steps that are done.
+    """Train on each batch of an epoch, and yield after each the number of steps that are done.
 
     Args:
         learner: what is trained.

@@ -86,7 +86,7 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
 
 
 def set_lr_(optimizer: Optimizer, factor: float) -> float:
-    """Sets every group's learning rate to its peak times `factor`.
+    """Set every group's learning rate to its peak times `factor`.
 
     The peak is the group's `initial_lr`, as torch's schedulers call it, taken from `lr` when first seen. So the
     schedule has no state of its own: it survives restructuring and resuming as the optimizer does.

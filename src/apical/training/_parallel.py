@@ -93,7 +93,7 @@ class Replica:
         check_same_everywhere(self._model, where)
 
     def share_statistics_(self, *others: nn.Module | None) -> None:
-        """Gives all processes the first one's buffers, where each kept running statistics of its own."""
+        """Give all processes the first one's buffers, where each kept running statistics of its own."""
         if self.team.count == 1 or self._synchronised:
             return
         with torch.no_grad():
@@ -102,7 +102,7 @@ class Replica:
                     dist.broadcast(buffer, 0)
 
     def finish(self) -> None:
-        """Leaves the plain model, with the classes that it came with."""
+        """Leave the plain model, with the classes that it came with."""
         self._wrapped = None
         self._held = []
         separate_norms_(self._model)
@@ -133,7 +133,7 @@ def _buffers(shared: bool) -> dict[str, Any]:
 
 
 def check_same_everywhere(model: nn.Module, where: str) -> None:
-    """Compares the models of all processes by a fingerprint of 16 bytes each; does nothing in one process alone.
+    """Compare the models of all processes by a fingerprint of 16 bytes each; do nothing in one process alone.
 
     Args:
         model: the plain model, not its wrapper.
@@ -199,7 +199,7 @@ def process_seed(seed: int, epoch: int, team: Processes) -> int | None:
 
 
 def refuse_unshared(loaders: Mapping[str, Any], team: Processes) -> None:
-    """Raises if a loader does not give each process its own share of the batches.
+    """Raise if a loader does not give each process its own share of the batches.
 
     Raises:
         ConfigError: saying which.
@@ -223,7 +223,7 @@ class ProcessBatchNorm(_BatchNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        """Normalises (batch, channels, ...); in eval mode nothing is exchanged."""
+        """Normalise (batch, channels, ...); in eval mode nothing is exchanged."""
         if not self.training:
             return super().forward(input)
         dims = [d for d in range(input.dim()) if d != 1]
@@ -279,7 +279,7 @@ _ORIGINAL = "_apical_norm_class"
 
 
 def synchronise_norms_(model: nn.Module, device: torch.device) -> list[str]:
-    """Lets every batch norm see the batches of all processes, in place: same module objects, parameters and hooks.
+    """Let every batch norm see the batches of all processes, in place: same module objects, parameters and hooks.
 
     Returns:
         Module paths of the norms.
@@ -303,7 +303,7 @@ def synchronise_norms_(model: nn.Module, device: torch.device) -> list[str]:
 
 
 def separate_norms_(model: nn.Module) -> None:
-    """Undoes `synchronise_norms_`: the model is the user's own again."""
+    """Undo `synchronise_norms_`: the model is the user's own again."""
     for module in model.modules():
         if _ORIGINAL in vars(module):
             kind = getattr(nn, getattr(module, _ORIGINAL))

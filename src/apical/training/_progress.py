@@ -210,20 +210,20 @@ class QuietProgress:
         self._stream = stream
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Says nothing."""
+        """Say nothing."""
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Says nothing."""
+        """Say nothing."""
 
     def epoch(self, record: Record) -> None:
-        """Says nothing."""
+        """Say nothing."""
 
     def message(self, text: str) -> None:
-        """Writes the message."""
+        """Write the message."""
         self._stream.write(text + "\n")
 
     def summary(self, summary: Record) -> None:
-        """Says nothing."""
+        """Say nothing."""
 
     def stop(self) -> None:
         """Nothing to end."""
@@ -236,7 +236,7 @@ class SilentProgress(QuietProgress):
         super().__init__(sys.stderr)
 
     def message(self, text: str) -> None:
-        """Says nothing."""
+        """Say nothing."""
 
 
 class PlainProgress:
@@ -261,32 +261,32 @@ class PlainProgress:
         self._written = time.monotonic()
 
     def pace(self, samples: int, unit: str) -> None:
-        """Keeps it for the lines within an epoch."""
+        """Keep it for the lines within an epoch."""
         self._running.pace(samples, unit)
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Writes the heading."""
+        """Write the heading."""
         self._metric = metric
         self._epochs = epochs
         self._line(f"{run}: {epochs} epochs")
         self._line("  ".join(name.rjust(width) for name, width, _ in columns(metric)))
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Writes where the epoch is, if nothing was written for long."""
+        """Write where the epoch is, if nothing was written for long."""
         self._running.step(epoch, self._epochs, step, steps)
         if step < steps and time.monotonic() - self._written >= self._every_s:
             self._line(self._running.text())
 
     def epoch(self, record: Record) -> None:
-        """Writes the epoch's line."""
+        """Write the epoch's line."""
         self._line("  ".join(cell(record).rjust(width) for _, width, cell in columns(self._metric)))
 
     def message(self, text: str) -> None:
-        """Writes the message."""
+        """Write the message."""
         self._line(text)
 
     def summary(self, summary: Record) -> None:
-        """Writes the closing line."""
+        """Write the closing line."""
         self._line(_closing_line(summary, self._metric))
 
     def stop(self) -> None:
@@ -304,22 +304,22 @@ class JsonProgress:
         self._stream.flush()
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Writes a `start` object."""
+        """Write a `start` object."""
         self._event("start", {"epochs": epochs, "run": run, "metric": metric.name})
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Says nothing."""
+        """Say nothing."""
 
     def epoch(self, record: Record) -> None:
-        """Writes an `epoch` object: the line of history.jsonl."""
+        """Write an `epoch` object: the line of history.jsonl."""
         self._event("epoch", record)
 
     def message(self, text: str) -> None:
-        """Writes a `message` object."""
+        """Write a `message` object."""
         self._event("message", {"text": text})
 
     def summary(self, summary: Record) -> None:
-        """Writes a `summary` object: the content of summary.json."""
+        """Write a `summary` object: the content of summary.json."""
         self._event("summary", summary)
 
     def stop(self) -> None:
@@ -348,7 +348,7 @@ class TableProgress:
         self._running.pace(samples, unit)
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Shows the empty table."""
+        """Show the empty table."""
         self._epochs = epochs
         self._title = run
         self._metric = metric
@@ -356,7 +356,7 @@ class TableProgress:
         self._live.start()
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Moves the bar below the table, at most five times a second."""
+        """Move the bar below the table, at most five times a second."""
         self._running.step(epoch, self._epochs, step, steps)
         if time.monotonic() - self._drawn < _DRAW_S and step < steps:
             return
@@ -364,22 +364,22 @@ class TableProgress:
         self._draw()
 
     def epoch(self, record: Record) -> None:
-        """Adds a row."""
+        """Add a row."""
         self._records.append(record)
         self._running.end()
         self._draw()
 
     def message(self, text: str) -> None:
-        """Prints the message above the table."""
+        """Print the message above the table."""
         self._console.print(text, markup=False, highlight=False)
 
     def summary(self, summary: Record) -> None:
-        """Shows the closing line under the table."""
+        """Show the closing line under the table."""
         self._now = _closing_line(summary, self._metric)
         self._draw()
 
     def stop(self) -> None:
-        """Leaves the whole table on the screen."""
+        """Leave the whole table on the screen."""
         if self._live is not None:
             self._live.vertical_overflow = "visible"
             self._live.update(self._render(everything=True), refresh=True)

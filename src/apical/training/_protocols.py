@@ -14,7 +14,7 @@ class GrowthMethod(Protocol):
     """What `apical.Grower` and every baseline provide."""
 
     def end_epoch(self) -> Mapping[str, Any]:
-        """Ends an epoch, restructures model, optimizer and copies in place, and says what the epoch was like.
+        """End an epoch, restructure model, optimizer and copies in place, and say what the epoch was like.
 
         Returns:
             The record of the epoch that just ended, in plain numbers, strings, lists and dicts. `macs`, `num_params`,
@@ -26,7 +26,7 @@ class GrowthMethod(Protocol):
         ...
 
     def finish(self) -> None:
-        """Makes the model final: gates folded, dormant weights released."""
+        """Make the model final: gates folded, dormant weights released."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class GrowthMethod(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores a state, and restructures model, optimizer and copies in place to its shapes."""
+        """Restore a state, and restructure model, optimizer and copies in place to its shapes."""
         ...
 
 
@@ -43,7 +43,7 @@ class StepwiseMethod(GrowthMethod, Protocol):
     """A method that may restructure between two steps of an epoch."""
 
     def end_step(self, state: Any = None) -> Any:
-        """Ends an optimizer step, and restructures model, optimizer and copies in place if it is time.
+        """End an optimizer step, and restructure model, optimizer and copies in place if it is time.
 
         Args:
             state: the recurrent state that the model hands on to the next step; None if there is none.
@@ -83,7 +83,7 @@ class Loader(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restore it."""
         ...
 
 

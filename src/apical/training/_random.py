@@ -12,7 +12,7 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python's and torch's generators, those of all CUDA devices included.
+    """Seed Python's and torch's generators, those of all CUDA devices included.
 
     Example:
         >>> seed_everything(1)
@@ -35,7 +35,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restores `random_state()`. States of CUDA devices that this machine does not have are left out."""
+    """Restore `random_state()`. States of CUDA devices that this machine does not have are left out."""
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"].cpu())
     for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
@@ -44,7 +44,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Allows only deterministic algorithms inside the block, if `enabled`, and puts the switches back after it."""
+    """Allow only deterministic algorithms inside the block, if `enabled`, and put the switches back after it."""
     if not enabled:
         yield
         return

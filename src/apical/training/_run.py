@@ -49,7 +49,7 @@ def train(
     progress: Progress | None = None,
     on_finish: Callable[[TrainingResult], None] | None = None,
 ) -> TrainingResult:
-    """Trains a model while `method` restructures it, and leaves a run folder.
+    """Train a model while `method` restructures it, and leave a run folder.
 
     After every epoch: evaluate, `method.end_epoch()`, checkpoint, history. A run that is killed at any moment and
     resumed repeats the running epoch from its beginning and ends, on a CPU, bit for bit as if it had not been killed.
@@ -153,7 +153,7 @@ class _Run:
     tally: Tally | None = None
 
     def one_epoch(self) -> None:
-        """Trains, evaluates, restructures and saves."""
+        """Train, evaluate, restructure and save."""
         learner, loader, config = self.learner, self.loaders.train, self.learner.config
         epoch, steps = len(self.history) + 1, len(loader)
         tally = self._begin_epoch(epoch)
@@ -184,7 +184,7 @@ class _Run:
             self._leave(f"after epoch {epoch}")
 
     def _begin_epoch(self, epoch: int) -> Tally:
-        """Seeds the epoch, or what is left of it, and begins its tally."""
+        """Seed the epoch, or what is left of it, and begin its tally."""
         config, team = self.learner.config, self.learner.replica.team
         self.learner.compile_if_final()
         seed = process_seed(config.seed, epoch, team)
@@ -197,7 +197,7 @@ class _Run:
         return self.tally
 
     def _evaluate(self, model: nn.Module, loader: Loader, when: str) -> EvalStats:
-        """Judges a model. One process alone may be stopped after each batch; several may have more or fewer."""
+        """Judge a model. One process alone may be stopped after each batch; several may have more or fewer."""
         learner = self.learner
         batches = self._until_signal(loader, when) if learner.replica.team.count == 1 else loader
         return evaluate(model, batches, learner.config, learner.device, task=learner.task)
@@ -224,7 +224,7 @@ class _Run:
         raise Interrupted(f"stopped by {name} {where}. {rest}", name)
 
     def save(self) -> None:
-        """Writes the checkpoint, then the history that belongs to it."""
+        """Write the checkpoint, then the history that belongs to it."""
         state = {
             **self.learner.state_dict(),
             "loader": self.loaders.train.state_dict(),
@@ -237,7 +237,7 @@ class _Run:
         self.folder.write_history(self.history)
 
     def restore(self) -> bool:
-        """Goes back to the checkpoint. False if the run was killed before it wrote its first one."""
+        """Go back to the checkpoint. False if the run was killed before it wrote its first one."""
         path, epochs = self.folder.path, self.learner.config.epochs
         if not has_checkpoint(path):
             if not (path / "config.json").exists():
@@ -274,7 +274,7 @@ class _Run:
         set_random_state(state["random"])
 
     def finish(self, content: Mapping[str, Any]) -> TrainingResult:
-        """Makes the model final and tests it."""
+        """Make the model final and test it."""
         learner, loaders = self.learner, self.loaders
         learner.finish()
         test = self._evaluate(learner.model, loaders.test or loaders.evaluation, "the final model")

@@ -71,7 +71,7 @@ class RunFolder:
         return has_checkpoint(self.path) or (self.path / "summary.json").exists()
 
     def claim(self, overwrite: bool) -> None:
-        """Makes room for a new run.
+        """Make room for a new run.
 
         Raises:
             CheckpointError: another one is here, and must not be overwritten.
@@ -85,16 +85,16 @@ class RunFolder:
             self.clear()
 
     def clear(self) -> None:
-        """Removes what an earlier run left, as far as the loop wrote it."""
+        """Remove what an earlier run left, as far as the loop wrote it."""
         for name in (CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a mapping as readable JSON."""
+        """Write a mapping as readable JSON."""
         self._write(name, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Writes `history.jsonl`, a line per epoch."""
+        """Write `history.jsonl`, a line per epoch."""
         self._write("history.jsonl", "".join(json.dumps(plain(r), allow_nan=False) + "\n" for r in records))
 
     def _write(self, name: str, text: str) -> None:
@@ -103,7 +103,7 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file of a run, whole or not at all.
+    """Write a text file of a run, whole or not at all.
 
     Raises:
         CheckpointError: it cannot be written.

@@ -97,7 +97,7 @@ class Tally:
         self._started = time.perf_counter()
 
     def _resume(self, begun: Partial, device: torch.device) -> None:
-        """Goes on from what was done; of the sums, which are those of all processes, the first one takes care."""
+        """Go on from what was done; of the sums, which are those of all processes, the first one takes care."""
         self.steps = begun.steps
         self.step_seconds = begun.step_seconds
         self.restructure_seconds = begun.restructure_seconds
@@ -112,7 +112,7 @@ class Tally:
             self.counts = None if sums["counts"] is None else sums["counts"].to(device)
 
     def add(self, result: BatchResult) -> None:
-        """Notes a batch.
+        """Note a batch.
 
         Raises:
             TrainingError: its loss, or one that is read only now, is not finite.
@@ -124,7 +124,7 @@ class Tally:
             self._read()
 
     def step(self, seconds: float, compilations: int = 0) -> None:
-        """Notes a step that is done."""
+        """Note a step that is done."""
         self.steps += 1
         self.step_seconds += seconds
         if compilations:
@@ -180,7 +180,7 @@ class Tally:
         )
 
     def _read(self) -> None:
-        """Reads the pending losses from the device."""
+        """Read the pending losses from the device."""
         wrong: str | None = None
         for loss, weight in self._pending:
             self._seen += 1

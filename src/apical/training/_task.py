@@ -78,7 +78,7 @@ class Task(Protocol):
         ...
 
     def batch(self, model: nn.Module, inputs: Tensor, targets: Tensor, training: bool) -> BatchResult:
-        """Runs the model on a batch, under the loop's autocast; without gradients if not `training`."""
+        """Run the model on a batch, under the loop's autocast; without gradients if not `training`."""
         ...
 
     def results(self, loss: float, counts: Tensor, /) -> dict[str, float]:

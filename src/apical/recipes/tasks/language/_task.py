@@ -51,7 +51,7 @@ class LanguageModelling:
         self.state: Any = None
 
     def begin(self, training: bool) -> None:  # noqa: ARG002 (both kinds of pass start alike)
-        """Forgets the stream: the next window is the first of a pass."""
+        """Forget the stream: the next window is the first of a pass."""
         self.state = None
 
     def batch(self, model: nn.Module, inputs: Tensor, targets: Tensor, training: bool) -> BatchResult:
