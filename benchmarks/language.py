@@ -33,7 +33,9 @@ import apical
 from apical.baselines import ISS, Comparator, network_record, uniform_keep
 from apical.data import Corpus, TokenStream, read_corpus
 from apical.models import LSTMLanguageModel
-from apical.training import LanguageModelling, ScheduleConfig, TrainingConfig, evaluate, lr_factor, set_lr_
+from apical.recipes import LanguageModelling
+from apical.training import ScheduleConfig, TrainingConfig, evaluate
+from apical.training._optimizer import lr_factor, set_lr_
 
 METHODS = ("dense", "grown", "uniform", "final-same-steps", "final-same-macs", "iss")
 BATCH, WINDOW = 20, 35

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from apical.recipes import apply_settings, get_recipe, run
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import run
 from apical.training import make_progress
 from torchvision_shim import has_torchvision, import_torchvision
 

@@ -35,8 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "baselines": ENGINE,
     "export": ENGINE,
     "recipes": ASSEMBLY,
+    "runs": ASSEMBLY | {"recipes"},
     "integrations": ASSEMBLY,
-    "cli": ASSEMBLY | {"recipes", "integrations", "apical"},
+    "cli": ASSEMBLY | {"recipes", "runs", "integrations", "apical"},
     # `apical/__init__.py` re-exports the public names; nothing below the command line imports it.
     "apical": ENGINE | {"growth", "baselines", "export", "models"},
     "__main__": {"cli"},

@@ -15,9 +15,9 @@ import pytest
 import apical
 from apical.data import ParquetImages, load_images, open_voc, read_corpus
 from apical.errors import ApicalError, DataError
-from apical.recipes import read_config
 from apical.reporting import read_run
-from apical.training import load_checkpoint
+from apical.runs import read_config
+from apical.training._checkpoint import load_checkpoint
 from data.layout_writers import (
     encode,
     random_images,

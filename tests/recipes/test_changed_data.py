@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError
-from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, run
-from apical.training import Checkpoint, load_checkpoint, save_checkpoint
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import read_config, run
+from apical.training._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from marks import slow
 from photo_folder import write_image_folder
 from recipes.test_run import StopAfter, do, tiny

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from apical.errors import ConfigError
-from apical.recipes import compare, read_config, run
-from apical.recipes._simulate import data_facts
+from apical.runs import compare, read_config, run
+from apical.runs._simulate import data_facts
 from apical.training import make_progress
 from marks import slow
 from recipes.test_run import StopAfter, do, tiny

@@ -14,8 +14,10 @@ import apical
 from apical.cli import main
 from apical.data import read_corpus
 from apical.errors import ConfigError, DataError
-from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, load_serving, read_config, run
-from apical.training import TrainingResult, lr_factor, make_progress
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import load_run, load_serving, read_config, run
+from apical.training import TrainingResult, make_progress
+from apical.training._optimizer import lr_factor
 from marks import slow
 
 RECIPES = ("ptb-lstm-small", "ptb-lstm-large", "wikitext2-lstm")

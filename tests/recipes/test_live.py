@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from apical.errors import ConfigError
-from apical.recipes import apply_settings, get_recipe, logger_factory, run
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import logger_factory, run
 from apical.training import make_progress
 from marks import slow
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError, ConfigError
-from apical.recipes import apply_settings, get_recipe, methods, read_config, resolve_method, run, setting_types
-from apical.recipes._final import epochs_for_macs
-from apical.recipes._settings import reproducing_command
+from apical.recipes import apply_settings, get_recipe
+from apical.recipes._settings import reproducing_command, setting_types
+from apical.runs import methods, read_config, run
+from apical.runs._final import epochs_for_macs
+from apical.runs._methods import resolve_method
 from marks import quick
 from recipes.test_run import StopAfter, do, tiny
 

@@ -12,7 +12,9 @@ import torch
 
 import apical
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, methods, read_config, run, task_kind
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.recipes._task_kind import task_kind
+from apical.runs import load_run, methods, read_config, run
 from apical.training import Metric, TrainingResult, make_progress
 from marks import slow
 

@@ -17,17 +17,9 @@ from apical.cli import main
 from apical.errors import ConfigError, DataError
 from apical.growth._strength import unit_strengths
 from apical.models import DeepLabV3
-from apical.recipes import (
-    RunConfig,
-    apply_settings,
-    get_recipe,
-    load_run,
-    load_serving,
-    read_config,
-    recipes,
-    run,
-    task_kind,
-)
+from apical.recipes import RunConfig, apply_settings, get_recipe, recipes
+from apical.recipes._task_kind import task_kind
+from apical.runs import load_run, load_serving, read_config, run
 from apical.training import Interrupted, TrainingResult, make_progress
 from marks import slow
 from voc_folder import write_voc

@@ -10,9 +10,10 @@ import torch
 
 from apical.cli._inspect import _costs
 from apical.models import CifarResNet
-from apical.recipes import apply_settings, get_recipe, run
+from apical.recipes import apply_settings, get_recipe
 from apical.reporting import write_architecture, write_runs_report
 from apical.resizing import trace
+from apical.runs import run
 from apical.training import make_progress
 from browser import CHROMIUM, Page, browser
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError
-from apical.training import RunFolder
 from apical.training import _run_folder as folders
+from apical.training._run_folder import RunFolder
 from fork_server import Ended, ForkServer, fork_server
 from marks import quick
 from tiny_run import timeless

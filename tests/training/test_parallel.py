@@ -19,8 +19,9 @@ from torch import nn
 from apical.data import ImageLoader, RandomCrop, RandomFlip, synthetic_images
 from apical.errors import ConfigError
 from apical.growth._observer import add_at_
-from apical.recipes._stream import StreamLoader
-from apical.training import OptimizerConfig, Processes, TrainingConfig, processes, resolve_device
+from apical.recipes.tasks.classification._stream import StreamLoader
+from apical.training import OptimizerConfig, Processes, TrainingConfig, processes
+from apical.training._config import resolve_device
 from apical.training._parallel import Replica, fingerprint
 from fork_server import Ended, ForkServer, fork_server
 from marks import slow
@@ -84,21 +85,6 @@ def test_norms_apart_dropout_augmentation_and_averages(server: ForkServer, tmp_p
     first, second = states(run(server, tmp_path, "run", False, options), tmp_path)
     assert_equal(first["model"], second["model"])
     assert first["history"][-1]["train_loss"] == second["history"][-1]["train_loss"]
-
-
-@pytest.mark.slow
-def test_batches_that_grow_are_shared_out(server: ForkServer, tmp_path: Path) -> None:
-    """Two processes take halves of the batches that one alone would train on."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    options = {"training": {"batch_growth": 3}}
-    (alone,) = states(run(server, one, "run", False, options, count=1), one)
-    first, second = states(run(server, two, "run", False, options), two)
-    assert_equal(first["model"], second["model"])
-    assert_close(alone, first)
-    sizes = [r["batch_size"] for r in first["history"]]
-    assert sizes == [r["batch_size"] for r in alone["history"]]
-    assert sizes[0] > sizes[-1] == 8
-    assert [r["steps"] for r in first["history"]] == [40 // size for size in sizes]
 
 
 def test_a_users_own_loop(server: ForkServer, tmp_path: Path) -> None:
@@ -298,25 +284,6 @@ def test_streams_are_shared(tmp_path: Path, shuffle: bool) -> None:
         assert sorted(shares[0] + shares[1]) == sorted(read(0, 1, 4))
 
 
-def test_streamed_batches_grow(tmp_path: Path) -> None:
-    """The same order in larger pieces; one that the images do not fill is refused."""
-    pytest.importorskip("PIL")
-    from apical.data import Decode, open_images
-    from photo_folder import write_image_folder
-
-    write_image_folder(tmp_path, 7)
-    source = open_images(str(tmp_path), decode=Decode(8, None, 3))
-    small, large = (
-        StreamLoader(source, size, shuffle=True, drop_last=True, normalize=torch.Tensor.double,
-                     device=torch.device("cpu"), seed=4) for size in (2, 4)
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"images do not fill one batch of 2\d+ x 1"):
-        small.set_batch_factor(100)
-    small.set_batch_factor(2)
-    assert len(small) == len(large)
-    assert indices(small) == indices(large)
-
-
 def test_the_environment_of_torchrun_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes() == Processes()
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -366,10 +333,12 @@ def test_the_wrapper_is_kept_until_parameters_are_replaced() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     replica = Replica(model, torch.device("cpu"), sync_batchnorm=True)
     assert replica.module is model
-    replica.refresh("now", if_changed=True)
+    assert not replica.changed()
+    replica.refresh("now")
     assert replica._wrapped is model
     model[0].weight = nn.Parameter(torch.zeros(4, 3))
-    replica.refresh("now", if_changed=True)
+    assert replica.changed()
+    replica.refresh("now")
     assert replica._wrapped is None
 
 

@@ -302,20 +302,6 @@ class Grower:
         title = type(self.model).__name__
         return write_report(run_record(self.structure, self.history, title, str(self.budget), self.epochs), path)
 
-    def batch_room(self) -> float:
-        """What the final network may cost, divided by the present one's cost, in the terms of the budget.
-
-        Raises:
-            ConfigError: ``interval_unit="steps"``: larger batches would make fewer steps than growth counts on.
-        """
-        if self.config.interval_unit == "steps":
-            raise ConfigError(
-                "a batch that grows with the network changes the number of steps of an epoch, by which "
-                "interval_unit='steps' schedules growth; set interval_unit='epochs' or batch_growth=1"
-            )
-        present = self._selection()
-        return 1.0 / max(1e-9, self.bound.load(present.keep, present.skip))
-
     @property
     def frozen(self) -> bool:
         """Whether the network will not change any more."""

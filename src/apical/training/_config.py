@@ -56,20 +56,16 @@ class ScheduleConfig:
         name: `"cosine"`, `"poly"`, `"step"`, `"constant"`, or `"decay"`: constant, then multiplied by `gamma` at
             every epoch.
         warmup_epochs: length of the linear rise from 0, in epochs, fractions allowed.
-        final_factor: where cosine and poly end, in [0, 1].
         milestones: epochs at which the step schedule multiplies by `gamma`.
         gamma: factor of the step and decay schedules, in (0, 1].
         constant_epochs: epochs before the decay schedule's first decrease.
-        power: exponent of the poly schedule, positive.
     """
 
     name: Literal["cosine", "poly", "step", "constant", "decay"] = "cosine"
     warmup_epochs: float = 0.0
-    final_factor: float = 0.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     constant_epochs: float = 0.0
-    power: float = 0.9
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -79,12 +75,10 @@ class ScheduleConfig:
             {
                 f"name={self.name!r}, expected one of {known}": self.name in known,
                 f"warmup_epochs={self.warmup_epochs}, expected at least 0": self.warmup_epochs >= 0,
-                f"final_factor={self.final_factor}, expected a number in [0, 1]": 0 <= self.final_factor <= 1,
                 f"gamma={self.gamma}, expected a number in (0, 1]": 0 < self.gamma <= 1,
                 f"milestones={self.milestones}, expected rising epochs": list(self.milestones)
                 == sorted(set(self.milestones)),
                 f"constant_epochs={self.constant_epochs}, expected at least 0": self.constant_epochs >= 0,
-                f"power={self.power}, expected a positive number": self.power > 0,
                 "name='step' needs milestones": self.name != "step" or bool(self.milestones),
             },
         )
@@ -97,10 +91,6 @@ class TrainingConfig:
     Attributes:
         epochs: number of passes over the training set, at least 1.
         batch_size: images per step in all processes together; the loaders read it, the loop does not.
-        batch_growth: while a network that grows is cheap, the batch is up to so many times `batch_size`, a whole
-            number: by what the final network costs, divided by what the present one does. 1 for never.
-        batch_growth_lr: what the learning rate does then: `"linear"`: it grows as the batch does; `"sqrt"`: as its
-            square root; `"none"`.
         optimizer: the optimizer.
         schedule: the learning rate over time.
         amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler); `"auto"` measures a
@@ -113,12 +103,8 @@ class TrainingConfig:
         seed: seed of everything random.
         device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, ...
         sync_batchnorm: whether batch norms see the batches of all processes, so that their number changes nothing.
-        compile: whether the training step calls the model through torch.compile: every network anew, or with `"final"`
-            only the one that training ends with, from the moment when the method says that it will not change any more
-            (from the start with a method that never says so).
-        compile_mode: what torch.compile aims at, one of torch's own modes: `"default"`; `"reduce-overhead"`: CUDA
-            graphs, which replay a step's kernels in one launch, at the cost of memory; `"max-autotune"`: CUDA graphs
-            and a search for the fastest kernels, which takes long; `"max-autotune-no-cudagraphs"`. Needs `compile`.
+        compile: whether training steps run through torch.compile, from the moment that the method says that the network
+            is final; at once for methods that do not say.
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         process_timeout_s: of several processes, seconds that one waits for another before all end with a word about
@@ -136,8 +122,6 @@ class TrainingConfig:
 
     epochs: int = 1
     batch_size: int = 128
-    batch_growth: int = 1
-    batch_growth_lr: Literal["linear", "sqrt", "none"] = "linear"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["none", "bfloat16", "float16", "auto"] = "none"
@@ -148,32 +132,24 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     sync_batchnorm: bool = True
-    compile: bool | Literal["final"] = False
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    compile: bool = False
     deterministic: bool = False
     eval_every: int = 1
     process_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        known, rules = ("none", "bfloat16", "float16", "auto"), ("linear", "sqrt", "none")
-        modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+        known = ("none", "bfloat16", "float16", "auto")
         check(
             "training",
             {
                 f"epochs={self.epochs}, expected at least 1": self.epochs >= 1,
                 f"batch_size={self.batch_size}, expected at least 1": self.batch_size >= 1,
-                f"batch_growth={self.batch_growth}, expected at least 1": self.batch_growth >= 1,
-                f"batch_growth_lr={self.batch_growth_lr!r}, expected one of {rules}": self.batch_growth_lr in rules,
                 f"amp={self.amp!r}, expected one of {known}": self.amp in known,
                 f"label_smoothing={self.label_smoothing}, expected a number in [0, 1)": 0 <= self.label_smoothing < 1,
                 f"clip_grad_norm={self.clip_grad_norm}, expected a positive number": self.clip_grad_norm is None
                 or self.clip_grad_norm > 0,
                 f"ema_decay={self.ema_decay}, expected a number in (0, 1)": self.ema_decay is None
                 or 0 < self.ema_decay < 1,
-                f"compile={self.compile!r}, expected true, false or 'final'": self.compile in (True, False, "final"),
-                f"compile_mode={self.compile_mode!r}, expected one of {modes}": self.compile_mode in modes,
-                f"compile_mode={self.compile_mode!r} needs compile=true or compile=final": self.compile is not False
-                or self.compile_mode == "default",
                 f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
                 f"process_timeout_s={self.process_timeout_s}, expected at least 1": self.process_timeout_s is None
