@@ -156,7 +156,8 @@ def _import(name: str, spec: str) -> Any:
     except Exception as error:
         raise ConfigError(
             f"{spec}: {name} is installed but does not load: {type(error).__name__}: {error}. "
-            f"Its version may not fit torch {torch.__version__}."
+            f"Its build may not fit torch {torch.__version__}: take both from one place, in one command, such as "
+            "pip install --upgrade torch torchvision."
         ) from error
 
 

@@ -213,6 +213,8 @@ def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
 
 
 def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    if not dataclasses.fields(kind):
+        no_options(config)
     rule: Any = method_options(config, kind)
 
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
