@@ -33,6 +33,7 @@ class RunConfig:
         task: the kind of problem: ``"classification"``, …
 
     Example:
+        >>> from apical.recipes import DataConfig
         >>> config = RunConfig("mine", ModelConfig("resnet20"), DataConfig("digits"), TrainingConfig(), "50% macs")
         >>> RunConfig.from_mapping(config.to_mapping()) == config
         True
