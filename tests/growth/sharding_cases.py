@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 import apical
 from apical.errors import ApicalError
+from apical.growth import load_sharded, save_sharded
 from apical.resizing import own_part, whole
 from apical.training import process_group, processes
 
@@ -125,6 +126,35 @@ def run(folder: str, way: str | None, optimizer: str = "AdamW", options: dict[st
     return 0
 
 
+def saved(folder: str, way: str) -> int:
+    """Trains half of the epochs and saves."""
+    with process_group(torch.device("cpu")):
+        model, opt, grower = made(way)
+        train(model, opt, grower, range(EPOCHS // 2))
+        save_sharded(Path(folder) / "checkpoint", grower, opt)
+    return 0
+
+
+def resumed(folder: str, way: str) -> int:
+    """Loads and trains the other half; then the model is a plain one again."""
+    with process_group(torch.device("cpu")) as team:
+        model, opt, grower = made(way)
+        load_sharded(Path(folder) / "checkpoint", grower, opt)
+        train(model, opt, grower, range(EPOCHS // 2, EPOCHS))
+        state = report(model, opt, grower)
+        grower.finish()
+        plain = {name: p.detach().clone() for name, p in model.named_parameters()}
+        held = [p for group in opt.param_groups for p in group["params"]]
+        kinds = {type(m).__name__ for m in model.modules()}
+        same = all(a is b for a, b in zip(held, model.parameters(), strict=True))
+        shapes = all(v.shape == p.shape for p, s in opt.state.items() for v in s.values() if v.dim())
+        F.cross_entropy(model(torch.ones(4, 7, dtype=torch.float64)), torch.zeros(4, dtype=torch.long)).backward()
+        opt.step()
+        torch.save(state | {"plain": plain, "kinds": sorted(kinds), "same": same and shapes},
+                   Path(folder) / f"state-{team.rank}.pt")  # fmt: skip
+    return 0
+
+
 def refused(folder: str) -> int:
     """What is no way to shard is said in words, by every process."""
     said = []
@@ -134,6 +164,7 @@ def refused(folder: str) -> int:
             lambda: apical.resize_(fully_shard(network()), STRUCTURE, {}),
             lambda: made_with(lambda model: None),
             lambda: made_with(fully_shard, copies=[network()]),
+            lambda: load_sharded(Path(folder) / "nothing", *made("whole")[:0:-1]),
         ):
             try:
                 call()

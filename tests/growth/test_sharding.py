@@ -57,10 +57,29 @@ def test_sharded_processes_are_one(server: ForkServer, tmp_path: Path, count: in
     assert sum(s["store_parts"] for s in together) == sum(t.numel() for t in alone["store"].values()) * count // parts
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 3)])
+def test_resumed_by_other_processes(server: ForkServer, tmp_path: Path, before: int, after: int) -> None:
+    """What two processes saved three load; it goes on as one that was never stopped. `finish` makes it plain."""
+    (alone,) = states(server, tmp_path / "one", "run", None, count=1)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    ended = server.run(f"{CASES}:saved", str(folder), "each", count=before, folder=folder)
+    assert all(e.code == 0 for e in ended), "\n".join(e.output for e in ended)
+    together = states(server, folder, "resumed", "each", count=after)
+    assert_as_one(alone, together)
+    for state in together:
+        assert state["plain"].keys() == state["model"].keys()
+        assert all(type(t) is torch.Tensor for t in state["plain"].values())
+        assert all(torch.equal(t, state["model"][name]) for name, t in state["plain"].items())
+        assert state["same"]
+        assert not any("FSDP" in kind for kind in state["kinds"])
+
+
 def test_what_is_refused(server: ForkServer, tmp_path: Path) -> None:
     for state in states(server, tmp_path, "refused", count=2):
-        sharded, again, nothing, copies = state["said"]
+        sharded, again, nothing, copies, missing = state["said"]
         assert "shard=fully_shard" in sharded
         assert "shard=fully_shard" in again
         assert "did not shard anything" in nothing
         assert "copies" in copies
+        assert "no checkpoint" in missing

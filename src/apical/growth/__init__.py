@@ -6,5 +6,15 @@ from apical.growth._measured import choose_divisor
 from apical.growth._method import Choice
 from apical.growth._record import EpochRecord
 from apical.growth._scs import ScsConfig
+from apical.growth._sharded_checkpoint import load_sharded, save_sharded
 
-__all__ = ["Choice", "EpochRecord", "Grower", "GrowthConfig", "ScsConfig", "choose_divisor"]
+__all__ = [
+    "Choice",
+    "EpochRecord",
+    "Grower",
+    "GrowthConfig",
+    "ScsConfig",
+    "choose_divisor",
+    "load_sharded",
+    "save_sharded",
+]

@@ -279,7 +279,8 @@ class Grower:
         """Make the model final: hooks are removed and dormant weights released.
 
         The gates never were part of the forward pass, so there is nothing to fold: the model computes what it did.
-        Warns if the network does not have its final size yet.
+        Warns if the network does not have its final size yet. A sharded model becomes a plain one, whole on every
+        process, which must all call this.
         """
         self._alive()
         if not self.frozen:
@@ -288,6 +289,9 @@ class Grower:
             warn_of_unfinished(self.epoch, self.epochs, load, str(self.budget))
         self._steps.remove()
         self.store = None
+        if self._sharding is not None:
+            self._sharding.end(self.model, self._optimizers)
+            self._sharding = None
 
     # ---- restructuring ---------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import ConfigError
-from apical.resizing._shards import alike, is_sharded, sharded_dims
+from apical.resizing._shards import alike, is_sharded, sharded_dims, whole
 from apical.resizing._store import DormantStore
 
 FSDP = "torch.distributed.fsdp"
@@ -50,6 +50,19 @@ class Sharding:
             divided: Any = module
             if type(module) is not kind:  # one that `fully_shard` was called on
                 divided.reshard()
+
+    def end(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Make the model a plain one that is whole on every process, with the state of its optimizers."""
+        self.settle()
+        self._undo()
+        old = {id(p): p for p in model.parameters()}
+        new = {key: _gathered(p) for key, p in old.items()}
+        for module in model.modules():
+            for leaf, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[leaf] = new[id(p)]
+        for optimizer in optimizers:
+            _swap(optimizer, old, new)
 
     def _undo(self) -> None:
         for module, kind, added in self._changed:
@@ -107,8 +120,16 @@ def _divided(parameter: nn.Parameter, like: Tensor | None) -> nn.Parameter:
     return result
 
 
+def _gathered(parameter: nn.Parameter) -> nn.Parameter:
+    if not is_sharded(parameter):
+        return parameter
+    result = nn.Parameter(whole(parameter.detach()), requires_grad=parameter.requires_grad)
+    result.grad = None if parameter.grad is None else whole(parameter.grad)
+    return result
+
+
 def _swap(optimizer: Optimizer, old: dict[int, nn.Parameter], new: dict[int, nn.Parameter]) -> None:
-    """Let an optimizer hold the divided parameters, and their state divided alike."""
+    """Let an optimizer hold other parameters, and their state divided (or whole) as they are."""
     for group in optimizer.param_groups:
         group["params"][:] = [new.get(id(p), p) for p in group["params"]]
     for key, parameter in new.items():
@@ -116,9 +137,13 @@ def _swap(optimizer: Optimizer, old: dict[int, nn.Parameter], new: dict[int, nn.
             continue
         state = optimizer.state.pop(old[key])
         optimizer.state[parameter] = {
-            entry: alike(v, parameter) if isinstance(v, Tensor) and v.dim() and v.shape == parameter.shape else v
+            entry: _state_as(v, parameter) if isinstance(v, Tensor) and v.dim() and v.shape == parameter.shape else v
             for entry, v in state.items()
         }
+
+
+def _state_as(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    return alike(value, parameter) if is_sharded(parameter) else whole(value)
 
 
 def _remove_hooks(module: nn.Module) -> None:
