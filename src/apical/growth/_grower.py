@@ -402,6 +402,25 @@ class Grower:
     def _identity(self, config: GrowthConfig | ScsConfig) -> dict[str, Any]:
         return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, config)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy (``copy.deepcopy``, pickle) holds copies of the model and the optimizers, and watches those.
+
+        Copy or pickle the three together, ``copy.deepcopy((model, optimizer, grower))``, so that they belong together.
+        """
+        if self._sharding is not None:
+            raise ConfigError("a Grower of a sharded model cannot be copied or pickled: use apical.growth.save_sharded")
+        if self.store is not None:
+            self._updates.write_back()
+        return {**vars(self), "_updates": None, "_steps": self._steps.count}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _SHRUNK.add(self.model)
+        self._steps = StepWatch(self._optimizers if self.store is not None else (), self._observe, self._stepped)
+        self._steps.count = state["_steps"]
+        if self.store is not None:
+            self._watch()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
         if self._sharding is not None:

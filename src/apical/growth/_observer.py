@@ -217,18 +217,12 @@ class StepWatch:
         self.count = 0
         self._observe, self._stepped = observe, stepped
         self._inside: set[int] = set()
-        self._hooks = [
-            hook
-            for i, optimizer in enumerate(optimizers)
-            for hook in (
-                optimizer.register_step_pre_hook(partial(self._before, i)),
-                optimizer.register_step_post_hook(partial(self._after, i)),
-            )
-        ]
+        self._before_hooks = [o.register_step_pre_hook(partial(self._before, i)) for i, o in enumerate(optimizers)]
+        self._after_hooks = [o.register_step_post_hook(partial(self._after, i)) for i, o in enumerate(optimizers)]
 
     def remove(self) -> None:
         """Leave the optimizers as they were."""
-        for hook in self._hooks:
+        for hook in (*self._before_hooks, *self._after_hooks):
             hook.remove()
 
     def _before(
@@ -258,4 +252,7 @@ class StepWatch:
     def _after(self, index: int, optimizer: Optimizer, *_: Any) -> None:
         if index in self._inside:
             self._inside.discard(index)
+            # behind hooks that were registered meanwhile, which may clip gradients: what the step uses is read
+            self._before_hooks[index].remove()
+            self._before_hooks[index] = optimizer.register_step_pre_hook(partial(self._before, index))
             self._stepped(index, optimizer)

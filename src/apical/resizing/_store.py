@@ -103,8 +103,8 @@ class DormantStore:
             self._optimizers[i], self._classes[i] = weakref.ref(optimizer), type(optimizer).__name__
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy goes with copies of the optimizers."""
-        return {**vars(self), "_optimizers": {}}
+        """A copy goes with copies of the optimizers and parameters, which are known by their objects."""
+        return {**vars(self), "_optimizers": {}, "_retired": {}}
 
     def full(self, key: str) -> Tensor | None:
         """The full-size values under a key, if any were stored."""
