@@ -7,6 +7,7 @@ from apical.growth._method import Choice
 from apical.growth._plan import Plan, PlannedEpoch
 from apical.growth._record import EpochRecord, template_record
 from apical.growth._scs import ScsConfig
+from apical.growth._sharded_checkpoint import load_sharded, save_sharded
 
 __all__ = [
     "Choice",
@@ -17,5 +18,7 @@ __all__ = [
     "PlannedEpoch",
     "ScsConfig",
     "choose_divisor",
+    "load_sharded",
+    "save_sharded",
     "template_record",
 ]

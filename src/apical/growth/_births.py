@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from apical.growth._observer import directions
-from apical.resizing import DormantStore
+from apical.resizing import DormantStore, fill_
 from apical.structure import ChannelGroup, Structure, lies_in
 
 
@@ -43,7 +43,7 @@ def prepare_births_(
                     continue
                 index = part.index[list(first_time[group.name])].reshape(-1)
                 for full in store.named(part.tensor):
-                    full.index_fill_(part.dim, index.to(full.device), 0)
+                    fill_(full, part.dim, index, 0)
     if preserving:
         for block in structure.blocks:
             if block.name in unborn:
@@ -81,4 +81,4 @@ def _forget_momentum_(store: DormantStore, group: ChannelGroup, units: Sequence[
     for part in group.members:
         index = part.index[list(units)].reshape(-1)
         for full in store.moments(part.tensor):
-            full.index_fill_(part.dim, index.to(full.device), 0)
+            fill_(full, part.dim, index, 0)

@@ -14,6 +14,7 @@ from apical.budget import Budget
 from apical.errors import CheckpointError, TrainingError
 from apical.growth._config import GrowthConfig
 from apical.growth._scs import ScsConfig
+from apical.resizing import are_finite
 from apical.structure import Structure
 
 ENTRIES = ("keep", "skip", "components", "store", "generator", "epoch", "step", "spent", "latency", "changes",
@@ -70,7 +71,7 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
     Where gradients are not finite, a gradient scaler may have skipped all steps.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None] if steps == 0 else []
-    found = bool(gradients) and all(bool(g.isfinite().all()) for g in gradients)
+    found = bool(gradients) and all(are_finite(gradients))
     if found:
         names = ", ".join(type(o).__name__ for o in optimizers)
         warnings.warn(
@@ -88,7 +89,9 @@ def refuse_lost_weights(model: nn.Module) -> None:
     Raises:
         TrainingError: naming them.
     """
-    lost = [name for name, p in model.named_parameters() if p.requires_grad and not bool(p.isfinite().all())]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    finite = are_finite(list(trained.values()))
+    lost = [name for name, counts in zip(trained, finite, strict=True) if not counts]
     if lost:
         raise TrainingError(
             f"{len(lost)} parameters are not finite any more ({', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}), "

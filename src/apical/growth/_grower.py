@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +51,8 @@ from apical.reporting import write_report
 from apical.resizing import (
     DormantStore,
     Selection,
+    Shard,
+    Sharding,
     TemplateMap,
     check_kinds,
     check_matches,
@@ -60,7 +62,7 @@ from apical.resizing import (
     trace,
     unaveraged,
 )
-from apical.structure import Call, ExampleInputs, Structure
+from apical.structure import Call, ExampleInputs, Keep, Structure
 
 _SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
 _AGAIN = (
@@ -89,6 +91,9 @@ class Grower:
             change within an epoch, which short trainings need to learn much.
         copies: moving averages or other copies of the model, resized with it.
         structure: a structure of this model that `apical.trace` found before, to save tracing again.
+        shard: divides the model among processes: ``fully_shard`` (FSDP2), or a function that calls it on parts of the
+            model and then on the model. It is called now, and after every restructuring, in all processes alike; until
+            now the model is plain, and the same in all of them.
         options: fields of `GrowthConfig`, such as ``divisor=8`` or ``seed_style="small"``.
 
     Attributes:
@@ -135,6 +140,7 @@ class Grower:
         steps_per_epoch: int | None = None,
         copies: Sequence[nn.Module] = (),
         structure: Structure | None = None,
+        shard: Shard | None = None,
         **options: Any,
     ) -> None:
         self.config = _config(config, options)
@@ -148,6 +154,9 @@ class Grower:
             raise ConfigError(_AGAIN)
         self.structure = trace(model, inputs) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
+        self._sharding = None if shard is None else Sharding(shard)
+        if shard is not None and self._copies:
+            raise ConfigError("copies of a sharded model cannot be resized yet: leave out copies, or shard")
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
         latency = measured_table(model, self.structure, inputs, self.budget)
         terms = terms_of(model, self.structure, self.budget, self.config, latency)
@@ -336,7 +345,8 @@ class Grower:
         """Make the model final: hooks are removed and dormant weights released.
 
         The gates never were part of the forward pass, so there is nothing to fold: the model computes what it did.
-        Warns if the network does not have its final size yet.
+        Warns if the network does not have its final size yet. A sharded model becomes a plain one, whole on every
+        process, which must all call this.
         """
         self._alive()
         if not self.frozen:
@@ -345,6 +355,9 @@ class Grower:
             warn_of_unfinished(self.epoch, self.epochs, load, str(self.budget))
         self._steps.remove()
         self.store = None
+        if self._sharding is not None:
+            self._sharding.end(self.model, self._optimizers)
+            self._sharding = None
 
     # ---- restructuring ---------------------------------------------------------------------------------------------
 
@@ -375,7 +388,7 @@ class Grower:
         had_lived = c.lived.clone()
         if self.store.selection is not None:
             self._prepare(choice, before, had_lived)
-        resize_(self.model, self.structure, choice.keep, choice.skip, self._optimizers, self.store, copies=self._copies)
+        self._resize(choice.keep, choice.skip)
         c.set_live(choice.keep, choice.skip)
         born = c.live & ~before
         self._controller.applied(born)
@@ -386,6 +399,12 @@ class Grower:
             died=int((before & ~c.live).sum()),
             restructure_seconds=0.0,
         )
+
+    def _resize(self, keep: Keep, skip: Iterable[str]) -> None:
+        assert self.store is not None
+        s = self._sharding
+        with nullcontext() if s is None else s.taken_apart(self.model, self._optimizers, self.store):
+            resize_(self.model, self.structure, keep, skip, self._optimizers, self.store, copies=self._copies)
 
     def _prepare(self, choice: Choice, before: Tensor, lived: Tensor) -> None:
         assert self.store is not None
@@ -438,6 +457,9 @@ class Grower:
         return self.store.selection
 
     def _alive(self) -> None:
+        """Refuse what comes after `finish`; else bring a sharded model to rest."""
+        if self._sharding is not None:
+            self._sharding.settle()
         if self.store is None:
             raise ConfigError(
                 "this Grower has finished: its dormant weights are released; make a new one to grow again"
@@ -446,8 +468,29 @@ class Grower:
     def _identity(self, config: GrowthConfig | ScsConfig) -> dict[str, Any]:
         return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, config)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy (``copy.deepcopy``, pickle) holds copies of the model and the optimizers, and watches those.
+
+        Copy or pickle the three together, ``copy.deepcopy((model, optimizer, grower))``, so that they belong together.
+        """
+        if self._sharding is not None:
+            raise ConfigError("a Grower of a sharded model cannot be copied or pickled: use apical.growth.save_sharded")
+        if self.store is not None:
+            self._updates.write_back()
+        return {**vars(self), "_updates": None, "_steps": self._steps.count}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _SHRUNK.add(self.model)
+        self._steps = StepWatch(self._optimizers if self.store is not None else (), self._observe, self._stepped)
+        self._steps.count = state["_steps"]
+        if self.store is not None:
+            self._watch()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
+        if self._sharding is not None:
+            self._sharding.settle()
         present = self._selection()
         assert self.store is not None
         self._updates.write_back()
@@ -478,9 +521,7 @@ class Grower:
         config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
         check_identity(self._identity(config), state, type(self._controller).SAVED)
         self.config = config
-        resize_(
-            self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
-        )
+        self._resize(state["keep"], state["skip"])
         self.store.load_state_dict(state["store"])
         table = state["latency"]
         latency = None if table is None else LatencyTable.from_dict(self.structure, table)

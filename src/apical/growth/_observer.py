@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.resizing import Selection, TemplateMap, lookup
+from apical.resizing import Selection, TemplateMap, is_sharded, lookup, own_part, start_of_part, sum_over_parts_
 
 
 class GateObserver:
@@ -61,6 +61,7 @@ class GateObserver:
                     length = lookup(model, name).shape[0] if lookup(model, name).dim() else 1
                     sources.append(start + torch.arange(length, device="cpu"))
                     targets.append(torch.full((length,), first_block + i, device="cpu"))
+        self._sharded = next((t for t in self._tensors if is_sharded(t)), None)
         device = self._tensors[0].device if self._tensors else torch.device("cpu")
         empty = torch.zeros(0, dtype=torch.long, device="cpu")
         self._sources = torch.cat([*sources, empty]).to(device)
@@ -95,11 +96,30 @@ class GateObserver:
         grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self._tensors]
         for i in self._rising:
             grads[i] = -grads[i]
-        parts = torch._foreach_mul([t.detach() for t in self._tensors], grads)
-        vectors = [_sum_to(p, d) for p, d in zip(parts, self._dims, strict=True)]
-        flat = torch.cat(vectors).index_select(0, self._sources)
+        if self._sharded is None:
+            parts = torch._foreach_mul([t.detach() for t in self._tensors], grads)
+            found = torch.cat([_sum_to(p, d) for p, d in zip(parts, self._dims, strict=True)])
+        else:
+            found = self._sum_of_parts(grads, self._sharded)
+        flat = found.index_select(0, self._sources)
         total = torch.zeros(self._entries, dtype=flat.dtype, device=flat.device)
         return add_at_(total, self._targets, flat)
+
+    def _sum_of_parts(self, grads: Sequence[Tensor], sharded: Tensor) -> Tensor:
+        """The products of tensors that are divided among processes: each adds up its part, and one sum is sent."""
+        first = start_of_part(sharded, 0) == 0
+        parts = torch._foreach_mul([own_part(t.detach()) for t in self._tensors], [own_part(g) for g in grads])
+        vectors = []
+        for tensor, part, dim in zip(self._tensors, parts, self._dims, strict=True):
+            own = _sum_to(part, dim)
+            vector = own.new_zeros(tensor.shape[dim] if tensor.dim() else 1)
+            if is_sharded(tensor) or first:  # of what is not divided, all have the whole
+                start = start_of_part(tensor, dim)
+                vector[start : start + len(own)] = own
+            vectors.append(vector)
+        found = torch.cat(vectors)
+        sum_over_parts_(found, sharded)
+        return found
 
 
 class Round:
@@ -189,18 +209,12 @@ class StepWatch:
         self.count = 0
         self._observe, self._stepped = observe, stepped
         self._inside: set[int] = set()
-        self._hooks = [
-            hook
-            for i, optimizer in enumerate(optimizers)
-            for hook in (
-                optimizer.register_step_pre_hook(partial(self._before, i)),
-                optimizer.register_step_post_hook(partial(self._after, i)),
-            )
-        ]
+        self._before_hooks = [o.register_step_pre_hook(partial(self._before, i)) for i, o in enumerate(optimizers)]
+        self._after_hooks = [o.register_step_post_hook(partial(self._after, i)) for i, o in enumerate(optimizers)]
 
     def remove(self) -> None:
         """Leave the optimizers as they were."""
-        for hook in self._hooks:
+        for hook in (*self._before_hooks, *self._after_hooks):
             hook.remove()
 
     def _before(
@@ -230,4 +244,7 @@ class StepWatch:
     def _after(self, index: int, optimizer: Optimizer, *_: Any) -> None:
         if index in self._inside:
             self._inside.discard(index)
+            # behind hooks that were registered meanwhile, which may clip gradients: what the step uses is read
+            self._before_hooks[index].remove()
+            self._before_hooks[index] = optimizer.register_step_pre_hook(partial(self._before, index))
             self._stepped(index, optimizer)

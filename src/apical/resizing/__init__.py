@@ -9,6 +9,8 @@ from apical.resizing._optimizer import check_kinds, check_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._resize import resize_
 from apical.resizing._selection import Selection, check_selection
+from apical.resizing._sharding import Shard, Sharding
+from apical.resizing._shards import are_finite, fill_, is_sharded, own_part, start_of_part, sum_over_parts_, whole
 from apical.resizing._stand_in import StandIn
 from apical.resizing._state import resize_state
 from apical.resizing._store import DormantStore
@@ -20,20 +22,29 @@ __all__ = [
     "Installation",
     "ResizeReport",
     "Selection",
+    "Shard",
+    "Sharding",
     "StandIn",
     "TemplateMap",
     "TensorChange",
+    "are_finite",
     "check_kinds",
     "check_matches",
     "check_selection",
     "check_state",
     "confirm",
+    "fill_",
+    "is_sharded",
     "lookup",
+    "own_part",
     "refuse_wrapped",
     "resize_",
     "resize_state",
+    "start_of_part",
+    "sum_over_parts_",
     "trace",
     "unaveraged",
+    "whole",
     "whole_or_nothing",
     "without",
     "zero_gates_",

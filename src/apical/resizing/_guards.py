@@ -23,6 +23,8 @@ WRAPPERS = {
     "RecursiveScriptModule": "pass the Python module that was scripted",
 }
 
+SHARDED = "pass the plain model, and what shards it to a Grower: shard=fully_shard, or a function that calls it"
+
 AVERAGES = frozenset({"AveragedModel", "ModelEmaV2", "ModelEmaV3"})  # torch's, timm's; each keeps a model in `.module`
 
 
@@ -43,7 +45,8 @@ def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
             f"the model is wrapped in {type(model).__name__}: pass its .module, which holds the averaged weights"
         )
     for name, module in model.named_modules():
-        advice = WRAPPERS.get(type(module).__name__)
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        advice = SHARDED if "FSDPModule" in kinds else WRAPPERS.get(type(module).__name__)
         if advice:
             raise error(f"{name or 'the model'} is wrapped in {type(module).__name__}: {advice}")
     tensors = [*model.named_parameters(), *model.named_buffers()]

@@ -21,6 +21,7 @@ from apical.resizing._optimizer import check_histories, group_orders, rekey_, re
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._retired import retire_
 from apical.resizing._selection import Selection, check_selection
+from apical.resizing._shards import alike, is_sharded, whole
 from apical.resizing._stand_in import stand_in
 from apical.resizing._store import DormantStore
 from apical.structure import Keep, Structure, lies_in, module_refresh
@@ -197,10 +198,9 @@ class _Resize:
         if self.store is None:
             if live is None or move.old:
                 raise ResizeError(f"{move.name} cannot come back: {_NO_STORE}")
-            return None if move.new is None else gather(live.detach(), move.new)
+            return None if move.new is None else alike(gather(whole(live.detach()), move.new), live)
         if live is not None:
-            full = self.store.hold(key, self.specs[move.name].shape, live)
-            scatter_(full, move.old or {}, live.detach())
+            self.store.put(key, self.specs[move.name].shape, move.old or {}, live.detach())
         if move.new is None:
             return None
         stored = self.store.full(key)
@@ -208,14 +208,16 @@ class _Resize:
             raise ResizeError(
                 f"{move.name} cannot come back: this store never held it. Pass the store that was passed when it left."
             )
-        part = gather(stored, move.new)
-        return part if live is None else part.to(live.device)
+        part = gather(whole(stored), move.new)
+        return part if live is None else alike(part.to(live.device), live)
 
     def _dress(self, value: Tensor, reference: Tensor | None, live: Tensor | None, move: Move) -> Tensor:
         """Give a new tensor what its predecessor had: device, memory format, gradient, flags."""
         if reference is not None:
-            value = value.to(reference.device)
+            value = alike(value.to(reference.device), reference)
             for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+                if is_sharded(reference):
+                    break  # divided by rows, so that there is no other layout
                 if reference.dim() == rank and reference.is_contiguous(memory_format=layout):
                     value = value.contiguous(memory_format=layout) if not reference.is_contiguous() else value
         if not self.specs[move.name].is_parameter:
@@ -226,8 +228,8 @@ class _Resize:
         if live is not None and live.grad is not None:
             sparse, grad = live.grad.is_sparse, live.grad.to_dense() if live.grad.is_sparse else live.grad
             full = torch.zeros(self.specs[move.name].shape, dtype=grad.dtype, device=grad.device)
-            scatter_(full, move.old or {}, grad)
-            grad = gather(full, move.new or {})
+            scatter_(full, move.old or {}, whole(grad))
+            grad = alike(gather(full, move.new or {}), grad)
             parameter.grad = grad.to_sparse(live.grad.sparse_dim()) if sparse else grad
         return parameter
 
@@ -253,7 +255,7 @@ class _Resize:
                     self.store.keep_other(key, moved)
                 self.states[i][move.name] = moved
             elif self.store is not None and new is not None:
-                entries = {k.removeprefix(key + "/"): gather(full, move.new or {}).to(new.device)
+                entries = {k.removeprefix(key + "/"): alike(gather(whole(full), move.new or {}).to(new.device), new)
                            for k, full in self.store.below(key + "/").items()}  # fmt: skip
                 self.states[i][move.name] = restored_state(optimizer, entries, self.store.other(key))
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import ResizeError
+from apical.resizing._indexing import TensorIndex, scatter_
 from apical.resizing._selection import Selection
+from apical.resizing._shards import alike, is_sharded, whole
 from apical.structure import Structure
 
 
@@ -101,8 +103,8 @@ class DormantStore:
             self._optimizers[i], self._classes[i] = weakref.ref(optimizer), type(optimizer).__name__
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy goes with copies of the optimizers."""
-        return {**vars(self), "_optimizers": {}}
+        """A copy goes with copies of the optimizers and parameters, which are known by their objects."""
+        return {**vars(self), "_optimizers": {}, "_retired": {}}
 
     def full(self, key: str) -> Tensor | None:
         """The full-size values under a key, if any were stored."""
@@ -114,8 +116,27 @@ class DormantStore:
         if key not in self._full:
             self._full[key] = torch.zeros(shape, dtype=like.dtype, device=device)
         # the model may have been cast or moved since, or the store loaded from a file to the host
-        self._full[key] = self._full[key].to(device, like.dtype)
+        self._full[key] = alike(self._full[key].to(device, like.dtype), like)
         return self._full[key]
+
+    def put(self, key: str, shape: tuple[int, ...], index: TensorIndex, part: Tensor) -> None:
+        """Write a live part to its place in the full-size buffer under a key."""
+        full = self.hold(key, shape, part)
+        if not is_sharded(full):
+            scatter_(full, index, whole(part))
+            return
+        gathered = whole(full)
+        scatter_(gathered, index, whole(part))
+        self._full[key] = alike(gathered, full)
+
+    def divide(self, like: Tensor) -> None:
+        """Keep of all values the part only that this process would hold of a parameter that is sharded."""
+        self._full = {k: alike(v, like) if v.dim() else v for k, v in self._full.items()}
+        for parked in self.modules.values():
+            for module in parked.modules():
+                for leaf, p in module._parameters.items():
+                    if p is not None and p.dim() and not is_sharded(p):
+                        module._parameters[leaf] = nn.Parameter(alike(p.detach(), like), p.requires_grad)
 
     def below(self, prefix: str) -> dict[str, Tensor]:
         """The full-size values whose key starts with ``prefix``."""

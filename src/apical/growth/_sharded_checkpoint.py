@@ -1,0 +1,105 @@
+"""Checkpoints of a sharded model while it grows: each process writes its own part, any number of them reads."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from apical.errors import CheckpointError
+from apical.growth._grower import Grower
+from apical.resizing import is_sharded
+
+MARK = "divided tensor "  # stands, with its number, for a tensor that the processes share
+REST = "rest"
+
+
+def save_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> None:
+    """Save a sharded model, its optimizer and its growth by ``torch.distributed.checkpoint``; all processes call it.
+
+    No process gathers anything. Call it after `Grower.end_epoch`, and save what else your loop needs yourself. The
+    folder is whole when the call returns in all processes: write to a new one each time, and remove older ones after.
+
+    Args:
+        folder: is made if it is not there; the same for all processes.
+        grower: with the model that it grows.
+        optimizer: the one that the Grower was given.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(save_sharded).parameters)  # called by all processes of a run under torchrun
+        ['folder', 'grower', 'optimizer']
+    """
+    from torch.distributed.checkpoint.state_dict_saver import save  # slow to import
+
+    growth = grower.state_dict()  # first: it brings the model to rest
+    state = {"grower": growth, "model": grower.model.state_dict(), "optimizer": optimizer.state_dict()}
+    leaves, containers = pytree.tree_flatten(state)
+    divided = {str(i): leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and is_sharded(leaf)}
+    if not divided:
+        raise CheckpointError("the model is not sharded, so save its state_dict, the optimizer's and the Grower's")
+    written: dict[str, Any] = dict(divided)
+    if torch.distributed.get_rank() == 0:
+        marked = [MARK + str(i) if str(i) in divided else leaf for i, leaf in enumerate(leaves)]
+        held = io.BytesIO()
+        torch.save(pytree.tree_unflatten(marked, containers), held)
+        written[REST] = torch.frombuffer(bytearray(held.getvalue()), dtype=torch.uint8)
+    save(written, checkpoint_id=str(folder))
+
+
+def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> None:
+    """Put a model, its optimizer and its growth back to what `save_sharded` saved; all processes call it.
+
+    Args:
+        folder: what `save_sharded` was given.
+        grower: made anew with ``shard``, as it was made for the saved run, by any number of processes.
+        optimizer: the one that the Grower was given.
+
+    Raises:
+        CheckpointError: the folder holds no such checkpoint, or one of another model, budget or configuration; nothing
+            has changed then.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(load_sharded).parameters)  # called by all processes of a run under torchrun
+        ['folder', 'grower', 'optimizer']
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemReader  # slow to import
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.tensor import zeros
+
+    like: Any = next((p for p in grower.model.parameters() if is_sharded(p)), None)
+    if like is None:
+        raise CheckpointError("this Grower's model is not sharded: make the Grower with shard=, as for the saved run")
+    try:
+        known = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+        rest = torch.empty(_size(known[REST]), dtype=torch.uint8)
+    except (OSError, KeyError, AttributeError, EOFError) as error:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint of save_sharded ({type(error).__name__}: {error}). Expected the folder that "
+            "it was given, whole; go back to an older one if its saving was cut short"
+        ) from error
+    values: dict[str, Any] = {REST: rest}
+    for key, what in known.items():
+        if key != REST:
+            size, dtype = _size(what), getattr(what, "properties").dtype  # noqa: B009 (of tensors only)
+            values[key] = zeros(size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
+    load(values, checkpoint_id=str(folder))
+    state = torch.load(io.BytesIO(rest.numpy().tobytes()), weights_only=True, map_location=like.to_local().device)
+
+    def value(leaf: Any) -> Any:
+        return values[leaf.removeprefix(MARK)] if isinstance(leaf, str) and leaf.startswith(MARK) else leaf
+
+    state = pytree.tree_map(value, state)
+    grower.load_state_dict(state["grower"])
+    grower.model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+
+
+def _size(what: Any) -> torch.Size:
+    return torch.Size(what.size)

@@ -1,0 +1,180 @@
+"""What the processes of test_sharding.py do. Each function is one process; it knows the others as under torchrun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+import apical
+from apical.errors import ApicalError
+from apical.growth import load_sharded, save_sharded
+from apical.resizing import own_part, whole
+from apical.training import process_group, processes
+
+EPOCHS, STEPS, BATCH, WIDTH = 6, 3, 12, 13
+
+
+class Block(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, hidden), nn.Linear(hidden, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Net(nn.Module):
+    """A residual network of uneven widths, with one matrix that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hidden = nn.Linear(7, WIDTH), nn.Linear(WIDTH, 21)
+        self.blocks = nn.Sequential(*(Block(n) for n in (23, 17, 29)))
+        self.back, self.head = nn.Linear(21, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.embed(x))
+        return self.head(torch.relu(self.back(torch.relu(self.hidden(x)))))
+
+
+def network() -> Net:
+    torch.manual_seed(3)
+    return Net().double()
+
+
+EXAMPLE = torch.zeros(1, 7, dtype=torch.float64)
+STRUCTURE = apical.trace(network(), EXAMPLE)
+
+
+def shard(model: nn.Module) -> None:
+    for block in model.blocks:
+        if isinstance(block, Block):
+            fully_shard(block)
+    fully_shard(model)
+
+
+def shard_in_pairs(model: nn.Module) -> None:
+    """HSDP: rows divided by two, and each half on as many processes as there are pairs."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("copies", "parts"))
+    fully_shard(model, mesh=mesh)
+
+
+def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
+    """This process' share of each step's batch."""
+    team, generator = processes(), torch.Generator().manual_seed(epoch)
+    x = torch.randn(STEPS, BATCH, 7, generator=generator, dtype=torch.float64)
+    y = (x[..., :3] * torch.tensor([3.0, 1.0, 1.0]) + x[..., 3:6] ** 2).argmax(-1)
+    part = slice(team.rank * BATCH // team.count, (team.rank + 1) * BATCH // team.count)
+    return [(x[i, part], y[i, part]) for i in range(STEPS)]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, grower: apical.Grower, epochs: range) -> None:
+    for epoch in epochs:
+        for x, y in batches(epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        model(EXAMPLE)  # an evaluation leaves the root's parameters gathered
+        grower.end_epoch()
+
+
+def made(way: str | None, optimizer: str = "AdamW", **options: Any) -> tuple[Net, torch.optim.Optimizer, apical.Grower]:
+    model = network()
+    kinds = {"AdamW": {"lr": 0.01}, "SGD": {"lr": 0.1, "momentum": 0.9}}
+    made = getattr(torch.optim, optimizer)(model.parameters(), **kinds[optimizer])
+    how = {None: None, "each": shard, "whole": fully_shard, "pairs": shard_in_pairs}[way]
+    grower = apical.Grower(
+        model, made, EXAMPLE, "50% macs", EPOCHS, structure=STRUCTURE, shard=how, **options
+    )  # fmt: skip
+    return model, made, grower
+
+
+def report(model: nn.Module, optimizer: torch.optim.Optimizer, grower: apical.Grower) -> dict[str, Any]:
+    moments = {
+        f"{name}/{entry}": whole(value).clone()
+        for name, p in model.named_parameters()
+        for entry, value in optimizer.state.get(p, {}).items()
+        if isinstance(value, Tensor)
+    }
+    return {
+        "model": {name: whole(p.detach()).clone() for name, p in model.named_parameters()},
+        "moments": moments,
+        "parts": sum(own_part(p).numel() for p in model.parameters()),
+        "store": {k: whole(v).clone() for k, v in grower.store.state_dict()["full"].items()},
+        "store_parts": sum(own_part(v).numel() for v in grower.store.state_dict()["full"].values()),
+        "values": grower.components.values.clone(),
+        "widths": [r["widths"] for r in grower.history],
+        "skipped": [r["skipped"] for r in grower.history],
+        "counts": [(r["born"], r["returned"], r["died"]) for r in grower.history],
+        "sharded": isinstance(model, FSDPModule),
+    }
+
+
+def run(folder: str, way: str | None, optimizer: str = "AdamW", options: dict[str, Any] | None = None) -> int:
+    with process_group(torch.device("cpu")) as team:
+        model, opt, grower = made(way, optimizer, **(options or {}))
+        train(model, opt, grower, range(EPOCHS))
+        torch.save(report(model, opt, grower), Path(folder) / f"state-{team.rank}.pt")
+    return 0
+
+
+def saved(folder: str, way: str) -> int:
+    """Trains half of the epochs and saves."""
+    with process_group(torch.device("cpu")):
+        model, opt, grower = made(way)
+        train(model, opt, grower, range(EPOCHS // 2))
+        save_sharded(Path(folder) / "checkpoint", grower, opt)
+    return 0
+
+
+def resumed(folder: str, way: str) -> int:
+    """Loads and trains the other half; then the model is a plain one again."""
+    with process_group(torch.device("cpu")) as team:
+        model, opt, grower = made(way)
+        load_sharded(Path(folder) / "checkpoint", grower, opt)
+        train(model, opt, grower, range(EPOCHS // 2, EPOCHS))
+        state = report(model, opt, grower)
+        grower.finish()
+        plain = {name: p.detach().clone() for name, p in model.named_parameters()}
+        held = [p for group in opt.param_groups for p in group["params"]]
+        kinds = {type(m).__name__ for m in model.modules()}
+        same = all(a is b for a, b in zip(held, model.parameters(), strict=True))
+        shapes = all(v.shape == p.shape for p, s in opt.state.items() for v in s.values() if v.dim())
+        F.cross_entropy(model(torch.ones(4, 7, dtype=torch.float64)), torch.zeros(4, dtype=torch.long)).backward()
+        opt.step()
+        torch.save(state | {"plain": plain, "kinds": sorted(kinds), "same": same and shapes},
+                   Path(folder) / f"state-{team.rank}.pt")  # fmt: skip
+    return 0
+
+
+def refused(folder: str) -> int:
+    """What is no way to shard is said in words, by every process."""
+    said = []
+    with process_group(torch.device("cpu")) as team:
+        for call in (
+            lambda: apical.trace(fully_shard(network()), EXAMPLE),
+            lambda: apical.resize_(fully_shard(network()), STRUCTURE, {}),
+            lambda: made_with(lambda model: None),
+            lambda: made_with(fully_shard, copies=[network()]),
+            lambda: load_sharded(Path(folder) / "nothing", *made("whole")[:0:-1]),
+        ):
+            try:
+                call()
+            except ApicalError as error:
+                said.append(str(error))
+        torch.save({"said": said}, Path(folder) / f"state-{team.rank}.pt")
+    return 0
+
+
+def made_with(how: Any, **options: Any) -> None:
+    model = network()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    apical.Grower(model, sgd, EXAMPLE, "50% macs", EPOCHS, structure=STRUCTURE, shard=how, **options)

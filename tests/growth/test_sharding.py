@@ -1,0 +1,85 @@
+"""A network that `fully_shard` divides among processes grows as it does in one: same widths, weights and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fork_server import ForkServer, fork_server
+
+CASES = "growth.sharding_cases"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with fork_server(CASES) as running:
+        yield running
+
+
+def states(server: ForkServer, folder: Path, function: str, *arguments: Any, count: int) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    ended = server.run(f"{CASES}:{function}", str(folder), *arguments, count=count, folder=folder)
+    assert all(e.code == 0 for e in ended), "\n".join(e.output for e in ended)
+    return [torch.load(folder / f"state-{rank}.pt") for rank in range(count)]
+
+
+def assert_as_one(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+    for state in together:
+        for entry in ("widths", "skipped", "counts"):
+            assert state[entry] == alone[entry]
+        for kind in ("model", "moments", "store"):
+            assert state[kind].keys() == alone[kind].keys()
+            for name, tensor in state[kind].items():
+                assert torch.allclose(tensor, alone[kind][name], rtol=1e-11, atol=1e-12), (kind, name)
+        assert torch.allclose(state["values"], alone["values"], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(("count", "way", "optimizer"), [(2, "each", "AdamW"), (3, "each", "AdamW"),
+                                                         (3, "whole", "SGD"), (4, "pairs", "AdamW")])  # fmt: skip
+def test_sharded_processes_are_one(server: ForkServer, tmp_path: Path, count: int, way: str, optimizer: str) -> None:
+    """In float64, through births, deaths, and blocks that leave and come back."""
+    (alone,) = states(server, tmp_path / "one", "run", None, optimizer, count=1)
+    together = states(server, tmp_path / "many", "run", way, optimizer, count=count)
+    assert_as_one(alone, together)
+    assert all(state["sharded"] for state in together)
+    assert len({str(w) for w in alone["widths"]}) > 3, "the network did change"
+    assert len({str(s) for s in alone["skipped"]}) > 1, "blocks, too"
+    size = sum(p.numel() for p in alone["model"].values())
+    parts = 2 if way == "pairs" else count
+    rows = sum(p[0].numel() for p in alone["model"].values())
+    for state in together:  # at most a row more of each tensor than an even share
+        assert state["parts"] <= size / parts + rows
+    assert sum(s["parts"] for s in together) == size * count // parts
+    assert sum(s["store_parts"] for s in together) == sum(t.numel() for t in alone["store"].values()) * count // parts
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3)])
+def test_resumed_by_other_processes(server: ForkServer, tmp_path: Path, before: int, after: int) -> None:
+    """What two processes saved three load; it goes on as one that was never stopped. `finish` makes it plain."""
+    (alone,) = states(server, tmp_path / "one", "run", None, count=1)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    ended = server.run(f"{CASES}:saved", str(folder), "each", count=before, folder=folder)
+    assert all(e.code == 0 for e in ended), "\n".join(e.output for e in ended)
+    together = states(server, folder, "resumed", "each", count=after)
+    assert_as_one(alone, together)
+    for state in together:
+        assert state["plain"].keys() == state["model"].keys()
+        assert all(type(t) is torch.Tensor for t in state["plain"].values())
+        assert all(torch.equal(t, state["model"][name]) for name, t in state["plain"].items())
+        assert state["same"]
+        assert not any("FSDP" in kind for kind in state["kinds"])
+
+
+def test_what_is_refused(server: ForkServer, tmp_path: Path) -> None:
+    for state in states(server, tmp_path, "refused", count=2):
+        sharded, again, nothing, copies, missing = state["said"]
+        assert "shard=fully_shard" in sharded
+        assert "shard=fully_shard" in again
+        assert "did not shard anything" in nothing
+        assert "copies" in copies
+        assert "no checkpoint" in missing
