@@ -199,7 +199,10 @@ def _disturbed(model: nn.Module) -> nn.Module:
 
 
 def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> str | None:
-    """Why removing about half of each part's units differs from zeroing their gates; None if it does not."""
+    """Why removing about half of each part's units differs from zeroing their gates; None if it does not.
+
+    Groups that are not exact are removed from both networks: what is compared then is everything else beside them.
+    """
     generator = torch.Generator().manual_seed(0)
     keep: dict[str, list[int]] = {}
     for part in parts:
@@ -207,19 +210,32 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> 
             order = torch.randperm(part.size, generator=generator, device="cpu").tolist()
             keep[part.name] = sorted(order[: max(1, (part.size + 1) // 2)])
     skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
+    inexact = {p.name: keep[p.name] for p in parts if isinstance(p, ChannelGroup) and not p.exact}
     gated, removed = copy.deepcopy(bed.model), copy.deepcopy(bed.model)
-    zero_gates_(gated, structure, keep, skip)
+    zero_gates_(gated, structure, {name: kept for name, kept in keep.items() if name not in inexact}, skip)
     for training in bed.modes:
         where = "in training mode " if training else ""
         try:
             if not training:
                 resize_(removed, structure, keep, skip)
             found = bed.example.run(removed, training)
+            if inexact and not training:
+                resize_(gated, structure, inexact)
+            expected = bed.example.run(gated, training)
         except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
             return f"{where}without some of it the forward pass fails: {explained(problem, removed)}"
-        reason = _difference(bed.example.run(gated, training), found, bed.tolerance)
+        reason = _difference(expected, found, bed.tolerance)
+        if reason is None and inexact:
+            reason = _other_shapes(bed.example.run(bed.model, training), found)
         if reason is not None:
             return where + reason
+    return None
+
+
+def _other_shapes(expected: Sequence[Tensor], found: Sequence[Tensor]) -> str | None:
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            return f"without some of it the output has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
     return None
 
 
@@ -227,9 +243,10 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: 
     """How the outputs without some of it differ from those with gates of zero."""
     if len(expected) != len(found):
         return f"without some of it there are {len(found)} outputs instead of {len(expected)}"
+    shapes = _other_shapes(expected, found)
+    if shapes is not None:
+        return shapes
     for a, b in zip(expected, found, strict=True):
-        if a.shape != b.shape:
-            return f"without some of it the output has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
         a, b = (t if t.is_floating_point() or t.is_complex() else t.double() for t in (a, b))
         scale = a.abs().max().item() if a.numel() else 0.0
         error = (a - b).abs().max().item() if a.numel() else 0.0
