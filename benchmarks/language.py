@@ -5,7 +5,8 @@
     python benchmarks/language.py --table                                      # all runs in --out
     python benchmarks/language.py --time --seed 0                              # seconds of every visited network
 
-Methods: dense (the whole network), grown (apical.Grower), iss (group lasso, Wen et al. 2018), final-same-steps and
+Methods: dense (the whole network), grown (apical.Grower), uniform (one ratio for all widths), iss (group lasso, Wen et
+al. 2018), final-same-steps and
 final-same-macs (the grown run's final sizes from scratch, for as many steps or for the same training MACs; each with
 its own full learning-rate schedule). A run that has its file is not repeated, so a queue can be stopped at any time.
 Training reads the first tokens of the training text once; perplexity is that of the first 100,000 tokens of the
@@ -29,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 import apical
-from apical.baselines import ISS, ISSConfig, network_record
+from apical.baselines import ISS, ISSConfig, network_record, uniform_keep
 from apical.data import Corpus, TokenStream, read_corpus
 from apical.models import LSTMLanguageModel
 from apical.training import LanguageModelling, ScheduleConfig, TrainingConfig, evaluate, lr_factor, set_lr_
 
-METHODS = ("dense", "grown", "final-same-steps", "final-same-macs", "iss")
+METHODS = ("dense", "grown", "uniform", "final-same-steps", "final-same-macs", "iss")
 BATCH, WINDOW = 20, 35
 LEARNING_RATE, CLIP = 20.0, 0.25  # of the mean loss
 SCHEDULE, EPOCHS = ScheduleConfig("decay", constant_epochs=6.0, gamma=0.5), 10  # an epoch is a tenth of the run
@@ -99,11 +100,12 @@ def choose(
     if method == "iss":
         return model, optimizer, ISS(*arguments, ISSConfig(**options), structure=structure), steps
     keep = {group.name: list(range(group.size)) for group in structure.groups}
-    if method.startswith("final"):
-        grown = read(folder, "grown", seed)
-        keep = {name: list(range(width)) for name, width in grown["widths"].items()}
+    if method != "dense":
+        grown = read(folder, "grown", seed) if method.startswith("final") else None
+        widths = uniform_keep(structure, setting.budget) if grown is None else grown["widths"]
+        keep = {name: list(range(width)) for name, width in widths.items()}
         apical.resize_(model, structure, keep, optimizer=optimizer)
-        if method == "final-same-macs":
+        if grown is not None and method == "final-same-macs":
             steps = round(grown["train_macs"] / (3 * structure.macs(keep) * BATCH))
     return model, optimizer, Still(structure, keep), steps
 

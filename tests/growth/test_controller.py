@@ -13,9 +13,9 @@ import apical
 from apical.budget import Budget
 from apical.growth import Choice, GrowthConfig, ScsConfig
 from apical.growth._controller import Controller
+from apical.growth._method import terms_of
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsController
-from apical.growth._terms import terms_of
 from apical.models import CifarResNet
 from apical.resizing import Selection
 
@@ -172,7 +172,7 @@ def test_a_saved_controller_goes_on_as_the_first(model: nn.Module, structure: ap
     first = make(model, structure, config, budget)
     present = step(first, 1, started(first))
     second = make(model, structure, config, budget)
-    second.load_state_dict(copy.deepcopy(first.state_dict()), second.terms, second.config)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.components.watched.fill_(True)
     for done in (2, 3, 9):
         a, b = step(first, done, present), step(second, done, present)
@@ -192,9 +192,10 @@ def test_a_choice_that_was_taken_back_is_made_again(model: nn.Module, structure:
     c = controller.components
     c.buffer.copy_(torch.where(c.live, torch.linspace(1, 2, len(c.live), dtype=torch.float64), 0.0))
     c.steps.fill_(2.0)
-    state, mark = copy.deepcopy(controller.state_dict()), controller.mark()
+    before = controller.state_dict()
+    state = copy.deepcopy(before)
     chosen = controller.next(2, Selection(present.keep, present.skip))
     assert str(controller.state_dict()) != str(state)
-    controller.rewind(mark)
+    controller.load_state_dict(before)
     assert str(controller.state_dict()) == str(state)
     assert controller.next(2, Selection(present.keep, present.skip)) == chosen

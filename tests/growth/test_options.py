@@ -17,34 +17,27 @@ from torch import nn
 from apical import Grower, GrowthConfig, trace
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError, ResizeError, TraceError
 from apical.growth import ScsConfig
-from apical.growth._schedule import is_last, scheduled_load, with_interval
+from apical.growth._schedule import Schedule, with_interval
 from growth.cases import built, example, grown, sgd, structure_of
 
 fractions = st.floats(0.01, 1.0)
 
 
-@given(end=fractions, seed_load=fractions)
-def test_the_schedule_rises_from_the_seed_to_the_budget(end: float, seed_load: float) -> None:
-    config = GrowthConfig(growth_end=end, freeze_at=1.0)
-    loads = [scheduled_load(config, i / 40, seed_load) for i in range(41)]
+@given(end=fractions, seed_load=st.one_of(fractions, st.floats(1.0, 50.0)))
+def test_the_schedule_goes_from_the_seed_to_the_budget(end: float, seed_load: float) -> None:
+    """Up from a small seed, down from a large one."""
+    schedule = Schedule(growth_end=end, freeze=1.0, interval=1, length=40)
+    loads = [schedule.load(i, seed_load) for i in range(41)]
     assert loads[0] == pytest.approx(seed_load)
-    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(loads))
-    assert scheduled_load(config, end, seed_load) == loads[-1] == 1
-
-
-@given(end=fractions, seed_load=st.floats(1.0, 50.0))
-def test_the_schedule_falls_from_a_large_start_to_the_budget(end: float, seed_load: float) -> None:
-    config = GrowthConfig(growth_end=end, freeze_at=1.0)
-    loads = [scheduled_load(config, i / 40, seed_load) for i in range(41)]
-    assert loads[0] == pytest.approx(seed_load)
-    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(loads))
-    assert scheduled_load(config, end, seed_load) == loads[-1] == 1
+    way = 1 if seed_load <= 1 else -1
+    assert all(way * b >= way * a - 1e-12 for a, b in itertools.pairwise(loads))
+    assert loads[-1] == 1
 
 
 def test_the_schedule_is_linear_in_time() -> None:
-    config = GrowthConfig(growth_end=0.5)
-    assert [scheduled_load(config, p, 0.2) for p in (0.125, 0.25, 0.375)] == pytest.approx([0.4, 0.6, 0.8])
-    assert scheduled_load(config, 0.25, 3.0) == pytest.approx(2.0)
+    schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=8)
+    assert [schedule.load(done, 0.2) for done in (1, 2, 3)] == pytest.approx([0.4, 0.6, 0.8])
+    assert schedule.load(2, 3.0) == pytest.approx(2.0)
 
 
 @given(
@@ -89,12 +82,13 @@ def test_an_interval_that_is_given_is_kept(
 def test_some_restructuring_is_the_last_and_lies_within_training(
     total: int, interval: int, end: float, freeze: float
 ) -> None:
-    config = GrowthConfig(growth_end=min(end, freeze), freeze_at=max(end, freeze))
-    events = [done for done in range(1, total) if done % interval == 0]
-    last = [done for done in events if is_last(config, done, total, interval)]
-    assert bool(last) == bool(events)
+    schedule = Schedule(min(end, freeze), max(end, freeze), interval, total)
+    events = [done for done in range(1, total) if schedule.due(done)]
+    last = [done for done in events if schedule.is_last(done)]
+    assert bool(last) == bool(events) != schedule.at_once
+    assert schedule.restructurings == (events.index(last[0]) + 1 if last else 0)
     if last:
-        assert last[0] / total >= config.freeze_at or last[0] == events[-1]
+        assert last[0] / total >= schedule.freeze or last[0] == events[-1]
 
 
 def test_freezing_follows_the_end_of_growth_unless_it_is_given() -> None:

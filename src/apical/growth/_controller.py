@@ -16,10 +16,8 @@ the young are of [SCS] Yuan, Savarese, Maire, ICLR 2021; what decides is our own
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import exp
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,61 +26,41 @@ from apical.errors import BudgetError
 from apical.growth._allocation import MATURE, block_prices, block_rates, choose_blocks, moved, rates, unit_prices
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
+from apical.growth._method import Choice, Method, Terms
 from apical.growth._observer import GateObserver
-from apical.growth._schedule import every, is_last, scheduled_load
 from apical.growth._strength import strongest_first_
-from apical.growth._terms import Terms
 from apical.growth._utility import UtilityMeter, update_utilities_
 from apical.growth._widths import TOLERANCE, Widths, fit
 from apical.resizing import Selection
 
 HYSTERESIS = 1.5  # an absent block must be worth this much more than the widths to come back
+PATIENCE = 6  # intervals before blocks are judged, if that is no more than a third of growth
+LEAVING = 1 / 8  # share of the network's cost that may leave as blocks at once: what remains is measured anew
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A network: kept positions by group, blocks left out, and its share of the budget."""
-
-    keep: dict[str, list[int]]
-    skip: tuple[str, ...]
-    load: float
-
-
-class Controller:
-    """Chooses the seed, and then the next network at every restructuring.
+class Controller(Method):
+    """Growth by what training shows; the arguments and attributes of `apical.growth._method.Method`.
 
     Args:
         model: the template; its weights are read by ``seed_style="pretrained"`` only.
-        terms: budget, limits of widths, and what must stay as it is.
-        config: the options, with a number for the divisor.
-        length: of the whole training, in the unit of ``config.interval``.
-
-    Attributes:
-        components: utilities, ages and order of all units and blocks.
-        relative: what groups and blocks were worth for their cost at the last restructuring: the logarithm of its ratio
-            to the mean of the widths, by name.
-        target_load: scheduled cost of the present network as a fraction of the budget.
-        frozen: whether the present network is the last.
+        terms: of growth.
+        config: the options.
+        length: of the whole training.
 
     Raises:
         BudgetError: the budget cannot be met.
     """
 
+    SAVED = (*Method.SAVED, "widths", "multipliers")
     reads_shifts = False  # with the constant that it adds, a block that sees nothing would look indispensable
 
     def __init__(self, model: nn.Module, terms: Terms, config: GrowthConfig, length: int) -> None:
-        self.terms, self.config = terms, config
-        self._length, self._interval = length, every(config.interval)
-        self._generator = torch.Generator().manual_seed(config.seed)
-        self.components = Components(terms.structure, self._generator)
+        super().__init__(terms, config, length)
         if config.seed_style == "pretrained":
             strongest_first_(self.components, model)
         self.widths = torch.tensor(terms.limits.most, dtype=torch.float64, device="cpu")  # real-valued  # (groups,)
         self.multipliers = (1.0 / len(terms.bound.reach),) * len(terms.bound.reach)
-        self.relative: dict[str, float] = {}
-        self.target_load = 1.0
-        self._seed_load = 1.0
-        self.frozen = self._interval >= length  # there is no time to restructure
+        self._patience = max(MATURE, min(PATIENCE, self.schedule.restructurings // 3))
 
     # ---- the networks ----------------------------------------------------------------------------------------------
 
@@ -90,8 +68,8 @@ class Controller:
         """The network that training starts with."""
         wanted = 1.0 if self.frozen else self.config.seed_fraction
         found, skip = self._seed(wanted)
-        self._seed_load = max(found.load, min(wanted, 1.0)) if wanted <= 1 else max(1.0, found.load)
-        self.target_load = self._seed_load
+        self.seed_load = max(found.load, min(wanted, 1.0)) if wanted <= 1 else max(1.0, found.load)
+        self.target_load = self.seed_load
         self.widths = torch.tensor(found.counts, dtype=torch.float64, device="cpu")
         return self._choice(found, skip)
 
@@ -115,19 +93,9 @@ class Controller:
             f"({'; '.join(map(str, bound.reach))}). Allow more, or a smaller divisor or min_units."
         )
 
-    def due(self, done: int) -> bool:
-        """Whether it is time to restructure, after this many epochs or steps."""
-        return not (done % self._interval or done >= self._length or self.frozen)
-
     def next(self, done: int, present: Selection) -> Choice:
-        """The network to go on with.
-
-        Args:
-            done: epochs or steps that are over, in the unit of ``config.interval``.
-            present: the network so far.
-        """
-        self.frozen = is_last(self.config, done, self._length, self._interval)
-        self.target_load = 1.0 if self.frozen else scheduled_load(self.config, done / self._length, self._seed_load)
+        """The network to go on with."""
+        self._advance(done)
         if self.config.utility == "squared":
             update_utilities_(self.components)
         else:
@@ -178,14 +146,14 @@ class Controller:
             return skip
         names = [b.name for b in structure.blocks]
         prices = block_prices(bound, counts, skip, self.multipliers)
-        judged = (c.age >= MATURE) & (c.watched | ~c.live)  # without gradients nothing is known of what is there
+        # in the first steps all look alike, and without gradients nothing is known of what is there
+        judged = (c.age >= self._patience) & (c.watched | ~c.live)
         may = [name not in self.terms.stay and j for name, j in zip(names, judged[c.blocks].tolist(), strict=True)]
         ratios = block_rates(c.values[c.blocks].tolist(), prices, mean)
         present = c.live[c.blocks].tolist()
         known = zip(names, ratios, may, present, strict=True)
         self.relative |= {name: ratio for name, ratio, judged_here, here in known if judged_here and here}
-        most_leaving = (1 - 1 / self.config.max_change) * self.target_load
-        leaving, back = choose_blocks(ratios, prices, present, may, most_leaving, HYSTERESIS)
+        leaving, back = choose_blocks(ratios, prices, present, may, LEAVING * self.target_load, HYSTERESIS)
         gone = [name for name in skip if name not in {names[i] for i in back}]
         most = dict(zip((g.name for g in structure.groups), self.terms.limits.most, strict=True))
         for i in leaving:  # as long as the widths that remain can still use up the budget
@@ -214,7 +182,7 @@ class Controller:
     def _draw_utilities(self) -> None:
         """The control: utilities that training has no part in."""
         c = self.components
-        draws = torch.rand(len(c.values), generator=self._generator, dtype=torch.float64, device="cpu")
+        draws = torch.rand(len(c.values), generator=self.generator, dtype=torch.float64, device="cpu")
         groups = [draw.expand(n) for draw, n in zip(draws[: len(c.sizes)], c.sizes, strict=True)]
         level = torch.cat([*groups, draws[c.blocks]])
         c.age += c.live
@@ -247,47 +215,6 @@ class Controller:
         for observer in observers:
             c.watched[observer.entries()] = True
         return UtilityMeter(c, device, observers)
-
-    def mark(self) -> tuple[Any, ...]:
-        """What `next` changes, for `rewind`."""
-        return (self.components.state_dict(), self.widths, self.multipliers, dict(self.relative), self.target_load,
-                self.frozen, self._generator.get_state())  # fmt: skip
-
-    def rewind(self, mark: tuple[Any, ...]) -> None:
-        """Take back what `next` chose, where the model could not be given that network."""
-        components, self.widths, self.multipliers, self.relative, self.target_load, self.frozen, generator = mark
-        self.components.load_state_dict(components)
-        self._generator.set_state(generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain containers only."""
-        return {
-            "components": self.components.state_dict(),
-            "generator": self._generator.get_state(),
-            "widths": self.widths.clone(),
-            "multipliers": list(self.multipliers),
-            "relative": dict(self.relative),
-            "frozen": self.frozen,
-            "target_load": self.target_load,
-            "seed_load": self._seed_load,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], terms: Terms, config: Any) -> None:
-        """Go on as the Controller that was saved.
-
-        Args:
-            state: of it.
-            terms: with its divisor and latency table.
-            config: its options: where the divisor was measured, the saved one counts.
-        """
-        self.terms, self.config = terms, config
-        self.components.load_state_dict(state["components"])
-        # on the CPU, though torch.load may have mapped the state to the model's device
-        self._generator.set_state(state["generator"].cpu())
-        self.widths = state["widths"].to("cpu", copy=True)
-        self.multipliers, self.relative = tuple(state["multipliers"]), dict(state["relative"])
-        self.frozen = state["frozen"]
-        self.target_load, self._seed_load = state["target_load"], state["seed_load"]
 
 
 def ranking(components: Components, part: slice) -> list[int]:

@@ -16,19 +16,9 @@ from torch.optim import Optimizer
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.errors import ConfigError
 from apical.growth._births import fixed_parameters, prepare_births_
-from apical.growth._components import Components
-from apical.growth._config import GrowthConfig
-from apical.growth._controller import Choice, Controller
-from apical.growth._identity import check_identity, identity
-from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
-from apical.growth._observer import GateObserver, directions
-from apical.growth._options import changed
-from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
-from apical.growth._schedule import with_interval
-from apical.growth._scs import ScsConfig, ScsController
-from apical.growth._steps import StepWatch
-from apical.growth._terms import terms_of
-from apical.growth._usage import (
+from apical.growth._checks import (
+    check_identity,
+    identity,
     refuse_lost_weights,
     warn_of_another_optimizer,
     warn_of_more_epochs,
@@ -37,6 +27,16 @@ from apical.growth._usage import (
     warn_of_unfinished,
     warn_of_untrained,
 )
+from apical.growth._components import Components
+from apical.growth._config import GrowthConfig
+from apical.growth._controller import Controller
+from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
+from apical.growth._method import Choice, Method, terms_of
+from apical.growth._observer import GateObserver, StepWatch, directions
+from apical.growth._options import changed
+from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
+from apical.growth._schedule import with_interval
+from apical.growth._scs import ScsConfig, ScsController
 from apical.resizing import DormantStore, Selection, TemplateMap, check_kinds, check_state, resize_, resize_state, trace
 from apical.structure import Call, ExampleInputs, Structure
 
@@ -130,7 +130,7 @@ class Grower:
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
         latency = measured_table(model, self.structure, inputs, self.budget)
         terms = terms_of(model, self.structure, self.budget, self.config, latency)
-        self._controller: Controller | ScsController = (
+        self._controller: Method = (
             ScsController(terms, self.config, epochs, self._total)
             if isinstance(self.config, ScsConfig)
             else Controller(model, terms, self.config, self._total)
@@ -181,8 +181,8 @@ class Grower:
             record["mean_macs"] = self._spent_macs / self._spent_steps
         with self._undone_on_error():
             self._controller.end_epoch()
-            if self.config.interval_unit == "epochs":
-                self._restructure_at(self.epoch + 1)
+            if self.config.interval_unit == "epochs" and self._controller.due(self.epoch + 1):
+                self._restructure(self.epoch + 1)
         self.epoch += 1
         self._spent_steps, self._spent_macs = 0, 0
         record = cast(EpochRecord, {**record, **self._changes, "worth": self._worth(), "next_load": self.target_load})
@@ -205,9 +205,9 @@ class Grower:
         """
         self._alive()
         before = self._selection()
-        if self.config.interval_unit == "steps":
+        if self.config.interval_unit == "steps" and self._controller.due(self._step + 1):
             with self._undone_on_error():
-                self._restructure_at(self._step + 1)
+                self._restructure(self._step + 1)
         self._step += 1
         self._spent_steps += 1
         self._spent_macs += self.structure.macs(before.keep, before.skip)
@@ -277,18 +277,16 @@ class Grower:
     @contextmanager
     def _undone_on_error(self) -> Iterator[None]:
         """Leaves the controller as it was if the model cannot be resized, which is all or nothing."""
-        mark = self._controller.mark()
+        before = self._controller.state_dict()
         try:
             with torch.inference_mode(False):  # what is made here is trained on
                 yield
         except BaseException:
-            self._controller.rewind(mark)
+            self._controller.load_state_dict(before)
             raise
 
-    def _restructure_at(self, done: int) -> None:
-        """Restructure if it is time after this many epochs (or steps)."""
-        if not self._controller.due(done):
-            return
+    def _restructure(self, done: int) -> None:
+        """Go on with the network that is chosen after this many epochs (or steps)."""
         start = time.perf_counter()
         refuse_lost_weights(self.model)
         self._updates.write_back()
@@ -404,7 +402,7 @@ class Grower:
         assert self.store is not None
         # the saved divisor counts, not the one that was measured when this Grower was made
         config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
-        check_identity(self._identity(config), state)
+        check_identity(self._identity(config), state, type(self._controller).SAVED)
         self.config = config
         resize_(
             self.model, self.structure, state["keep"], state["skip"], self._optimizers, self.store, copies=self._copies
@@ -412,8 +410,9 @@ class Grower:
         self.store.load_state_dict(state["store"])
         table = state["latency"]
         latency = None if table is None else LatencyTable.from_dict(self.structure, table)
-        terms = replace(self._controller.terms, divisor=config.step, latency=latency)
-        self._controller.load_state_dict(state, terms, config)
+        self._controller.config = config
+        self._controller.terms = replace(self._controller.terms, divisor=config.step, latency=latency)
+        self._controller.load_state_dict(state)
         self.epoch, self._step = state["epoch"], state["step"]
         self._spent_steps, self._spent_macs = state["spent"]
         self._changes = cast(Changes, dict(state["changes"]))

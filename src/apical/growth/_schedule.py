@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, TypeVar
 
 from apical.errors import ConfigError
 
@@ -13,50 +14,68 @@ SHORTEST = 8  # steps of an interval that is chosen here: fewer measure little
 Config = TypeVar("Config", bound=Any)
 
 
-class Times(Protocol):
-    """The options that say when: of either way of growing."""
+@dataclass(frozen=True)
+class Schedule:
+    """When the network changes, and what it may cost then. Times count in the unit of the interval.
 
-    @property
-    def growth_end(self) -> float: ...
-    @property
-    def freeze(self) -> float: ...
-
-
-def scheduled_load(config: Times, progress: float, seed_load: float) -> float:
-    """Scheduled cost, as a fraction of the budget, after a fraction of training.
-
-    Goes linearly from the seed's cost to 1 at ``growth_end``: up from a small seed, down from one that costs more than
-    the budget.
+    Attributes:
+        growth_end: when the cost reaches the budget, as a fraction of training.
+        freeze: when restructuring ends, as a fraction of training.
+        interval: from one restructuring to the next.
+        length: of training.
 
     Example:
-        >>> from apical.growth import GrowthConfig
-        >>> config = GrowthConfig(growth_end=0.5)
-        >>> [round(scheduled_load(config, p, 0.2), 2) for p in (0.0, 0.25, 0.5, 1.0)]
+        >>> schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=4)
+        >>> [round(schedule.load(done, seed_load=0.2), 2) for done in (0, 1, 2, 4)]
         [0.2, 0.6, 1.0, 1.0]
-        >>> scheduled_load(config, 0.25, 2.0)
+        >>> schedule.load(1, seed_load=2.0)
         1.5
+        >>> [schedule.is_last(done) for done in (1, 2)], schedule.restructurings
+        ([False, True], 2)
     """
-    done = min(1.0, progress / config.growth_end)
-    return seed_load + (1 - seed_load) * done
 
+    growth_end: float
+    freeze: float
+    interval: int
+    length: int
 
-def every(interval: int | str) -> int:
-    """An interval as a number: that `with_interval` has found."""
-    assert isinstance(interval, int)
-    return interval
+    @staticmethod
+    def of(config: Any, length: int) -> Schedule:
+        """What a config says of either way of growing; its interval is a number (`with_interval`)."""
+        return Schedule(config.growth_end, config.freeze, config.interval, length)
 
+    @property
+    def at_once(self) -> bool:
+        """Whether there is no time to restructure, so that training starts with the final network."""
+        return self.interval >= self.length
 
-def is_last(config: Times, done: int, total: int, interval: int) -> bool:
-    """Whether the restructuring after ``done`` of ``total`` epochs (or steps) is the last one, which meets the budget.
+    @property
+    def restructurings(self) -> int:
+        """How many there are in all."""
+        return (
+            0
+            if self.at_once
+            else min(ceil(self.freeze * self.length / self.interval), (self.length - 1) // self.interval)
+        )
 
-    It is the first at or after ``freeze_at``, or the last that fits into training.
+    def due(self, done: int) -> bool:
+        """Whether a restructuring falls after ``done``."""
+        return done % self.interval == 0 and done < self.length
 
-    Example:
-        >>> from apical.growth import GrowthConfig
-        >>> [is_last(GrowthConfig(growth_end=1.0), done, 4, 1) for done in (1, 2, 3)]
-        [False, False, True]
-    """
-    return done / total >= config.freeze or done + interval >= total
+    def is_last(self, done: int) -> bool:
+        """Whether the restructuring after ``done`` is the last, which meets the budget.
+
+        It is the first at or after ``freeze``, or the last that fits into training.
+        """
+        return done / self.length >= self.freeze or done + self.interval >= self.length
+
+    def load(self, done: int, seed_load: float) -> float:
+        """Scheduled cost after ``done``, as a fraction of the budget.
+
+        Goes linearly from the seed's cost to 1: up from a small seed, down from one that costs more than the budget.
+        """
+        grown = min(1.0, done / self.length / self.growth_end)
+        return 1.0 if self.is_last(done) else seed_load + (1 - seed_load) * grown
 
 
 def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Config, int]:

@@ -14,7 +14,7 @@ restructuring, at ``growth_end``, keeps the trained units and meets the budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, log
 from typing import Any, Literal
@@ -32,11 +32,9 @@ from apical.gates import (
     penalty_weight,
 )
 from apical.growth._components import Components
-from apical.growth._controller import Choice
+from apical.growth._method import Choice, Measurement, Method, Terms
 from apical.growth._observer import GateObserver, Round
 from apical.growth._options import changed, check_options, numeric_divisor, wrong_times
-from apical.growth._schedule import is_last, scheduled_load
-from apical.growth._terms import Terms
 from apical.growth._widths import fit_thresholds
 from apical.resizing import Selection
 
@@ -136,29 +134,25 @@ class ScsConfig:
         return ScsConfig(**({"sampling": "budgeted", "scores": "random"} | changes))
 
 
-class ScsController:
-    """Chooses networks as the paper does; the same interface as `apical.growth._controller.Controller`.
+class ScsController(Method):
+    """Growth as in the paper; the arguments and attributes of `apical.growth._method.Method`.
 
     Args:
-        terms: budget, limits of widths, and what must stay as it is.
-        config: the options, with a number for the divisor.
+        terms: of growth.
+        config: the options.
         epochs: of the whole training, by which ages count.
         length: of it, in the unit of ``config.interval``.
     """
 
+    SAVED = (*Method.SAVED, "beta")
     reads_shifts = True
 
     def __init__(self, terms: Terms, config: ScsConfig, epochs: int, length: int) -> None:
-        self.terms, self.config = terms, config
-        self._epochs, self._length = epochs, length
-        self._generator = torch.Generator().manual_seed(config.seed)
-        self.components = Components(terms.structure, self._generator)
+        super().__init__(terms, config, length)
+        self._epochs = epochs
         if config.scores == "learned":
             self.components.values.fill_(log(config.seed_fraction / (1 - config.seed_fraction)))
         self.beta = torch.ones_like(self.components.values)
-        self.relative: dict[str, float] = {}
-        self.target_load = self._seed_load = 1.0
-        self.frozen = config.interval >= length  # there is no time to restructure
 
     def seed(self) -> Choice:
         """The network that training starts with."""
@@ -167,22 +161,12 @@ class ScsController:
             first = self._budgeted(critical, 1.0 if self.frozen else self.config.seed_fraction, exact=self.frozen)
         else:
             first = self._sample(critical)
-        self.target_load = self._seed_load = min(1.0, first.load)
+        self.target_load = self.seed_load = min(1.0, first.load)
         return first
 
-    def due(self, done: int) -> bool:
-        """Whether it is time to restructure, after this many epochs or steps."""
-        return not (done % self.config.interval or done >= self._length or self.frozen)
-
     def next(self, done: int, present: Selection) -> Choice:
-        """The network to go on with.
-
-        Args:
-            done: epochs or steps that are over, in the unit of ``config.interval``.
-            present: the network so far.
-        """
-        self.frozen = is_last(self.config, done, self._length, self.config.interval)
-        self.target_load = 1.0 if self.frozen else scheduled_load(self.config, done / self._length, self._seed_load)
+        """The network to go on with."""
+        self._advance(done)
         c = self.components
         self.beta = age_temperature(c.age.clamp(max=self._epochs), self._epochs, self.config.beta_final)
         if self.config.scores == "learned":
@@ -198,13 +182,13 @@ class ScsController:
 
     def _critical(self) -> Tensor:
         """c_i = logit(u_i) − β_i s_i, with u drawn anew: a component exists if c_i < 0  # (entries,)"""
-        noise = draw_noise(len(self.components.values), self._generator)
+        noise = draw_noise(len(self.components.values), self.generator)
         return critical_shift(self.components.values, self.beta, noise)
 
     def _press(self, load: float) -> None:
         """One step of the penalty on all scores, down or up: s ← s − λ β m (1 − m) · (interval / length)."""
         gap = load / self.terms.bound.load({}), 1.0 / self.terms.bound.load({})
-        weight = penalty_weight(self.config.lambda_base, *gap) * self.config.interval / self._length
+        weight = penalty_weight(self.config.lambda_base, *gap) * self.config.interval / self.schedule.length
         self.components.values -= penalty_gradient(self.components.values, self.beta, weight)
 
     def _sample(self, critical: Tensor) -> Choice:
@@ -265,39 +249,8 @@ class ScsController:
         lr = self.config.score_lr if self.config.scores == "learned" else 0.0
         return ScoreOptimizer(self.components, self.beta, lr, self.config.score_momentum, device, observers)
 
-    def mark(self) -> tuple[Any, ...]:
-        """What `next` changes, for `rewind`."""
-        return self.components.state_dict(), self.beta, self.target_load, self.frozen, self._generator.get_state()
 
-    def rewind(self, mark: tuple[Any, ...]) -> None:
-        """Take back what `next` chose, where the model could not be given that network."""
-        components, self.beta, self.target_load, self.frozen, generator = mark
-        self.components.load_state_dict(components)
-        self._generator.set_state(generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain containers only."""
-        return {
-            "components": self.components.state_dict(),
-            "generator": self._generator.get_state(),
-            "beta": self.beta.clone(),
-            "frozen": self.frozen,
-            "target_load": self.target_load,
-            "seed_load": self._seed_load,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], terms: Terms, config: Any) -> None:
-        """Go on as the controller that was saved, with the terms and options that it had."""
-        self.terms, self.config = terms, config
-        self.components.load_state_dict(state["components"])
-        # on the CPU, though torch.load may have mapped the state to the model's device
-        self._generator.set_state(state["generator"].cpu())
-        self.beta = state["beta"].to("cpu", copy=True)
-        self.frozen = state["frozen"]
-        self.target_load, self._seed_load = state["target_load"], state["seed_load"]
-
-
-class ScoreOptimizer:
+class ScoreOptimizer(Measurement):
     """SGD with momentum on the scores, after every training step, on the device, without synchronising it.
 
     With several optimizers, a training step is a round in which each steps at most once; the scores move once a round.

@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from apical.growth._components import Components
+from apical.growth._method import Measurement
 from apical.growth._observer import GateObserver, Round
 
 
-class UtilityMeter:
+class UtilityMeter(Measurement):
     """Adds up the squares of the gate products of every training step, on the device, without synchronising it.
 
     A step whose gradients are not finite does not count.
