@@ -27,7 +27,7 @@ from apical.data.paired import PairLoader, Pairs, RandomView, draw_views, random
 from apical.data.parquet import ParquetImages, read_parquet
 from apical.data.root import data_root
 from apical.data.sampler import BlockShuffleSampler
-from apical.data.text import Corpus, TokenStream, Vocabulary, read_corpus
+from apical.data.text import Corpus, TokenStream, Vocabulary, read_bytes, read_corpus
 from apical.data.voc import VocSplit, check_mask, find_voc, has_masks, open_voc, read_split, voc_classes
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "random_flip",
     "random_resized_crop",
     "random_view",
+    "read_bytes",
     "read_cifar",
     "read_corpus",
     "read_digits",

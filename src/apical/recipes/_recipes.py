@@ -165,6 +165,42 @@ def wikitext2_lstm() -> RunConfig:
     return _language("wikitext2-lstm", ModelConfig("lstm_medium"), TextConfig("wikitext-2"), training, "50% params")
 
 
+@register_recipe("gpt-wikitext2")
+def gpt_wikitext2() -> RunConfig:
+    """A small GPT (6 blocks of width 192) on WikiText-2, 50 % of its MACs.
+
+    ``--set data.unit=bytes --data FILE`` trains it on the bytes of any file. AdamW with cosine schedule; the settings
+    are usual ones and were not tuned.
+    """
+    training = TrainingConfig(
+        epochs=20,
+        batch_size=32,
+        optimizer=OptimizerConfig("adamw", lr=1e-3, weight_decay=0.1, decay_vectors=False),
+        schedule=ScheduleConfig("cosine", warmup_epochs=1.0),
+        clip_grad_norm=1.0,
+        amp="auto",
+    )
+    data = TextConfig("wikitext-2", bptt=128, eval_streams=32)
+    return _language("gpt-wikitext2", ModelConfig("gpt_small"), data, training, "50% macs")
+
+
+@register_recipe("vit-cifar10")
+def vit_cifar10() -> RunConfig:
+    """A small vision transformer (6 blocks of width 192, patches of 4 pixels) on CIFAR-10, 50 % of its MACs.
+
+    AdamW with cosine schedule, crops and flips; the settings are usual ones and were not tuned.
+    """
+    training = TrainingConfig(
+        epochs=100,
+        batch_size=128,
+        optimizer=OptimizerConfig("adamw", lr=1e-3, weight_decay=0.05, decay_vectors=False),
+        schedule=ScheduleConfig("cosine", warmup_epochs=5.0),
+        clip_grad_norm=1.0,
+        amp="auto",
+    )
+    return _cifar10("vit-cifar10", ModelConfig("vit_small"), training, "50% macs")
+
+
 def _language(
     name: str, model: ModelConfig, data: TextConfig, training: TrainingConfig, budget: str,
     growth: GrowthConfig | None = None,
