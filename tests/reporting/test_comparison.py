@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from apical.reporting import (
     rows,
     write_comparison,
 )
+from apical.reporting._compare_page import render_page, verdict
+from apical.reporting._svg import BOTTOM, HEIGHT, TOP
 from reporting.test_report import Checker
 
 FINITE = st.floats(-1e3, 1e3)
@@ -151,11 +155,31 @@ def test_table_json_and_page_say_the_same(comparison: Comparison, tmp_path: Path
     assert not checker.open
     assert all(not link.startswith(("http", "/")) for link in checker.fetched)
     assert "<script" not in html
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 4  # along the way, and the end against training cost and two latencies
+    assert html.count("<td class=num><b>91.50 ± 1.00</b>") == 1  # the best
     words = " ".join(checker.text)
     assert "86.00 ± 1.00" in words
     assert "digits <50%>" in words
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_the_verdict_says_where_the_reference_is_ahead_and_what_cannot_be_told(comparison: Comparison) -> None:
+    said = verdict(comparison, rows(comparison))
+    assert said.startswith("grown is ahead of short<& (by 5.00 ± 1.41), is level with near (by 0.50 ± 1.41).")
+    assert "five seeds" in said
+    one = replace(comparison, runs=[run for run in comparison.runs if run.seed == 0 and run.method != "near"])
+    assert verdict(one, rows(one)) == "grown differs from short<& (by 5.00); of one seed nothing can be said."
+
+
+def test_a_difference_within_the_spread_does_not_fill_a_chart(comparison: Comparison) -> None:
+    """Level with a spread of 1.0: an axis of at least 8, so that half a point is a sixteenth of it."""
+    near = [run for run in comparison.runs if run.method != "short<&"]
+    page = render_page(replace(comparison, runs=near), rows(replace(comparison, runs=near)))
+    chart = next(
+        part for part in page.split("<figure>") if part.startswith("<figcaption>Test accuracy % against training")
+    )
+    heights = [float(y) for y in re.findall(r'<circle[^>]* cy="([0-9.]+)"', chart)]
+    assert abs(heights[0] - heights[1]) == pytest.approx((HEIGHT - TOP - BOTTOM) / 16, abs=0.2)
 
 
 def test_one_seed_without_latency_is_shown_as_such(tmp_path: Path, comparison: Comparison) -> None:

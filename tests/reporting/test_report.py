@@ -119,10 +119,12 @@ def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any
 
 def test_the_page_holds_figures_charts_widths_reasons_and_the_command(tmp_path: Path) -> None:
     page, text = parsed(write_report(make_run(tmp_path)))
-    assert "epoch 3 of 3, 30.0 % of the MACs, 45.0 % of the parameters, 0 of 1 blocks, accuracy 75.00 %" in text
+    assert (
+        "epoch 3 of 3, 30.0 % of the MACs, 45.0 % of the parameters, 0 of 1 blocks, held-out accuracy 75.00 %" in text
+    )
     assert "this run: 30.0 %" in page
     assert "its final network from the start, as many epochs: 40.0 %" in page
-    assert "25.0 % fewer than training its final network" in text
+    assert "25.0 % fewer than training the final network" in text
     for part in (
         "16×3×3×3",
         "gone",

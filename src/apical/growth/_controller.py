@@ -34,8 +34,6 @@ from apical.growth._widths import TOLERANCE, Widths, fit
 from apical.resizing import Selection
 
 HYSTERESIS = 1.5  # an absent block must be worth this much more than the widths to come back
-PATIENCE = 6  # intervals before blocks are judged, if that is no more than a third of growth
-LEAVING = 1 / 8  # share of the network's cost that may leave as blocks at once: what remains is measured anew
 
 
 class Controller(Method):
@@ -60,7 +58,6 @@ class Controller(Method):
             strongest_first_(self.components, model)
         self.widths = torch.tensor(terms.limits.most, dtype=torch.float64, device="cpu")  # real-valued  # (groups,)
         self.multipliers = (1.0 / len(terms.bound.reach),) * len(terms.bound.reach)
-        self._patience = max(MATURE, min(PATIENCE, self.schedule.restructurings // 3))
 
     # ---- the networks ----------------------------------------------------------------------------------------------
 
@@ -146,14 +143,14 @@ class Controller(Method):
             return skip
         names = [b.name for b in structure.blocks]
         prices = block_prices(bound, counts, skip, self.multipliers)
-        # in the first steps all look alike, and without gradients nothing is known of what is there
-        judged = (c.age >= self._patience) & (c.watched | ~c.live)
+        judged = (c.age >= MATURE) & (c.watched | ~c.live)  # without gradients nothing is known of what is there
         may = [name not in self.terms.stay and j for name, j in zip(names, judged[c.blocks].tolist(), strict=True)]
         ratios = block_rates(c.values[c.blocks].tolist(), prices, mean)
         present = c.live[c.blocks].tolist()
         known = zip(names, ratios, may, present, strict=True)
         self.relative |= {name: ratio for name, ratio, judged_here, here in known if judged_here and here}
-        leaving, back = choose_blocks(ratios, prices, present, may, LEAVING * self.target_load, HYSTERESIS)
+        most_leaving = (1 - 1 / self.config.max_change) * self.target_load
+        leaving, back = choose_blocks(ratios, prices, present, may, most_leaving, HYSTERESIS)
         gone = [name for name in skip if name not in {names[i] for i in back}]
         most = dict(zip((g.name for g in structure.groups), self.terms.limits.most, strict=True))
         for i in leaving:  # as long as the widths that remain can still use up the budget

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any, TypeVar
 
 from apical.errors import ConfigError
@@ -30,8 +29,8 @@ class Schedule:
         [0.2, 0.6, 1.0, 1.0]
         >>> schedule.load(1, seed_load=2.0)
         1.5
-        >>> [schedule.is_last(done) for done in (1, 2)], schedule.restructurings
-        ([False, True], 2)
+        >>> [schedule.is_last(done) for done in (1, 2)]
+        [False, True]
     """
 
     growth_end: float
@@ -48,15 +47,6 @@ class Schedule:
     def at_once(self) -> bool:
         """Whether there is no time to restructure, so that training starts with the final network."""
         return self.interval >= self.length
-
-    @property
-    def restructurings(self) -> int:
-        """How many there are in all."""
-        return (
-            0
-            if self.at_once
-            else min(ceil(self.freeze * self.length / self.interval), (self.length - 1) // self.interval)
-        )
 
     def due(self, done: int) -> bool:
         """Whether a restructuring falls after ``done``."""

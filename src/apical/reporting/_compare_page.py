@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -97,6 +97,38 @@ def against(found: Difference, pattern: str, scale: float) -> str:
     return f"{sign}{pattern.format(scale * abs(found.mean))} ({found.verdict})"
 
 
+def verdict(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
+    """The result in a sentence: where the reference is ahead, level and behind."""
+    pattern, scale = comparison.metric["pattern"], float(comparison.metric["scale"])
+    found: dict[str, list[str]] = {}
+    for row in lines:
+        if row.against is None or row.against.verdict == "reference":
+            continue
+        far = pattern.format(scale * abs(row.against.mean))
+        spread = "" if row.against.spread is None else f" ± {pattern.format(scale * row.against.spread)}"
+        found.setdefault(row.against.verdict, []).append(f"{row.method} (by {far}{spread})")
+    words = {
+        "worse": "is ahead of",
+        "within the spread": "is level with",
+        "better": "is behind",
+        "one seed": "differs from",
+    }
+    said = [f"{words[name]} {', '.join(found[name])}" for name in words if name in found]
+    if not said:
+        return ""
+    once = "; of one seed nothing can be said" if "one seed" in found else ""
+    few = min(len(row.seeds) for row in lines) < 5 and "within the spread" in found
+    more = ". To tell apart what is level takes five seeds or more" if few else ""
+    return f"{comparison.reference} {', '.join(said)}{once}{more}."
+
+
+def best(comparison: Comparison, lines: Sequence[MethodRow]) -> str | None:
+    """The method with the best mean of the metric on the test data."""
+    tested = [row for row in lines if row.test is not None]
+    sign = 1 if comparison.metric["higher_is_better"] else -1
+    return max(tested, key=lambda row: sign * row.test.mean if row.test else 0.0).method if len(tested) > 1 else None
+
+
 def notes(comparison: Comparison) -> list[str]:
     """What a reader has to know about the numbers."""
     facts = comparison.facts
@@ -118,56 +150,76 @@ def render_markdown(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     table = [head, ["---"] * len(head), *(cells(comparison, row) for row in lines)]
     body = "\n".join(f"| {' | '.join(line)} |" for line in table)
     text = "\n".join(f"- {note}" for note in notes(comparison))
-    return f"# {comparison.title}\n\n{body}\n\n{text}\n\n```console\n{comparison.facts.get('command')}\n```\n"
+    said = verdict(comparison, lines)
+    command = f"```console\n{comparison.facts.get('command')}\n```\n"
+    return "\n\n".join(part for part in (f"# {comparison.title}", said, body, text, command) if part)
 
 
 def render_page(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     """One HTML document without scripts, fonts or images from elsewhere."""
     head = "".join(f"<th>{escape(name)}</th>" for name in headings(comparison))
-    body = "".join(_line(cells(comparison, row)) for row in lines)
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    ahead = best(comparison, lines)
+    body = "".join(_line(cells(comparison, row), row.method == ahead) for row in lines)
+    table = f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     text = "".join(f"<p>{escape(note)}</p>" for note in notes(comparison))
     runs = "".join(
         f"<li><a href='{escape(f'{run.record.folder.name}/report.html', quote=True)}'>{escape(run.method)}, seed "
         f"{run.seed}</a></li>"
         for run in comparison.runs
     )
+    command = escape(str(comparison.facts.get("command")))
     versions = ", ".join(f"{name} {version}" for name, version in (comparison.facts.get("versions") or {}).items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>apical: {escape(comparison.title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{escape(comparison.title)}</h1>{table}{text}{_charts(comparison, lines)}"
-        f"<h2>Runs</h2><ul>{runs}</ul><h2>Repeat it</h2><pre>{escape(str(comparison.facts.get('command')))}</pre>"
+        f"<h1>{escape(comparison.title)}</h1>{_said(comparison, lines)}{table}{text}{_charts(comparison, lines)}"
+        f"<h2>Runs</h2><ul>{runs}</ul><h2>Repeat it</h2><pre tabindex='0'>{command}</pre>"
         f"<p>{escape(versions)}</p></main></body></html>\n"
     )
 
 
-def _line(texts: Sequence[str]) -> str:
+def _said(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
+    said = verdict(comparison, lines)
+    return f'<p class="lead">{escape(said)}</p>' if said else ""
+
+
+def _line(texts: Sequence[str], best: bool) -> str:
+    """A line of the table; the third cell, the metric, stands out where it is the best."""
     first, *rest = texts
-    return f"<tr><td>{escape(first)}</td>{''.join(f'<td class=num>{escape(text)}</td>' for text in rest)}</tr>"
+    shown = [f"<b>{escape(text)}</b>" if best and place == 1 else escape(text) for place, text in enumerate(rest)]
+    return f"<tr><td>{escape(first)}</td>{''.join(f'<td class=num>{text}</td>' for text in shown)}</tr>"
 
 
 def _charts(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
-    """The metric against the training cost: along the way, and where every method ended."""
-    metric = comparison.metric
-    title = f"{metric['name']}{metric['unit']} against training MACs, % of dense training"
-    curves = [
-        Series(row.method, cost_curve(comparison, row.method), 1 + number % COLOURS) for number, row in enumerate(lines)
-    ]
-    ends = [
-        Series(
-            row.method,
-            [(100 * row.train_macs_vs_dense.mean, float(metric["scale"]) * row.test.mean)],
-            1 + number % COLOURS,
-        )
-        for number, row in enumerate(lines)
-        if row.test is not None and row.train_macs_vs_dense is not None
-    ]
-    across = "{:.1f} % of dense training"
-    drawn = line_chart(f"Evaluation {title}", curves, metric["unit"], from_zero=False, across=across)
-    final = line_chart(f"Test {title}", ends, metric["unit"], from_zero=False, across=across)
-    return f'<h2>What training costs</h2><div class="charts">{drawn}{final}</div>' if drawn or final else ""
+    """The metric against what it costs: training MACs along the way and at the end, and seconds of a forward pass."""
+    metric, unit = comparison.metric, comparison.metric["unit"]
+    scale, title = float(metric["scale"]), f"{metric['name']}{unit}"
+    colours = {row.method: 1 + number % COLOURS for number, row in enumerate(lines)}
+    curves = [Series(row.method, cost_curve(comparison, row.method), colours[row.method]) for row in lines]
+    tested = [(row, row.test) for row in lines if row.test is not None]
+    errors = {row.method: [scale * test.std] if test.std is not None else [] for row, test in tested}
+    noise = 8 * max((e for found in errors.values() for e in found), default=0.0)  # a spread is an eighth of the axis
+
+    def ends(cost: Callable[[MethodRow], float | None]) -> list[Series]:
+        return [
+            Series(row.method, [(x, scale * test.mean)], colours[row.method], errors[row.method])
+            for row, test in tested
+            if (x := cost(row)) is not None
+        ]
+
+    of_dense = "{:.1f} % of dense training"
+    training = ends(lambda row: None if row.train_macs_vs_dense is None else 100 * row.train_macs_vs_dense.mean)
+    along = line_chart(f"Evaluation {title} against training MACs, % of dense training", curves, unit, False, of_dense)
+    charts = [along, line_chart(f"Test {title} against training MACs, % of dense training", training, unit, False,
+                                of_dense, noise)]  # fmt: skip
+    for batch in BATCHES:
+        measured = ends(lambda row, batch=batch: 100 * row.latency_vs_dense[batch]  # type: ignore[misc]
+                        if batch in row.latency_vs_dense else None)  # fmt: skip
+        heading = f"Test {title} against latency at batch {batch}, % of the full model's"
+        charts.append(line_chart(heading, measured, unit, False, "{:.0f} % of the full model's latency", noise))
+    drawn = "".join(charts)
+    return f'<h2>Against what it costs</h2><div class="charts">{drawn}</div>' if drawn else ""
 
 
 def _plain(comparison: Comparison, lines: Sequence[MethodRow]) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def _words(run: RunRecord, index: int, blocks: Sequence[str]) -> str:
         parts.append(f"{there} of {len(blocks)} blocks")
     judged = record.get(f"eval_{metric['name']}")
     if isinstance(judged, (int, float)):
-        parts.append(f"{run.metric_label} {metric['pattern'].format(metric['scale'] * judged)}{metric['unit']}")
+        number = metric["pattern"].format(metric["scale"] * judged)
+        parts.append(f"held-out {run.metric_label} {number}{metric['unit']}")
     return ", ".join(parts)
 
 
@@ -86,7 +87,8 @@ def silhouette(shown: Frames, frame: int = -1, label: str = "the network") -> st
         zip(shown.groups, shown.full, shown.roles, shown.widths[frame], strict=True)
     ):
         x, wide = (column + 0.5) * pitch, min(0.76 * pitch, 56)
-        whole, part = (BARS * math.sqrt(width / most) for width in (full, now))
+        whole = BARS * math.sqrt(full / most)  # wide layers would leave no room for narrow ones
+        part = whole * now / full
         bars.append(
             f'<g class="bar{"" if now else " gone"}"><title>{escape(f"{name}: {now} of {full}")}</title>'
             f'<rect class="full" x="{x - wide / 2:.1f}" y="{(BARS - whole) / 2 + 4:.1f}" width="{wide:.1f}" '
@@ -213,7 +215,8 @@ SCRIPT = """
   let timer = null;
   const show = (frame) => {
     bars.forEach((bar, i) => {
-      const width = data.widths[frame][i], height = data.bars * Math.sqrt(width / most);
+      const width = data.widths[frame][i], full = data.full[i];
+      const height = data.bars * Math.sqrt(full / most) * width / full;
       const rect = bar.querySelector(".now");
       rect.setAttribute("height", height.toFixed(1));
       rect.setAttribute("y", ((data.bars - height) / 2 + 4).toFixed(1));

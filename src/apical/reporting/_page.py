@@ -14,11 +14,11 @@ from apical.reporting._tables import folded, page, table, text, write_page
 from apical.reporting._worth import worth_section
 
 
-def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report of a run folder; it may still be running.
+def write_report(run: str | Path | RunRecord, out: str | Path | None = None) -> Path:
+    """Write the report of a run; it may still be running.
 
     Args:
-        run: the folder.
+        run: its folder, or what is known of it.
         out: the file; ``report.html`` in the folder if None.
 
     Returns:
@@ -27,7 +27,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         DataError: the folder does not hold a run, a file is damaged, or the report cannot be written.
     """
-    record = read_run(run)
+    record = run if isinstance(run, RunRecord) else read_run(run)
     return write_page(Path(out) if out is not None else record.folder / "report.html", render_report(record))
 
 
@@ -37,11 +37,12 @@ def render_report(run: RunRecord) -> str:
     body = "".join(
         (
             f"<h1>{escape(title)}</h1>",
+            _headline(run),
             _state(run),
-            _figures(run),
             _network(run),
             worth_section(run),
             _saved(run),
+            _figures(run),
             picture_rows(run.folder),
             _charts(run),
             _widths(run),
@@ -62,19 +63,35 @@ def run_title(run: RunRecord) -> str:
 def _state(run: RunRecord) -> str:
     epochs = (run.config.get("training") or {}).get("epochs")
     if run.summary:
-        return f"<p>{len(run.history)} epochs, on {escape(text(run.summary.get('device')))}.</p>"
+        device = run.summary.get("device")
+        return f"<p>{len(run.history)} epochs{f', on {escape(text(device))}' if device else ''}.</p>"
     return f'<p class="warn">Not finished: {len(run.history)} of {escape(text(epochs))} epochs are done.</p>'
 
 
-_FIGURES: tuple[tuple[str, str, float, str], ...] = (
-    ("macs_fraction", "MACs of the full model", 100, "{:.1f} %"),
-    ("params_fraction", "parameters of the full model", 100, "{:.1f} %"),
-    ("train_macs_fraction", "training MACs, against the full model", 100, "{:.1f} %"),
-    ("train_macs_vs_final", "training MACs, against the final network", 100, "{:.1f} %"),
-    ("train_seconds", "training", 1, "{:.1f} s"),
-    ("peak_memory_mib", "memory at most", 1, "{:,.0f} MiB"),
-    ("num_params", "parameters", 1, "{:,.0f}"),
-    ("macs", "MACs of an example", 1, "{:,.0f}"),
+def _headline(run: RunRecord) -> str:
+    """The result in one number and a sentence."""
+    name, metric = f"test_{run.metric['name']}", run.metric
+    source, judged = run.summary, f"{run.summary.get('test_split') or 'test'} {run.metric_label}"
+    if not isinstance(source.get(name), (int, float)):
+        source = run.history[-1] if run.history else {}
+        name, judged = f"eval_{run.metric['name']}", f"held-out {run.metric_label}{'' if run.summary else ' so far'}"
+    if not isinstance(source.get(name), (int, float)):
+        return ""
+    number = f"{metric['pattern'].format(metric['scale'] * source[name])}{metric['unit']}"
+    shares = [
+        f"{100 * source[key]:.1f} % of the full model's {what}"
+        for key, what in (("macs_fraction", "MACs"), ("params_fraction", "parameters"))
+        if isinstance(source.get(key), (int, float))
+    ]
+    with_what = f", with {' and '.join(shares)}" if shares else ""
+    return f'<p class="lead"><b>{number}</b> {escape(judged)}{with_what}</p>'
+
+
+_FIGURES: tuple[tuple[str, str, str], ...] = (
+    ("train_seconds", "seconds of training", "{:,.1f}"),
+    ("peak_memory_mib", "MiB of memory at most", "{:,.0f}"),
+    ("num_params", "parameters", "{:,.0f}"),
+    ("macs", "MACs of an example", "{:,.0f}"),
 )
 
 
@@ -82,11 +99,9 @@ def _figures(run: RunRecord) -> str:
     last = run.history[-1] if run.history else {}
     peaks = [value for _, value in run.series("peak_memory_mib")]
     source = {**({"peak_memory_mib": max(peaks)} if peaks else {}), **(run.summary or last)}
-    name, pattern = run.metric["name"], f"{run.metric['pattern']}{run.metric['unit']}"
-    judged = (f"test_{name}", f"test {run.metric_label}", run.metric["scale"], pattern)
     tiles = [
-        f"<div><b>{pattern.format(scale * source[name])}</b><span>{label}</span></div>"
-        for name, label, scale, pattern in (judged, *_FIGURES)
+        f"<div><b>{pattern.format(source[name])}</b><span>{label}</span></div>"
+        for name, label, pattern in _FIGURES
         if isinstance(source.get(name), (int, float))
     ]
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
@@ -98,7 +113,7 @@ def _network(run: RunRecord) -> str:
         return ""
     return (
         "<h2>What was grown</h2><p>A bar for each group of channels that belong together, from the input to the "
-        "output: its outline is the full model, its filling what existed. Heights are on a square-root scale.</p>"
+        "output: its outline is the full model, its filling the share of it that exists.</p>"
         f"{growth_figure(shown)}"
     )
 
@@ -115,8 +130,8 @@ def _saved(run: RunRecord) -> str:
         ("its final network from the start, as many epochs", 100 * final, False),
     ]
     said = (
-        f"Training this run took {_against(own)} multiply-adds than training the full model would for as many "
-        f"epochs, and {_against(ratio)} than training its final network from the start."
+        f"Training took {_against(own)} multiply-adds (MACs) than training the full model for as many epochs would, "
+        f"and {_against(ratio)} than training the final network for as many epochs would, had it been known."
     )
     chart = bar_chart("Training MACs, %", bars, " %")
     return f'<h2>What training cost</h2><p>{said}</p><div class="wide">{chart}</div>'
@@ -203,6 +218,8 @@ def _frozen(run: RunRecord) -> str:
 
 
 def _repeat(run: RunRecord) -> str:
+    if not run.folder.is_dir():  # the training is a loop of the user's own
+        return ""
     command = run.summary.get("command") or f"apical train --resume {run.folder.name}"
     heading = "Repeat it" if run.summary else "Go on with it"
     return f'<h2>{heading}</h2><pre tabindex="0">{escape(str(command))}</pre>'
@@ -212,4 +229,4 @@ def _settings(run: RunRecord) -> str:
     versions = run.summary.get("versions") or run.config.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     shown = folded("all settings", table(("setting", "value"), run.settings(), "settings"))
-    return f"<h2>Settings and versions</h2><p>{escape(made)}</p>{shown}"
+    return f"<h2>Settings{' and versions' if made else ''}</h2><p>{escape(made)}</p>{shown}"

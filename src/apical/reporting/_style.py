@@ -36,7 +36,9 @@ STYLE = (
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
 h1 { font-size: 24px; margin: 8px 0; } h2 { font-size: 18px; margin: 36px 0 8px; }
-p { color: var(--soft); margin: 4px 0 12px; } .warn { color: var(--c2); font-weight: 600; }
+p { color: var(--soft); margin: 4px 0 12px; } .lead { font-size: 17px; color: var(--ink); }
+.lead b { font-size: 34px; line-height: 1.2; margin-right: 4px; font-variant-numeric: tabular-nums; }
+.warn { color: var(--c2); font-weight: 600; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 10px; margin: 16px 0; }
 .tiles div { background: var(--panel); border-radius: 8px; padding: 12px 14px; }
 .tiles b { display: block; font-size: 21px; font-variant-numeric: tabular-nums; }
@@ -59,11 +61,17 @@ svg { width: 100%; height: auto; display: block; }
 .trio i { font-style: normal; text-align: center; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; list-style: none; padding: 0; margin: 0 0 14px; }
 .legend svg { display: inline-block; width: 14px; height: 14px; margin-right: 6px; vertical-align: -2px; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; }
+.scroll { overflow-x: auto; background:
+  linear-gradient(90deg, var(--paper) 30%, transparent) left / 40px 100% no-repeat local,
+  linear-gradient(270deg, var(--paper) 30%, transparent) right / 40px 100% no-repeat local,
+  linear-gradient(90deg, rgb(0 0 0 / .22), transparent) left / 14px 100% no-repeat scroll,
+  linear-gradient(270deg, rgb(0 0 0 / .22), transparent) right / 14px 100% no-repeat scroll; }
+ table { border-collapse: collapse; font-size: 14px; }
 th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } .num { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; overflow-x: auto; }
+pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; }
 figure details { margin-top: 4px; font-size: 13px; }
 :focus-visible { outline: 2px solid var(--c1); outline-offset: 2px; border-radius: 3px; }

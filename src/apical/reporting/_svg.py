@@ -11,18 +11,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 WIDTH, HEIGHT = 560, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 26
 MAX_POINTS = 400
 MAX_ROWS = 24  # of the table that stands for a chart
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart: its name, its (x, y) points, and the number of its colour (1 to 16)."""
+    """A line of a chart: its name, its (x, y) points, the number of its colour (1 to 16), and ± of each point."""
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int = 1
+    errors: Sequence[float] = ()
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -42,7 +43,12 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], unit: str = "", from_zero: bool = True, across: str = "epoch {:g}"
+    title: str,
+    series: Sequence[Series],
+    unit: str = "",
+    from_zero: bool = True,
+    across: str = "epoch {:g}",
+    least_span: float = 0.0,
 ) -> str:
     """Lines over epochs (or whatever lies across), with axes, a legend, and the values as tooltips.
 
@@ -52,17 +58,19 @@ def line_chart(
         unit: behind the numbers.
         from_zero: whether the vertical axis starts at 0.
         across: how a point's place on the horizontal axis is told.
+        least_span: what the vertical axis covers at least, so that noise does not look large.
 
     Returns:
         A ``<figure>``; empty text if there is nothing to draw.
     """
-    drawn = [Series(s.name, evenly(s.points, MAX_POINTS), s.colour) for s in series if s.points]
+    drawn = [Series(s.name, evenly(s.points, MAX_POINTS), s.colour, s.errors) for s in series if s.points]
     if not drawn:
         return ""
     xs, ys = ([point[axis] for s in drawn for point in s.points] for axis in (0, 1))
+    ys += [y + sign * e for s in drawn for (_, y), e in zip(s.points, s.errors, strict=False) for sign in (-1, 1)]
     low, high = (0.0 if from_zero else min(ys)), max(ys)
-    if not high > low:
-        low, high = low - 0.5, low + 0.5
+    if high - low < (wanted := least_span or (0.0 if high > low else 1.0)):
+        low, high = low - (wanted - (high - low)) / 2, high + (wanted - (high - low)) / 2
     first, last = min(xs), max(max(xs), min(xs) + 1)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -82,6 +90,11 @@ def line_chart(
         corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))
         parts.append(f'<polyline class="line c{line.colour}" points="{corners}"/>')
         alone = " lone" if len(line.points) == 1 else ""  # no line shows where it is
+        for (x, y), error in zip(line.points, line.errors, strict=False):
+            (middle, top), (_, foot) = place(x, y + error), place(x, y - error)
+            parts.append(
+                f'<path class="line c{line.colour}" d="M{middle - 4:.1f} {top:.1f}h8m-4 0V{foot:.1f}m-4 0h8"/>'
+            )
         for point in line.points:
             x, y = place(*point)
             label = escape(f"{across.format(point[0])}, {line.name}: {point[1]:.4g}{unit}")
