@@ -10,7 +10,8 @@ import torch
 
 from apical.data import read_bytes
 from apical.errors import ConfigError, DataError
-from apical.recipes import apply_settings, get_recipe, load_run, run
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import load_run, run
 from apical.training import make_progress
 
 GPT = ("model.embedding_size=16", "model.num_layers=2", "model.num_heads=4", "model.dropout=0", "bptt=8",
