@@ -326,7 +326,7 @@ def _section(library: str, findings: Sequence[Finding]) -> str:
     lines = [
         f"## {library} {own[0].version}\n",
         f"{len(own)} models, {len(traced)} traced, {sum(f.blocks > 0 for f in traced)} of them with blocks, "
-        f"{wrong} wrong or crashed after a successful trace. Mean removable share of those traced: "
+        f"{wrong} wrong or crashed after a successful trace. Mean removable\nshare of those traced: "
         f"{100 * mean:.1f} %.\n",
         "| model | groups | blocks | removable | with streams | what is frozen most, or what went wrong |",
         "| --- | --- | --- | --- | --- | --- |",
