@@ -64,6 +64,8 @@ counted on the smaller model.
 - **frozen**: what stays, as `number of parts (channels): reason`, with an example;
 - **seconds**: to trace, on {hardware}, torch {torch}.
 
+Families of transformers are on [a page of their own](coverage-families.md).
+
 `own_…` are networks of `apical.models`, then torchvision's, timm's, and small nets that each hold one trap.
 """
 

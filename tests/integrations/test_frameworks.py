@@ -40,6 +40,66 @@ def run(code: list[str], **more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.run
+@pytest.mark.parametrize("example", ["transformers_llama", "transformers_bert"])
+def test_a_language_model_grows_and_comes_back_from_its_folder(example: str, tmp_path: Path) -> None:
+    need("transformers")
+    ended = run([str(TESTS / "integrations_runner.py"), str(EXAMPLES / f"{example}.py"), str(tmp_path)])
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("epoch ")]
+    shares = [int(line.split(": ")[1].split("%")[0]) for line in lines]
+    assert len(shares) == 6
+    assert shares[0] < 20
+    assert shares[-1] in (49, 50, 51)
+    last = ended.stdout.splitlines()[-1]
+    if example == "transformers_llama":
+        assert last.endswith("same logits: True")
+    else:
+        assert int(last.split("%")[0].removeprefix("loaded: ")) > 50  # of four classes
+    assert not (tmp_path / "compact" / "model.safetensors").exists()  # that from_pretrained would take for whole
+
+
+@pytest.mark.slow
+def test_folders_of_transformers_are_not_confused(tmp_path: Path) -> None:
+    need("transformers")
+    code = """
+import sys, torch
+from integrations_runner import prepare
+prepare()
+from transformers import BertConfig, BertForSequenceClassification
+import apical
+from apical.errors import LoadError, SaveError
+from apical.integrations.transformers import from_pretrained, save_pretrained
+folder = sys.argv[1]
+sizes = dict(vocab_size=20, hidden_size=8, num_attention_heads=2, num_hidden_layers=2, intermediate_size=12)
+model = BertForSequenceClassification(BertConfig(**sizes)).eval()
+inputs = {"input_ids": torch.arange(5)[None]}
+structure = apical.trace(model, inputs)
+apical.resize_(model, structure, {g.name: [0] for g in structure.groups[:2]})
+save_pretrained(model, folder + "/grown")
+loaded = from_pretrained(folder + "/grown")
+assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+BertForSequenceClassification(BertConfig(**sizes)).save_pretrained(folder + "/whole")
+wrong = [
+    (BertForSequenceClassification.from_pretrained, "grown", OSError),
+    (from_pretrained, "whole", LoadError),
+    (lambda f: save_pretrained(model, f), "whole", SaveError),
+    (lambda f: save_pretrained(torch.nn.Linear(1, 1), f), "none", SaveError),
+]
+for use, name, error in wrong:
+    try:
+        use(f"{folder}/{name}")
+    except error as problem:
+        print("refused:", str(problem)[:200])
+    else:
+        raise AssertionError(name)
+"""
+    ended = run(["-c", code, str(tmp_path)])
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("refused:") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.run
 @pytest.mark.parametrize("example", FRAMEWORKS)
 def test_an_example_runs_and_leaves_a_compact_network(example: str, tmp_path: Path) -> None:
     need(FRAMEWORKS[example])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from apical.models import GPT, LSTMLanguageModel
-from apical.models._gpt import CausalSelfAttention
+from apical.models._gpt import SelfAttention
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -73,7 +73,7 @@ def test_gpt_is_causal() -> None:
 
 
 def test_head_of_zero_output_can_be_removed() -> None:
-    attention = CausalSelfAttention(10, num_heads=3, head_dim=4).double()
+    attention = SelfAttention(10, num_heads=3, head_dim=4).double()
     with torch.no_grad():
         attention.proj.weight[:, 4:8] = 0  # the second head
     x = torch.randn(2, 5, 10, dtype=torch.float64)

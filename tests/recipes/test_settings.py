@@ -20,6 +20,8 @@ NAMES = {
     "ptb-lstm-large",
     "ptb-lstm-small",
     "wikitext2-lstm",
+    "gpt-wikitext2",
+    "vit-cifar10",
     "cifar10-resnet20",
     "cifar10-vgg16",
     "cifar10-wrn28-10",

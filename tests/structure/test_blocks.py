@@ -112,6 +112,26 @@ def test_two_branches_of_a_transformer_layer_are_one_gate_site() -> None:
     assert blocks_of(net, vectors(2, 5, 3)) == {"1": ("1.down.weight", "1.mix.bias", "1.mix.weight")}
 
 
+class OneAndWeight(nn.Module):
+    """Scales by ``1 + weight``, as the norms of some language models do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) * (1.0 + self.weight.float())
+
+
+def test_a_scale_that_is_one_where_its_weight_is_zero_is_no_gate() -> None:
+    block = Net(
+        lambda n, x: x + n.after(n.down(torch.relu(n.up(n.before(x))))),
+        before=OneAndWeight(8), up=nn.Linear(8, 12), down=nn.Linear(12, 8, bias=False), after=OneAndWeight(8),
+    )  # fmt: skip
+    structure = traced(nn.Sequential(nn.Linear(4, 8), block, nn.Linear(8, 2)), (torch.randn(3, 4),))
+    assert [(b.name, b.gate_site) for b in structure.blocks] == [("1", ("1.down.weight",))]
+
+
 def test_a_shared_last_layer_is_no_gate() -> None:
     """Zeroing it for one block would zero it for the other."""
     one, two = PreActivation(8, 6), PreActivation(8, 6)

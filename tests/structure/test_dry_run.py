@@ -87,3 +87,25 @@ def test_same_structure_whatever_the_weights() -> None:
 
     assert build(0) == build(1)
     assert all(isinstance(g, ChannelGroup) for g in build(0).groups)
+
+
+def test_parts_that_must_change_alike_are_found_out() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        zeros = torch.zeros(1, n.a.out_features)  # as wide as the one, added to the other
+        return n.out(torch.relu(n.a(x))) + n.other(torch.relu(n.b(x)) + zeros) + n.free(x)
+
+    free = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    net = Net(forward, a=nn.Linear(3, 8), out=nn.Linear(8, 2), b=nn.Linear(3, 8), other=nn.Linear(8, 2), free=free)
+    structure = apical.trace(net, torch.randn(4, 3))
+    assert [g.name for g in structure.groups] == ["free.0"]
+
+
+def test_a_view_that_fits_half_of_the_units_by_chance_is_found_out() -> None:
+    def forward(n: Net, x: Tensor) -> Tensor:
+        folded = n.v(x).view(len(x), -1, n.q.out_features).flatten(1)
+        return n.out(torch.relu(n.q(x))) + n.other(torch.relu(folded)) + n.free(x)
+
+    free = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    net = Net(forward, q=nn.Linear(3, 16), out=nn.Linear(16, 2), v=nn.Linear(3, 16), other=nn.Linear(16, 2), free=free)
+    structure = apical.trace(net, torch.randn(4, 3))
+    assert [g.name for g in structure.groups] == ["free.0"]

@@ -103,7 +103,7 @@ CASES: dict[str, Case] = {
         {"a": nn.Conv2d(4, 8, 1, groups=2), "b": conv(8, 5), "last": conv(5, 2)}, image(channels=4), {"b": 5},
     ),
     # parameters in the place of activations
-    "learned mask": images(lambda m, h: h * torch.sigmoid(m.mask), {}, mask=parameter(1, 6, 1, 1)),
+    "learned mask": images(lambda m, h: h * torch.sigmoid(m.mask), ALL, mask=parameter(1, 6, 1, 1)),
     "learned picture": images(lambda m, h: h + m.picture, ALL, picture=parameter(1, 8, 8)),
     "addmm": (
         lambda m, x: m.last(F.relu(torch.addmm(m.c, x, m.w))),

@@ -145,6 +145,48 @@ def read_corpus(
     return Corpus(vocabulary, tokens["train"], tokens["validation"], tokens["test"], unknown)
 
 
+def read_bytes(path: str | Path, *, limit: int | None = None, root: str | Path | None = None) -> Corpus:
+    """Read any text, or any file at all, as bytes: 256 tokens, none of them unknown.
+
+    Args:
+        path: a folder of three files as for `read_corpus`, or a single file, of which the last tenth is left for
+            validation and test, half of it for each.
+        limit: at most so many bytes of each split, its first ones, at least 2.
+        root: folder of data sets, instead of the environment variable.
+
+    Raises:
+        DataError: the folder or a file is missing, a split has several files, or a file is too short.
+        ConfigError: ``limit`` is too small.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "notes").write_bytes(b"abc" * 20)
+        ...     corpus = read_bytes(Path(folder, "notes"))
+        >>> len(corpus.vocabulary), len(corpus.train), corpus.test.tolist(), corpus.vocabulary.words[97]
+        (256, 54, [97, 98, 99], '61')
+    """
+    if limit is not None and limit < 2:
+        raise ConfigError(f"limit={limit}, expected at least 2 tokens")
+    single = Path(path).expanduser()
+    if single.is_file():
+        whole = single.read_bytes()
+        ends = (0, len(whole) * 9 // 10, len(whole) * 19 // 20, len(whole))
+        parts = {
+            split: whole[a:b] for split, a, b in zip(("train", "validation", "test"), ends, ends[1:], strict=False)
+        }
+    else:
+        parts = {split: file.read_bytes() for split, file in corpus_files(_locate(path, root)).items()}
+    short = [split for split, text in parts.items() if len(text) < 2]
+    if short:
+        raise DataError(f"{path} has {len(parts[short[0]])} bytes for {short[0]}, expected at least 2")
+    tokens = {
+        split: torch.frombuffer(bytearray(text[:limit]), dtype=torch.uint8).long() for split, text in parts.items()
+    }
+    words = Vocabulary(tuple(f"{value:02x}" for value in range(256)))
+    return Corpus(words, tokens["train"], tokens["validation"], tokens["test"], dict.fromkeys(parts, 0))
+
+
 def corpus_files(folder: Path) -> dict[Split, Path]:
     """The text file of each split.
 

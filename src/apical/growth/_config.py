@@ -34,6 +34,8 @@ class GrowthConfig:
         damping: how far a width follows its utility in one restructuring, as a power; 0.5 goes the whole way.
         max_change: no width changes by more than this factor in one restructuring, beyond what all change by.
         grow_depth: whether blocks may leave and come back.
+        streams: ``"resize"``: channels under LayerNorm and RMSNorm (the embedding width of transformers) grow too,
+            which is not exact (`apical.trace`); ``"keep"``: they stay whole.
         divisor: widths are multiples of this where a group is large enough; ``"auto"``: of what this device likes,
             by a short measurement when the Grower is made (`apical.budget.measure_divisor`).
         min_units: fewest units that a group keeps.
@@ -53,6 +55,7 @@ class GrowthConfig:
     damping: float = 0.35
     max_change: float = 1.5
     grow_depth: bool = True
+    streams: Literal["keep", "resize"] = "keep"
     divisor: int | Literal["auto"] = 1
     min_units: int = 1
     ignore: tuple[str, ...] = ()

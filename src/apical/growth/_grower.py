@@ -152,7 +152,8 @@ class Grower:
         check_kinds(self._optimizers)
         if structure is None and model in _SHRUNK:
             raise ConfigError(_AGAIN)
-        self.structure = trace(model, inputs) if structure is None else structure
+        streams = self.config.streams if isinstance(self.config, GrowthConfig) else "keep"
+        self.structure = trace(model, inputs, streams=streams) if structure is None else structure
         self.model, self._copies = model, tuple(copies)
         self._sharding = None if shard is None else Sharding(shard)
         if shard is not None and self._copies:

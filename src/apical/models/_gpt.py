@@ -7,6 +7,7 @@ GPT-2's number of parameters.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,23 @@ from torch import Tensor, nn
 from apical.errors import ConfigError
 
 
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before.
+class SelfAttention(nn.Module):
+    """Multi-head attention; with ``causal`` a position sees itself and what came before, else every other.
 
     The reshapes use only ``num_heads`` and ``head_dim``, so a head is removed by removing its rows of ``qkv`` (in each
     of the three thirds), its columns of ``proj``, and counting down ``num_heads``. The inner width
     ``num_heads * head_dim`` may differ from the embedding's.
 
     Example:
-        >>> CausalSelfAttention(16, num_heads=3, head_dim=4)(torch.zeros(2, 5, 16)).shape
+        >>> SelfAttention(16, num_heads=3, head_dim=4)(torch.zeros(2, 5, 16)).shape
         torch.Size([2, 5, 16])
     """
 
-    def __init__(self, embedding_size: int, num_heads: int, head_dim: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, embedding_size: int, num_heads: int, head_dim: int, dropout: float = 0.0, causal: bool = True
+    ) -> None:
         super().__init__()
+        self.causal = causal
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.dropout = dropout
@@ -41,7 +45,7 @@ class CausalSelfAttention(nn.Module):
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, head_dim)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
         merged = attended.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim)
         out: Tensor = self.proj(merged)
         return out
@@ -65,10 +69,12 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``."""
 
-    def __init__(self, embedding_size: int, num_heads: int, head_dim: int, mlp_size: int, dropout: float) -> None:
+    def __init__(
+        self, embedding_size: int, num_heads: int, head_dim: int, mlp_size: int, dropout: float, causal: bool = True
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(embedding_size)
-        self.attn = CausalSelfAttention(embedding_size, num_heads, head_dim, dropout)
+        self.attn = SelfAttention(embedding_size, num_heads, head_dim, dropout, causal)
         self.norm2 = nn.LayerNorm(embedding_size)
         self.mlp = MLP(embedding_size, mlp_size)
         self.dropout = nn.Dropout(dropout)
@@ -144,6 +150,33 @@ class GPT(nn.Module):
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         logits: Tensor = self.head(self.norm(self.blocks(x)))
         return logits
+
+
+class StreamGPT(GPT):
+    """A `GPT` with the interface of `LSTMLanguageModel`: streams of tokens in, time first, and a state that is empty.
+
+    Every window starts without a past, so the first tokens of a window are predicted from little.
+
+    Example:
+        >>> logits, state = StreamGPT(50, 16, 12, 2, 3)(torch.zeros(7, 2, dtype=torch.long))
+        >>> logits.shape, state
+        (torch.Size([7, 2, 50]), ())
+    """
+
+    def forward(self, tokens: Tensor, _state: tuple[()] = ()) -> tuple[Tensor, tuple[()]]:  # type: ignore[override]
+        """(T, B) int64 -> (T, B, vocab_size) and the empty state."""
+        return super().forward(tokens.t()).transpose(0, 1), ()
+
+
+def gpt_small(vocab_size: int, context_length: int = 256, **options: Any) -> StreamGPT:
+    """Six blocks of width 192 with six heads, dropout 0.1: 2.7 million parameters beside the embeddings.
+
+    Example:
+        >>> model = gpt_small(50, num_layers=2)
+        >>> len(model.blocks), model.position_embedding
+        (2, Embedding(256, 192))
+    """
+    return StreamGPT(vocab_size, context_length, **({"dropout": 0.1} | options))
 
 
 def _init_(model: GPT, num_layers: int) -> None:

@@ -32,7 +32,7 @@ class Culprit:
     @property
     def point(self) -> tuple[object, ...]:
         """What is different once the forward pass got further."""
-        return self.place, self.step
+        return self.modules, self.place, self.step
 
     def __str__(self) -> str:
         file, line = self.place

@@ -14,7 +14,8 @@ from apical.structure import Keep, Structure
 def zero_gates_(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[str, ...] = ()) -> None:
     """Zero the gate sites of the units and blocks that a selection leaves out, in a model of template size.
 
-    The result computes what `resize_` with the same arguments computes; tests and the tracer's dry run compare both.
+    The result computes what `resize_` with the same arguments computes, but for groups that are not ``exact``; tests
+    and the tracer's dry run compare both.
     """
     selection = check_selection(structure, keep, skip)
     for group in structure.groups:

@@ -25,7 +25,8 @@ def resize_state(state: Any, structure: Structure, before: Keep, after: Keep) ->
 
     Args:
         state: what the model returned as its state output: tensors in any nest of tuples, lists and dicts; a tuple
-            of all of them, in the order of ``state_outputs``, if the model has several. None stays None.
+            of all of them, in the order of ``state_outputs``, if the model has several. None, or a nest without
+            tensors, stays as it is.
         structure: what `apical.trace` returned; it knows the state if ``state_outputs`` were named, by the model's
             attribute or to `trace`.
         before: kept positions, by group name, of the network that returned the state; groups not named are whole.
@@ -48,8 +49,8 @@ def resize_state(state: Any, structure: Structure, before: Keep, after: Keep) ->
         >>> resize_state(state, structure, {}, {"layers.0": [0, 2]})
         ((tensor([[[1., 3.]]]), tensor([[[4., 6.]]])),)
     """
-    if state is None:
-        return None
+    if not pytree.tree_leaves(state) or state is None:  # None, or the empty state of a model without memory
+        return state
     if not structure.states:
         raise ResizeError(
             "the structure knows of no recurrent state; trace the model with state_outputs=(...), the positions of the "

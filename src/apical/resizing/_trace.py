@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ def trace(
     *,
     state_outputs: Sequence[int | str] | None = None,
     groups: HandGroups | None = None,
+    streams: Literal["keep", "resize"] = "keep",
 ) -> Structure:
     """Find what can be removed from a model and brought back: channels, hidden units, heads, residual blocks.
 
@@ -55,6 +56,11 @@ def trace(
         groups: for a model that cannot be exported, its groups by hand: ``{group: {tensor: dimension}}``, with the
             weights of later layers at the dimension that reads the units. The model is then only run, not exported,
             and the dry run checks the description.
+        streams: what happens to channels over which LayerNorm, RMSNorm or a written-out mean is taken (the embedding
+            width of transformers). ``"keep"``: they are frozen, since without one of them the statistics change, so
+            that no gate stands for its absence. ``"resize"``: they can go and come back all the same. For these groups
+            (``group.exact`` is False) the dry run checks that the smaller model runs and returns the same shapes, not
+            that it equals a gated one; everything else is checked exactly, with these groups whole and shrunk.
 
     Returns:
         The structure: pure data, printable, serialisable.
@@ -75,6 +81,8 @@ def trace(
         0.5
     """
     refuse_wrapped(model, TraceError)
+    if streams not in ("keep", "resize"):
+        raise TraceError(f"streams must be 'keep' or 'resize', got {streams!r}")
     call = Call.of(example_inputs, example_kwargs)
     args, kwargs = call.args, call.kwargs
     state_outputs = getattr(model, "state_outputs", ()) if state_outputs is None else state_outputs
@@ -84,7 +92,7 @@ def trace(
     twin = analysis_copy(model)
     uncached = without_cache_(twin)
     if groups is None:
-        structure = propose(twin, args, kwargs, state_outputs)
+        structure = propose(twin, args, kwargs, state_outputs, streams == "resize")
     else:
         structure = describe(twin, args, kwargs, groups)
     if uncached:

@@ -48,7 +48,11 @@ def tensor_specs(model: nn.Module) -> dict[str, TensorSpec]:
 
 
 def propose(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], state_outputs: Sequence[int | str] = ()
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    state_outputs: Sequence[int | str] = (),
+    resize_streams: bool = False,
 ) -> Structure:
     """The structure as the rules see it, not yet confirmed by a dry run.
 
@@ -57,11 +61,12 @@ def propose(
         args: positional example inputs.
         kwargs: keyword example inputs.
         state_outputs: positions (or keys) of outputs whose size may change, such as carried recurrent states.
+        resize_streams: whether channels under LayerNorm and RMSNorm may go, although that is not exact.
     """
     tensors = tensor_specs(model)
     program = export_graph(model, args, kwargs)
     names = {alias: name for name, spec in tensors.items() for alias in (name, *spec.aliases)}
-    walk = Walk(model, names)
+    walk = Walk(model, names, resize_streams)
     walk.run(program.graph, _sources(walk, program))
     states = _outputs(walk, program, state_outputs)
     training = training_graph(model, args, kwargs, program)

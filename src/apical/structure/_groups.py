@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +57,13 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     sites = _site_pairs(walk, labels)
     membership = _membership(walk, labels, alive)
     groups: list[ChannelGroup] = []
+    averaged = _labels_of(walk.averaged, labels)
     group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> group
     taken: dict[str, int] = defaultdict(int)
-    summed = _summed_labels(walk, labels)
-    for units in _alike(walk, labels, alive, sites):
+    summed = _labels_of(walk.summed, labels)
+    for units in _alike(walk, labels, alive, sites, averaged):
         group = _group(walk, units, membership, sites, taken, summed)
+        group = group if isinstance(group, str) else replace(group, exact=averaged.isdisjoint(units))
         if isinstance(group, str):
             reasons.update((label, group) for label in units)
         else:
@@ -132,8 +134,11 @@ def _membership(walk: Walk, labels: Tensor, alive: Tensor) -> Membership:
     return members
 
 
-def _alike(walk: Walk, labels: Tensor, alive: Tensor, sites: Mapping[int, set[AxisKey]]) -> list[list[int]]:
-    """Labels partitioned by what they own: how many positions of each axis, attribute and cost, and which sites."""
+def _alike(
+    walk: Walk, labels: Tensor, alive: Tensor, sites: Mapping[int, set[AxisKey]], averaged: set[int]
+) -> list[list[int]]:
+    """Labels partitioned by what they own (how many positions of each axis, attribute and cost, which sites), and by
+    whether a mean is taken over them."""
     generator = torch.Generator().manual_seed(0)
     code = torch.zeros(walk.atoms.count, dtype=torch.long, device="cpu")
     seen: set[tuple[int, int, int]] = set()
@@ -148,10 +153,10 @@ def _alike(walk: Walk, labels: Tensor, alive: Tensor, sites: Mapping[int, set[Ax
     salts = {key: int(torch.randint(1, 2**62, (1,), generator=generator, device="cpu")) for key in walk.axes}
     for label, keys in sites.items():
         code[label] ^= sum(salts.get(k, 0) for k in keys) % 2**62
-    parts: dict[int, list[int]] = defaultdict(list)
+    parts: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for label in labels.unique().tolist():
         if alive[label]:
-            parts[int(code[label])].append(label)
+            parts[(int(code[label]), label in averaged)].append(label)
     order = {
         int(label): i
         for i, label in enumerate(torch.cat([labels[walk.axes[k]] for k in walk.producers]).tolist()[::-1])
@@ -185,9 +190,9 @@ def _group(
     return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate, readers)
 
 
-def _summed_labels(walk: Walk, labels: Tensor) -> set[int]:
+def _labels_of(tensors: Iterable[Tensor], labels: Tensor) -> set[int]:
     found: set[int] = set()
-    for ids in walk.summed:
+    for ids in tensors:
         flat = drop_constant_dims(ids).reshape(-1)
         found.update(labels[flat[flat >= 0]].unique().tolist())
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
         operands = [a for a in (*args, *kwargs.values()) if isinstance(a, (Value, ParamValue))]
         result = join_operands(walk, operands)
     if isinstance(result, ParamValue):
-        return result
+        return replace(result, vanishes=result.vanishes and _keeps_zero(name, args))
     with_ids = sum(isinstance(o, Value) and o.ids is not None for o in operands)
     if name in SUMS and with_ids > 1 and result is not None:
         walk.summed.append(result)
@@ -63,8 +64,7 @@ def join_operands(
             ids = _join_two(walk, ids, value, shape)
     if ids is None:
         if len(params) == 1 and all(_numel(v.shape) == 1 for v in values) and _numel(params[0].shape) == _numel(shape):
-            only = params[0]
-            return ParamValue(only.name, only.shape, only.coords, only.whole)
+            return replace(params[0], data=None)
         return _of_parameters(walk, params, values, shape)
     for value in values:
         if value.ids is None and not value.flexible:
@@ -173,19 +173,30 @@ def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[
         found = [z for z in (*gates, *(o.zeros for o in operands if isinstance(o, Value))) if z is not None]
         return found[0] if found else None
     if name in SUMS:
-        if any(isinstance(a, (int, float)) and not isinstance(a, bool) and a != 0 for a in args[:2]):
+        if _adds_number(args):
             return None
         return union_zeros(
             [_param_zeros(o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
         )
-    if name not in KEEPS_ZERO or not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
+    if not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
+    return operands[0].zeros if _keeps_zero(name, args) else None
+
+
+def _keeps_zero(name: str, args: Sequence[Any]) -> bool:
+    """Whether the result is zero where the first argument (of a sum with a number, the tensor) is."""
+    if name in SUMS:
+        return not _adds_number(args)
     numbers = [a for a in args[1:] if isinstance(a, (int, float)) and not isinstance(a, bool)]
     if name in ("pow", "masked_fill", "threshold") and not _fixes_zero(name, numbers):
-        return None
+        return False
     if name in ("clamp", "hardtanh", "clamp_min", "clamp_max") and not _range_holds_zero(name, args[1:]):
-        return None
-    return operands[0].zeros
+        return False
+    return name in KEEPS_ZERO
+
+
+def _adds_number(args: Sequence[Any]) -> bool:
+    return any(isinstance(a, (int, float)) and not isinstance(a, bool) and a != 0 for a in args[:2])
 
 
 def _fixes_zero(name: str, numbers: Sequence[float]) -> bool:
@@ -234,8 +245,10 @@ def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
     return value.zeros if set(varying_dims(ids)) <= set(varying_dims(theirs)) else None
 
 
-def param_axes(param: ParamValue) -> frozenset[AxisKey]:
-    """What zeroes a parameter at a unit."""
+def param_axes(param: ParamValue) -> Zeros:
+    """What zeroes a parameter at a unit; None if nothing does."""
+    if not param.vanishes:
+        return None
     return frozenset((param.name, d) for d in range(max(1, len(param.coords))))
 
 

@@ -52,10 +52,11 @@ def group_norm(walk: Walk, x: Value, num_groups: int, weight: Any = None, bias: 
     ids = walk.channel_ids(x, 1)
     if ids is not None:
         if num_groups == 1 and ids.numel() > 1:
-            walk.atoms.freeze(ids, "normalised over all channels by group_norm with one group")
-        table = ids.view(num_groups, -1)
-        walk.meet_rows(table)
-        walk.attribute("num_groups", table[:, 0])
+            walk.average(x, "normalised over all channels by group_norm with one group")
+        else:
+            table = ids.view(num_groups, -1)
+            walk.meet_rows(table)
+            walk.attribute("num_groups", table[:, 0])
     return _affine(walk, x, 1, [weight, bias], [weight, bias])
 
 
@@ -66,10 +67,14 @@ def layer_norm(walk: Walk, x: Value, normalized_shape: Any, weight: Any = None, 
     for d in range(first, len(x.shape)):  # over the width of a head, heads stay units
         x = walk.tied_along(x, d)
     over_channels = x.ids is not None and any(not is_constant(x.ids, d) for d in range(first, len(x.shape)))
+    if over_channels and walk.resize_streams and len(normalized_shape) == 1 and isinstance(weight, ParamValue):
+        walk.average(x, "")
+        return _affine(walk, x, first, [weight, bias], [weight, bias])
     if over_channels:
-        walk.freeze_value(
-            x, f"normalised over channels ({NAMES[op_name(walk.target)]}): without one of them the statistics change"
-        )
+        why = "without one of them the statistics change"
+        if walk.resize_streams:
+            why = "over several dimensions or without a weight, so that its size is fixed in normalized_shape"
+        walk.freeze_value(x, f"normalised over channels ({NAMES[op_name(walk.target)]}): {why}")
     for p in (weight, bias):
         walk.freeze_value(p, "belongs to a normalisation over channels")
     zeros = _affine_zeros([weight, bias])

@@ -16,6 +16,7 @@ from apical.structure._walk import Walk
 ADDS_UP = frozenset(
     {"sum", "linalg_vector_norm", "norm", "cosine_similarity", "cdist"}
 )  # a zero channel does not change the result
+AVERAGES = frozenset({"mean", "var", "std"})  # the statistics of a norm that is written out
 KEEPS_ZERO = ADDS_UP | {"mean", "amax", "amin", "max", "min", "var", "std", "prod", "median"}
 
 
@@ -51,6 +52,8 @@ def _reduce_channels(walk: Walk, x: Value, name: str) -> None:
         ids = walk.channel_ids(x, varying_dims(x.ids)[0])
         assert ids is not None
         walk.read(ids, x.zeros, None, f"{name} over channels that no parameter can hide")
+    elif name in AVERAGES:
+        walk.average(x, f"{name} over channels: without one of them the result changes")
     else:
         walk.freeze_value(x, f"{name} over channels: without one of them the result changes")
 

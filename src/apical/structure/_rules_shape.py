@@ -55,7 +55,8 @@ def _parts(walk: Walk, x: AnyValue, dim: int, cut: Callable[[Tensor], Sequence[T
         columns = [cut(c) for c in x.coords]
         data = cut(x.data) if x.data is not None else [None] * len(shapes)
         return tuple(
-            ParamValue(x.name, shapes[i], tuple(c[i] for c in columns), False, data[i]) for i in range(len(shapes))
+            replace(x, shape=shapes[i], coords=tuple(c[i] for c in columns), whole=False, data=data[i])
+            for i in range(len(shapes))
         )
     if x.ids is None:
         return tuple(Value(s, None, x.zeros, x.flexible) for s in shapes)
@@ -88,7 +89,8 @@ def unbind(walk: Walk, x: AnyValue, dim: int = 0) -> tuple[AnyValue, ...]:
         return tuple(Value(tuple(p.shape), p, x.zeros) for p in x.ids.unbind(dim))
     if isinstance(x, ParamValue):
         return tuple(
-            ParamValue(x.name, s, tuple(c.select(dim, i) for c in x.coords), False) for i, s in enumerate(shapes)
+            replace(x, shape=s, coords=tuple(c.select(dim, i) for c in x.coords), whole=False, data=None)
+            for i, s in enumerate(shapes)
         )
     return tuple(Value(s, None, x.zeros, x.flexible) for s in shapes)
 
@@ -152,7 +154,8 @@ def _first_along(value: AnyValue, dim: int) -> AnyValue:
     """The first position along a dimension in which a value does not vary, as a value of its own."""
     shape = (*value.shape[:dim], 1, *value.shape[dim + 1 :])
     if isinstance(value, ParamValue):
-        return ParamValue(value.name, shape, tuple(c.narrow(dim, 0, 1) for c in value.coords), False)
+        coords = tuple(c.narrow(dim, 0, 1) for c in value.coords)
+        return replace(value, shape=shape, coords=coords, whole=False, data=None)
     return replace(value, shape=shape, ids=None if value.ids is None else value.ids.narrow(dim, 0, 1))
 
 
@@ -164,7 +167,8 @@ def stack(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
     for o in operands:
         shape = (*o.shape[:dim], 1, *o.shape[dim:])
         if isinstance(o, ParamValue):
-            wide.append(ParamValue(o.name, shape, tuple(c.unsqueeze(dim) for c in o.coords), False))
+            coords = tuple(c.unsqueeze(dim) for c in o.coords)
+            wide.append(replace(o, shape=shape, coords=coords, whole=False, data=None))
         else:
             wide.append(Value(shape, None if o.ids is None else o.ids.unsqueeze(dim), o.zeros, o.flexible))
     joined: AnyValue = cat(walk, wide, dim)

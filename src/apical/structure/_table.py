@@ -53,7 +53,13 @@ def _headline(structure: Structure) -> str:
 def _group_rows(structure: Structure, max_rows: int) -> list[Row]:
     macs = structure.macs()
     return [
-        (g.name, g.role, str(g.size), _percent(macs - structure.macs({g.name: 1}), macs), _sites(g.gate_site))
+        (
+            g.name,
+            g.role if g.exact else f"{g.role} (not exact)",
+            str(g.size),
+            _percent(macs - structure.macs({g.name: 1}), macs),
+            _sites(g.gate_site),
+        )
         for g in structure.groups[:max_rows]
     ]
 

@@ -95,8 +95,22 @@ class NarrowMultiheadAttention(nn.MultiheadAttention):
 
 @register_module(nn.MultiheadAttention)
 def refresh_attention(module: nn.MultiheadAttention) -> None:
-    """Torch's own class where all heads are there, else the one that can do with fewer."""
+    """Torch's own class where all heads and the whole embedding are there, else the one that can do with fewer."""
     if type(module) not in (nn.MultiheadAttention, NarrowMultiheadAttention):
         return
-    full = module.out_proj.weight.shape[1] == module.embed_dim
+    full = tuple(module.out_proj.weight.shape) == (module.embed_dim, module.embed_dim)
     module.__class__ = nn.MultiheadAttention if full else NarrowMultiheadAttention
+
+
+@register_module(nn.LayerNorm)
+def refresh_layer_norm(module: nn.LayerNorm) -> None:
+    """The shape over which it normalises is that of its weight."""
+    if module.elementwise_affine:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+@register_module(nn.RMSNorm)
+def refresh_rms_norm(module: nn.RMSNorm) -> None:
+    """The shape over which it normalises is that of its weight."""
+    if module.elementwise_affine:
+        module.normalized_shape = tuple(module.weight.shape)

@@ -54,6 +54,8 @@ class ChannelGroup:
         gate_site: the slices to multiply with a unit's gate, so that a gate of zero equals the unit's absence.
         readers: the members through which later layers read the units (input columns of their weights); while they
             are zero, a newborn unit leaves the function unchanged. Empty where units are read without a weight.
+        exact: whether a gate of zero equals the unit's absence. False for channels under LayerNorm or RMSNorm (only
+            with ``trace(…, streams="resize")``): the others are then normalised without it, and the outputs change.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ChannelGroup:
     members: tuple[ParamSlice, ...]
     gate_site: tuple[ParamSlice, ...]
     readers: tuple[ParamSlice, ...] = ()
+    exact: bool = True
 
     def __repr__(self) -> str:
         return f"<ChannelGroup {self.name!r}: {self.size} units, {self.role}, {len(self.members)} slices>"
@@ -238,7 +241,13 @@ class Structure:
         return Structure(
             groups=tuple(
                 ChannelGroup(
-                    g["name"], g["size"], g["role"], slices(g["members"]), slices(g["gate_site"]), slices(g["readers"])
+                    g["name"],
+                    g["size"],
+                    g["role"],
+                    slices(g["members"]),
+                    slices(g["gate_site"]),
+                    slices(g["readers"]),
+                    g.get("exact", True),
                 )
                 for g in data["groups"]
             ),

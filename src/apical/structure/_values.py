@@ -41,6 +41,7 @@ class ParamValue:
         coords: for each dimension of the parameter, the index there of each element of the view.
         whole: whether the view is the parameter itself.
         data: its values, where a buffer of integers or booleans may be used as an index; else None.
+        vanishes: whether it is zero where the parameter is, as ``1 + weight`` is not.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ParamValue:
     coords: tuple[Tensor, ...]
     whole: bool = True
     data: Tensor | None = None
+    vanishes: bool = True
 
 
 AnyValue = Value | ParamValue

@@ -22,8 +22,9 @@ PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow", "aten::index")
 class Walk:
     """The state of one pass over a graph, and the vocabulary in which rules are written."""
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str]) -> None:
+    def __init__(self, model: nn.Module, names: Mapping[str, str], resize_streams: bool = False) -> None:
         self.model = model
+        self.resize_streams = resize_streams
         self.canonical = dict(names)
         self.atoms = Atoms()
         self.axes: dict[AxisKey, Tensor] = {}
@@ -36,6 +37,7 @@ class Walk:
         self.attributes: dict[tuple[str, str], Tensor] = {}
         self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
         self.summed: list[Tensor] = []  # atoms that meet another producer's in an addition
+        self.averaged: list[Tensor] = []  # atoms over which a mean or variance is taken, where they may go
         self.notes: list[str] = []
         self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
         self.values: dict[fx.Node, Any] = {}
@@ -273,6 +275,13 @@ class Walk:
                 self.atoms.freeze(self.axis(value.name, dim)[indices.reshape(-1)], reason)
         return False
 
+    def average(self, value: Value, reason: str) -> None:
+        """Note that the current operation takes a mean or variance over channels: they stay, unless streams resize."""
+        if self.resize_streams and value.ids is not None:
+            self.averaged.append(value.ids)
+        else:
+            self.freeze_value(value, reason)
+
     def param_ids(self, value: ParamValue, dim: int) -> Tensor | None:
         """The atoms along one dimension of a view of a parameter; None where it does not vary."""
         found = param_axis_along(value, dim % len(value.shape)) if value.shape else None
@@ -350,7 +359,8 @@ def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], spli
     if isinstance(value, ParamValue):
         coords = tuple(compress(fn(c)) for c in value.coords)
         data = fn(value.data) if value.data is not None else None
-        return ParamValue(value.name, tuple(coords[0].shape) if coords else walk.out_shape, coords, False, data)
+        shape = tuple(coords[0].shape) if coords else walk.out_shape
+        return replace(value, shape=shape, coords=coords, whole=False, data=data)
     if value.ids is None:
         return Value(walk.out_shape, None, value.zeros, value.flexible)
     ids = compress(fn(value.ids))

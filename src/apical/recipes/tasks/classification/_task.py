@@ -20,7 +20,8 @@ def _prepare(config: DataConfig, training: TrainingConfig) -> Prepared:
 
 def _template(config: ModelConfig, facts: Facts) -> nn.Module:
     classes = len(facts["classes"])
-    model = build_model(config, num_classes=classes, in_channels=facts["image_shape"][0])
+    channels, size, _ = facts["image_shape"]
+    model = build_model(config, num_classes=classes, in_channels=channels, image_size=size)
     check_outputs(model, torch.zeros(1, *facts["image_shape"]), classes, config.name)
     return model
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from apical.data import Corpus, TokenStream, read_corpus
+from apical.data import Corpus, TokenStream, read_bytes, read_corpus
 from apical.errors import ConfigError, TrainingError
 from apical.recipes._model import ModelConfig, build_model
 from apical.recipes._task_kind import Facts, Prepared, Serving, TaskKind, register_task
@@ -86,6 +86,7 @@ class TextConfig:
         max_words: vocabulary of the most frequent training words only, ``<unk>`` and ``<eos>`` included; None for all.
         eval_streams: streams of validation and test text; each starts without a past, so fewer are more exact.
         limit: at most so many tokens of each file, its first ones, for short runs; None for all.
+        unit: what a token is: ``"words"`` between blanks, or ``"bytes"``, for which ``path`` may also be a single file.
     """
 
     path: str
@@ -93,6 +94,7 @@ class TextConfig:
     max_words: int | None = None
     eval_streams: int = 10
     limit: int | None = None
+    unit: Literal["words", "bytes"] = "words"
 
     def __post_init__(self) -> None:
         rules = {
@@ -100,6 +102,8 @@ class TextConfig:
             f"max_words={self.max_words}, expected at least 3": self.max_words is None or self.max_words >= 3,
             f"eval_streams={self.eval_streams}, expected at least 1": self.eval_streams >= 1,
             f"limit={self.limit}, expected at least 2": self.limit is None or self.limit >= 2,
+            f"unit={self.unit!r}, expected 'words' or 'bytes'": self.unit in ("words", "bytes"),
+            "max_words counts words, there are 256 bytes": self.unit == "words" or self.max_words is None,
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
@@ -109,7 +113,10 @@ class TextConfig:
 def _prepare(config: TextConfig, training: TrainingConfig) -> Prepared:
     if not config.path:
         raise ConfigError("no data: name the folder of the text files with --data FOLDER")
-    corpus = read_corpus(config.path, max_words=config.max_words, limit=config.limit)
+    if config.unit == "bytes":
+        corpus = read_bytes(config.path, limit=config.limit)
+    else:
+        corpus = read_corpus(config.path, max_words=config.max_words, limit=config.limit)
     device = resolve_device(training.device)
     loaders = Loaders(
         TokenStream(corpus.train, training.batch_size, config.bptt, drop_last=True, device=device),
@@ -132,7 +139,7 @@ def _notes(corpus: Corpus, config: TextConfig) -> Mapping[str, Any]:
 
 
 def _template(config: ModelConfig, facts: Facts) -> nn.Module:
-    model = build_model(config, vocab_size=facts["vocab_size"])
+    model = build_model(config, vocab_size=facts["vocab_size"], context_length=facts["bptt"])
     _check_outputs(model, facts, config.name)
     return model
 
@@ -168,12 +175,14 @@ def _example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
     return (tokens.unsqueeze(1),)  # (T, 1): a window of one stream, which is what a sample is
 
 
-def _serving(model: nn.Module, _facts: Facts) -> Serving:
-    """One token of every stream, with the state before it: what a running stream needs."""
+def _serving(model: nn.Module, facts: Facts) -> Serving:
+    """One token of every stream, with the state before it: what a running stream needs. Without a state, a window."""
     tokens = torch.zeros(1, 2, dtype=torch.long)  # (T, B)
     with torch.no_grad():
         _, state = model(tokens)
     parts = [f"state_{number}" for number in range(len(pytree.tree_leaves(state)))]
+    if not parts:
+        return Serving((torch.zeros(facts["bptt"], 2, dtype=torch.long),), 1, ("tokens",), ("logits",))
     names = ("tokens", *parts), ("logits", *(f"next_{part}" for part in parts))
     return Serving((tokens, state), 1, *names)
 
