@@ -106,6 +106,7 @@ def run_folder(folder: Path, growth: Growth, accuracy: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.run
 def test_settings_are_compared_seed_by_seed_with_the_first_one(tmp_path: Path) -> None:
     growth = simulated("cifar10-resnet20", SMALL, 4)
@@ -239,6 +240,7 @@ def test_a_folder_without_results_is_refused_with_the_command(tmp_path: Path) ->
         read(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.run
 def test_the_runner_runs_a_case_and_goes_on_after_one_that_fails(tmp_path: Path) -> None:
     code = (

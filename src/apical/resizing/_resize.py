@@ -179,7 +179,7 @@ class _Resize:
                 result.tensors[move.name] = self._dress(value, reference, live, move)
                 if live is not None and value.shape != live.shape:
                     result.changes.append(TensorChange(move.name, tuple(live.shape), tuple(value.shape)))
-            if isinstance(live, nn.Parameter):
+            if isinstance(live, nn.Parameter) and value is not None:  # those of a block that leaves stay its own
                 result.replaced.append(live)
             if self.specs[move.name].is_parameter and not namespace:
                 self._prepare_states(move, live, result.tensors[move.name])
