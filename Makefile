@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with the pinned versions of constraints.txt (done once, redone when they change)
 # make demo    grow a network on scikit-learn's real handwritten digits, under two minutes on two cores
-# make test    lint, types and tests
+# make test    lint, types and the tests of every change, under four minutes on two quiet cores
+# make test-all all tests: the whole zoo, fuzzing at length, killed processes, a browser, long runs
 # make lint    lint and types only
 # make docs    the documentation site in build/site, warnings as errors
 # make package wheel and sdist in build/package/dist, the wheel tried in a clean environment without extras
@@ -12,12 +13,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.apical-setup
 SOURCES := $(wildcard src tests benchmarks examples docs)
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint docs package clean
+.PHONY: setup demo test test-all lint docs package clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -41,8 +43,15 @@ lint: setup
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
+# A file stays on one worker, so that what its tests share is made once. `-m ""` takes back the `-m "not slow"` of
+# pyproject.toml.
+TESTS = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(TESTS) $(PYTEST_ARGS)
+
+test-all: lint
+	HYPOTHESIS_PROFILE=long $(TESTS) -m "" $(PYTEST_ARGS)
 
 # The theme prints an advertisement for its successor; it is no warning of the build.
 docs: setup

@@ -30,10 +30,12 @@ import torch
 from torch import Tensor, nn
 
 import apical
-from apical.baselines import ISS, ISSConfig, network_record, uniform_keep
+from apical.baselines import ISS, Comparator, network_record, uniform_keep
 from apical.data import Corpus, TokenStream, read_corpus
 from apical.models import LSTMLanguageModel
-from apical.training import LanguageModelling, ScheduleConfig, TrainingConfig, evaluate, lr_factor, set_lr_
+from apical.recipes import LanguageModelling
+from apical.training import ScheduleConfig, TrainingConfig, evaluate
+from apical.training._optimizer import lr_factor, set_lr_
 
 METHODS = ("dense", "grown", "uniform", "final-same-steps", "final-same-macs", "iss")
 BATCH, WINDOW = 20, 35
@@ -98,7 +100,7 @@ def choose(
         grower = apical.Grower(*arguments, steps_per_epoch=steps // EPOCHS, structure=structure, **growth)
         return model, optimizer, grower, steps
     if method == "iss":
-        return model, optimizer, ISS(*arguments, ISSConfig(**options), structure=structure), steps
+        return model, optimizer, Comparator(ISS(**options), *arguments, structure=structure), steps
     keep = {group.name: list(range(group.size)) for group in structure.groups}
     if method != "dense":
         grown = read(folder, "grown", seed) if method.startswith("final") else None

@@ -9,7 +9,7 @@ Methods:
     random         the same with utilities that are drawn
     one-ratio      the same with widths by one ratio and all blocks, from a seed that is small everywhere
     uniform        a fixed network, all widths by one ratio
-    hand           a fixed network without the early blocks that decision 014 left out, the rest by one ratio
+    hand           a fixed network without early blocks, as a rule had it before (decision 017), the rest by one ratio
     same-macs      the network that `learned` ended with, trained from the start for the same training MACs
     dense          the whole network
 

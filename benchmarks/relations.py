@@ -36,9 +36,9 @@ BATCH, EPOCHS, BUDGET, DEPTH = 128, 8, "50% macs", 14
 Make = Callable[[nn.Module, Optimizer, Tensor, int], Any]
 
 
-def comparator(kind: Any, config: Any = None) -> Make:
-    """A comparator that changes the network while it trains."""
-    return lambda model, optimizer, x, epochs: kind(model, optimizer, x, BUDGET, epochs, config)
+def comparator(rule: b.Rule) -> Make:
+    """A comparator that goes by a rule."""
+    return lambda model, optimizer, x, epochs: b.Comparator(rule, model, optimizer, x, BUDGET, epochs)
 
 
 def grower(preset: Callable[..., GrowthConfig | ScsConfig], **changes: Any) -> Make:
@@ -50,20 +50,20 @@ def grower(preset: Callable[..., GrowthConfig | ScsConfig], **changes: Any) -> M
 
 METHODS: dict[str, Make] = {
     "dense": lambda model, _optimizer, x, _epochs: b.Dense(model, x),
-    "uniform": lambda model, optimizer, x, _epochs: b.Uniform(model, optimizer, example_inputs=x, budget=BUDGET),
-    "l1": comparator(b.L1),
-    "l1, random filters": comparator(b.L1, b.L1Config(order="random")),
-    "l1, largest filters": comparator(b.L1, b.L1Config(order="largest")),
-    "thinet": comparator(b.ThiNet),
-    "thinet, not rescaled": comparator(b.ThiNet, b.ThiNetConfig(rescale=False)),
-    "slimming": comparator(b.Slimming, b.SlimmingConfig(penalty=3e-3)),
-    "slimming, no penalty": comparator(b.Slimming, b.SlimmingConfig(penalty=0.0)),
-    "taylor": comparator(b.Taylor),
-    "taylor, random units": comparator(b.Taylor, b.TaylorConfig(random=True)),
-    "soft": comparator(b.SoftFilterPruning),
-    "soft, hard": comparator(b.SoftFilterPruning, b.SoftConfig(hard=True)),
-    "autogrow": comparator(b.AutoGrow),
-    "autogrow, zero birth": comparator(b.AutoGrow, b.AutoGrowConfig(birth="zero")),
+    "uniform": comparator(b.Uniform()),
+    "l1": comparator(b.L1()),
+    "l1, random filters": comparator(b.L1(order="random")),
+    "l1, largest filters": comparator(b.L1(order="largest")),
+    "thinet": comparator(b.ThiNet()),
+    "thinet, not rescaled": comparator(b.ThiNet(rescale=False)),
+    "slimming": comparator(b.Slimming(penalty=3e-3)),
+    "slimming, no penalty": comparator(b.Slimming(penalty=0.0)),
+    "taylor": comparator(b.Taylor()),
+    "taylor, random units": comparator(b.Taylor(random=True)),
+    "soft": comparator(b.SoftFilterPruning()),
+    "soft, hard": comparator(b.SoftFilterPruning(hard=True)),
+    "autogrow": comparator(b.AutoGrow()),
+    "autogrow, zero birth": comparator(b.AutoGrow(birth="zero")),
     "grown": grower(GrowthConfig),
     "scs": grower(ScsConfig),
     "random": grower(ScsConfig.random),

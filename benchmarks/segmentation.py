@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.baselines import network_record
-from apical.recipes import RunConfig, apply_settings, get_recipe, register_method, run, task_kind
-from apical.recipes._tasks import Prepared
+from apical.recipes import Prepared, RunConfig, apply_settings, get_recipe
+from apical.recipes._task_kind import task_kind
 from apical.resizing import resize_, trace
+from apical.runs import register_method, run
 from apical.structure import Structure
 from apical.training import GrowthMethod, MethodFactory, make_progress
 

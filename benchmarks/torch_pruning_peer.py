@@ -29,16 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apical.budget import Budget
 from apical.errors import ConfigError
-from apical.recipes import (
-    RunConfig,
-    apply_settings,
-    compare,
-    get_recipe,
-    method_options,
-    register_method,
-    split_options,
-)
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.recipes._settings import split_options
 from apical.reporting import render_markdown, rows
+from apical.runs import compare, method_options, methods, register_method
 from apical.training import GrowthMethod, MethodFactory, make_progress
 
 
@@ -168,7 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     named = [f"{name}={value}" for name in ("epochs", "budget") if (value := getattr(given, name)) is not None]
-    shared, own = split_options(given.set)
+    shared, own = split_options(given.set, methods())
     comparison = compare(
         apply_settings(get_recipe(given.recipe), [*named, *shared]),
         given.methods.split(","),

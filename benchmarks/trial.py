@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 import apical
 from apical.baselines import network_record, uniform_keep
-from apical.data import load_images, random_crop, random_flip
+from apical.data import load_images
+from apical.data._augment import random_crop, random_flip
 from apical.models import CifarResNet
 
 TRAIN, HELD_OUT = slice(0, 20_000), slice(-5_000, None)

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 
 from apical.export import export_onnx
-from apical.recipes import load_run
+from apical.runs import load_run
 
 
 def main() -> None:

@@ -2,6 +2,9 @@
 
     python examples/torchvision_model.py --steps 100
 
+torch and torchvision must be builds that fit each other, as `pip install torch torchvision` takes them in one command;
+where `import torchvision` says that an operator does not exist, they do not.
+
 The images are noise, so that nothing has to be downloaded: put your own loader in place of `batches`.
 """
 

@@ -15,15 +15,16 @@ from hypothesis import HealthCheck, settings
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 settings.register_profile(
-    "apical",
-    max_examples=30,
+    "short",
+    max_examples=10,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-settings.register_profile("thorough", parent=settings.get_profile("apical"), max_examples=500, derandomize=False)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "apical"))
+settings.register_profile("long", parent=settings.get_profile("short"), max_examples=30)
+settings.register_profile("thorough", parent=settings.get_profile("short"), max_examples=500, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 @pytest.fixture(autouse=True)

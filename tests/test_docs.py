@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from importlib import import_module
@@ -132,3 +133,20 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
             if not re.match(r"[a-z]+:", target):
                 assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+
+
+def test_prose_is_wrapped_at_120_characters() -> None:
+    for page in {*PAGES, *ROOT.glob("*.md")}:
+        prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        long = [line for line in prose.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")]
+        assert long == [], name_of(page)
+
+
+def test_the_picture_of_growth_is_that_of_the_kept_run() -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "growing.py"))["pictures"]()
+    for name, text in drawn.items():
+        assert text == (ROOT / "docs" / name).read_text(encoding="utf-8"), name
+
+
+def test_the_readme_does_not_send_its_readers_to_the_diary() -> None:
+    assert "LOG.md" not in (ROOT / "README.md").read_text(encoding="utf-8")

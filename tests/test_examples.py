@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from apical.recipes import apply_settings, get_recipe, run
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import run
 from apical.training import make_progress
 from torchvision_shim import has_torchvision, import_torchvision
 
@@ -38,6 +39,7 @@ def test_every_example_is_run() -> None:
     assert [name for name in sorted(names - set(ARGUMENTS)) if not elsewhere(name)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_an_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

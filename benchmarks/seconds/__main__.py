@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from apical.training import describe_device, resolve_device, versions
+from apical.training._config import resolve_device
+from apical.training._results import describe_device, versions
 from benchmarks.seconds import __doc__ as about
 from benchmarks.seconds.cases import CASES
 from benchmarks.seconds.check import print_verdicts

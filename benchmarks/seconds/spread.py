@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from apical.recipes._latency import rounds_ms
+from apical.runs._latency import rounds_ms
 
 Key = TypeVar("Key", bound=Hashable)
 

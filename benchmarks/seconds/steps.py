@@ -15,10 +15,16 @@ from torch.nn import functional as F
 import apical
 from apical.baselines import Final
 from apical.errors import ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, require_trusted, task_kind
-from apical.recipes._simulate import data_facts
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.recipes._task_kind import task_kind
+from apical.runs import read_config
+from apical.runs._simulate import data_facts
+from apical.runs._trust import require_trusted
 from apical.structure import Structure
-from apical.training import TrainingConfig, assumed_amp, autocast, build_optimizer
+from apical.training import TrainingConfig
+from apical.training._amp import assumed_amp
+from apical.training._learner import autocast
+from apical.training._optimizer import build_optimizer
 from benchmarks.seconds.spread import along_epochs, finish
 
 FAST = ("amp=bfloat16", "channels_last=true", "batch_size=128")

@@ -19,16 +19,13 @@ from apical.baselines import (
     ISS,
     L1,
     AutoGrow,
+    Comparator,
     Dense,
     Final,
-    ISSConfig,
-    L1Config,
+    Rule,
     Slimming,
-    SlimmingConfig,
-    SoftConfig,
     SoftFilterPruning,
     Taylor,
-    TaylorConfig,
     ThiNet,
     Uniform,
 )
@@ -36,6 +33,7 @@ from apical.errors import ApicalError, CheckpointError, ConfigError
 from apical.growth import Grower, ScsConfig
 from growth.cases import CASES, adamw, built, example, outputs, sgd, step, structure_of
 from growth.test_resume import same, without_seconds
+from marks import quick
 
 EPOCHS, BUDGET = 6, "50% macs"
 Make = Callable[[nn.Module, Optimizer, dict[str, Any]], Any]
@@ -45,34 +43,42 @@ def halves(name: str) -> dict[str, int]:
     return {g.name: (g.size + 1) // 2 for g in structure_of(name).groups}
 
 
-def simple(kind: Any, config: Any = None) -> Make:
+def grower(config: ScsConfig) -> Make:
     def make(model: nn.Module, optimizer: Optimizer, given: dict[str, Any]) -> Any:
-        return kind(model, optimizer, example(given["name"]), BUDGET, EPOCHS, config,
-                    copies=given["copies"], structure=structure_of(given["name"]))  # fmt: skip
+        return Grower(model, optimizer, example(given["name"]), BUDGET, EPOCHS, config,
+                      copies=given["copies"], structure=structure_of(given["name"]))  # fmt: skip
+
+    return make
+
+
+def by(rule: Rule) -> Make:
+    def make(model: nn.Module, optimizer: Optimizer, given: dict[str, Any]) -> Any:
+        return Comparator(rule, model, optimizer, example(given["name"]), BUDGET, EPOCHS,
+                          copies=given["copies"], structure=structure_of(given["name"]))  # fmt: skip
 
     return make
 
 
 METHODS: dict[str, Make] = {
-    "l1": simple(L1),
-    "l1-random": simple(L1, L1Config(order="random")),
-    "soft": simple(SoftFilterPruning),
-    "soft-hard": simple(SoftFilterPruning, SoftConfig(hard=True)),
-    "slimming": simple(Slimming, SlimmingConfig(penalty=1e-3)),
-    "thinet": simple(ThiNet),
-    "taylor": simple(Taylor),
-    "iss": simple(ISS, ISSConfig(strength=1e-3)),
-    "taylor-random": simple(Taylor, TaylorConfig(random=True)),
-    "autogrow": simple(AutoGrow),
-    "random": simple(Grower, ScsConfig.random()),
-    "scs": simple(Grower, ScsConfig()),
+    "l1": by(L1()),
+    "l1-random": by(L1(order="random")),
+    "soft": by(SoftFilterPruning()),
+    "soft-hard": by(SoftFilterPruning(hard=True)),
+    "slimming": by(Slimming(penalty=1e-3)),
+    "thinet": by(ThiNet()),
+    "taylor": by(Taylor()),
+    "iss": by(ISS(strength=1e-3)),
+    "taylor-random": by(Taylor(random=True)),
+    "autogrow": by(AutoGrow()),
+    "random": grower(ScsConfig.random()),
+    "scs": grower(ScsConfig()),
     "dense": lambda m, o, g: Dense(m, example(g["name"]), structure_of(g["name"])),
-    "uniform": lambda m, o, g: Uniform(m, o, example_inputs=example(g["name"]), budget=BUDGET,
-                                       copies=g["copies"], structure=structure_of(g["name"])),
+    "uniform": by(Uniform()),
     "final": lambda m, o, g: Final(m, o, example(g["name"]), halves(g["name"]), copies=g["copies"],
                                    structure=structure_of(g["name"])),
 }  # fmt: skip
 NETS = ("residual", "plain", "lstm", "gpt")
+RESUMED = [("soft", "residual"), ("taylor", "residual"), ("autogrow", "residual"), ("scs", "residual"), ("iss", "lstm")]
 EXACT = ("l1", "soft", "slimming", "thinet", "taylor", "iss", "autogrow", "uniform", "random", "scs")
 
 
@@ -122,7 +128,7 @@ def applies(method: str, net: str) -> bool:
 PAIRS = [(m, n) for m in METHODS for n in NETS if m != "autogrow" or n in ("residual", "gpt")]
 
 
-@pytest.mark.parametrize(("method", "net"), PAIRS)
+@pytest.mark.parametrize(("method", "net"), quick(PAIRS, lambda pair: pair[1] in ("residual", "lstm")))
 def test_a_run_ends_as_a_plain_trained_network_of_the_recorded_shape(method: str, net: str, tmp_path: Path) -> None:
     run = Run(method, net).train()
     last = run.records[-1]
@@ -131,6 +137,7 @@ def test_a_run_ends_as_a_plain_trained_network_of_the_recorded_shape(method: str
     assert {type(m) for m in run.model.modules()} <= {type(m) for m in built(net).modules()} | {nn.Identity}
     assert not any(m._forward_pre_hooks for m in run.model.modules())
     assert not run.optimizer._optimizer_step_pre_hooks
+    assert not run.optimizer._optimizer_step_post_hooks
     assert [p.shape for p in run.average.module.parameters()] == [p.shape for p in run.model.parameters()]
     owned = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert owned == {id(p) for p in run.model.parameters()}
@@ -142,7 +149,7 @@ def test_a_run_ends_as_a_plain_trained_network_of_the_recorded_shape(method: str
 
 
 @pytest.mark.parametrize("method", EXACT)
-@pytest.mark.parametrize("net", ["residual", "plain", "lstm"])
+@pytest.mark.parametrize("net", quick(["residual", "plain", "lstm"], ["residual", "lstm"]))
 def test_the_budget_is_met_within_one_percent(method: str, net: str) -> None:
     if not applies(method, net):
         pytest.skip("the network has no block that can be left out")
@@ -154,7 +161,10 @@ def test_the_budget_is_met_within_one_percent(method: str, net: str) -> None:
         assert reached == pytest.approx(0.5, rel=0.01)
 
 
-@pytest.mark.parametrize(("method", "net"), [(m, n) for m, n in PAIRS if n in ("residual", "lstm") or m == "thinet"])
+@pytest.mark.parametrize(
+    ("method", "net"),
+    quick([(m, n) for m, n in PAIRS if n in ("residual", "lstm") or m == "thinet"], RESUMED),
+)
 def test_a_run_cut_after_any_epoch_goes_on_bit_for_bit(method: str, net: str) -> None:
     maker = adamw if net == "lstm" else sgd
     whole, cuts = Run(method, net, maker), []
@@ -170,21 +180,32 @@ def test_a_run_cut_after_any_epoch_goes_on_bit_for_bit(method: str, net: str) ->
         same(without_seconds(resumed.records), without_seconds(whole.records[epoch:]), "records")
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("dense", "uniform")])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
 def test_the_state_of_another_model_is_refused(method: str) -> None:
     other = Run(method if method != "autogrow" else "l1", "plain").method.state_dict()
     with pytest.raises(CheckpointError):
         Run(method, "residual").method.load_state_dict(other)
 
 
-@pytest.mark.parametrize("method", ["l1", "soft", "slimming", "thinet", "taylor", "autogrow"])
-def test_too_few_epochs_and_impossible_budgets_are_refused_before_anything_changes(method: str) -> None:
+@pytest.mark.parametrize("rule", [L1(), SoftFilterPruning(), Slimming(), ThiNet(), Taylor(), ISS(), AutoGrow()])
+def test_too_few_epochs_and_impossible_budgets_are_refused_before_anything_changes(rule: Rule) -> None:
     model = built("residual")
-    kind = type(Run(method, "residual").method)
     for budget, epochs in ((BUDGET, 1), ("0.01% macs", 6)):
         with pytest.raises(ApicalError):
-            kind(model, sgd(model), example("residual"), budget, epochs, structure=structure_of("residual"))
+            Comparator(rule, model, sgd(model), example("residual"), budget, epochs, structure=structure_of("residual"))
     assert [p.shape for p in model.parameters()] == [p.shape for p in built("residual").parameters()]
+
+
+def test_the_state_of_other_options_is_refused() -> None:
+    state = Run("taylor", "plain").method.state_dict()
+    with pytest.raises(CheckpointError, match=r"rule taylor.*random"):
+        Run("taylor-random", "plain").method.load_state_dict(state)
+
+
+@pytest.mark.parametrize("rule", [Slimming(), Taylor(), ISS()])
+def test_a_rule_that_acts_at_steps_needs_the_optimizer(rule: Rule) -> None:
+    with pytest.raises(ConfigError, match="got None"):
+        Comparator(rule, built("plain"), None, example("plain"), BUDGET, 4, structure=structure_of("plain"))
 
 
 def test_autogrow_says_that_it_needs_blocks() -> None:
@@ -192,7 +213,7 @@ def test_autogrow_says_that_it_needs_blocks() -> None:
         Run("autogrow", "plain")
 
 
-@pytest.mark.parametrize("method", [*EXACT, "final"])
+@pytest.mark.parametrize("method", quick([*EXACT, "final"], ["l1", "scs", "final"]))
 def test_the_final_network_is_exported(method: str) -> None:
     run = Run(method, "residual").train()
     run.method.finish()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from apical import trace
-from apical.baselines import ISS, ISSConfig
-from apical.baselines._iss import is_recurrent
+from apical.baselines import ISS, Comparator
+from apical.baselines._iss import is_recurrent, unit_norms
 from apical.errors import BudgetError, CheckpointError, ConfigError
 from apical.models import CifarResNet, LSTMLanguageModel
 
@@ -24,10 +24,14 @@ def language_model(**options: Any) -> LSTMLanguageModel:
 
 
 def iss(model: nn.Module, lr: float = 0.5, epochs: int = 8, example: Tensor = TOKENS, budget: str = "50% params",
-        **options: Any) -> tuple[ISS, torch.optim.Optimizer]:  # fmt: skip
+        **options: Any) -> tuple[Comparator, torch.optim.Optimizer]:  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     divisor = options.pop("divisor", 1)
-    return ISS(model, optimizer, example, budget, epochs, ISSConfig(**options), divisor=divisor), optimizer
+    return Comparator(ISS(**options), model, optimizer, example, budget, epochs, divisor=divisor), optimizer
+
+
+def norms_of(method: Comparator) -> dict[str, Tensor]:
+    return unit_norms(method.subject, method.structure.groups)
 
 
 def unit_weights(model: LSTMLanguageModel, unit: int) -> list[Tensor]:
@@ -41,7 +45,7 @@ def unit_weights(model: LSTMLanguageModel, unit: int) -> list[Tensor]:
 def test_the_norm_of_a_unit_is_that_of_its_rows_recurrent_column_and_readers() -> None:
     model = language_model()
     method, _ = iss(model)
-    norms = method.norms()["layers.0"]
+    norms = norms_of(method)["layers.0"]
     for unit in (0, 7):
         expected = torch.cat([part.detach().reshape(-1) for part in unit_weights(model, unit)]).norm()
         assert norms[unit].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -85,13 +89,13 @@ def test_a_strong_penalty_alone_drives_units_to_zero_which_are_then_removed_exac
             model.layers[0].weight_hh_l0[:, unit] *= 1e-3
             model.layers[1].weight_ih_l0[:, unit] *= 1e-3
     optimizer.step()  # without gradients, only the penalty acts
-    assert method.norms()["layers.0"][[2, 5]].eq(0).all()
+    assert norms_of(method)["layers.0"][[2, 5]].eq(0).all()
     expected = model(tokens)[0]
     method.end_epoch()
-    assert method.keep["layers.0"] == [u for u in range(12) if u not in (2, 5)]
+    assert method.subject.selection.keep["layers.0"] == tuple(u for u in range(12) if u not in (2, 5))
     assert model.layers[0].hidden_size == 10
     torch.testing.assert_close(model(tokens)[0], expected, rtol=1e-10, atol=1e-12)
-    assert method.norms()["layers.0"].shape == (10,)
+    assert norms_of(method)["layers.0"].shape == (10,)
     assert method.end_epoch()["widths"]["layers.0"] == 10
 
 
@@ -99,7 +103,7 @@ def test_a_strong_penalty_alone_drives_units_to_zero_which_are_then_removed_exac
 def test_the_weakest_units_leave_until_the_budget_is_met_and_the_penalty_ends(divisor: int) -> None:
     model = language_model()
     method, optimizer = iss(model, strength=1e-3, enforce_at=0.5, epochs=4, divisor=divisor)
-    norms = method.norms()
+    norms = norms_of(method)
     for epoch in range(4):
         model(torch.randint(11, (4, 3)))[0].square().mean().backward()
         optimizer.step()
@@ -109,7 +113,7 @@ def test_the_weakest_units_leave_until_the_budget_is_met_and_the_penalty_ends(di
     assert record["params_fraction"] <= 0.5
     assert all(width % divisor == 0 for width in record["widths"].values())
     assert sum(p.numel() for p in model.parameters()) == record["num_params"]
-    kept = set(method.keep["layers.0"])
+    kept = set(method.subject.selection.keep["layers.0"])
     gone = [u for u in range(12) if u not in kept]
     assert norms["layers.0"][gone].mean() < norms["layers.0"][list(kept)].mean()
     before = model.decoder.weight.detach().clone()
@@ -136,17 +140,17 @@ def test_a_saved_state_is_resumed_by_the_same_run_only() -> None:
     fresh = language_model()
     resumed, _ = iss(fresh, epochs=2, enforce_at=0.5)
     resumed.load_state_dict(method.state_dict())
-    assert resumed.keep == method.keep
+    assert resumed.subject.selection.keep == method.subject.selection.keep
     fresh.load_state_dict(model.state_dict())
     other, _ = iss(language_model(), epochs=2, enforce_at=0.5, strength=0.1)
-    with pytest.raises(CheckpointError, match="other options or another model"):
+    with pytest.raises(CheckpointError, match="strength"):
         other.load_state_dict(method.state_dict())
 
 
 def test_options_and_budgets_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"strength=-1, expected at least 0; threshold=2, expected a number"):
-        ISSConfig(strength=-1, threshold=2)
-    with pytest.raises(ConfigError, match="1 epochs; expected at least 2"):
+        ISS(strength=-1, threshold=2)
+    with pytest.raises(ConfigError, match="epochs=1; expected at least 2"):
         iss(language_model(), epochs=1)
     model = language_model()
     with pytest.raises(BudgetError, match="no network meets the budget"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -11,40 +12,38 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from apical import models, trace
 from apical.baselines import (
     L1,
     AutoGrow,
-    AutoGrowConfig,
+    Comparator,
     Final,
-    L1Config,
+    Rule,
     Slimming,
-    SlimmingConfig,
-    SoftConfig,
     SoftFilterPruning,
     Subject,
     Taylor,
-    TaylorConfig,
     ThiNet,
-    ThiNetConfig,
-    blocks_in_turn,
-    by_threshold,
-    fewest,
-    filter_norms,
-    gate_products,
-    greedy_removal,
-    rescaling,
-    strongest,
     uniform_keep,
 )
-from apical.baselines._reconstruct import gram_of, readers_of
+from apical.baselines._autogrow import blocks_in_turn
+from apical.baselines._choose import by_threshold, fewest, sparing_streams, strongest
+from apical.baselines._reconstruct import gram_of, greedy_removal, readers_of, rescaling
+from apical.baselines._scores import filter_norms, gate_products
 from apical.budget import BoundBudget, Budget
 from apical.errors import ConfigError
 from apical.resizing import zero_gates_
 from growth.cases import built, example, sgd, step, structure_of
 
 IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+def compared(rule: Rule, model: nn.Module, name: str, epochs: int, optimizer: Optimizer | None = None) -> Comparator:
+    """On a network of the cases, with half of its MACs."""
+    optimizer = optimizer or sgd(model)
+    return Comparator(rule, model, optimizer, example(name), "50% macs", epochs, structure=structure_of(name))
 
 
 def plain_net() -> nn.Sequential:
@@ -151,12 +150,11 @@ def test_l1_keeps_the_largest_filters_and_its_controls_others() -> None:
     kept = {}
     for order in ("smallest", "largest", "random"):
         model = built("plain")
-        method = L1(model, sgd(model), example("plain"), "50% macs", 2, L1Config(order=order),
-                    structure=structure_of("plain"))  # fmt: skip
-        norms = filter_norms(method._subject, 1)
+        method = compared(L1(order=order), model, "plain", 2)
+        norms = filter_norms(method.subject, 1)
         method.end_epoch()
-        kept[order] = {n: set(k) for n, k in method._subject.selection.keep.items()}
-        assert {n: len(k) for n, k in kept[order].items()} == method.widths
+        kept[order] = {n: set(k) for n, k in method.subject.selection.keep.items()}
+        assert method.end_epoch()["macs_fraction"] == pytest.approx(0.5, rel=0.01)
     for name, norm in norms.items():
         every = set(range(len(norm)))
         assert norm[sorted(kept["smallest"][name])].min() >= norm[sorted(every - kept["smallest"][name])].max()
@@ -167,13 +165,14 @@ def test_l1_keeps_the_largest_filters_and_its_controls_others() -> None:
 def test_soft_zeroes_filters_which_grow_again_and_are_removed_before_the_last_epoch() -> None:
     model = built("residual")
     optimizer = sgd(model, weight_decay=0.0)
-    method = SoftFilterPruning(model, optimizer, example("residual"), "50% macs", 4, structure=structure_of("residual"))
+    method = compared(SoftFilterPruning(), model, "residual", 4, optimizer)
+    widths = uniform_keep(method.structure, "50% macs", least=sparing_streams(method.structure, "50% macs", 0.1))
     full = sum(p.numel() for p in model.parameters())
     step(model.train(), optimizer, "residual", 0)
     norms = model.layer1[0].bn1.weight.clone()
     method.end_epoch()
     rows = model.layer1[0].conv1.weight.flatten(1).norm(dim=1)
-    assert int((rows == 0).sum()) == 8 - method.widths["layer1.0.conv1"] > 0
+    assert int((rows == 0).sum()) == 8 - widths["layer1.0.conv1"] > 0
     assert torch.equal(model.layer1[0].bn1.weight, norms)
     for i in range(3):
         step(model, optimizer, "residual", i)
@@ -183,8 +182,7 @@ def test_soft_zeroes_filters_which_grow_again_and_are_removed_before_the_last_ep
     method.end_epoch()
     assert sum(p.numel() for p in model.parameters()) < full
     hard = built("residual")
-    SoftFilterPruning(hard, sgd(hard), example("residual"), "50% macs", 4, SoftConfig(hard=True),
-                      structure=structure_of("residual")).end_epoch()  # fmt: skip
+    compared(SoftFilterPruning(hard=True), hard, "residual", 4).end_epoch()
     assert sum(p.numel() for p in hard.parameters()) < full
 
 
@@ -194,8 +192,7 @@ def test_soft_zeroes_filters_which_grow_again_and_are_removed_before_the_last_ep
 def test_the_slimming_penalty_is_the_l1_norm_of_the_scales() -> None:
     model, reference = built("residual"), built("residual")
     optimizer, other = sgd(model), sgd(reference)
-    method = Slimming(model, optimizer, example("residual"), "50% macs", 4, SlimmingConfig(penalty=0.01),
-                      structure=structure_of("residual"))  # fmt: skip
+    method = compared(Slimming(penalty=0.01), model, "residual", 4, optimizer)
     scales = [m.weight for m in reference.modules() if isinstance(m, nn.BatchNorm2d)]
     for i in range(3):
         step(model.train(), optimizer, "residual", i)
@@ -217,9 +214,9 @@ def test_slimming_removes_the_channels_with_the_smallest_scales() -> None:
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([0.9, 0.01, 0.8, 0.02, -0.7, 0.03]))
         model[4].weight.copy_(torch.tensor([0.5, 0.6, -0.04, 0.7, 0.8]))
-    method = Slimming(model, sgd(model), IMAGE, "48% macs", 2)
+    method = Comparator(Slimming(), model, sgd(model), IMAGE, "48% macs", 2)
     method.end_epoch()
-    kept = method._subject.selection.keep
+    kept = method.subject.selection.keep
     assert kept["0"] == (0, 2, 4)
     assert kept["3"] == (0, 1, 3, 4)
 
@@ -230,7 +227,7 @@ def test_taylor_scores_a_removal_by_its_first_order_effect() -> None:
     model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 1)).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     x = torch.randn(7, 3, dtype=torch.float64)
-    method = Taylor(model, optimizer, torch.zeros(1, 3).double(), "50% macs", 4, TaylorConfig(0.0, 0.5))
+    method = Comparator(Taylor(0.0, 0.25), model, optimizer, torch.zeros(1, 3).double(), "50% macs", 4)
     model(x).mean().backward()
     optimizer.step()
     before = model(x).mean()
@@ -239,13 +236,33 @@ def test_taylor_scores_a_removal_by_its_first_order_effect() -> None:
         twin = copy.deepcopy(model)
         zero_gates_(twin, method.structure, {"0": [u for u in range(6) if u != unit]})
         exact.append((twin(x).mean() - before).square().item())
-    assert torch.allclose(method._squares["0"], torch.tensor(exact, dtype=torch.float64), rtol=1e-9)
+    squares = gate_products(method.subject)["0"].square()
+    assert torch.allclose(squares, torch.tensor(exact, dtype=torch.float64), rtol=1e-9)
+    method.end_epoch()
+    assert set(method.subject.selection.keep["0"]) == set(sorted(range(6), key=lambda unit: -exact[unit])[:3])
+
+
+def test_taylor_adds_up_the_steps_of_an_epoch() -> None:
+    """A unit that matters in the first step only outweighs one that matters a little in the second."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[1].weight.fill_(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    method = Comparator(Taylor(0.0, 0.25), model, optimizer, torch.zeros(1, 2), "50% macs", 4)
+    for x in ([0.0, 3.0], [1.0, 0.0]):
+        optimizer.zero_grad()
+        model(torch.tensor([x])).sum().backward()
+        optimizer.step()
+    method.end_epoch()
+    assert method.subject.selection.keep["0"] == (1,)
 
 
 def test_taylor_falls_from_the_whole_model_to_the_budget_and_never_rises() -> None:
     model = built("residual")
     optimizer = sgd(model)
-    method = Taylor(model, optimizer, example("residual"), "50% macs", 10, structure=structure_of("residual"))
+    method = compared(Taylor(), model, "residual", 10, optimizer)
     macs = []
     for epoch in range(10):
         step(model.train(), optimizer, "residual", epoch)
@@ -306,8 +323,9 @@ def test_thinet_removes_a_duplicate_channel_without_a_trace() -> None:
     x = torch.randn(8, 3, 6, 6)
     before = net(x)
     structure = trace(net, x[:1])
-    method = ThiNet(net, optimizer, x[:1], "99% macs", 2, ThiNetConfig(samples=4096), structure=structure)
-    method.widths = {**{g.name: g.size for g in structure.groups}, "0": 4}
+    method = Comparator(ThiNet(samples=4096), net, optimizer, x[:1], "81% macs", 2, structure=structure)
+    widths = uniform_keep(structure, "81% macs")
+    assert widths == {**{g.name: g.size for g in structure.groups}, "0": 4}  # all but the first layer stays whole
     for _ in range(20):
         net(x)
     method.end_epoch()
@@ -324,7 +342,7 @@ def test_autogrow_adds_one_block_of_each_stage_in_turn() -> None:
     turn = blocks_in_turn(structure)
     assert turn[:4] == ["layer1.0", "layer2.1", "layer3.1", "layer1.1"]
     optimizer = sgd(model)
-    method = AutoGrow(model, optimizer, IMAGE, "60% macs", 12, structure=structure)
+    method = Comparator(AutoGrow(), model, optimizer, IMAGE, "60% macs", 12, structure=structure)
     blocks = []
     for _ in range(12):
         model.train()(torch.randn(4, 3, 8, 8)).sum().backward()
@@ -334,14 +352,15 @@ def test_autogrow_adds_one_block_of_each_stage_in_turn() -> None:
     assert all(b >= a for a, b in pairwise(blocks))
     assert 0 < blocks[-1] < len(structure.blocks)
     assert len(set(blocks[6:])) == 1
-    assert method.end_epoch()["macs_fraction"] == pytest.approx(0.6, rel=0.01)
-    assert min(w / g.size for w, g in zip(method.widths.values(), structure.groups, strict=True)) > 0.7
+    last = method.end_epoch()
+    assert last["macs_fraction"] == pytest.approx(0.6, rel=0.01)
+    assert min(last["widths"][g.name] / g.size for g in structure.groups) > 0.7
 
 
 @pytest.mark.parametrize("birth", ["random", "zero"])
-def test_a_block_with_zero_birth_leaves_the_function_as_it_was(birth: str) -> None:
+def test_a_block_with_zero_birth_leaves_the_function_as_it_was(birth: Any) -> None:
     model = models.CifarResNet(20, width=8)
-    method = AutoGrow(model, sgd(model), IMAGE, "90% macs", 6, AutoGrowConfig(birth=birth))
+    method = Comparator(AutoGrow(birth=birth), model, sgd(model), IMAGE, "90% macs", 6)
     x = torch.rand(2, 3, 8, 8)
     before = model.eval()(x)
     method.end_epoch()
@@ -372,12 +391,12 @@ def test_uniform_widths_of_a_shallower_network_use_the_same_budget() -> None:
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: L1Config(prune_at=0.0, order="biggest"), "prune_at=0.0.*order='biggest'"),
-    (lambda: SoftConfig(compact_epochs=0), "compact_epochs=0"),
-    (lambda: SlimmingConfig(penalty=-1.0, least_fraction=1.0), "penalty=-1.0.*least_fraction=1.0"),
-    (lambda: ThiNetConfig(samples=0, prune_at=1.0), "prune_at=1.0.*samples=0"),
-    (lambda: TaylorConfig(prune_from=0.7), "prune_from=0.7 and prune_until=0.6"),
-    (lambda: AutoGrowConfig(birth="one", grow_until=2.0), "grow_until=2.0.*birth='one'"),
+    (lambda: L1(prune_at=0.0, order="biggest"), "prune_at=0.0.*order='biggest'"),
+    (lambda: SoftFilterPruning(compact_epochs=0), "compact_epochs=0"),
+    (lambda: Slimming(penalty=-1.0, least_fraction=1.0), "penalty=-1.0.*least_fraction=1.0"),
+    (lambda: ThiNet(samples=0, prune_at=1.0), "prune_at=1.0.*samples=0"),
+    (lambda: Taylor(prune_from=0.7), "prune_from=0.7 and prune_until=0.6"),
+    (lambda: AutoGrow(birth="one", grow_until=2.0), "grow_until=2.0.*birth='one'"),
 ])  # fmt: skip
 def test_every_wrong_option_is_named(make: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

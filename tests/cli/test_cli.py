@@ -19,7 +19,8 @@ import apical as package
 from apical import _atomic
 from apical.cli import main
 from apical.export import _save
-from apical.training import Checkpoint, Interrupted, _run, save_checkpoint
+from apical.training import Interrupted, _run
+from apical.training._checkpoint import Checkpoint, save_checkpoint
 from photo_folder import write_image_folder
 
 TINY = (
@@ -162,7 +163,7 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     def stopped(*_: Any, **__: Any) -> None:
         raise Interrupted("stopped by SIGTERM after epoch 1", "SIGTERM")
 
-    monkeypatch.setattr("apical.recipes.run", stopped)
+    monkeypatch.setattr("apical.runs.run", stopped)
     result = apical("train", "digits", "--out", tmp_path / "a")
     assert result.exit_code == 75
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
@@ -222,7 +223,7 @@ def test_a_programming_error_keeps_its_traceback(tmp_path: Path, monkeypatch: py
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("apical.recipes.run", broken)
+    monkeypatch.setattr("apical.runs.run", broken)
     with pytest.raises(ZeroDivisionError):
         apical("train", "digits", "--out", tmp_path / "a")
 

@@ -9,16 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.data import (
-    Augment,
-    Normalize,
-    RandomCrop,
-    RandomFlip,
-    RandomResizedCrop,
-    random_crop,
-    random_flip,
-    random_resized_crop,
-)
+from apical.data import Augment, Normalize, RandomCrop, RandomFlip, RandomResizedCrop
+from apical.data._augment import random_crop, random_flip, random_resized_crop
 from apical.errors import ConfigError
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apical.data import has_masks, load_images, open_voc, voc_classes
+from apical.data import load_images, open_voc
+from apical.data._voc import has_masks, voc_classes
 from apical.errors import DataError
 from data.layout_writers import encode, random_images, write_cifar10, write_parquet
 from voc_folder import write_voc

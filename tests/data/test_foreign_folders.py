@@ -15,9 +15,9 @@ import pytest
 import apical
 from apical.data import ParquetImages, load_images, open_voc, read_corpus
 from apical.errors import ApicalError, DataError
-from apical.recipes import read_config
 from apical.reporting import read_run
-from apical.training import load_checkpoint
+from apical.runs import read_config
+from apical.training._checkpoint import load_checkpoint
 from data.layout_writers import (
     encode,
     random_images,
@@ -78,7 +78,7 @@ def test_voc_lists_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
 
 def bomb(shape: tuple[int, ...], follow: int) -> bytes:
     head = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
-    return gzip.compress(head + b"\0" * follow)
+    return gzip.compress(head + b"\0" * follow, mtime=0)
 
 
 @pytest.mark.parametrize(

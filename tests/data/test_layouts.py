@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from apical.data import FolderImages, data_root, load_images, open_images, recognise_layout, split_remark
+from apical.data import FolderImages, data_root, load_images, open_images
+from apical.data._layouts import recognise_layout, split_remark
 from apical.errors import DataError
 from data.layout_writers import (
     NAMES,

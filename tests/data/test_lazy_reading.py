@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from apical.data import BlockShuffleSampler, Decode, ParquetImages, RandomResizedCrop, load_images, open_images
+from apical.data import Decode, ParquetImages, RandomResizedCrop, load_images, open_images
+from apical.data._sampler import BlockShuffleSampler
 from apical.errors import ConfigError
 from data.layout_writers import encode, random_images, write_image_folder, write_parquet, write_parquet_splits
 

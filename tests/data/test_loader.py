@@ -185,24 +185,3 @@ def test_channel_statistics() -> None:
 def test_arrays_are_checked(images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ImageArrays(images, labels, CLASSES)
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_larger_batches_are_those_of_a_loader_made_so(world_size: int) -> None:
-    """Also from a state within an epoch, if the factor is set first; an impossible one changes nothing."""
-    for rank in range(world_size):
-        options = {"drop_last": True, "seed": 4, "rank": rank, "world_size": world_size}
-        grown, made = ImageLoader(numbered(20), 2, **options), ImageLoader(numbered(20), 4, **options)
-        with pytest.raises(ConfigError, match="do not fill one batch of 22"):
-            grown.set_batch_factor(11)
-        assert len(grown) == 10 // world_size
-        grown.set_batch_factor(2)
-        assert len(grown) == len(made)
-        batches = iter(made)
-        next(batches)
-        state = made.state_dict()
-        rest = [labels.tolist() for _, labels in batches]
-        grown.load_state_dict(state)
-        assert labels_of(grown) == rest
-        grown.set_batch_factor(1)
-        assert [len(batch) for batch in labels_of(grown)] == [2] * (10 // world_size)

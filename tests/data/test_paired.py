@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apical.data import PairLoader, RandomView, random_view
+from apical.data import PairLoader, RandomView
+from apical.data._paired import random_view
 from apical.errors import ConfigError
 
 
@@ -102,17 +103,6 @@ def test_processes_share_out_every_batch() -> None:
         for rank in range(2):
             assert torch.equal(shares[rank][number][0], images[rank::2])
             assert torch.equal(shares[rank][number][1], masks[rank::2])
-
-
-def test_larger_batches_are_those_of_a_loader_made_so() -> None:
-    grown, made = (PairLoader(PAIRS, size, view=RandomView(8), seed=5) for size in (2, 4))
-    with pytest.raises(ConfigError, match="11 images do not fill one batch of 12"):
-        grown.set_batch_factor(6)
-    grown.set_batch_factor(2)
-    assert len(grown) == len(made) == 2
-    assert same(batches(grown), batches(made))
-    grown.set_batch_factor(1)
-    assert [len(images) for images, _ in batches(grown)] == [2] * 5
 
 
 def test_the_global_generator_is_left_alone() -> None:

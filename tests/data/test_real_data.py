@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from apical.data import channel_statistics, check_mask, load_images, open_images, open_voc, voc_classes
+from apical.data import channel_statistics, load_images, open_images, open_voc
+from apical.data._voc import check_mask, voc_classes
 
 
 def require(name: str) -> Path:

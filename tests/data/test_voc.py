@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from apical.data import check_mask, find_voc, has_masks, open_voc, voc_classes
-from apical.data.voc import PASCAL_CLASSES, pascal_palette
+from apical.data import open_voc
+from apical.data._voc import PASCAL_CLASSES, check_mask, find_voc, has_masks, pascal_palette, voc_classes
 from apical.errors import DataError
 from voc_folder import COLOURS, write_voc
 

@@ -163,6 +163,7 @@ def test_an_absent_block_comes_back_only_if_it_is_clearly_worth_more() -> None:
 # ---- several limits ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_limits_that_pull_apart_are_both_used_up() -> None:
     """VGG's late layers hold the parameters and its early ones the MACs: one ratio wastes half of one limit."""
     torch.manual_seed(0)

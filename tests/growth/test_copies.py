@@ -1,100 +1,103 @@
-"""Copies of model, optimizer and Grower grow on by themselves; hooks that come after the Grower's are followed."""
+"""Copies of the model (moving averages) that come later, and lists of parameters that were made before."""
 
 from __future__ import annotations
 
 import copy
-import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import apical
+from apical import Grower
+from apical.errors import ConfigError, ResizeError
+from apical.models import CifarResNet
 
-Three = tuple[nn.Module, torch.optim.Optimizer, apical.Grower]
-
-
-def made(**options: Any) -> Three:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)).double()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    example = torch.zeros(1, 4, dtype=torch.float64)
-    return model, optimizer, apical.Grower(model, optimizer, example, "50% macs", 8, **options)
+EPOCHS = 8
 
 
-def train(three: Three, epochs: range) -> None:
-    model, optimizer, grower = three
-    for epoch in epochs:
-        generator = torch.Generator().manual_seed(epoch)
-        for _ in range(3):
-            x = torch.randn(16, 4, generator=generator, dtype=torch.float64)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long() + (x[:, 1] > 0)).backward()
-            optimizer.step()
-        grower.end_epoch()
-
-
-def assert_same(a: Three, b: Three) -> None:
-    assert [r["widths"] for r in a[2].history] == [r["widths"] for r in b[2].history]
-    assert torch.equal(a[2].components.values, b[2].components.values)
-    assert a[0].state_dict().keys() == b[0].state_dict().keys()
-    assert all(torch.equal(t, b[0].state_dict()[name]) for name, t in a[0].state_dict().items())
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda three: pickle.loads(pickle.dumps(three))])
-@pytest.mark.parametrize("config", [None, apical.growth.ScsConfig()])
-def test_a_copy_goes_on_as_the_original(copied: Callable[[Three], Three], config: Any) -> None:
-    whole, first = made(config=config), made(config=config)
-    train(whole, range(8))
-    train(first, range(3))
-    second = copied(first)
-    held = [p for group in second[1].param_groups for p in group["params"]]
-    assert all(a is b for a, b in zip(held, second[0].parameters(), strict=True))
-    for three in (second, first):  # neither disturbs the other
-        train(three, range(3, 8))
-        assert_same(three, whole)
-    assert len({str(r["widths"]) for r in whole[2].history}) > 2, "the network did change"
-
-
-def test_a_finished_grower_is_copied() -> None:
-    three = made()
-    train(three, range(8))
-    three[2].finish()
-    assert copy.deepcopy(three)[2].history == three[2].history
-
-
-def test_the_copied_model_counts_as_shrunk() -> None:
-    model, optimizer, _ = copy.deepcopy(made())
-    with pytest.raises(apical.errors.ConfigError, match="already shrunk"):
-        apical.Grower(model, optimizer, torch.zeros(1, 4, dtype=torch.float64), "50% macs", 8)
-
-
-def test_a_hook_that_came_later_is_followed() -> None:
-    """Gradients that it cleans count as cleaned, from the second step on."""
-    clean = made()
-
-    def halve(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad.mul_(0.5)
-
-    def products(three: Three) -> torch.Tensor:
-        model, optimizer, grower = three
-        grower.components.buffer.zero_()
-        grower._watch()
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.randint(10, (8,)))
         optimizer.zero_grad()
-        x = torch.linspace(-1, 1, 64, dtype=torch.float64).view(16, 4)
-        nn.functional.cross_entropy(model(x), torch.zeros(16, dtype=torch.long)).backward()
+        loss.backward()
         optimizer.step()
-        grower._updates.write_back()
-        return grower.components.buffer.clone()
 
-    clean[1].param_groups[0]["lr"] = 0.0
-    clean[1].param_groups[0]["weight_decay"] = 0.0
-    before = products(clean)
-    clean[1].register_step_pre_hook(halve)
-    products(clean)
-    assert before.abs().max() > 0
-    assert torch.allclose(products(clean), before / 4)
+
+@pytest.fixture
+def started() -> tuple[nn.Module, torch.optim.Optimizer, Grower]:
+    torch.manual_seed(0)
+    model = CifarResNet(depth=14, width=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return model, optimizer, Grower(model, optimizer, torch.zeros(1, 3, 8, 8), "50% macs", EPOCHS, seed=0)
+
+
+@pytest.mark.parametrize("when", [0, 2, 3])
+def test_a_copy_that_is_added_later_follows_every_resize(
+    started: tuple[nn.Module, torch.optim.Optimizer, Grower], when: int
+) -> None:
+    model, optimizer, grower = started
+    average: AveragedModel | None = None
+    for epoch in range(EPOCHS):
+        train(model, optimizer)
+        if epoch == when:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+            grower.add_copy(average)
+        if average is not None:
+            average.update_parameters(model)
+        grower.end_epoch()
+        if average is not None:
+            shapes = [{n: tuple(p.shape) for n, p in m.state_dict().items()} for m in (model, average.module)]
+            assert shapes[0] == shapes[1]
+    assert average is not None
+    assert torch.isfinite(average(torch.randn(2, 3, 8, 8))).all()
+
+
+def test_what_is_born_in_a_later_copy_is_what_is_born_in_the_model(
+    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
+) -> None:
+    """Without a step in between, copy and model stay equal to the last bit."""
+    model, optimizer, grower = started
+    train(model, optimizer)
+    grower.end_epoch()
+    optimizer.zero_grad()
+    twin = copy.deepcopy(model)
+    grower.add_copy(twin)
+    for _ in range(EPOCHS - 1):
+        grower.end_epoch()
+        for (name, a), b in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_a_copy_of_another_shape_and_one_that_is_known_are_refused(
+    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
+) -> None:
+    model, _, grower = started
+    with pytest.raises(ResizeError, match=r"the copy does not fit.*copy\.deepcopy\(model\)"):
+        grower.add_copy(CifarResNet(depth=14, width=8))
+    with pytest.raises(ConfigError, match="the model itself"):
+        grower.add_copy(model)
+    twin = copy.deepcopy(model)
+    grower.add_copy(twin)
+    with pytest.raises(ConfigError, match="resized already"):
+        grower.add_copy(twin)
+
+
+def test_a_list_of_parameters_from_before_a_resize_is_loud(
+    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
+) -> None:
+    model, optimizer, grower = started
+    params = list(model.parameters())
+    train(model, optimizer)
+    nn.utils.clip_grad_norm_(params, 1.0)  # nothing was resized in between
+    grower.end_epoch()
+    train(model, optimizer)
+    with pytest.raises(ResizeError, match=r"clip_grad_norm_\(model\.parameters\(\), 1\.0\)"):
+        nn.utils.clip_grad_norm_(params, 1.0)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    replaced = [p for p in params if id(p) not in {id(q) for q in model.parameters()}]
+    assert replaced
+    for parameter in replaced:
+        assert torch.isfinite(parameter.detach()).all()  # its values can still be read
+        with pytest.raises(ResizeError, match="no longer the model's"):
+            parameter.grad = None

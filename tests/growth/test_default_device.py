@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils._device import _device_constructors
 
 from apical import DormantStore, Grower, Structure, resize_, resize_state, trace
-from apical.gates import draw_noise, global_temperature, sample_indicators
+from apical.gates import draw_noise, sample_indicators
 from apical.growth import ScsConfig
 from growth.cases import CASES, built, example, logits_of, sgd, structure_of
+from marks import slow
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "apical"
 FACTORIES = {factory.__name__ for factory in _device_constructors()}
@@ -134,9 +135,9 @@ def grown(name: str, device: str | None, options: dict[str, Any]) -> tuple[Struc
     ("name", "options"),
     [
         ("residual", {}),
-        ("residual", {"seed_style": "pretrained", "utility": "random"}),
+        slow("residual", {"seed_style": "pretrained", "utility": "random"}),
         ("residual", {"config": ScsConfig(sampling="budgeted", score_lr=2.0, ignore=("fc",))}),
-        ("residual", {"config": ScsConfig.random()}),
+        slow("residual", {"config": ScsConfig.random()}),
         ("mlp", {"interval_unit": "steps", "interval": 2, "divisor": 4}),
         ("lstm", {"seed_style": "small", "damping": 1.0}),
     ],
@@ -165,4 +166,3 @@ def test_gates_decide_on_the_cpu() -> None:
     with default_device("meta"):
         noise = draw_noise(4, generator)
         assert noise.device.type == sample_indicators(scores, 2.0, noise).device.type == "cpu"
-        assert global_temperature(5, total=10, beta_0=100.0) == pytest.approx(10.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -17,8 +18,11 @@ from apical.growth import ScsConfig
 from apical.resizing import Selection, StandIn, TemplateMap
 from apical.structure import ParamSlice
 from growth.cases import CASES, built, epochs, example, grown, loss_of, outputs, run, sgd, step, structure_of
+from marks import quick
 
 ALL = list(CASES)
+FEW = ("residual", "lstm", "gpt")
+BOTH = quick(itertools.product(ALL, ("thin", "small")), lambda case: case[0] in FEW)
 
 
 def largest_step(grower: Grower) -> float:
@@ -35,8 +39,7 @@ def within(grower: Grower, tolerance: float = 0.01) -> bool:
     return 1 - max(tolerance, largest_step(grower)) <= load <= 1.002
 
 
-@pytest.mark.parametrize("style", ["thin", "small"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "style"), BOTH)
 def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) -> None:
     model = built(name)
     optimizer = sgd(model)
@@ -84,7 +87,7 @@ def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) 
 
 
 @pytest.mark.parametrize("style", ["thin", "small"])
-@pytest.mark.parametrize("name", ["residual", "plain", "lstm"])
+@pytest.mark.parametrize("name", quick(["residual", "plain", "lstm"], ["residual"]))
 def test_a_network_that_starts_above_its_budget_is_only_pruned_down_to_it(name: str, style: str) -> None:
     """From the full network."""
     model = built(name)
@@ -150,7 +153,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
-@pytest.mark.parametrize("name", ["residual", "lstm"])
+@pytest.mark.parametrize("name", quick(["residual", "lstm"], ["residual"]))
 def test_every_option_runs_through_and_meets_the_budget(name: str, options: dict[str, Any]) -> None:
     model = built(name)
     optimizer = sgd(model)
@@ -231,8 +234,7 @@ def test_steps_do_nothing_where_epochs_count() -> None:
 # ---- births ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", ["thin", "small"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "style"), BOTH)
 def test_births_leave_the_function_as_it_was(name: str, style: str) -> None:
     """Also that of the moving average; only a death or a return may change it."""
     model = built(name).double()
@@ -272,7 +274,7 @@ def test_births_leave_the_function_as_it_was(name: str, style: str) -> None:
     assert births > 0
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", quick(ALL, FEW))
 def test_newborns_wake_up(name: str) -> None:
     """After two steps the weights that read a newborn and its own have both moved, in every group."""
     model = built(name).double()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, relu
 
 import apical
+from marks import slow
 
 EPOCHS, STEPS, BATCH = 12, 16, 64
 Batch = tuple[tuple[Tensor, ...], Tensor]
@@ -73,8 +74,9 @@ def branch_widths(noise: Sequence[float], seed: int = 0, shuffled: bool = False,
     return [len(kept) for kept in grower.keep.values()]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("noise", [(0.0, 30.0), (30.0, 0.0)])
+@pytest.mark.parametrize(
+    ("noise", "seed"), [((0.0, 30.0), 0), ((30.0, 0.0), 1), slow((0.0, 30.0), 1), slow((30.0, 0.0), 0)]
+)
 def test_of_two_branches_the_one_that_sees_the_input_gets_the_units(noise: tuple[float, float], seed: int) -> None:
     widths = branch_widths(noise, seed)
     assert widths[noise.index(0.0)] >= 0.8 * sum(widths), widths
@@ -88,9 +90,9 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 @pytest.mark.parametrize("options", [
-    {"seed": 1},
-    {"seed_style": "small"},
-    {"seed_style": "small", "seed_fraction": 2.0},
+    slow({"seed": 1}),
+    slow({"seed_style": "small"}),
+    slow({"seed_style": "small", "seed_fraction": 2.0}),
     {"seed_style": "small", "seed_fraction": 2.0, "seed": 1},
 ])  # fmt: skip
 def test_the_data_decide_whatever_the_seed_and_the_start(options: dict[str, Any]) -> None:
@@ -105,6 +107,7 @@ def test_other_labels_lead_to_another_network() -> None:
     assert rank_correlation(shuffled, [-n for n in GRADED]) < 0.5, shuffled
 
 
+@pytest.mark.slow
 def test_random_utilities_do_not_care_for_the_labels() -> None:
     assert branch_widths(GRADED, utility="random") == branch_widths(GRADED, shuffled=True, utility="random")
 
@@ -137,7 +140,7 @@ class Block(nn.Module):
         return x + self.down(relu(self.up(seen)))
 
 
-@pytest.mark.parametrize("blind", [(0, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize("blind", [slow((0, 1)), (1, 3), slow((2, 3))])
 def test_blocks_that_cannot_help_are_the_ones_that_leave_wherever_they_are(blind: tuple[int, ...]) -> None:
     inputs, labels = teacher(0)
     batches = [((inputs[i : i + BATCH],), labels[i : i + BATCH]) for i in range(0, 1024, BATCH)]

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 from apical import Grower
 from growth.cases import built, grown, loss_of, sgd, squares_of, structure_of
+from marks import slow
 
 EPOCHS = 20
 
@@ -63,7 +64,7 @@ def backend() -> Any:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize(("divisor", "interval"), [(1, 1), (8, 1), (8, 3)])
+@pytest.mark.parametrize(("divisor", "interval"), [slow(1, 1), slow(8, 1), (8, 3)])
 def test_a_compiled_model_is_compiled_once_for_each_network(backend: Counting, divisor: int, interval: int) -> None:
     """With the line of docs/guides/compatibility.md: no recompilation but for another network, and none is left out.
 

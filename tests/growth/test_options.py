@@ -169,7 +169,7 @@ REFUSED: list[tuple[dict[str, Any], type[ApicalError], str]] = [
     ({"divisors": 8}, ConfigError, "'divisors'; did you mean 'divisor'"),
     ({"xyz": 8}, ConfigError, "no option 'xyz'; options are seed_style"),
     ({"divisor": 0}, ConfigError, "divisor"),
-    ({"config": ScsConfig(), "seed_style": "thin"}, ConfigError, "no option 'seed_style'; options are seed_fraction"),
+    ({"config": ScsConfig(), "seed_style": "thin"}, ConfigError, "no option 'seed_style'"),
     ({"config": ScsConfig(), "score_rl": 1.0}, ConfigError, "'score_rl'; did you mean 'score_lr'"),
     ({"config": ScsConfig(interval_unit="steps")}, ConfigError, "steps_per_epoch"),
     ({"config": {"divisor": 8}}, ConfigError, "config must be a GrowthConfig or ScsConfig, got dict"),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from apical.models import GPT, LSTMLanguageModel
-from apical.models.gpt import CausalSelfAttention
+from apical.models._gpt import CausalSelfAttention
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from apical import models
-from apical.models.resnet_cifar import ZeroPadShortcut
+from apical.models._resnet_cifar import ZeroPadShortcut
 
 
 def test_zero_pad_places_the_channels_in_the_middle() -> None:

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError
-from apical.recipes import RunConfig, apply_settings, get_recipe, read_config, run
-from apical.training import Checkpoint, load_checkpoint, save_checkpoint
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import read_config, run
+from apical.training._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from marks import slow
 from photo_folder import write_image_folder
 from recipes.test_run import StopAfter, do, tiny
 from tiny_run import Recorder
@@ -79,7 +81,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+@pytest.mark.parametrize("memory_gb", [slow(4.0), 0.0])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_image_folders_are_refused(tmp_path: Path, change: str, memory_gb: float) -> None:
     """In memory and read from files."""

@@ -14,8 +14,11 @@ from torch import nn
 
 from apical.cli import main
 from apical.errors import CheckpointError, ConfigError
-from apical.recipes import compare, get_recipe, plan, split_options
-from apical.recipes._latency import in_turns_ms, network_latencies
+from apical.recipes import get_recipe
+from apical.recipes._settings import split_options
+from apical.runs import compare
+from apical.runs._compare import plan
+from apical.runs._latency import in_turns_ms, network_latencies
 from apical.training import make_progress
 from recipes.test_run import TINY, StopAfter, tiny
 
@@ -52,7 +55,7 @@ def test_impossible_plans_are_refused(methods: list[str], seeds: list[int], opti
 
 
 def test_options_are_told_apart_from_settings_of_all_runs() -> None:
-    assert split_options(["lr=0.1", "l1.prune_at=0.7", "l1.order=random", "model.width=8"]) == (
+    assert split_options(["lr=0.1", "l1.prune_at=0.7", "l1.order=random", "model.width=8"], ("grown", "l1")) == (
         ["lr=0.1", "model.width=8"], {"l1": {"prune_at": 0.7, "order": "random"}}
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"METHOD\.OPTION"):

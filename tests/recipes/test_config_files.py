@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 from apical.cli import main
 from apical.errors import ConfigError
-from apical.recipes import apply_settings, get_recipe, read_config, read_config_file, recipes, write_config_file
+from apical.recipes import apply_settings, get_recipe, read_config_file, recipes, write_config_file
+from apical.runs import read_config
 
 TINY = ("--set=data.path=synthetic", "--set=limit=64", "--set=batch_size=16", "--set=model.depth=8", "--device=cpu")
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from apical.cli import main
 from apical.errors import ApicalError, ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, read_config
-from apical.recipes._run import load_run, run
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import load_run, read_config, run
 from apical.training import make_progress
 from export.test_folder_fuzz import mutations, places
 

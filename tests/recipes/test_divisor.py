@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from apical.errors import ConfigError
-from apical.recipes import compare, read_config, run
-from apical.recipes._simulate import data_facts
+from apical.runs import compare, read_config, run
+from apical.runs._simulate import data_facts
 from apical.training import make_progress
+from marks import slow
 from recipes.test_run import StopAfter, do, tiny
 
 AUTO = ("growth.divisor=auto", "model.width=16")
@@ -37,7 +38,7 @@ def never(*_: Any) -> float:
     raise AssertionError("measured again")
 
 
-@pytest.mark.parametrize("method", ["grown", "scs", "uniform", "taylor"])
+@pytest.mark.parametrize("method", ["grown", slow("scs"), slow("uniform"), slow("taylor")])
 def test_every_method_goes_by_the_measured_number(method: str, shapes: list[Any], tmp_path: Path) -> None:
     result = do(tiny(*AUTO, f"method={method}"), tmp_path / "auto")
     assert {shape[0] for shape in shapes} == {16}, "the batch of training"

@@ -14,8 +14,11 @@ import apical
 from apical.cli import main
 from apical.data import read_corpus
 from apical.errors import ConfigError, DataError
-from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, load_serving, read_config, run
-from apical.training import TrainingResult, lr_factor, make_progress
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import load_run, load_serving, read_config, run
+from apical.training import TrainingResult, make_progress
+from apical.training._optimizer import lr_factor
+from marks import slow
 
 RECIPES = ("ptb-lstm-small", "ptb-lstm-large", "wikitext2-lstm")
 TINY = (
@@ -71,7 +74,7 @@ def test_every_recipe_is_complete(recipe: str, corpus: Path) -> None:
         assert ends[1] == pytest.approx(ends[0])
 
 
-@pytest.mark.parametrize("method", ["grown", "dense", "uniform", "iss"])
+@pytest.mark.parametrize("method", ["grown", slow("dense"), slow("uniform"), "iss"])
 def test_every_method_leaves_a_whole_run_folder(method: str, corpus: Path, tmp_path: Path) -> None:
     result = do(tiny(corpus, f"method={method}", "epochs=4"), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -125,8 +128,8 @@ class StopAfter:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("growth.interval_unit=steps", "growth.interval=4", "growth.growth_end=0.9", "growth.freeze_at=0.9"),
-        ("method=iss",),
+        slow(("growth.interval_unit=steps", "growth.interval=4", "growth.growth_end=0.9", "growth.freeze_at=0.9")),
+        slow(("method=iss",)),
         ("model.cell=gru", "model.dropout=0.3"),
     ],
 )
@@ -144,7 +147,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_been_stopped(
     assert whole.summary["test_loss"] == resumed.summary["test_loss"]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", slow("gru")])
 def test_the_exported_file_goes_on_with_a_stream(cell: str, corpus: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     do(tiny(corpus, f"model.cell={cell}", "epochs=1"), tmp_path)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from apical.errors import ConfigError
-from apical.recipes import apply_settings, get_recipe, logger_factory, run
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import logger_factory, run
 from apical.training import make_progress
+from marks import slow
 
 TINY = ["data.path=synthetic", "limit=64", "batch_size=32", "epochs=2", "model.depth=8", "model.width=4", "device=cpu"]
 
@@ -73,7 +75,7 @@ def test_a_tracker_is_told_everything(tmp_path: Path) -> None:
     assert json.loads(tracker.told[-2][2])["epochs"] == 2
 
 
-@pytest.mark.parametrize("failing", ["text", "scalars", "image", "close"])
+@pytest.mark.parametrize("failing", ["text", slow("scalars"), slow("image"), slow("close")])
 def test_a_tracker_that_fails_is_left_alone_and_the_run_ends(
     failing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

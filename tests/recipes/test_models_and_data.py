@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from apical.errors import ApicalError, ConfigError, DataError
-from apical.recipes import DataConfig, ModelConfig, build_model, import_callable, prepare_data
-from apical.recipes._model import check_outputs
+from apical.recipes import DataConfig, ModelConfig, build_model
+from apical.recipes._model import check_outputs, import_callable
+from apical.recipes.tasks.classification import prepare_data
 from apical.training import TrainingConfig
 from photo_folder import write_image_folder
 from torchvision_shim import has_torchvision, import_torchvision

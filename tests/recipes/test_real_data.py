@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from apical.recipes import apply_settings, get_recipe, run
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import run
 from apical.training import make_progress
 
 ROOT = Path(os.environ.get("APICAL_DATA") or "/nonexistent")

@@ -12,8 +12,11 @@ import torch
 
 import apical
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, load_run, methods, read_config, run, task_kind
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.recipes._task_kind import task_kind
+from apical.runs import load_run, methods, read_config, run
 from apical.training import Metric, TrainingResult, make_progress
+from marks import slow
 
 FILES = {
     "config.json",
@@ -65,7 +68,7 @@ def do(config: RunConfig, out: Path, **options: Any) -> TrainingResult:
     return run(config, out, progress=make_progress("quiet"), **options)
 
 
-@pytest.mark.parametrize("method", ["grown", "dense", "uniform"])
+@pytest.mark.parametrize("method", ["grown", slow("dense"), slow("uniform")])
 def test_every_method_leaves_a_whole_run_folder(method: str, tmp_path: Path) -> None:
     assert method in methods()
     result = do(tiny(f"method={method}"), tmp_path)
@@ -126,7 +129,7 @@ class StopAfter:
     def stop(self) -> None: ...
 
 
-@pytest.mark.parametrize("method", ["grown", "uniform"])
+@pytest.mark.parametrize("method", ["grown", slow("uniform")])
 def test_a_resumed_run_ends_as_if_it_had_not_been_stopped(method: str, tmp_path: Path) -> None:
     config = tiny(f"method={method}", "ema_decay=0.9", "validation_fraction=0.2")
     whole = do(config, tmp_path / "whole")

@@ -17,18 +17,11 @@ from apical.cli import main
 from apical.errors import ConfigError, DataError
 from apical.growth._strength import unit_strengths
 from apical.models import DeepLabV3
-from apical.recipes import (
-    RunConfig,
-    apply_settings,
-    get_recipe,
-    load_run,
-    load_serving,
-    read_config,
-    recipes,
-    run,
-    task_kind,
-)
+from apical.recipes import RunConfig, apply_settings, get_recipe, recipes
+from apical.recipes._task_kind import task_kind
+from apical.runs import load_run, load_serving, read_config, run
 from apical.training import Interrupted, TrainingResult, make_progress
+from marks import slow
 from voc_folder import write_voc
 
 TINY = ("crop=24", "epochs=4", "batch_size=4", "model.width=8", "model.head_width=16", "divisor=1", "device=cpu",
@@ -102,7 +95,7 @@ def test_inspect_names_what_is_frozen_and_groups_every_branch() -> None:
     assert content["least_macs"] < 0.05 * content["macs"]
 
 
-@pytest.mark.parametrize("method", ["dense", "uniform"])
+@pytest.mark.parametrize("method", [slow("dense"), "uniform"])
 def test_other_methods_run_too(method: str, folder: Path, tmp_path: Path) -> None:
     result = do(tiny(folder, f"method={method}", "epochs=2"), tmp_path)
     assert result.summary["macs_fraction"] == 1 if method == "dense" else result.summary["macs_fraction"] <= 0.5
@@ -135,6 +128,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
     assert resumed.summary["test_miou"] == whole.summary["test_miou"]
 
 
+@pytest.mark.slow
 def test_memory_or_files_is_the_same_run(folder: Path, tmp_path: Path) -> None:
     losses = []
     for memory, workers in ((4, 0), (0, 3)):
@@ -217,6 +211,7 @@ def test_truth_and_prediction_are_drawn_in_the_colours_of_the_masks(grown: Train
             assert colours.getpixel(at) == expected
 
 
+@pytest.mark.slow
 def test_overwriting_removes_the_pictures_of_the_run_before(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     do(tiny(folder, "epochs=1", "method=dense"), out)
@@ -226,6 +221,7 @@ def test_overwriting_removes_the_pictures_of_the_run_before(folder: Path, tmp_pa
     assert "<img" not in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_model_that_returns_a_tensor_will_do(tmp_path: Path) -> None:
     folder = write_voc(tmp_path / "voc", sizes=((24, 32),))
     config = tiny(folder, "epochs=1", "method=uniform", "crop=16")

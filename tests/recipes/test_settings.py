@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from apical.errors import ApicalError, BudgetError, ConfigError
-from apical.recipes import RunConfig, apply_settings, get_recipe, recipes, register_method, register_recipe
+from apical.recipes import RunConfig, apply_settings, get_recipe, recipes, register_recipe
 from apical.recipes._settings import reproducing_command, setting_types
+from apical.runs import register_method
 
 NAMES = {
     "digits",

@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from apical.budget import DeviceTable, NetworkCost, Setting, allreduce_bytes, memory_bytes, project
 from apical.cli import main
 from apical.errors import ApicalError, ConfigError
-from apical.recipes import apply_settings, get_recipe, run
-from apical.recipes._simulate import data_facts, measure_table, simulate
+from apical.recipes import apply_settings, get_recipe
+from apical.runs import run
+from apical.runs._simulate import data_facts, measure_table, simulate
 from apical.training import make_progress
+from marks import slow
 
 TINY = ["data.path=synthetic", "limit=64", "batch_size=16", "epochs=6", "model.depth=8", "model.width=8"]
 FACTS: dict[str, Any] = {"classes": [str(i) for i in range(10)], "image_shape": [3, 16, 16]}
 
 
-@pytest.mark.parametrize("utility", ["random", "squared"])
+@pytest.mark.parametrize("utility", [slow("random"), "squared"])
 def test_the_networks_are_those_of_a_real_run(tmp_path: Path, utility: str) -> None:
     config = apply_settings(get_recipe("digits"), [*TINY, f"growth.utility={utility}", "growth.interval_unit=epochs"])
     result = run(config, tmp_path, progress=make_progress("quiet"))
@@ -41,7 +43,7 @@ def test_the_networks_are_those_of_a_real_run(tmp_path: Path, utility: str) -> N
 
 def test_activations_are_counted_as_autograd_keeps_them() -> None:
     """A convolution keeps its input, a ReLU its output; a batch norm its input and two statistics a channel."""
-    from apical.recipes._simulate import _activation_bytes
+    from apical.runs._simulate import _activation_bytes
 
     config = get_recipe("digits")
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),

@@ -14,8 +14,9 @@ from torch import nn
 
 from apical.errors import ConfigError
 from apical.models import DeepLabV3, ResNet
-from apical.recipes import RunConfig, apply_settings, get_recipe, run
-from apical.recipes._weights import load_initial_weights_, read_weights
+from apical.recipes import RunConfig, apply_settings, get_recipe
+from apical.runs import run
+from apical.runs._weights import load_initial_weights_, read_weights
 from apical.training import TrainingResult, make_progress
 
 

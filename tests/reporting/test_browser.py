@@ -10,15 +10,17 @@ import torch
 
 from apical.cli._inspect import _costs
 from apical.models import CifarResNet
-from apical.recipes import apply_settings, get_recipe, run
+from apical.recipes import apply_settings, get_recipe
 from apical.reporting import write_architecture, write_runs_report
 from apical.resizing import trace
+from apical.runs import run
 from apical.training import make_progress
 from browser import CHROMIUM, Page, browser
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, chromium-browser or google-chrome on the PATH"),
+]
 
 END, HOME, LEFT, TAB, ENTER = 35, 36, 37, 9, 13
 HEIGHTS = "[...document.querySelectorAll('.net .now')].map((bar) => Number(bar.getAttribute('height')))"

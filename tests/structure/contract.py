@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,18 +64,22 @@ def outputs(
     model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None, without: Sequence[int] = ()
 ) -> list[Tensor]:
     """The output tensors of one call, but for those at some positions of a tuple."""
-    result = model(*inputs, **(kwargs or {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what a model warns about while running is its author's business
+        result = model(*inputs, **(kwargs or {}))
     if without:
         result = [part for i, part in enumerate(result) if i not in without]
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference over the largest expected magnitude; infinite where shapes differ."""
+    """Largest difference over the largest expected magnitude; infinite if shapes differ or a value is not finite."""
     if [t.shape for t in got] != [t.shape for t in expected]:
         return float("inf")
-    errors = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in zip(got, expected, strict=True)]
-    return max(errors)
+    if not all(t.isfinite().all() for t in (*got, *expected)):
+        return float("inf")
+    pairs = [(a, b) for a, b in zip(got, expected, strict=True) if b.numel()]
+    return max((float((a - b).abs().max() / b.abs().max().double().clamp(min=1e-300)) for a, b in pairs), default=0.0)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import apical
-from apical.baselines import Uniform
+from apical.baselines import Comparator, Uniform
 from apical.budget import measure_latency_table
 from apical.errors import ApicalError, TraceError
 from apical.export import export_onnx, export_pt2, export_safetensors
@@ -174,7 +174,7 @@ def test_a_dictionary_is_keyword_arguments_everywhere(tmp_path: Path) -> None:
     structure = apical.trace(model, inputs)
     grower = apical.Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), inputs, budget="50% macs", epochs=2)
     assert grower.structure == structure
-    assert Uniform(mlp(), None, example_inputs=inputs, budget="50% macs").structure == structure
+    assert Comparator(Uniform(), mlp(), None, inputs, "50% macs", 1).structure == structure
 
     def resized(keep: Any, skip: Any) -> nn.Module:
         twin = mlp()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from marks import slow
 from structure.expectations import groups_of, members_of, reasons_of, traced
 from structure.nets import Net, vectors
 
@@ -84,7 +85,7 @@ def attention(along: Callable[[Any, Tensor], Tensor], value_too: bool = False) -
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("value_too", [False, True])
+@pytest.mark.parametrize("value_too", [False, slow(True)])
 @pytest.mark.parametrize("name", ALONG_WIDTH)
 def test_what_acts_along_the_width_leaves_heads_apart(name: str, value_too: bool) -> None:
     structure = traced(attention(ALONG_WIDTH[name], value_too), INPUTS)

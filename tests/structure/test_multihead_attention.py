@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.structure import NarrowMultiheadAttention
+from marks import slow
 from structure.expectations import groups_of, traced
 from structure.nets import Net, vectors
 from zoo.sequences import EncoderClassifier
@@ -30,7 +31,7 @@ def layer(options: dict[str, Any], *, need_weights: bool) -> tuple[nn.Module, tu
     return net, (torch.randn(2, 5, 8), torch.randn(2, 5, mha.kdim), torch.randn(2, 5, mha.vdim))
 
 
-@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("need_weights", [False, slow(True)])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_heads_are_units(options: dict[str, Any], need_weights: bool) -> None:
     net, inputs = layer(options, need_weights=need_weights)

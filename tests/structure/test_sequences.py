@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from marks import slow
 from structure.expectations import OUTPUT, OVER_CHANNELS, Groups, expect, groups_of, members_of, reasons_of, traced
 from structure.nets import Attention, CellLoop, ExplicitAttention, LanguageModel, Net, recurrent, tokens, vectors
 
@@ -108,8 +109,7 @@ def suffixes(layers: int, bidirectional: bool) -> list[str]:
     return [f"l{i}{r}" for i in range(layers) for r in (["", "_reverse"] if bidirectional else [""])]
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("layers", "bidirectional"), [slow(1, False), slow(2, False), slow(1, True), (2, True)])
 @pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
 def test_recurrent_units(kind: str, gates: int, layers: int, bidirectional: bool) -> None:
     structure = traced(recurrent(kind, layers, bidirectional), SEQUENCE)

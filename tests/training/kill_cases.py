@@ -165,7 +165,7 @@ def held(folder: str, seconds: float) -> int:
     """Holds the folder's lock."""
     import time
 
-    from apical.training import RunFolder
+    from apical.training._run_folder import RunFolder
 
     with RunFolder(Path(folder)):
         time.sleep(seconds)

@@ -26,10 +26,10 @@ from apical.training import (
     TrainingConfig,
     check_same_everywhere,
     make_progress,
-    process_group,
     processes,
     train,
 )
+from apical.training._processes import process_group
 
 EPOCHS, BATCH, SIZE, CLASSES = 6, 8, 8, 4
 
@@ -231,7 +231,7 @@ def first_cannot_measure(_folder: str) -> int:
 
 def batch_norms(folder: str) -> int:
     """Outputs, gradients and statistics of a synchronised norm on this process' share of one batch."""
-    from apical.training._sync_norm import separate_norms_, synchronise_norms_
+    from apical.training._parallel import separate_norms_, synchronise_norms_
 
     with process_group(torch.device("cpu")) as team:
         torch.manual_seed(0)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from apical.recipes import compare, get_recipe, read_config, recipes
-from apical.training import Classification, TrainingConfig, make_progress, settle_amp
+from apical.recipes import get_recipe, recipes
+from apical.runs import compare, read_config
+from apical.training import Classification, TrainingConfig, make_progress
+from apical.training._amp import settle_amp
 from recipes.test_run import tiny
 from tiny_run import Recorder, TinyLoader, assert_same_run, tiny_config, tiny_model, tiny_train
 

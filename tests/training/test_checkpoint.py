@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from apical._atomic import atomic_file
 from apical.errors import CheckpointError
-from apical.training import Checkpoint, atomic_file, load_checkpoint, save_checkpoint
+from apical.training._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tiny_run import Recorder, assert_same_run, tiny_train
 
 

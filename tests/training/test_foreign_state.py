@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from apical.errors import ApicalError, CheckpointError
-from apical.training import load_checkpoint
+from apical.training._checkpoint import load_checkpoint
 from tiny_run import tiny_config, tiny_train
 
 VALUES = st.one_of(

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from apical.errors import CheckpointError
-from apical.training import RunFolder
 from apical.training import _run_folder as folders
+from apical.training._run_folder import RunFolder
 from fork_server import Ended, ForkServer, fork_server
+from marks import quick
 from tiny_run import timeless
 from training.kill_cases import EPOCHS, NO_SPACE, POINTS
 
@@ -73,7 +74,7 @@ def test_the_run_is_worth_killing(whole: tuple[dict[str, Any], float]) -> None:
     assert any(r["returned"] > 0 for r in history)
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", quick(POINTS, ["between two steps of a restructuring"]))
 def test_killed_at_the_worst_moments(
     server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path, point: str
 ) -> None:
@@ -84,11 +85,14 @@ def test_killed_at_the_worst_moments(
     assert_ends_as(whole[0], server, tmp_path / "run")
 
 
-def kill_at_random(server: ForkServer, whole: tuple[dict[str, Any], float], folder: Path, kills: int) -> list[int]:
-    """Kills runs, each again and again after random whiles, checks how they end; returns after which epochs."""
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(
+    server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path
+) -> None:
+    """Runs are killed, each again and again after random whiles, until they end as the undisturbed one."""
     draw, reached, number = random.Random(7), [], 0
-    while len(reached) < kills:
-        run = folder / str(number) / "run"
+    while len(reached) < 20:
+        run = tmp_path / str(number) / "run"
         run.parent.mkdir(exist_ok=True)
         end = call(server, "run", run, after=draw.uniform(0.02, whole[1] / 3))
         if end.code == 0:  # it came to its end before: on with another one
@@ -97,19 +101,7 @@ def kill_at_random(server: ForkServer, whole: tuple[dict[str, Any], float], fold
         assert end.code == -signal.SIGKILL, end.output
         reached.append(epochs_of(run))
     for ended in range(number + 1):
-        assert_ends_as(whole[0], server, folder / str(ended) / "run")
-    return reached
-
-
-def test_killed_at_random_moments(server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path) -> None:
-    assert len(kill_at_random(server, whole, tmp_path, 4)) == 4
-
-
-@pytest.mark.slow
-def test_killed_at_twenty_random_moments(
-    server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path
-) -> None:
-    reached = kill_at_random(server, whole, tmp_path, 20)
+        assert_ends_as(whole[0], server, tmp_path / str(ended) / "run")
     assert len(set(reached)) > 1, f"the runs were killed after epochs {reached}"
 
 

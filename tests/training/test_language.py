@@ -14,19 +14,19 @@ from torch.optim import Optimizer
 
 from apical.errors import TrainingError
 from apical.models import LSTMLanguageModel
+from apical.recipes import LanguageModelling
 from apical.training import (
-    LanguageModelling,
     Loaders,
     OptimizerConfig,
-    PlainMethod,
     ScheduleConfig,
     StepwiseMethod,
     StreamTask,
     TrainingConfig,
     evaluate,
-    lr_factor,
     train,
 )
+from apical.training._optimizer import lr_factor
+from apical.training._protocols import PlainMethod
 from tiny_run import Recorder, TinyLoader, tiny_model
 
 CPU = torch.device("cpu")

@@ -19,10 +19,12 @@ from torch import nn
 from apical.data import ImageLoader, RandomCrop, RandomFlip, synthetic_images
 from apical.errors import ConfigError
 from apical.growth._observer import add_at_
-from apical.recipes._stream import StreamLoader
-from apical.training import OptimizerConfig, Processes, TrainingConfig, processes, resolve_device
+from apical.recipes.tasks.classification._stream import StreamLoader
+from apical.training import OptimizerConfig, Processes, TrainingConfig, processes
+from apical.training._config import resolve_device
 from apical.training._parallel import Replica, fingerprint
 from fork_server import Ended, ForkServer, fork_server
+from marks import slow
 
 CASES = "training.parallel_cases"
 
@@ -85,27 +87,13 @@ def test_norms_apart_dropout_augmentation_and_averages(server: ForkServer, tmp_p
     assert first["history"][-1]["train_loss"] == second["history"][-1]["train_loss"]
 
 
-def test_batches_that_grow_are_shared_out(server: ForkServer, tmp_path: Path) -> None:
-    """Two processes take halves of the batches that one alone would train on."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    options = {"training": {"batch_growth": 3}}
-    (alone,) = states(run(server, one, "run", False, options, count=1), one)
-    first, second = states(run(server, two, "run", False, options), two)
-    assert_equal(first["model"], second["model"])
-    assert_close(alone, first)
-    sizes = [r["batch_size"] for r in first["history"]]
-    assert sizes == [r["batch_size"] for r in alone["history"]]
-    assert sizes[0] > sizes[-1] == 8
-    assert [r["steps"] for r in first["history"]] == [40 // size for size in sizes]
-
-
 def test_a_users_own_loop(server: ForkServer, tmp_path: Path) -> None:
     first, second = states(run(server, tmp_path, "own_loop"), tmp_path)
     assert_equal(first["model"], second["model"])
     assert first["history"][-1]["macs_fraction"] == pytest.approx(0.6, abs=0.03)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), slow(1, 2), slow(2, 2)])
 def test_resumed_by_another_number_of_processes(server: ForkServer, tmp_path: Path, before: int, after: int) -> None:
     """Stopped by a signal to one process, all save and leave; the rest of the run is that of an unbroken one."""
     (whole,) = states(run(server, tmp_path / "whole", count=1), tmp_path / "whole")
@@ -130,6 +118,7 @@ def test_what_is_measured_is_measured_by_the_first(server: ForkServer, tmp_path:
     assert first == second
 
 
+@pytest.mark.slow
 def test_who_cannot_measure_tells_the_others(server: ForkServer, tmp_path: Path) -> None:
     ended = run(server, tmp_path, "first_cannot_measure")
     assert [e.code for e in ended] == [2, 2]
@@ -148,9 +137,9 @@ def test_processes_that_decide_differently_stop(server: ForkServer, tmp_path: Pa
     ("odd", "message"),
     [
         ("labels", r"contents\.train\.digest is '\w+' in process 0, '\w+' in process 1"),
-        ("size", r"contents\.train\.samples is 40 in process 0, 32 in process 1"),
-        ("eval_every", r"training\.eval_every is 1 in process 0, 2 in process 1"),
-        ("ema", r"training\.ema_decay is None in process 0, 0\.9 in process 1"),
+        slow("size", r"contents\.train\.samples is 40 in process 0, 32 in process 1"),
+        slow("eval_every", r"training\.eval_every is 1 in process 0, 2 in process 1"),
+        slow("ema", r"training\.ema_decay is None in process 0, 0\.9 in process 1"),
         ("resume", r"resume is False in process 0, True in process 1"),
     ],
 )
@@ -172,7 +161,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all(server: ForkServer, t
     assert "the loss is nan in epoch 2, step 2" in ended[1].output
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [slow(signal.SIGSTOP), signal.SIGKILL])
 def test_a_process_that_is_lost_is_named_by_the_others(server: ForkServer, tmp_path: Path, number: int) -> None:
     first, second = run(server, tmp_path, "lost", int(number))
     assert second.code == -signal.SIGKILL
@@ -295,25 +284,6 @@ def test_streams_are_shared(tmp_path: Path, shuffle: bool) -> None:
         assert sorted(shares[0] + shares[1]) == sorted(read(0, 1, 4))
 
 
-def test_streamed_batches_grow(tmp_path: Path) -> None:
-    """The same order in larger pieces; one that the images do not fill is refused."""
-    pytest.importorskip("PIL")
-    from apical.data import Decode, open_images
-    from photo_folder import write_image_folder
-
-    write_image_folder(tmp_path, 7)
-    source = open_images(str(tmp_path), decode=Decode(8, None, 3))
-    small, large = (
-        StreamLoader(source, size, shuffle=True, drop_last=True, normalize=torch.Tensor.double,
-                     device=torch.device("cpu"), seed=4) for size in (2, 4)
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"images do not fill one batch of 2\d+ x 1"):
-        small.set_batch_factor(100)
-    small.set_batch_factor(2)
-    assert len(small) == len(large)
-    assert indices(small) == indices(large)
-
-
 def test_the_environment_of_torchrun_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes() == Processes()
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -363,10 +333,12 @@ def test_the_wrapper_is_kept_until_parameters_are_replaced() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     replica = Replica(model, torch.device("cpu"), sync_batchnorm=True)
     assert replica.module is model
-    replica.refresh("now", if_changed=True)
+    assert not replica.changed()
+    replica.refresh("now")
     assert replica._wrapped is model
     model[0].weight = nn.Parameter(torch.zeros(4, 3))
-    replica.refresh("now", if_changed=True)
+    assert replica.changed()
+    replica.refresh("now")
     assert replica._wrapped is None
 
 

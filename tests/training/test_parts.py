@@ -20,27 +20,33 @@ from torch.nn import functional as F
 from apical.errors import ConfigError, TrainingError
 from apical.training import (
     Classification,
-    InterruptGuard,
     OptimizerConfig,
     PacedProgress,
     ScheduleConfig,
     TrainingConfig,
-    build_optimizer,
-    deterministic_algorithms,
     evaluate,
-    lr_factor,
     make_progress,
-    plain,
-    random_state,
-    resolve_device,
-    set_lr_,
-    set_random_state,
-    train_one_epoch,
 )
+from apical.training._config import resolve_device
+from apical.training._interrupt import InterruptGuard
+from apical.training._learner import prepare_learner
+from apical.training._loop import train_steps
+from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
 from apical.training._progress import PlainProgress, TableProgress
+from apical.training._random import deterministic_algorithms, random_state, set_random_state
+from apical.training._run_folder import plain
+from apical.training._tally import EpochStats, Tally
 from tiny_run import Recorder, TinyLoader, tiny_config, tiny_model, tiny_train
 
 CPU = torch.device("cpu")
+
+
+def one_epoch(model: nn.Module, loader: TinyLoader, config: TrainingConfig) -> EpochStats:
+    learner = prepare_learner(model, None, config, Classification(config.label_smoothing))
+    tally = Tally(CPU)
+    for _ in train_steps(learner, loader, tally, epoch=1):
+        pass
+    return tally.stats(learner.task)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +75,11 @@ def test_a_config_survives_json() -> None:
 @pytest.mark.parametrize(
     ("mapping", "match"),
     [
-        ({"epoch": 3}, r"unknown keys \['epoch'\]"),
-        ({"optimizer": {"rate": 3}}, r"optimizer: got the unknown keys \['rate'\]"),
-        ({"epochs": "three"}, "epochs='three' is a str, expected int"),
-        ({"epochs": True, "optimizer": {"lr": 1}}, "epochs=True is a bool"),
-        ({"channels_last": "no"}, "channels_last='no' is a str, expected bool"),
+        ({"epoch": 3}, "unknown key 'epoch'"),
+        ({"optimizer": {"rate": 3}}, "optimizer: unknown key 'rate'"),
+        ({"epochs": "three"}, "epochs: expected a whole number, got 'three'"),
+        ({"epochs": True, "optimizer": {"lr": 1}}, "epochs: expected a whole number, got True"),
+        ({"channels_last": "no"}, "channels_last: expected true or false, got 'no'"),
         ({"clip_grad_norm": "1"}, "clip_grad_norm"),
         ({"schedule": {"milestones": [1, "2"]}}, "milestones"),
         ({"optimizer": 3}, "optimizer"),
@@ -91,11 +97,9 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
         resolve_device(name)
 
 
-@given(st.sampled_from(["cosine", "step", "constant"]), st.floats(0, 5), st.floats(0, 1), st.floats(0, 20))
-def test_the_learning_rate_stays_between_zero_and_its_peak(
-    name: Any, warmup: float, final: float, epoch: float
-) -> None:
-    config = ScheduleConfig(name=name, warmup_epochs=warmup, final_factor=final, milestones=(7, 9))
+@given(st.sampled_from(["cosine", "step", "constant"]), st.floats(0, 5), st.floats(0, 20))
+def test_the_learning_rate_stays_between_zero_and_its_peak(name: Any, warmup: float, epoch: float) -> None:
+    config = ScheduleConfig(name=name, warmup_epochs=warmup, milestones=(7, 9))
     assert 0 <= lr_factor(epoch, 20, config) <= 1
     if epoch >= warmup:
         assert lr_factor(epoch + 0.1, 20, config) <= lr_factor(epoch, 20, config) + 1e-12
@@ -117,10 +121,10 @@ def test_a_model_without_parameters_is_refused() -> None:
 
 
 def test_an_epoch_equals_the_loop_written_by_hand() -> None:
-    config = tiny_config(label_smoothing=0.1, clip_grad_norm=0.3)
+    config = tiny_config(label_smoothing=0.1, clip_grad_norm=0.3, schedule=ScheduleConfig("constant"))
     model, by_hand = tiny_model(), tiny_model()
     torch.manual_seed(1)
-    stats = train_one_epoch(model, TinyLoader(), build_optimizer(model, config.optimizer), config, CPU)
+    stats = one_epoch(model, TinyLoader(), config)
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     losses = []
@@ -143,7 +147,7 @@ def test_a_bad_loss_leaves_the_weights_alone() -> None:
         model[4].bias.fill_(float("nan"))
     before = model[0].weight.clone()
     with pytest.raises(TrainingError, match="step 1"):
-        train_one_epoch(model, TinyLoader(), build_optimizer(model, OptimizerConfig()), tiny_config(), CPU)
+        one_epoch(model, TinyLoader(), tiny_config())
     assert torch.equal(before, model[0].weight)
 
 
@@ -151,7 +155,7 @@ def test_waiting_for_data_is_not_counted_as_steps() -> None:
     model = tiny_model()
     loader = TinyLoader(hook=lambda epoch, batch: time.sleep(0.05))
     started = time.perf_counter()
-    stats = train_one_epoch(model, loader, build_optimizer(model, OptimizerConfig()), tiny_config(), CPU)
+    stats = one_epoch(model, loader, tiny_config())
     total = time.perf_counter() - started
     assert stats.data_seconds >= 0.2
     assert stats.step_seconds + stats.data_seconds <= total

@@ -13,17 +13,9 @@ import torch
 from torch import nn
 
 from apical.errors import CheckpointError, DataError, TrainingError
-from apical.training import (
-    Interrupted,
-    Loaders,
-    OptimizerConfig,
-    ScheduleConfig,
-    TrainingConfig,
-    TrainingResult,
-    load_checkpoint,
-    train,
-)
-from apical.training import _run as run_module
+from apical.training import Interrupted, Loaders, OptimizerConfig, ScheduleConfig, TrainingConfig, TrainingResult, train
+from apical.training import _learner as learner_module
+from apical.training._checkpoint import load_checkpoint
 from tiny_run import Recorder, TinyGrower, TinyLoader, assert_same_run, tiny_config, tiny_model, tiny_train
 
 VARIANTS = {
@@ -392,8 +384,8 @@ def test_the_memory_format_is_applied_after_a_change_only(tmp_path: Path, monkey
         methods.append(SteppingConv(*arguments))
         return methods[0]
 
-    apply = run_module.apply_memory_format_
-    monkeypatch.setattr(run_module, "apply_memory_format_", counted)
+    apply = learner_module.apply_memory_format_
+    monkeypatch.setattr(learner_module, "apply_memory_format_", counted)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     config = tiny_config(channels_last=True, epochs=2, schedule=ScheduleConfig())

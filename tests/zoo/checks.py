@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import apical
 from apical.structure import Frozen, Structure
+from structure.contract import counted_macs, relative_error, zeroed
 
-from .randomise import Keep, random_keep, random_skip, zero_gates_
+from .randomise import Keep, random_keep, random_skip
 
 RELATIVE_TOLERANCE = 1e-10
 
@@ -99,19 +98,6 @@ def compared(outputs: Any, state_outputs: Sequence[int | str]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """max |got - expected| / max |expected| over all outputs; infinite if shapes differ or a value is not finite."""
-    if [x.shape for x in got] != [x.shape for x in expected]:
-        return float("inf")
-    errors = []
-    for x, y in zip(got, expected, strict=True):
-        if not (torch.isfinite(x.double()).all() and torch.isfinite(y.double()).all()):
-            return float("inf")
-        scale = y.abs().max().double().clamp(min=1e-300)
-        errors.append(float((x - y).abs().max().double() / scale) if y.numel() else 0.0)
-    return max(errors, default=0.0)
-
-
 def assert_bitwise_equal(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Same names in the same order, same dtypes and shapes, same bits."""
     assert list(got) == list(expected), f"{what}: names or their order changed"
@@ -135,10 +121,8 @@ def check_removal(subject: Subject, keep: Keep, skip: Sequence[str]) -> nn.Modul
     net that ignores its input, would pass everything else.
     """
     structure = subject.structure
-    reference = copy.deepcopy(subject.model)
-    zero_gates_(reference, structure, keep, skip)
     smaller = resized(subject.model, structure, keep, skip)
-    expected = subject.outputs(reference)
+    expected = subject.outputs(zeroed(subject.model, structure, keep, skip))
     error = relative_error(subject.outputs(smaller), expected)
     assert error <= RELATIVE_TOLERANCE, f"removed and zeroed differ by {error:.3g} relative"
     if skip or any(len(keep[group.name]) < group.size for group in structure.groups):
@@ -163,24 +147,9 @@ def check_regrowth(subject: Subject, choices: Sequence[tuple[Keep, Sequence[str]
     }
 
 
-def count_macs(model: nn.Module, inputs: Sequence[Tensor]) -> float:
-    """Multiply-adds that torch's flop counter sees (it counts two per multiply-add), attention as matrix products.
-
-    The fused transformer layers of ``torch.nn`` are switched off: the counter sees nothing of them.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run(model, inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() / 2
-
-
 def check_costs(subject: Subject, smaller: nn.Module, keep: Keep, skip: Sequence[str]) -> None:
     """Priced MACs and parameters equal what is counted on the resized model."""
-    counted, priced = count_macs(smaller, subject.inputs), subject.structure.macs(keep, skip)
+    counted, priced = counted_macs(smaller, subject.inputs), subject.structure.macs(keep, skip)
     assert priced == counted, f"priced {priced} MACs, counted {counted}"
     held, priced = sum(p.numel() for p in smaller.parameters()), subject.structure.num_params(keep, skip)
     assert priced == held, f"priced {priced} parameters, counted {held}"

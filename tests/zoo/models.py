@@ -51,7 +51,7 @@ class ZooModel:
 
     @property
     def slow(self) -> bool:
-        """Whether the model is left out of the ordinary test run."""
+        """Whether the network is large."""
         return "slow" in self.tags
 
 

@@ -83,19 +83,3 @@ def random_skip(structure: Structure, seed: int) -> tuple[str, ...]:
     drawn = torch.rand(len(structure.blocks), generator=generator) < probability
     chosen = [block.name for block, skip in zip(structure.blocks, drawn.tolist(), strict=True) if skip]
     return tuple(name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen))
-
-
-@torch.no_grad()
-def zero_gates_(model: nn.Module, structure: Structure, keep: Keep, skip: Sequence[str]) -> None:
-    """Zero what the gates of removed units and of skipped blocks multiply: the slow, obviously right reference."""
-    tensors = model.state_dict(keep_vars=True)
-    for group in structure.groups:
-        kept = set(keep.get(group.name, range(group.size)))
-        removed = [unit for unit in range(group.size) if unit not in kept]
-        for site in group.gate_site:
-            index = [position for unit in removed for position in site.positions[unit]]
-            tensors[site.tensor].index_fill_(site.dim, torch.tensor(index, dtype=torch.long), 0.0)
-    for block in structure.blocks:
-        if block.name in skip:
-            for name in block.gate_site:
-                tensors[name].zero_()

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.run
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(library) for library in ("torchvision", "timm")),

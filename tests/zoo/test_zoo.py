@@ -13,25 +13,24 @@ from .checks import Snapshot, Subject, check_contract, check_untouched, mix_flag
 from .models import ZOO, ZooModel
 from .randomise import in_float64, randomise_
 
+# Of the image networks these are tried on every change, the others by `make test-all`; small nets are always tried.
+OFTEN = {
+    *("own_resnet20_projection", "own_resnet20_zero_pad", "own_vgg16_narrow", "own_wrn10_2", "own_unet"),
+    *("resnet18", "mobilenet_v3_small", "shufflenet_v2_x1_0", "vit_small", "convnext_atto"),
+}
 SEEDS = (0, 1, 2)  # seed 0 skips no block and shrinks every group, seed 1 skips every block
 FEW_SEEDS = (0, 1)  # for the larger networks, to keep the run under five minutes
 
 
 def _marks(entry: ZooModel) -> list[pytest.MarkDecorator]:
     marks = []
-    if entry.slow:
+    image_net = entry.tags & {"own", "torchvision", "timm"} and "sequence" not in entry.tags
+    if entry.slow or (image_net and entry.name not in OFTEN):
         marks.append(pytest.mark.slow)
     for library in {"torchvision", "timm"} & entry.tags:
         missing = importlib.util.find_spec(library) is None
         marks += [pytest.mark.zoo, pytest.mark.skipif(missing, reason=f"{library} is not installed")]
     return marks
-
-
-@pytest.fixture(autouse=True)
-def _slow_on_demand(request: pytest.FixtureRequest) -> None:
-    asked = "slow" in (request.config.getoption("-m") or "")
-    if request.node.get_closest_marker("slow") and not asked:
-        pytest.skip("a large network: run with -m slow")
 
 
 def _named(*, refused: bool) -> list[Any]:

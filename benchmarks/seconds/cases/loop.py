@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 import apical
 from apical.data import ImageArrays, ImageLoader, Normalize, RandomCrop, RandomFlip
-from apical.recipes import apply_settings, get_recipe, task_kind
+from apical.recipes import apply_settings, get_recipe
+from apical.recipes._task_kind import task_kind
 from apical.training import Loaders, Metric, Progress, TrainingConfig, make_progress, train
 from benchmarks.seconds.findings import Findings
 from benchmarks.seconds.spread import Spread, finish, of, spread, take_turns

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import multiprocessing, nn
 
-from apical.recipes._simulate import simulate
+from apical.runs._simulate import simulate
 from apical.training import TrainingConfig
 from benchmarks.seconds.findings import Findings, NotAvailableError
 from benchmarks.seconds.steps import FAST, Growth, Options, distinct, simulated, training_step

@@ -7,9 +7,10 @@ import copy
 import torch
 
 import apical
-from apical.recipes import apply_settings, get_recipe, task_kind
-from apical.recipes._simulate import data_facts
-from apical.training import build_optimizer
+from apical.recipes import apply_settings, get_recipe
+from apical.recipes._task_kind import task_kind
+from apical.runs._simulate import data_facts
+from apical.training._optimizer import build_optimizer
 from benchmarks.seconds.findings import Findings
 from benchmarks.seconds.spread import of, ratio, spread, take_turns
 from benchmarks.seconds.steps import Options, training_step

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 
 import torch
 from torch import Tensor
 
-from apical.budget import BoundBudget, Budget
+from apical.budget import BoundBudget, Budget, least_width, rounding_step
 from apical.errors import BudgetError
+from apical.gates import shift_for_cost
 from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its target by this fraction, so that it can end nearest to it
@@ -38,11 +38,7 @@ def fewest(structure: Structure, fraction: float, divisor: int = 1) -> dict[str,
 
     A threshold for all groups can empty one and cut the network in two; this is what prevents it.
     """
-    least = {}
-    for group in structure.groups:
-        step = divisor if group.size >= 2 * divisor else 1
-        least[group.name] = min(group.size, step * ceil(max(1.0, fraction * group.size) / step))
-    return least
+    return {group.name: least_width(group.size, fraction * group.size, divisor) for group in structure.groups}
 
 
 def sparing_streams(structure: Structure, budget: Budget | str, fraction: float, divisor: int = 1) -> dict[str, int]:
@@ -89,44 +85,31 @@ def by_threshold(
         >>> by_threshold(bound, {"0": torch.arange(8.0)}, {"0": 1})
         {'0': [4, 5, 6, 7]}
     """
-    names = [group.name for group in bound.structure.groups]
+    sizes = {group.name: group.size for group in bound.structure.groups}
+    names = list(sizes)
     present = {name: int((scores[name] > -torch.inf).sum()) for name in names}
+    steps = {name: rounding_step(size, divisor) for name, size in sizes.items()}
     owner = torch.cat([torch.full((present[name],), i) for i, name in enumerate(names)])
     ranked = torch.cat([scores[name][scores[name] > -torch.inf].double().cpu() for name in names])
     order = owner[torch.argsort(ranked, descending=True, stable=True)]  # the group of each unit, best first
 
+    def rounded(count: int, name: str) -> int:
+        least_present, most = min(least[name], present[name]), present[name]
+        return most if count >= most else max(least_present, count - count % steps[name])
+
     def at(taken: int) -> dict[str, int]:
         counts = torch.bincount(order[:taken], minlength=len(names)).tolist()
-        return {name: _rounded(n, present[name], least[name], divisor) for name, n in zip(names, counts, strict=True)}
+        return {name: rounded(count, name) for name, count in zip(names, counts, strict=True)}
 
-    low, high = 0, len(order)
-    while low < high:  # the most units whose network is not too dear
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if bound.load(at(middle)) <= load * (1 + TOLERANCE) else (low, middle - 1)
-    return strongest(scores, _filled(bound, at(low), present, order[low:].tolist(), load, divisor))
-
-
-def _rounded(count: int, present: int, least: int, divisor: int) -> int:
-    step = divisor if present >= 2 * divisor else 1
-    return present if count >= present else max(min(least, present), count - count % step)
-
-
-def _filled(
-    bound: BoundBudget,
-    widths: dict[str, int],
-    present: Mapping[str, int],
-    waiting: list[int],
-    load: float,
-    divisor: int,
-) -> dict[str, int]:
-    """Wider where a step still fits, groups in the order of their best waiting unit, until none fits."""
-    names = list(widths)
-    for index in dict.fromkeys(waiting):
+    ranks = torch.arange(len(order), dtype=torch.float64)  # the threshold as a rank: equal scores are not one
+    most = load * (1 + TOLERANCE)
+    taken = int((ranks < shift_for_cost(ranks, lambda taken: bound.load(at(int(taken.sum()))), most).shift).sum())
+    widths = at(taken)
+    for index in dict.fromkeys(order[taken:].tolist()):  # groups in the order of their best waiting unit
         name = names[index]
-        step = divisor if present[name] >= 2 * divisor else 1
         while widths[name] < present[name]:
-            wider = {**widths, name: min(present[name], widths[name] + step)}
-            if bound.load(wider) > load * (1 + TOLERANCE):
+            wider = {**widths, name: min(present[name], widths[name] + steps[name])}
+            if bound.load(wider) > most:
                 break
             widths = wider
-    return widths
+    return strongest(scores, widths)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apical.baselines._scores import live_rows
 from apical.baselines._subject import Rows, Subject
 from apical.structure import ChannelGroup
 
@@ -70,7 +69,7 @@ def _padded(x: Tensor, layer: nn.Conv2d) -> Tensor:
 def readers_of(subject: Subject, group: ChannelGroup, samples: int, generator: torch.Generator) -> list[Reader]:
     """Watch the layers that read a group. Depthwise, grouped and recurrent layers are not watched."""
     found = []
-    for rows in live_rows(subject, group, group.readers):
+    for rows in subject.rows(group, group.readers):
         path, _, leaf = rows.name.rpartition(".")
         layer = subject.model.get_submodule(path)
         plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
@@ -78,13 +77,6 @@ def readers_of(subject: Subject, group: ChannelGroup, samples: int, generator: t
             assert isinstance(layer, (nn.Conv2d, nn.Linear))
             found.append(Reader(layer, rows, samples, generator))
     return found
-
-
-def forget_hooks(readers: Mapping[str, Sequence[Reader]]) -> None:
-    """Stop watching."""
-    for several in readers.values():
-        for reader in several:
-            reader.hook.remove()
 
 
 @torch.no_grad()

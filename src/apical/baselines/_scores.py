@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from apical.baselines._subject import Rows, Subject
+from apical.gates import unit_products
 from apical.structure import ChannelGroup, ParamSlice, Structure
 
 
@@ -16,11 +15,6 @@ def spread(subject: Subject, group: ChannelGroup, values: Tensor) -> Tensor:
     full = torch.full((group.size,), -torch.inf, dtype=torch.float64)
     full[list(subject.selection.keep[group.name])] = values.cpu().double()
     return full
-
-
-def live_rows(subject: Subject, group: ChannelGroup, parts: Iterable[ParamSlice]) -> list[Rows]:
-    """The present parts of a group in some of its members, buffers left out."""
-    return [rows for part in parts if (rows := subject.rows(group.name, part)) is not None]
 
 
 def writers(structure: Structure, group: ChannelGroup) -> list[ParamSlice]:
@@ -49,8 +43,8 @@ def filter_norms(subject: Subject, order: float) -> dict[str, Tensor]:
     """
     scores = {}
     for group in subject.structure.groups:
-        rows_of_layers = live_rows(subject, group, writers(subject.structure, group))
-        parts = [rows for rows in rows_of_layers if rows.tensor.dim() > 1] or live_rows(subject, group, group.members)
+        rows_of_layers = subject.rows(group, writers(subject.structure, group))
+        parts = [rows for rows in rows_of_layers if rows.tensor.dim() > 1] or subject.rows(group, group.members)
         norms = [torch.linalg.vector_norm(rows.of(rows.tensor).cpu().double(), order, dim=1) for rows in parts]
         scores[group.name] = spread(subject, group, torch.stack(norms).sum(0))
     return scores
@@ -58,7 +52,7 @@ def filter_norms(subject: Subject, order: float) -> dict[str, Tensor]:
 
 def scales(subject: Subject, group: ChannelGroup) -> list[Rows]:
     """What scales a group's channels: the normalisations' γ where there are any, else the whole gate site."""
-    site = live_rows(subject, group, group.gate_site)
+    site = subject.rows(group, group.gate_site)
     return [rows for rows in site if rows.tensor.dim() == 1 and rows.name.endswith("weight")] or site
 
 
@@ -71,11 +65,10 @@ def gate_products(subject: Subject) -> dict[str, Tensor]:
         p by group name, on the parameters' device, in float32 at least; groups without gradients are left out
         # (present units,)
     """
-    found: dict[str, Tensor] = {}
+    found = {}
     for group in subject.structure.groups:
-        for rows in live_rows(subject, group, group.gate_site):
-            if rows.tensor.grad is not None:
-                wide = torch.promote_types(rows.tensor.dtype, torch.float32)
-                products = (rows.of(rows.tensor).to(wide) * rows.of(rows.tensor.grad).to(wide)).sum(1)
-                found[group.name] = found[group.name] + products if group.name in found else products
+        site = [(rows, rows.tensor.grad) for rows in subject.rows(group, group.gate_site)]
+        members = [(rows.of(rows.tensor), rows.of(grad)) for rows, grad in site if grad is not None]
+        if members:
+            found[group.name] = unit_products(members)
     return found

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from apical.baselines._record import network_record
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, Selection, TemplateMap, lookup, resize_, trace
-from apical.structure import ExampleInputs, Keep, ParamSlice, Structure
+from apical.structure import ChannelGroup, ExampleInputs, Keep, ParamSlice, Structure
 
 
 class Subject:
@@ -67,8 +67,11 @@ class Subject:
         """Cost, widths and blocks of the present network."""
         return network_record(self.structure, self.selection.keep, sorted(self.selection.skip))
 
-    def rows(self, group: str, part: ParamSlice) -> Rows | None:
-        """Where the present units of a group lie in a live tensor; None if that is absent or a buffer."""
+    def rows(self, group: ChannelGroup, parts: Iterable[ParamSlice]) -> list[Rows]:
+        """Where the present units of a group lie in some of its members; absent tensors and buffers are left out."""
+        return [rows for part in parts if (rows := self._rows_of(group.name, part)) is not None]
+
+    def _rows_of(self, group: str, part: ParamSlice) -> Rows | None:
         if (group, part) not in self._rows:
             self._rows[group, part] = self._find_rows(group, part)
         return self._rows[group, part]
@@ -79,10 +82,7 @@ class Subject:
         tensor = lookup(self.model, self._template.live_names(part.tensor, self.selection)[0])
         if not isinstance(tensor, nn.Parameter):
             return None
-        positions = part.index[list(self.selection.keep[group])]  # (units, positions per unit)
-        index = self._template.index(part.tensor, self.selection)
-        if part.dim in index:
-            positions = torch.searchsorted(index[part.dim], positions)
+        positions = self._template.positions(part, group, self.selection)
         return Rows(part.tensor, tensor, part.dim, positions.to(tensor.device))
 
     def release(self) -> None:
@@ -103,7 +103,8 @@ class Subject:
         """Resize to a saved shape; load the state dicts of model and optimizer after this.
 
         Raises:
-            CheckpointError: the state belongs to another model; nothing has changed then.
+            CheckpointError: the state belongs to another model, or this network keeps its shape and the state has
+                another; nothing has changed then.
         """
         own = {group.name: group.size for group in self.structure.groups}
         if state.get("groups") != own:
@@ -111,10 +112,18 @@ class Subject:
                 f"the saved state belongs to another model: its channel groups are {state.get('groups')}, those of "
                 f"this model {own}"
             )
+        mine = self.state_dict()
+        if self._store is None and any(state[name] != mine[name] for name in ("keep", "skip")):
+            raise CheckpointError(
+                f"the saved network has the shape {state['keep']} without {state['skip']}, this one {mine['keep']} "
+                f"without {mine['skip']}: another budget or divisor"
+            )
+        if self._store is None:
+            return
         self.resize_(state["keep"], state["skip"])
         if not state["store"]:
             self.release()
-        elif self._store is not None:
+        else:
             self._store.load_state_dict(state["store"])
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import nn
-from torch.optim import Optimizer
+import torch
+from torch import Tensor
 
-from apical.baselines._record import network_record
-from apical.baselines._subject import Subject
-from apical.budget import BoundBudget, Budget
+from apical.baselines._choose import LEAST_FRACTION, sparing_streams
+from apical.baselines._comparator import Course, Task
+from apical.budget import BoundBudget, Budget, least_width, possible_widths
 from apical.errors import BudgetError
-from apical.structure import ExampleInputs, Structure
+from apical.gates import shift_for_cost
+from apical.structure import Structure
+
+TIE = 1e-9  # units
 
 
 def uniform_keep(
@@ -24,23 +28,23 @@ def uniform_keep(
 ) -> dict[str, int]:
     """Widths of all groups scaled by one ratio r, so that the network costs what the budget allows.
 
-        k_g = max(1, ⌊r n_g⌋),   r the largest for which the cost is within the budget
+        k_g = the largest width that group g can have up to r n_g,   r the largest within the budget
 
     Groups then receive one more step each, those with the largest remainder first, while the budget allows. What is
-    left of the budget is less than the cheapest further step.
+    left of the budget is less than the cheapest further step. Widths round as the Grower's do.
 
     Args:
         structure: the template.
         budget: the limit or limits.
-        divisor: every width is a multiple of it (or the full width), as far as the group is that large.
+        divisor: widths are multiples of it (or the full width), in groups of at least two such steps.
         skip: blocks that are left out; the others all stay.
-        least: the fewest units of each group; the divisor if None.
+        least: the fewest units of each group; one step if None.
 
     Returns:
         The width of every group by name.
 
     Raises:
-        BudgetError: no such network meets the budget, even with all widths at the divisor.
+        BudgetError: no such network meets the budget, even with the least of all widths.
 
     Example:
         >>> import torch, apical
@@ -51,87 +55,51 @@ def uniform_keep(
     if divisor < 1:
         raise BudgetError(f"divisor must be at least 1, got {divisor}")
     full = {group.name: group.size for group in structure.groups}
-    least = least or {name: min(size, divisor) for name, size in full.items()}
+    least = least or {name: least_width(size, 1, divisor) for name, size in full.items()}
     stay = [block.name for block in structure.blocks if block.name not in skip]
     bound = BoundBudget(Budget.of(budget), structure, minimum=least, fixed_blocks=stay)
+    widths = {name: possible_widths(size, least[name], divisor) for name, size in full.items()}
+    # The ratio from which on a group has each of its widths but the least; of equal ones those of small groups first.
+    ratios = [(torch.tensor(w[1:], dtype=torch.float64) - TIE) / full[name] for name, w in widths.items()]
 
-    def load(widths: dict[str, int]) -> float:
-        return bound.load(widths, skip)
+    def at(ratio_reached: Tensor) -> dict[str, int]:
+        counts = [int(part.sum()) for part in ratio_reached.split([len(part) for part in ratios])]
+        return {name: several[count] for (name, several), count in zip(widths.items(), counts, strict=True)}
 
-    def at(ratio: float) -> dict[str, int]:
-        return {name: max(least[name], _floor(ratio * size, size, divisor)) for name, size in full.items()}
-
-    low, high = 0.0, 1.0
-    if load(full) <= 1:
-        return full
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if load(at(middle)) <= 1 else (low, middle)
-    widths = at(low)
-    for name in sorted(full, key=lambda name: widths[name] - low * full[name]):
-        more = {**widths, name: min(full[name], widths[name] + divisor)}
-        widths = more if load(more) <= 1 else widths
-    return widths
-
-
-def _floor(width: float, size: int, divisor: int) -> int:
-    return size if width >= size else int(width / divisor + 1e-9) * divisor
+    every = torch.cat(ratios)
+    found = shift_for_cost(every, lambda reached: bound.load(at(reached), skip), 1.0)
+    chosen, beyond = at(every < found.shift), every[every >= found.shift]
+    if not len(beyond):
+        return chosen
+    ratio = float(beyond.min())  # r, where the budget is passed
+    for name in sorted(full, key=lambda name: chosen[name] - ratio * full[name]):
+        wider = next((width for width in widths[name] if width > chosen[name]), full[name])
+        more = {**chosen, name: wider}
+        chosen = more if bound.load(more, skip) <= 1 else chosen
+    return chosen
 
 
+def one_ratio(task: Task) -> dict[str, int]:
+    """The widths of rules that only choose which units stay: one ratio, streams left whole where the budget allows."""
+    least = sparing_streams(task.structure, task.budget, LEAST_FRACTION, task.divisor)
+    return uniform_keep(task.structure, task.budget, task.divisor, least=least)
+
+
+@dataclass(frozen=True)
 class Uniform:
     """Scales all widths of the freshly built model by one ratio before the first step, then changes nothing.
 
     Every group keeps its first channels with the weights that they were initialised with.
-
-    Args:
-        model: the full-size model; it is resized in place.
-        optimizer: its optimizer.
-        example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
-        budget: what the network may cost.
-        divisor: every width is a multiple of it.
-        copies: further models to resize alike.
-        structure: of the model, if it is known already.
-
-    Raises:
-        BudgetError: the budget cannot be met; the model is unchanged.
-        TraceError: the model cannot be analysed.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer | None,
-        *,
-        example_inputs: ExampleInputs,
-        budget: Budget | str,
-        divisor: int = 1,
-        copies: Sequence[nn.Module] = (),
-        structure: Structure | None = None,
-    ) -> None:
-        subject = Subject(model, optimizer, example_inputs, copies, structure)
-        self.structure = subject.structure
-        self.widths = uniform_keep(self.structure, budget, divisor)
-        subject.resize_({name: range(width) for name, width in self.widths.items()})
+    name: ClassVar[str] = "uniform"
 
-    def end_epoch(self) -> dict[str, Any]:
-        """The cost of the scaled model."""
-        return network_record(self.structure, self.widths)
+    def last(self, epochs: int) -> int:  # noqa: ARG002
+        """No epoch changes the network."""
+        return 0
 
-    def finish(self) -> None:
-        """Nothing to do."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The widths, to recognise another run's."""
-        return {"widths": dict(self.widths)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: the widths follow from the model and the budget.
-
-        Raises:
-            BudgetError: they were others when the state was saved.
-        """
-        if state.get("widths") != self.widths:
-            raise BudgetError(
-                f"the saved run had uniform widths {state.get('widths')}, this one has {self.widths}: another budget, "
-                "model or divisor"
-            )
+    def start(self, task: Task) -> Course:
+        """Scale it."""
+        widths = uniform_keep(task.structure, task.budget, task.divisor)
+        task.subject.resize_({name: range(width) for name, width in widths.items()})
+        return Course()

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from apical.budget._budget import Budget
 from apical.budget._latency import layer_inputs
+from apical.budget._rounding import rounding_step
 from apical.structure import ExampleInputs, SizeAxis, Structure, quiet_rng
 
 DIVISORS = (1, 2, 4, 8, 16, 32)
@@ -128,7 +129,7 @@ def measure_divisor(
             for side in kind.sides:
                 own = _excess_ms(kind, side, step_ms)
                 for divisor in DIVISORS:
-                    excess[divisor] += kind.count * own[_step(divisor, side.size)]
+                    excess[divisor] += kind.count * own[rounding_step(side.size, divisor)]
     whole = sum(kind.count * ms for kind, ms in chosen) or 1.0
     shares = tuple((divisor, ms / whole) for divisor, ms in excess.items())
     limit = min(value for _, value in shares) + TOLERANCE
@@ -161,14 +162,9 @@ def time_step_ms(layer: nn.Module, x: Tensor, at_least_s: float = 0.003) -> floa
     return 1000 * (once if calls < 2 else timed(calls) / calls)
 
 
-def _step(divisor: int, size: int) -> int:
-    """By what a group's width is rounded: groups of fewer than two steps are not."""
-    return divisor if size >= 2 * divisor else 1
-
-
 def _largest(size: int) -> int:
     """The largest candidate that rounds a group of this size."""
-    return max(divisor for divisor in DIVISORS if _step(divisor, size) == divisor)
+    return max(divisor for divisor in DIVISORS if rounding_step(size, divisor) == divisor)
 
 
 def _excess_ms(kind: _Kind, side: _Side, step_ms: StepTimer) -> dict[int, float]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from apical._checks import check
 from apical.errors import ConfigError
 
 STEP_FACTOR = 3  # a training step is counted as three forward passes
@@ -58,9 +59,7 @@ class DeviceTable:
             f"allreduce_gb_per_s={self.allreduce_gb_per_s}, expected a positive number": self.allreduce_gb_per_s is None
             or 0 < self.allreduce_gb_per_s < math.inf,
         }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise ConfigError("device table: " + "; ".join(broken))
+        check("device table", rules)
 
     def step_seconds(self, macs: float) -> float:
         """Seconds of a step of a network: linear between the points, and on their outermost lines beyond them.

@@ -22,8 +22,13 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
 
 @click.command("compare")
 @click.argument("recipe")
-@click.option("--methods", default="grown,final-same-epochs,final-same-macs,uniform,dense", show_default=True,
-              callback=_names, help="Names with commas between; the others are compared with the first.")  # fmt: skip
+@click.option(
+    "--methods",
+    default="grown,final-same-epochs,final-same-macs,uniform,dense",
+    show_default=True,
+    callback=_names,
+    help="Names with commas between; the others are compared with the first.",
+)
 @click.option("--seeds", default="0,1,2", show_default=True, callback=_seeds, help="Numbers with commas between.")
 @click.option("--budget", help="What the final networks may cost: '50% macs', '0.1M params'.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of training; warm-up moves in proportion.")
@@ -33,8 +38,13 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the comparison.  [default: runs/compare-RECIPE]"
 )
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True,
-              help="Change any setting of all runs, or of one method: --set uniform.divisor=1.")  # fmt: skip
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change any setting of all runs, or of one method: --set uniform.divisor=1.",
+)
 @click.option("--overwrite", is_flag=True, help="Do runs again that were done with other settings.")
 @click.option("--no-latency", is_flag=True, help="Do not measure the final networks.")
 @click.option("--quiet", is_flag=True, help="Print a line for each run only.")
@@ -53,17 +63,18 @@ def compare_command(
 
     OUT then holds compare.md, compare.html and compare.json. Next: open compare.html.
     """
+    from apical import runs
     from apical.cli._train import configured
-    from apical.recipes import compare, split_options
+    from apical.recipes._settings import split_options
     from apical.reporting import render_markdown, rows
     from apical.training import Interrupted, make_progress
 
     overwrite, latency = options.pop("overwrite"), not options.pop("no_latency")
-    shared, own = split_options(options.pop("settings"))
+    shared, own = split_options(options.pop("settings"), runs.methods())
     config = configured(recipe, {"seed": None, "method": None, **options, "settings": shared})
     folder = out or Path("runs") / f"compare-{recipe}"
     try:
-        comparison = compare(
+        comparison = runs.compare(
             config,
             methods,
             seeds,

@@ -14,18 +14,33 @@ _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 @click.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "kind", type=click.Choice(sorted(_FILES)), required=True,
+    "--format",
+    "kind",
+    type=click.Choice(sorted(_FILES)),
+    required=True,
     help="onnx: one file, any batch size; pt2: a torch.export program; safetensors: a folder for apical.load.",
-)  # fmt: skip
+)
 @click.option(
-    "--out", type=click.Path(path_type=Path),
+    "--out",
+    type=click.Path(path_type=Path),
     help="File to write (folder for safetensors).  [default: model.onnx, model.pt2 or model/ in RUN]",
-)  # fmt: skip
-@click.option("--tolerance", type=click.FloatRange(min=0), default=1e-5, show_default=True,
-              help="Largest difference allowed between the outputs of the file and of the model.")  # fmt: skip
-@click.option("--input", "shapes", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, callback=parse_inputs,
-              help="Shape of the input (1x3x360x480) where the network takes other sizes than it was trained on; the "
-              "batch size stays free.")  # fmt: skip
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=1e-5,
+    show_default=True,
+    help="Largest difference allowed between the outputs of the file and of the model.",
+)
+@click.option(
+    "--input",
+    "shapes",
+    metavar="SHAPE[:DTYPE[:VALUES]]",
+    multiple=True,
+    callback=parse_inputs,
+    help="Shape of the input (1x3x360x480) where the network takes other sizes than it was trained on; the "
+    "batch size stays free.",
+)
 @click.option("--trust-code", is_flag=True, help="Call the package.module:callable that RUN names to build its model.")
 def export_command(
     run: Path, kind: str, out: Path | None, tolerance: float, shapes: tuple[InputSpec, ...], trust_code: bool
@@ -46,7 +61,7 @@ def export_command(
     from torch.utils._pytree import tree_map
 
     from apical.export import export_onnx, export_pt2, export_safetensors
-    from apical.recipes import load_serving
+    from apical.runs import load_serving
 
     torch.manual_seed(0)
     model, full_model, call = load_serving(run, trust_code=trust_code)
@@ -59,6 +74,13 @@ def export_command(
     elif kind == "pt2":
         report = export_pt2(model, inputs, target, batch_dim=call.batch_dim, tolerance=tolerance)
     else:
-        report = export_onnx(model, inputs, target, batch_dim=call.batch_dim, tolerance=tolerance,
-                             input_names=call.input_names, output_names=call.output_names)  # fmt: skip
+        report = export_onnx(
+            model,
+            inputs,
+            target,
+            batch_dim=call.batch_dim,
+            tolerance=tolerance,
+            input_names=call.input_names,
+            output_names=call.output_names,
+        )
     click.echo(f"wrote {report}")

@@ -86,14 +86,29 @@ def _parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> d
 @click.command("inspect")
 @click.argument("target", metavar="MODEL")
 @click.option(
-    "--input", "inputs", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, required=True, callback=parse_inputs,
+    "--input",
+    "inputs",
+    metavar="SHAPE[:DTYPE[:VALUES]]",
+    multiple=True,
+    required=True,
+    callback=parse_inputs,
     help="One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2).",
-)  # fmt: skip
-@click.option("--kwargs", metavar="JSON", default="{}", callback=_parse_object,
-              help="Keyword arguments of the callable, as a JSON object.")  # fmt: skip
+)
+@click.option(
+    "--kwargs",
+    metavar="JSON",
+    default="{}",
+    callback=_parse_object,
+    help="Keyword arguments of the callable, as a JSON object.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write a page instead: the module tree, in which a group shows all that belongs to it.")  # fmt: skip
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page instead: the module tree, in which a group shows all that belongs to it.",
+)
 def inspect_command(
     target: str, inputs: tuple[InputSpec, ...], kwargs: dict[str, Any], as_json: bool, page: Path | None
 ) -> None:
@@ -114,7 +129,7 @@ def inspect_command(
     """
     import torch
 
-    from apical.recipes import call_builder, find_builder
+    from apical.recipes._model import call_builder, find_builder
     from apical.resizing import trace
 
     torch.manual_seed(0)

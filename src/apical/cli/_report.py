@@ -10,9 +10,10 @@ import click
 @click.command("report")
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN [RUN …]")
 @click.option(
-    "--out", type=click.Path(path_type=Path),
+    "--out",
+    type=click.Path(path_type=Path),
     help="File to write.  [default: report.html in RUN; runs.html in the current folder for several]",
-)  # fmt: skip
+)
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
     """Write a run's report, or one page that compares several runs.
 

@@ -16,7 +16,7 @@ from apical.errors import ConfigError
 
 if TYPE_CHECKING:
     from apical.budget import DeviceTable
-    from apical.recipes._simulate import Simulation
+    from apical.runs._simulate import Simulation
 
 
 @click.command("simulate")
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="What --measure measures.")
 @click.option("--write-table", type=click.Path(path_type=Path), help="With --measure: keep the table in this file.")
 @click.option("--memory/--no-memory", default=True, help="Run each network once for its activations.")
-@click.option("--every", type=click.IntRange(min=1),
-              help="Show a row for every so many epochs.  [default: about twenty rows]")  # fmt: skip
+@click.option(
+    "--every", type=click.IntRange(min=1), help="Show a row for every so many epochs.  [default: about twenty rows]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every epoch, instead of a table.")
 def simulate_command(recipe: str, as_json: bool, every: int | None, **options: Any) -> None:
     """Walk through a recipe's growth without training: MACs, memory, communication and time of every epoch.
@@ -50,7 +51,7 @@ def simulate_command(recipe: str, as_json: bool, every: int | None, **options: A
       apical simulate cifar10-resnet20 --measure --write-table this-machine.json
     """
     from apical.recipes import apply_settings, get_recipe
-    from apical.recipes._simulate import data_facts, simulate
+    from apical.runs._simulate import data_facts, simulate
 
     if options["write_table"] is not None and not options["measure"]:
         raise ConfigError("--write-table keeps what --measure measures; add --measure")
@@ -79,8 +80,8 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 def _table(config: Any, facts: Any, options: dict[str, Any]) -> DeviceTable | None:
     from apical.budget import DeviceTable
-    from apical.recipes._simulate import measure_table
-    from apical.training import resolve_device
+    from apical.runs._simulate import measure_table
+    from apical.training._config import resolve_device
 
     if options["measure"]:
         share = -(-config.training.batch_size // options["processes"])

@@ -13,8 +13,19 @@ from apical.errors import CheckpointError, ConfigError, ProcessLostError
 if TYPE_CHECKING:
     from apical.recipes import RunConfig
 
-_NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "settings", "overwrite", "auto_resume",
-                    "config_file", "save_config")  # fmt: skip
+_NOT_WITH_RESUME = (
+    "budget",
+    "method",
+    "epochs",
+    "seed",
+    "model",
+    "out",
+    "settings",
+    "overwrite",
+    "auto_resume",
+    "config_file",
+    "save_config",
+)
 
 
 @click.command("train")
@@ -31,14 +42,25 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of training and growth.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ...")
 @click.option(
-    "--set", "settings", metavar="KEY=VALUE", multiple=True,
-    help="Change any setting, for example --set lr=0.05 --set model.width=8."
-    " --list-settings shows all.",
-)  # fmt: skip
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="Settings from a .yaml or .json file, or a run's config.json; no RECIPE.")  # fmt: skip
-@click.option("--save-config", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write all settings into a .yaml or .json file, and train nothing.")  # fmt: skip
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change any setting, for example --set lr=0.05 --set model.width=8. --list-settings shows all.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings from a .yaml or .json file, or a run's config.json; no RECIPE.",
+)
+@click.option(
+    "--save-config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write all settings into a .yaml or .json file, and train nothing.",
+)
 @click.option("--list-settings", is_flag=True, help="Show the settings of RECIPE, and train nothing.")
 @click.option(
     "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
@@ -46,13 +68,19 @@ _NOT_WITH_RESUME = ("budget", "method", "epochs", "seed", "model", "out", "setti
 @click.option(
     "--trust-code", is_flag=True, help="With --resume or --config: call the package.module:callable that it names."
 )
-@click.option("--auto-resume", is_flag=True,
-              help="Go on with the run in --out if there is one, start it if not: for machines that may be taken "
-              "away.")  # fmt: skip
+@click.option(
+    "--auto-resume",
+    is_flag=True,
+    help="Go on with the run in --out if there is one, start it if not: for machines that may be taken away.",
+)
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
-@click.option("--log", "logs", metavar="LOGGER", multiple=True,
-              help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own "
-              "tracker.")  # fmt: skip
+@click.option(
+    "--log",
+    "logs",
+    metavar="LOGGER",
+    multiple=True,
+    help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own tracker.",
+)
 @click.option("--quiet", is_flag=True, help="Print messages only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def train_command(
@@ -88,7 +116,7 @@ def train_command(
     if options.pop("list_settings"):
         _list_settings(recipe, options["config_file"])
         return
-    from apical.recipes import logger_factory
+    from apical.runs import logger_factory
 
     config, out = _resumed(recipe, resume, options) if resume is not None else _started(recipe, options)
     if options["save_config"] is not None:
@@ -103,16 +131,21 @@ def train_command(
     if goes_on and resume is None and processes().first and not as_json:
         click.echo(f"{out} holds a run already; it goes on.")
     _run(
-        config, out, progress=progress, loggers=loggers, resume=goes_on, overwrite=options["overwrite"],
+        config,
+        out,
+        progress=progress,
+        loggers=loggers,
+        resume=goes_on,
+        overwrite=options["overwrite"],
         trust_code=resume is None or options["trust_code"],  # what the command line names is the caller's own
-    )  # fmt: skip
+    )
     if not quiet and not as_json and processes().first:
         click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
 
 
 def _again(config: RunConfig, out: Path) -> str:
     """The command that goes on with a run."""
-    from apical.recipes import names_foreign_code
+    from apical.runs._trust import names_foreign_code
 
     return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
 
@@ -125,7 +158,7 @@ def _found_again(out: Path, options: dict[str, Any]) -> bool:
 
 
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
-    from apical.recipes import run
+    from apical.runs import run
     from apical.training import Interrupted
 
     try:
@@ -144,7 +177,8 @@ def _run(config: RunConfig, out: Path, **options: Any) -> None:
 
 
 def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Path]:
-    from apical.recipes import get_recipe, read_config_file, require_trusted
+    from apical.recipes import get_recipe, read_config_file
+    from apical.runs._trust import require_trusted
 
     file = options["config_file"]
     if recipe is not None and file is not None:
@@ -166,8 +200,15 @@ def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     """A config changed by the options of the command line; those that are None change nothing."""
     from apical.recipes import apply_settings
 
-    named = {"epochs": "training.epochs", "seed": "seed", "budget": "budget", "method": "method",
-             "data": "data.path", "device": "training.device", "model": "model.name"}  # fmt: skip
+    named = {
+        "epochs": "training.epochs",
+        "seed": "seed",
+        "budget": "budget",
+        "method": "method",
+        "data": "data.path",
+        "device": "training.device",
+        "model": "model.name",
+    }
     if options["model"] is not None:  # the recipe's arguments are those of its own model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
     settings = [f"{key}={options[option]}" for option, key in named.items() if options[option] is not None]
@@ -175,7 +216,8 @@ def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
 
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
-    from apical.recipes import read_config, require_trusted
+    from apical.runs import read_config
+    from apical.runs._trust import require_trusted
 
     spelt = {"settings": "set", "config_file": "config"}
     given = [f"--{spelt.get(name, name).replace('_', '-')}" for name in _NOT_WITH_RESUME if options[name]]
@@ -204,7 +246,8 @@ def _list_recipes() -> None:
 
 
 def _list_settings(recipe: str | None, file: Path | None) -> None:
-    from apical.recipes import get_recipe, read_config_file, setting_types
+    from apical.recipes import get_recipe, read_config_file
+    from apical.recipes._settings import setting_types
 
     config = get_recipe(recipe or "digits") if file is None else read_config_file(file)
     content = config.to_mapping()

@@ -1,10 +1,7 @@
 """Readers for the layouts in which people have images and text, and batches of them on the device."""
 
-from apical.data._contents import contents
-from apical.data._optional import import_optional
-from apical.data._splits import Split
-from apical.data.arrays import ImageArrays, channel_statistics, train_validation_split
-from apical.data.augment import (
+from apical.data._arrays import ImageArrays, channel_statistics, train_validation_split
+from apical.data._augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augment,
@@ -12,29 +9,24 @@ from apical.data.augment import (
     RandomCrop,
     RandomFlip,
     RandomResizedCrop,
-    random_crop,
-    random_flip,
-    random_resized_crop,
 )
-from apical.data.builtin import read_digits, synthetic_images
-from apical.data.cifar import read_cifar
-from apical.data.decoding import Decode
-from apical.data.folder import FolderImages, read_folder
-from apical.data.idx import read_idx
-from apical.data.layouts import load_images, locate, open_images, recognise_layout, split_remark
-from apical.data.loader import ImageLoader
-from apical.data.paired import PairLoader, Pairs, RandomView, draw_views, random_view
-from apical.data.parquet import ParquetImages, read_parquet
-from apical.data.root import data_root
-from apical.data.sampler import BlockShuffleSampler
-from apical.data.text import Corpus, TokenStream, Vocabulary, read_corpus
-from apical.data.voc import VocSplit, check_mask, find_voc, has_masks, open_voc, read_split, voc_classes
+from apical.data._builtin import read_digits, synthetic_images
+from apical.data._cifar import read_cifar
+from apical.data._decoding import Decode
+from apical.data._folder import FolderImages, read_folder
+from apical.data._idx import read_idx
+from apical.data._layouts import load_images, open_images
+from apical.data._loader import ImageLoader
+from apical.data._paired import PairLoader, Pairs, RandomView
+from apical.data._parquet import ParquetImages, read_parquet
+from apical.data._root import data_root
+from apical.data._text import Corpus, TokenStream, Vocabulary, read_corpus
+from apical.data._voc import VocSplit, open_voc
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Augment",
-    "BlockShuffleSampler",
     "Corpus",
     "Decode",
     "FolderImages",
@@ -48,36 +40,20 @@ __all__ = [
     "RandomFlip",
     "RandomResizedCrop",
     "RandomView",
-    "Split",
     "TokenStream",
     "VocSplit",
     "Vocabulary",
     "channel_statistics",
-    "check_mask",
-    "contents",
     "data_root",
-    "draw_views",
-    "find_voc",
-    "has_masks",
-    "import_optional",
     "load_images",
-    "locate",
     "open_images",
     "open_voc",
-    "random_crop",
-    "random_flip",
-    "random_resized_crop",
-    "random_view",
     "read_cifar",
     "read_corpus",
     "read_digits",
     "read_folder",
     "read_idx",
     "read_parquet",
-    "read_split",
-    "recognise_layout",
-    "split_remark",
     "synthetic_images",
     "train_validation_split",
-    "voc_classes",
 ]

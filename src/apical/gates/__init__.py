@@ -13,9 +13,9 @@ Nothing here holds state, moves a weight or knows a model.
 """
 
 from apical.gates._budgeted import CostShift, shift_for_cost
-from apical.gates._gradient import gradient_from_products, score_gradient, unit_products
+from apical.gates._gradient import score_gradient, unit_products
 from apical.gates._penalty import penalty, penalty_gradient, penalty_weight
-from apical.gates._relaxation import age_temperature, gate_ratio, global_temperature, relax
+from apical.gates._relaxation import age_temperature, relax
 from apical.gates._sampling import critical_shift, draw_noise, sample_indicators
 
 __all__ = [
@@ -23,9 +23,6 @@ __all__ = [
     "age_temperature",
     "critical_shift",
     "draw_noise",
-    "gate_ratio",
-    "global_temperature",
-    "gradient_from_products",
     "penalty",
     "penalty_gradient",
     "penalty_weight",

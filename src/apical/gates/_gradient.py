@@ -45,10 +45,10 @@ def unit_products(members: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     return total
 
 
-def score_gradient(scores: Tensor, beta: Tensor | float, members: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def score_gradient(scores: Tensor, beta: Tensor | float, products: Tensor) -> Tensor:
     """Gradient of the task loss to the scores, with the gates kept out of the forward pass.
 
-        θ_eff = m θ,  m = σ(β s)   ⇒   ∂L/∂s_i = β_i (1 − m_i) ⟨θ_eff,i , ∂L/∂θ_eff,i⟩
+        θ_eff = m θ,  m = σ(β s)   ⇒   ∂L/∂s_i = β_i (1 − m_i) p_i,   p_i = ⟨θ_eff,i , ∂L/∂θ_eff,i⟩
 
     because ∂L/∂m_i = ⟨θ_i, ∂L/∂θ_eff,i⟩ and dm_i/ds_i = β_i m_i (1 − m_i): the m cancels, nothing is divided by it. It
     equals autograd through [SCS]'s explicit multiplication of the mask in the forward pass.
@@ -56,8 +56,8 @@ def score_gradient(scores: Tensor, beta: Tensor | float, members: Iterable[tuple
     Args:
         scores: s, (units,).
         beta: β, a scalar or (units,), positive.
-        members: (θ_eff, ∂L/∂θ_eff) of each slice that the gate multiplies, both (units, ...). Gradients must be
-            unscaled (`GradScaler.unscale_`) and averaged over the batch.
+        products: p, (units,), as `unit_products` returns them for the slices that the gate multiplies. Their gradients
+            must be unscaled (`GradScaler.unscale_`) and averaged over the batch.
 
     Returns:
         ∂L/∂s, (units,).
@@ -67,33 +67,12 @@ def score_gradient(scores: Tensor, beta: Tensor | float, members: Iterable[tuple
 
     Example:
         >>> scale, grad = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.5])
-        >>> score_gradient(torch.zeros(2), 2.0, [(scale, grad)])
+        >>> score_gradient(torch.zeros(2), 2.0, unit_products([(scale, grad)]))
         tensor([0.5000, 1.0000])
     """
-    products = unit_products(members)
     if products.shape != scores.shape:
         raise ConfigError(
-            f"score_gradient: got {tuple(scores.shape)} scores for slices of {products.shape[0]} units; expected one "
-            "score per unit"
+            f"score_gradient: got {tuple(scores.shape)} scores for the products of {tuple(products.shape)} units; "
+            "expected one score per unit"
         )
-    return gradient_from_products(scores, beta, products)
-
-
-def gradient_from_products(scores: Tensor, beta: Tensor | float, products: Tensor) -> Tensor:
-    """The same gradient from inner products that were formed already.
-
-        ∂L/∂s_i = β_i (1 − m_i) p_i,   p_i = ⟨θ_eff,i , ∂L/∂θ_eff,i⟩
-
-    Args:
-        scores: s, (units,).
-        beta: β, a scalar or (units,), positive.
-        products: p, (units,), as `unit_products` returns them.
-
-    Returns:
-        ∂L/∂s, (units,).
-
-    Example:
-        >>> gradient_from_products(torch.zeros(2), 2.0, torch.tensor([0.5, 1.0]))
-        tensor([0.5000, 1.0000])
-    """
     return beta * torch.sigmoid(-(beta * scores)) * products  # σ(−x) = 1 − σ(x) without cancellation

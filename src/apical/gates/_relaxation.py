@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from apical.errors import ConfigError
 
@@ -60,54 +59,3 @@ def age_temperature(age: Tensor, total: float, beta_0: float) -> Tensor:
         )
     exponent = age / total
     return torch.pow(torch.full_like(exponent, beta_0), exponent)
-
-
-def global_temperature(epoch: float, total: float, beta_0: float) -> float:
-    """One temperature for all components, by the epoch: the scheduler that the age-dependent one is compared with.
-
-        β = β_0^(epoch / T)
-
-    Source: Savarese et al., *Winning the Lottery with Continuous Sparsification*, 2020.
-
-    Args:
-        epoch: number of completed epochs, in [0, total].
-        total: T, the number of epochs of the whole training; positive.
-        beta_0: β_0, the final temperature; at least 1.
-
-    Returns:
-        β, in [1, β_0].
-
-    Raises:
-        ConfigError: `total` is not positive or `beta_0` is below 1.
-
-    Example:
-        >>> round(global_temperature(5, total=10, beta_0=100.0), 3)
-        10.0
-    """
-    return float(age_temperature(torch.tensor(float(epoch), dtype=torch.float64, device="cpu"), total, beta_0))
-
-
-def gate_ratio(
-    scores_old: Tensor, beta_old: Tensor | float, scores_new: Tensor, beta_new: Tensor | float
-) -> Tensor:  # (units,)
-    """Factor that carries a gated parameter from its old mask to its new one.
-
-        m_new / m_old = exp(log σ(β_new s_new) − log σ(β_old s_old))
-
-    The model holds θ_eff = m θ and never θ, so a moved mask multiplies θ_eff by this. The logarithms keep the ratio
-    finite where both masks underflow.
-
-    Args:
-        scores_old: s before the move, (units,).
-        beta_old: β before the move, a scalar or (units,).
-        scores_new: s after the move, (units,).
-        beta_new: β after the move, a scalar or (units,).
-
-    Returns:
-        The ratio, (units,), positive.
-
-    Example:
-        >>> gate_ratio(torch.tensor([0.0, -200.0]), 1.0, torch.tensor([9.0, -201.0]), 1.0)
-        tensor([1.9998, 0.3679])
-    """
-    return torch.exp(logsigmoid(beta_new * scores_new) - logsigmoid(beta_old * scores_old))

@@ -1,10 +1,11 @@
-"""Growing a network while it trains: seed, schedule, sampling under a budget, births, and the Grower around them."""
+"""Growing a network while it trains: seed, schedule, what is worth what, births, and the Grower around them."""
 
 from apical.growth._config import GrowthConfig
 from apical.growth._grower import Grower
 from apical.growth._measured import choose_divisor
 from apical.growth._method import Choice
-from apical.growth._record import EpochRecord
+from apical.growth._plan import Plan, PlannedEpoch
+from apical.growth._record import EpochRecord, template_record
 from apical.growth._scs import ScsConfig
 from apical.growth._sharded_checkpoint import load_sharded, save_sharded
 
@@ -13,8 +14,11 @@ __all__ = [
     "EpochRecord",
     "Grower",
     "GrowthConfig",
+    "Plan",
+    "PlannedEpoch",
     "ScsConfig",
     "choose_divisor",
     "load_sharded",
     "save_sharded",
+    "template_record",
 ]

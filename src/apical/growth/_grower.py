@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
@@ -34,9 +35,19 @@ from apical.growth._measured import adopted_divisor, choose_divisor, measured_ta
 from apical.growth._method import Choice, Method, terms_of
 from apical.growth._observer import GateObserver, StepWatch, directions
 from apical.growth._options import changed
-from apical.growth._record import Changes, EpochRecord, add_changes, epoch_record, no_changes
+from apical.growth._plan import Plan, plan_of
+from apical.growth._record import (
+    Changes,
+    EpochRecord,
+    add_changes,
+    checked_metrics,
+    epoch_record,
+    no_changes,
+    run_record,
+)
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig, ScsController
+from apical.reporting import write_report
 from apical.resizing import (
     DormantStore,
     Selection,
@@ -44,10 +55,12 @@ from apical.resizing import (
     Sharding,
     TemplateMap,
     check_kinds,
+    check_matches,
     check_state,
     resize_,
     resize_state,
     trace,
+    unaveraged,
 )
 from apical.structure import Call, ExampleInputs, Keep, Structure
 
@@ -152,7 +165,7 @@ class Grower:
             if isinstance(self.config, ScsConfig)
             else Controller(model, terms, self.config, self._total)
         )
-        first = self._controller.seed()
+        first = self._first = self._controller.seed()
         self._template = TemplateMap(self.structure)
         self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
@@ -172,8 +185,11 @@ class Grower:
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
-    def end_epoch(self) -> EpochRecord:
+    def end_epoch(self, metrics: Mapping[str, float] | None = None) -> EpochRecord:
         """Say that an epoch ended: the network is recorded, and restructured if it is time.
+
+        Args:
+            metrics: numbers to keep with the epoch, such as ``{"accuracy": 0.93}``; `report` draws them.
 
         Returns:
             The record of the epoch; it is also appended to ``history``.
@@ -181,10 +197,12 @@ class Grower:
         Raises:
             ResizeError: the model cannot be resized as it is now; nothing has changed, so that the call can be repeated
                 once what the error names is mended.
-            ConfigError: ``interval_unit="steps"``, and `end_step` was never called in this epoch.
+            ConfigError: ``interval_unit="steps"``, and `end_step` was never called in this epoch; or a metric is no
+                finite number.
             TrainingError: weights are no longer finite; nothing has changed.
         """
         self._alive()
+        told = checked_metrics(metrics)
         if self.config.interval_unit == "steps" and not self._spent_steps:
             raise ConfigError(
                 "end_epoch without any end_step: with interval_unit='steps' the network changes between steps; call "
@@ -194,6 +212,7 @@ class Grower:
             self._warn_of_replaced()
         self._updates.write_back()
         record = epoch_record(self.structure, self._selection(), self.epoch, self.target_load)
+        record["metrics"] = told
         if self._spent_steps:
             record["mean_macs"] = self._spent_macs / self._spent_steps
         with self._undone_on_error():
@@ -231,19 +250,68 @@ class Grower:
         after = self._selection()
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
 
-    def batch_room(self) -> float:
-        """What the final network may cost, divided by the present one's cost, in the terms of the budget.
+    def add_copy(self, model: nn.Module) -> None:
+        """Let a copy that was made of the present model, such as a moving average of its weights, be resized with it.
+
+        One that was made before the Grower is given to it as ``copies=[…]``.
+
+        Args:
+            model: a deep copy of the model, or an ``AveragedModel`` of it.
 
         Raises:
-            ConfigError: ``interval_unit="steps"``: larger batches would make fewer steps than growth counts on.
+            ConfigError: it is the model itself, or is resized already.
+            ResizeError: its shapes are not those of the present model.
+
+        Example:
+            >>> import copy, torch, apical
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> grower = apical.Grower(model, optimizer, torch.zeros(1, 4), "50% macs", epochs=3)
+            >>> ema = copy.deepcopy(model)
+            >>> grower.add_copy(ema)
+            >>> _ = grower.end_epoch()
+            >>> ema[0].out_features == model[0].out_features
+            True
         """
-        if self.config.interval_unit == "steps":
-            raise ConfigError(
-                "a batch that grows with the network changes the number of steps of an epoch, by which "
-                "interval_unit='steps' schedules growth; set interval_unit='epochs' or batch_growth=1"
-            )
-        present = self._selection()
-        return 1.0 / max(1e-9, self.bound.load(present.keep, present.skip))
+        self._alive()
+        if self._sharding is not None:
+            raise ConfigError("copies of a sharded model cannot be resized yet: it has none that add_copy could add")
+        known = [unaveraged(c) for c in (self.model, *self._copies)]
+        if any(unaveraged(model) is other for other in known):
+            raise ConfigError("this is the model itself, or a copy that is resized already; add each copy once")
+        advice = "Make the copy of the model as it is now: copy.deepcopy(model)."
+        check_matches(unaveraged(model), self._template, self._selection(), "the copy", advice)
+        assert self.store is not None
+        self.store.add_copy(len(self._copies))
+        self._copies = (*self._copies, model)
+
+    def plan(self) -> Plan:
+        """What training will cost, epoch by epoch, against the full model and the final network; print it.
+
+        Example:
+            >>> import torch, apical
+            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> grower = apical.Grower(model, optimizer, torch.zeros(1, 4), "50% macs", epochs=10)
+            >>> round(grower.plan().train_macs_vs_dense, 2)
+            0.41
+        """
+        return plan_of(self._controller, self._first, self.epochs, str(self.budget))
+
+    def report(self, path: str | Path = "report.html") -> Path:
+        """Write a page about the training so far: the network by epoch, why it grew so, what it cost, the metrics.
+
+        Args:
+            path: of the file, which is replaced.
+
+        Returns:
+            The file.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        title = type(self.model).__name__
+        return write_report(run_record(self.structure, self.history, title, str(self.budget), self.epochs), path)
 
     @property
     def frozen(self) -> bool:

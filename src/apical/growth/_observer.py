@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.resizing import Selection, TemplateMap, is_sharded, lookup, own_part, start_of_part, sum_over_parts_
-from apical.structure import ParamSlice
 
 
 class GateObserver:
@@ -48,7 +47,7 @@ class GateObserver:
             for part in group.gate_site:
                 start = self._watch(model, template, selection, parameters, part.tensor, part.dim)
                 if start is not None:
-                    positions = _live_positions(template, selection, part, kept)  # (units, positions per unit)
+                    positions = template.positions(part, group.name, selection)  # (units, positions per unit)
                     sources.append((start + positions).reshape(-1))
                     targets.append((offset + kept)[:, None].expand(positions.shape).reshape(-1))
             offset += group.size
@@ -183,13 +182,6 @@ def _sum_to(product: Tensor, dim: int) -> Tensor:
     if product.dim() <= 1:
         return product.reshape(-1).to(dtype)
     return product.sum([d for d in range(product.dim()) if d != dim], dtype=dtype)
-
-
-def _live_positions(template: TemplateMap, selection: Selection, part: ParamSlice, kept: Tensor) -> Tensor:
-    """Where the kept units lie along the live tensor's dimension  # (units, positions per unit)"""
-    positions = part.index[kept]
-    index: Mapping[int, Tensor] = template.index(part.tensor, selection)
-    return torch.searchsorted(index[part.dim], positions) if part.dim in index else positions
 
 
 def directions(groups: Iterable[Mapping[str, Any]]) -> dict[int, int]:

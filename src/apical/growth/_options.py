@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from math import isfinite
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+from apical._checks import fits, in_words, nearest
 from apical.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -22,8 +22,7 @@ def changed(config: Config, options: Mapping[str, Any]) -> Config:
     known = [f.name for f in fields(config)]  # type: ignore[arg-type]
     for option in options:
         if option not in known:
-            near = get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; options are {', '.join(known)}"
+            hint = nearest(option, known, f"; options are {', '.join(known)}")
             raise ConfigError(f"Grower has no option {option!r}{hint}")
     return replace(config, **options)  # type: ignore[type-var]
 
@@ -39,6 +38,12 @@ def check_options(config: Any, wrong_values: Callable[[], Iterator[str]]) -> Non
     problems = problems or list(wrong_values())
     if problems:
         raise ConfigError("growth options: " + "; ".join(problems))
+
+
+def _wrong_type(name: str, hint: Any, value: Any) -> Iterator[str]:
+    told = tuple(value) if isinstance(value, list) else value
+    if not fits(told, hint) or (isinstance(value, float) and not isfinite(value)):
+        yield f"{name} must be {in_words(hint)}, got {value!r}"
 
 
 def wrong_times(config: Any) -> Iterator[str]:
@@ -68,25 +73,3 @@ def numeric_divisor(divisor: Any) -> int:
         f"divisor={divisor!r} has not been measured here; give a number, or the one that another run of this model "
         "measured on this device (`divisor` in its summary.json)"
     )
-
-
-def _wrong_type(name: str, hint: Any, value: Any) -> Iterator[str]:
-    if value is None and type(None) in get_args(hint):
-        return
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            yield f"{name} must be one of {', '.join(map(repr, get_args(hint)))}, got {value!r}"
-    elif name == "ignore":
-        if not isinstance(value, (tuple, list)) or any(not isinstance(v, str) for v in value):
-            yield f"ignore must be a tuple of module paths, got {value!r}"
-    elif hint is bool:
-        if not isinstance(value, bool):
-            yield f"{name} must be True or False, got {value!r}"
-    elif hint == int | Literal["auto"]:
-        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool)):
-            yield f"{name} must be a whole number or 'auto', got {value!r}"
-    elif hint is int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            yield f"{name} must be a whole number, got {value!r}"
-    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not isfinite(value):
-        yield f"{name} must be a finite number, got {value!r}"

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import isfinite
+from pathlib import Path
+from typing import Any, TypedDict
 
+from apical.errors import ConfigError
+from apical.reporting import RunRecord
 from apical.resizing import Selection
 from apical.structure import Structure
 
@@ -14,6 +20,7 @@ class EpochRecord(TypedDict):
     ``mean_macs`` is the mean over the epoch's steps, where `Grower.end_step` was told of them. ``worth`` says why the
     network became what it is: what a unit of each group, and each block, was worth for its cost at the last
     restructuring, as the logarithm of its ratio to the mean of the widths; above 0 it grows, below 0 it shrinks.
+    ``metrics`` is what `Grower.end_epoch` was told.
     """
 
     epoch: int
@@ -29,6 +36,7 @@ class EpochRecord(TypedDict):
     returned: int
     died: int
     worth: dict[str, float]
+    metrics: dict[str, float]
     scheduled_load: float
     next_load: float
     restructure_seconds: float
@@ -73,7 +81,66 @@ def epoch_record(structure: Structure, present: Selection, epoch: int, load: flo
         blocks=len(structure.blocks) - len(present.skip),
         skipped=sorted(present.skip),
         worth={},
+        metrics={},
         scheduled_load=load,
         next_load=load,
         **no_changes(),
     )
+
+
+def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Numbers by name, as plain floats.
+
+    Raises:
+        ConfigError: a name is no text, or a value no finite number.
+    """
+    found = {}
+    for name, value in (metrics or {}).items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            number = float("nan")
+        if not isinstance(name, str) or not isfinite(number):
+            raise ConfigError(f"metrics must be finite numbers by name, such as accuracy=0.93, got {name!r}: {value!r}")
+        found[name] = number
+    return found
+
+
+def template_record(structure: Structure) -> dict[str, Any]:
+    """Costs, widths, blocks and frozen parts of the full model, as a run's folder has them."""
+    return {
+        "macs": structure.macs(),
+        "num_params": structure.num_params(),
+        "widths": {group.name: group.size for group in structure.groups},
+        "roles": {group.name: group.role for group in structure.groups},
+        "blocks": [block.name for block in structure.blocks],
+        "frozen": [asdict(item) for item in structure.frozen],
+    }
+
+
+LAST = ("macs", "macs_fraction", "num_params", "params_fraction")  # of the final network, in a run's summary
+
+
+def run_record(structure: Structure, history: Sequence[EpochRecord], title: str, budget: str, epochs: int) -> RunRecord:
+    """What a page shows of a training in a loop of the user's own; the first metric is what it is judged by.
+
+    Args:
+        structure: of the full model.
+        history: the epochs so far.
+        title: of the page.
+        budget: in words.
+        epochs: of the whole training.
+    """
+    config: dict[str, Any] = {"recipe": title, "budget": budget, "training": {"epochs": epochs}}
+    for name in {name: None for record in history for name in record["metrics"]}:
+        shares = all(0 <= record["metrics"].get(name, 0) <= 1 for record in history)
+        style = {"pattern": "{:.2f}", "scale": 100.0, "unit": " %"} if shares else {"pattern": "{:.4g}", "scale": 1.0}
+        config.setdefault("metrics", []).append({"name": name, "heading": name, "unit": "", **style})
+    summary: dict[str, Any] = {}
+    if len(history) >= epochs:
+        last: Mapping[str, Any] = history[-1]
+        spent = sum(record["mean_macs"] for record in history) / len(history)
+        summary = {name: last[name] for name in LAST}
+        summary |= {"train_macs_fraction": spent / structure.macs(), "train_macs_vs_final": spent / last["macs"]}
+    told = [{**record, **{f"eval_{name}": value for name, value in record["metrics"].items()}} for record in history]
+    return RunRecord(Path(title), config, told, summary, template_record(structure))

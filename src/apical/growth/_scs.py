@@ -27,9 +27,9 @@ from apical.gates import (
     age_temperature,
     critical_shift,
     draw_noise,
-    gradient_from_products,
     penalty_gradient,
     penalty_weight,
+    score_gradient,
 )
 from apical.growth._components import Components
 from apical.growth._method import Choice, Measurement, Method, Terms
@@ -285,7 +285,7 @@ class ScoreOptimizer(Measurement):
         """v ← μ v + ∂L/∂s,  s ← s − η v"""
         if not self._lr:
             return
-        gradient = gradient_from_products(self._scores, self._beta, products.to(self._scores.dtype))
+        gradient = score_gradient(self._scores, self._beta, products.to(self._scores.dtype))
         finite = torch.isfinite(gradient).all()
         velocity = torch.where(finite, self._momentum * self._velocity + gradient, self._velocity)
         self._scores.sub_(torch.where(finite, velocity, 0.0), alpha=self._lr)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations
-from math import ceil, inf, log
+from math import inf, log
 
 import torch
 from torch import Tensor
 
-from apical.budget import BoundBudget
+from apical.budget import BoundBudget, least_width, rounding_step
 from apical.gates import shift_for_cost
 from apical.structure import Structure
 
@@ -41,8 +41,8 @@ class Limits:
         """
         whole = whole or {}
         sizes = tuple(g.size for g in structure.groups)
-        step = tuple(divisor if n >= 2 * divisor else 1 for n in sizes)
-        least = tuple(min(n, s * ceil(min_units / s)) for n, s in zip(sizes, step, strict=True))
+        step = tuple(rounding_step(n, divisor) for n in sizes)
+        least = tuple(least_width(n, min_units, divisor) for n in sizes)
         return Limits(
             tuple(whole.get(g.name, n) for g, n in zip(structure.groups, least, strict=True)),
             tuple(whole.get(g.name, n) for g, n in zip(structure.groups, sizes, strict=True)),

@@ -47,7 +47,10 @@ class GrowthCallback(Callback):  # type: ignore[misc, unused-ignore]
         **options: Any,
     ) -> None:
         self._inputs = Call.of(example_inputs)
-        self._budget, self._module, self._epochs, self._options = budget, module, epochs, options
+        self._budget = budget
+        self._module = module
+        self._epochs = epochs
+        self._options = options
         self.grower: Grower | None = None
         self._saved: dict[str, Any] | None = None
         self._weights: dict[str, Tensor] = {}
@@ -88,7 +91,8 @@ class GrowthCallback(Callback):  # type: ignore[misc, unused-ignore]
         if self._saved is not None:
             self.grower.load_state_dict(self._saved)
             network.load_state_dict(self._weights)
-        self._saved, self._weights = None, {}
+        self._saved = None
+        self._weights = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restructures; `macs_fraction` and `params_fraction` of the epoch are logged."""

@@ -36,7 +36,8 @@ class GrowthCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, example_inputs: ExampleInputs, budget: Budget | str, **options: Any) -> None:
         self._inputs = Call.of(example_inputs)
-        self._budget, self._options = budget, options
+        self._budget = budget
+        self._options = options
         self.grower: Grower | None = None
 
     def on_train_begin(

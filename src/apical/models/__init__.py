@@ -1,14 +1,14 @@
 """The networks of the experiments, as ordinary modules without any knowledge of growing."""
 
-from apical.models.deeplab import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
-from apical.models.gpt import GPT
-from apical.models.lstm_lm import LSTMLanguageModel, lstm_large, lstm_medium, lstm_small
-from apical.models.mobilenet import MobileNetV1, mobilenet_v1
-from apical.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
-from apical.models.resnet_cifar import CifarResNet, resnet20, resnet56
-from apical.models.unet import UNet
-from apical.models.vgg import CifarVGG16, vgg16
-from apical.models.wide_resnet import WideResNet, wrn28_10
+from apical.models._deeplab import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
+from apical.models._gpt import GPT
+from apical.models._lstm_lm import LSTMLanguageModel, lstm_large, lstm_medium, lstm_small
+from apical.models._mobilenet import MobileNetV1, mobilenet_v1
+from apical.models._resnet import ResNet, resnet18, resnet34, resnet50, resnet101
+from apical.models._resnet_cifar import CifarResNet, resnet20, resnet56
+from apical.models._unet import UNet
+from apical.models._vgg import CifarVGG16, vgg16
+from apical.models._wide_resnet import WideResNet, wrn28_10
 
 __all__ = [
     "GPT",

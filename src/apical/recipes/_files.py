@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from apical.data import import_optional
+from apical._checks import fits
+from apical.data._optional import import_optional
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import fits, parse
+from apical.recipes._fields import parse
 from apical.recipes._registry import get_recipe, recipes
-from apical.training import plain
+from apical.training._run_folder import plain
 
 _OF_THE_RUN = frozenset({"input", "metrics", "versions"})  # what config.json of a run folder says besides
 _YAML = (".yaml", ".yml")

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from apical import models
+from apical._checks import nearest
 from apical.errors import ConfigError
-from apical.recipes._config import ModelConfig
-from apical.recipes._fields import nearest
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The full-size model.
+
+    Attributes:
+        name: a function or class of `apical.models` (``"resnet20"``), ``"torchvision:NAME"``, ``"timm:NAME"``, or
+            ``"package.module:callable"`` for one of your own.
+        options: its keyword arguments; the numbers of classes and of image channels are taken from the data.
+        initial_weights: a file with a state_dict to start from (.safetensors, or .pt without anything but tensors);
+            None starts from scratch.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    initial_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("model: name is empty; expected for example 'resnet20' or 'torchvision:resnet50'")
 
 
 def build_model(config: ModelConfig, **facts: Any) -> nn.Module:
@@ -135,7 +156,8 @@ def _import(name: str, spec: str) -> Any:
     except Exception as error:
         raise ConfigError(
             f"{spec}: {name} is installed but does not load: {type(error).__name__}: {error}. "
-            f"Its version may not fit torch {torch.__version__}."
+            f"Its build may not fit torch {torch.__version__}: take both from one place, in one command, such as "
+            "pip install --upgrade torch torchvision."
         ) from error
 
 

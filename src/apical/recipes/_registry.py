@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from apical._checks import nearest
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import nearest
 
 Recipe = Callable[[], RunConfig]
 

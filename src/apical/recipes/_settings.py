@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from apical._checks import in_words, nearest
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import in_words, nearest, parse, parse_freely
+from apical.recipes._fields import parse, parse_freely
+from apical.recipes._registry import get_recipe
 
 _FIXED = frozenset({"recipe", "task", "model.options", "method_options"})
 _FREE = {"model": "model.options", "method": "method_options"}  # settings whose names the model or method decides
@@ -86,14 +88,35 @@ def reproducing_command(config: RunConfig, out: str | Path) -> str:
         >>> reproducing_command(apply_settings(get_recipe("digits"), ["lr=0.02"]), "runs/a")
         'apical train digits --set training.optimizer.lr=0.02 --out runs/a'
     """
-    from apical.recipes._registry import get_recipe
-
     try:
         base = _flat(get_recipe(config.recipe))
     except ConfigError:  # a config that was made by hand
         base = {}
     changed = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in _flat(config).items() if base.get(k) != v]
     return " ".join(["apical train", config.recipe, *changed, "--out", shlex.quote(str(out))])
+
+
+def split_options(settings: Sequence[str], owners: Container[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """``key=value`` texts of all runs, and the options of single methods among them (``METHOD.OPTION=value``).
+
+    Args:
+        settings: the texts.
+        owners: names of all methods.
+
+    Example:
+        >>> split_options(["lr=0.05", "slimming.penalty=1e-3"], owners=("grown", "slimming"))
+        (['lr=0.05'], {'slimming': {'penalty': 0.001}})
+    """
+    shared: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        key, _, value = text.partition("=")
+        owner, dot, option = key.strip().partition(".")
+        if dot and owner in owners:
+            options.setdefault(owner, {})[option] = parse_freely(value.strip())
+        else:
+            shared.append(text)
+    return shared, options
 
 
 def _flat(config: RunConfig) -> dict[str, str]:

@@ -14,11 +14,11 @@ from apical.reporting._tables import folded, page, table, text, write_page
 from apical.reporting._worth import worth_section
 
 
-def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report of a run folder; it may still be running.
+def write_report(run: str | Path | RunRecord, out: str | Path | None = None) -> Path:
+    """Write the report of a run; it may still be running.
 
     Args:
-        run: the folder.
+        run: its folder, or what is known of it.
         out: the file; ``report.html`` in the folder if None.
 
     Returns:
@@ -27,7 +27,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         DataError: the folder does not hold a run, a file is damaged, or the report cannot be written.
     """
-    record = read_run(run)
+    record = run if isinstance(run, RunRecord) else read_run(run)
     return write_page(Path(out) if out is not None else record.folder / "report.html", render_report(record))
 
 
@@ -63,7 +63,8 @@ def run_title(run: RunRecord) -> str:
 def _state(run: RunRecord) -> str:
     epochs = (run.config.get("training") or {}).get("epochs")
     if run.summary:
-        return f"<p>{len(run.history)} epochs, on {escape(text(run.summary.get('device')))}.</p>"
+        device = run.summary.get("device")
+        return f"<p>{len(run.history)} epochs{f', on {escape(text(device))}' if device else ''}.</p>"
     return f'<p class="warn">Not finished: {len(run.history)} of {escape(text(epochs))} epochs are done.</p>'
 
 
@@ -73,7 +74,7 @@ def _headline(run: RunRecord) -> str:
     source, judged = run.summary, f"{run.summary.get('test_split') or 'test'} {run.metric_label}"
     if not isinstance(source.get(name), (int, float)):
         source = run.history[-1] if run.history else {}
-        name, judged = f"eval_{run.metric['name']}", f"held-out {run.metric_label} so far"
+        name, judged = f"eval_{run.metric['name']}", f"held-out {run.metric_label}{'' if run.summary else ' so far'}"
     if not isinstance(source.get(name), (int, float)):
         return ""
     number = f"{metric['pattern'].format(metric['scale'] * source[name])}{metric['unit']}"
@@ -217,6 +218,8 @@ def _frozen(run: RunRecord) -> str:
 
 
 def _repeat(run: RunRecord) -> str:
+    if not run.folder.is_dir():  # the training is a loop of the user's own
+        return ""
     command = run.summary.get("command") or f"apical train --resume {run.folder.name}"
     heading = "Repeat it" if run.summary else "Go on with it"
     return f'<h2>{heading}</h2><pre tabindex="0">{escape(str(command))}</pre>'
@@ -226,4 +229,4 @@ def _settings(run: RunRecord) -> str:
     versions = run.summary.get("versions") or run.config.get("versions") or {}
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     shown = folded("all settings", table(("setting", "value"), run.settings(), "settings"))
-    return f"<h2>Settings and versions</h2><p>{escape(made)}</p>{shown}"
+    return f"<h2>Settings{' and versions' if made else ''}</h2><p>{escape(made)}</p>{shown}"

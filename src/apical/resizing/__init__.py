@@ -2,7 +2,7 @@
 
 from apical.resizing._dry_run import Example, confirm, without
 from apical.resizing._gates import zero_gates_
-from apical.resizing._guards import refuse_wrapped
+from apical.resizing._guards import check_matches, refuse_wrapped, unaveraged
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._install import Installation, lookup, whole_or_nothing
 from apical.resizing._optimizer import check_kinds, check_state
@@ -29,6 +29,7 @@ __all__ = [
     "TensorChange",
     "are_finite",
     "check_kinds",
+    "check_matches",
     "check_selection",
     "check_state",
     "confirm",
@@ -42,6 +43,7 @@ __all__ = [
     "start_of_part",
     "sum_over_parts_",
     "trace",
+    "unaveraged",
     "whole",
     "whole_or_nothing",
     "without",

@@ -28,11 +28,19 @@ SHARDED = "pass the plain model, and what shards it to a Grower: shard=fully_sha
 AVERAGES = frozenset({"AveragedModel", "ModelEmaV2", "ModelEmaV3"})  # torch's, timm's; each keeps a model in `.module`
 
 
+def unaveraged(model: nn.Module) -> nn.Module:
+    """The model that an average of weights keeps; any other as it is."""
+    averaged = AVERAGES & {kind.__name__ for kind in type(model).__mro__}
+    found = model.module if averaged else model
+    assert isinstance(found, nn.Module)
+    return found
+
+
 def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
     """Raise for wrapped models, models without parameters, on the meta device, or on several devices."""
     if not isinstance(model, nn.Module):
         raise error(f"expected a torch.nn.Module, got {type(model).__name__}")
-    if AVERAGES & {kind.__name__ for kind in type(model).__mro__}:
+    if unaveraged(model) is not model:
         raise error(
             f"the model is wrapped in {type(model).__name__}: pass its .module, which holds the averaged weights"
         )
@@ -60,7 +68,7 @@ def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
         raise error(f"the model is spread over several devices ({shown}); move it to one with model.to(device)")
 
 
-def check_matches(model: nn.Module, template: TemplateMap, selection: Selection, whose: str, stored: bool) -> None:
+def check_matches(model: nn.Module, template: TemplateMap, selection: Selection, whose: str, advice: str) -> None:
     """Raise unless the model's tensors have the shapes that the selection says."""
     live = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     known = {alias for name, spec in template.structure.tensors.items() for alias in (name, *spec.aliases)}
@@ -75,14 +83,7 @@ def check_matches(model: nn.Module, template: TemplateMap, selection: Selection,
                 problems.append(f"{alias} has shape {tuple(live[alias].shape)}, expected {expected}")
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        advice = (
-            "pass the store of the model's earlier resizes"
-            if stored
-            else "if it was resized before, pass the DormantStore of that resize; else trace this model"
-        )
-        raise ResizeError(
-            f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice[0].upper()}{advice[1:]}."
-        )
+        raise ResizeError(f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice}")
 
 
 def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], store: DormantStore | None) -> None:

@@ -38,6 +38,12 @@ class TemplateMap:
             mask[member.index[gone].reshape(-1)] = False
         return {dim: mask.nonzero().reshape(-1) for dim, mask in masks.items()}
 
+    def positions(self, part: ParamSlice, group: str, selection: Selection) -> Tensor:
+        """Where the present units of a group lie in the live tensor, along their dimension  # (units, positions)"""
+        template = part.index[list(selection.keep[group])]
+        kept = self.index(part.tensor, selection).get(part.dim)
+        return template if kept is None else torch.searchsorted(kept, template)
+
     def present(self, name: str, selection: Selection) -> bool:
         """Whether any module that holds the tensor is outside the skipped blocks."""
         spec = self.structure.tensors[name]

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from apical.errors import ResizeError
-from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped
+from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped, unaveraged
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
 from apical.resizing._install import Installation, lookup, whole_or_nothing
 from apical.resizing._optimizer import check_histories, group_orders, rekey_, resized_state, restored_state
 from apical.resizing._report import ResizeReport, TensorChange
+from apical.resizing._retired import retire_
 from apical.resizing._selection import Selection, check_selection
 from apical.resizing._shards import alike, is_sharded, whole
 from apical.resizing._stand_in import stand_in
@@ -30,6 +30,9 @@ _NO_STORE = (
     "what left it is not kept. Pass store=apical.DormantStore() to the resize that removes and the same store to the "
     "one that brings back, or build the model anew."
 )
+
+_OTHER_STORE = "Pass the store of the model's earlier resizes."
+_RESIZED = "If it was resized before, pass the DormantStore of that resize; else trace this model."
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class NewTensors:
     namespace: str
     model: nn.Module
     tensors: dict[str, Tensor | None] = field(default_factory=dict)  # None: the tensor leaves with its block
+    replaced: list[nn.Parameter] = field(default_factory=list)
     changes: list[TensorChange] = field(default_factory=list)
 
 
@@ -108,12 +112,12 @@ def resize_(
     optimizers = _check_types(structure, optimizer, store)
     target = check_selection(structure, keep, skip)
     before = store.current(structure) if store is not None else Selection.full(structure)
-    twins = [c.module if isinstance(c, AveragedModel) else c for c in copies]
+    twins = [unaveraged(c) for c in copies]
     if any(t is model for t in twins) or len({id(t) for t in twins}) < len(twins):
         raise ResizeError("copies must be other models than the one that is resized, each given once")
     template = TemplateMap(structure)
     for twin, whose in [(model, "the model"), *((t, f"copy {i}") for i, t in enumerate(twins))]:
-        check_matches(twin, template, before, whose, stored=store is not None)
+        check_matches(twin, template, before, whose, _OTHER_STORE if store is not None else _RESIZED)
     check_parameters(model, optimizers, store)
     resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")
     serving = store.serving(optimizers) if store is not None else nullcontext()
@@ -175,6 +179,8 @@ class _Resize:
                 result.tensors[move.name] = self._dress(value, reference, live, move)
                 if live is not None and value.shape != live.shape:
                     result.changes.append(TensorChange(move.name, tuple(live.shape), tuple(value.shape)))
+            if isinstance(live, nn.Parameter):
+                result.replaced.append(live)
             if self.specs[move.name].is_parameter and not namespace:
                 self._prepare_states(move, live, result.tensors[move.name])
         return result
@@ -279,6 +285,9 @@ class _Resize:
                 self.store.order = orders
             for parameter in leaving:
                 self.store.retire(parameter)
+        for new in prepared:
+            for parameter in new.replaced:
+                retire_(parameter)
         return attributes
 
     def _swap_blocks(self, new: NewTensors, install: Installation) -> None:

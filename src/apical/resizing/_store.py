@@ -146,6 +146,17 @@ class DormantStore:
         """The full-size values of a parameter or buffer: the model's and those of its copies."""
         return [v for k, v in self._full.items() if k == name or (k.startswith("copy") and k.partition("/")[2] == name)]
 
+    def add_copy(self, position: int) -> None:
+        """Let a copy of the model that was made just now have, of what is absent, what the model has.
+
+        Args:
+            position: of the copy, in the ``copies`` of `resize_`.
+        """
+        own = {k: v for k, v in self._full.items() if not k.startswith(("copy", "optimizer"))}
+        self._full |= {f"copy{position}/{k}": v.clone() for k, v in own.items()}
+        blocks = {k: v for k, v in self.modules.items() if not k.startswith("copy")}
+        self.modules |= {f"copy{position}/{k}": copy.deepcopy(v) for k, v in blocks.items()}
+
     def moments(self, name: str) -> list[Tensor]:
         """The full-size optimizer state that is shaped like a parameter."""
         return [v for k, v in self._full.items() if k.startswith("optimizer") and k.split("/")[1] == name]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._epoch import apply_memory_format_, autocast
+from apical.training._learner import apply_memory_format_, autocast
 from apical.training._processes import any_of_all, processes
 from apical.training._protocols import Loader
 from apical.training._task import Task

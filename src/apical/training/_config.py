@@ -5,21 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 
+from apical._checks import build, check
 from apical.errors import ConfigError
 from apical.training._processes import processes
-
-T = TypeVar("T")
-
-
-def _check(where: str, rules: Mapping[str, bool]) -> None:
-    """Collects every broken rule before it complains."""
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise ConfigError(f"{where}: " + "; ".join(broken))
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class OptimizerConfig:
     decay_vectors: bool = True
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             "optimizer",
             {
                 f"name={self.name!r}, expected 'sgd' or 'adamw'": self.name in ("sgd", "adamw"),
@@ -64,35 +56,29 @@ class ScheduleConfig:
         name: `"cosine"`, `"poly"`, `"step"`, `"constant"`, or `"decay"`: constant, then multiplied by `gamma` at
             every epoch.
         warmup_epochs: length of the linear rise from 0, in epochs, fractions allowed.
-        final_factor: where cosine and poly end, in [0, 1].
         milestones: epochs at which the step schedule multiplies by `gamma`.
         gamma: factor of the step and decay schedules, in (0, 1].
         constant_epochs: epochs before the decay schedule's first decrease.
-        power: exponent of the poly schedule, positive.
     """
 
     name: Literal["cosine", "poly", "step", "constant", "decay"] = "cosine"
     warmup_epochs: float = 0.0
-    final_factor: float = 0.0
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     constant_epochs: float = 0.0
-    power: float = 0.9
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         known = ("cosine", "poly", "step", "constant", "decay")
-        _check(
+        check(
             "schedule",
             {
                 f"name={self.name!r}, expected one of {known}": self.name in known,
                 f"warmup_epochs={self.warmup_epochs}, expected at least 0": self.warmup_epochs >= 0,
-                f"final_factor={self.final_factor}, expected a number in [0, 1]": 0 <= self.final_factor <= 1,
                 f"gamma={self.gamma}, expected a number in (0, 1]": 0 < self.gamma <= 1,
                 f"milestones={self.milestones}, expected rising epochs": list(self.milestones)
                 == sorted(set(self.milestones)),
                 f"constant_epochs={self.constant_epochs}, expected at least 0": self.constant_epochs >= 0,
-                f"power={self.power}, expected a positive number": self.power > 0,
                 "name='step' needs milestones": self.name != "step" or bool(self.milestones),
             },
         )
@@ -105,10 +91,6 @@ class TrainingConfig:
     Attributes:
         epochs: number of passes over the training set, at least 1.
         batch_size: images per step in all processes together; the loaders read it, the loop does not.
-        batch_growth: while a network that grows is cheap, the batch is up to so many times `batch_size`, a whole
-            number: by what the final network costs, divided by what the present one does. 1 for never.
-        batch_growth_lr: what the learning rate does then: `"linear"`: it grows as the batch does; `"sqrt"`: as its
-            square root; `"none"`.
         optimizer: the optimizer.
         schedule: the learning rate over time.
         amp: autocast dtype: `"none"`, `"bfloat16"` or `"float16"` (which brings a GradScaler); `"auto"` measures a
@@ -121,12 +103,8 @@ class TrainingConfig:
         seed: seed of everything random.
         device: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, ...
         sync_batchnorm: whether batch norms see the batches of all processes, so that their number changes nothing.
-        compile: whether the training step calls the model through torch.compile: every network anew, or with `"final"`
-            only the one that training ends with, from the moment when the method says that it will not change any more
-            (from the start with a method that never says so).
-        compile_mode: what torch.compile aims at, one of torch's own modes: `"default"`; `"reduce-overhead"`: CUDA
-            graphs, which replay a step's kernels in one launch, at the cost of memory; `"max-autotune"`: CUDA graphs
-            and a search for the fastest kernels, which takes long; `"max-autotune-no-cudagraphs"`. Needs `compile`.
+        compile: whether training steps run through torch.compile, from the moment that the method says that the network
+            is final; at once for methods that do not say.
         deterministic: whether only deterministic algorithms may run. Runs on a CPU repeat bit for bit either way.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         process_timeout_s: of several processes, seconds that one waits for another before all end with a word about
@@ -144,8 +122,6 @@ class TrainingConfig:
 
     epochs: int = 1
     batch_size: int = 128
-    batch_growth: int = 1
-    batch_growth_lr: Literal["linear", "sqrt", "none"] = "linear"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     amp: Literal["none", "bfloat16", "float16", "auto"] = "none"
@@ -156,32 +132,24 @@ class TrainingConfig:
     seed: int = 0
     device: str = "auto"
     sync_batchnorm: bool = True
-    compile: bool | Literal["final"] = False
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    compile: bool = False
     deterministic: bool = False
     eval_every: int = 1
     process_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        known, rules = ("none", "bfloat16", "float16", "auto"), ("linear", "sqrt", "none")
-        modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-        _check(
+        known = ("none", "bfloat16", "float16", "auto")
+        check(
             "training",
             {
                 f"epochs={self.epochs}, expected at least 1": self.epochs >= 1,
                 f"batch_size={self.batch_size}, expected at least 1": self.batch_size >= 1,
-                f"batch_growth={self.batch_growth}, expected at least 1": self.batch_growth >= 1,
-                f"batch_growth_lr={self.batch_growth_lr!r}, expected one of {rules}": self.batch_growth_lr in rules,
                 f"amp={self.amp!r}, expected one of {known}": self.amp in known,
                 f"label_smoothing={self.label_smoothing}, expected a number in [0, 1)": 0 <= self.label_smoothing < 1,
                 f"clip_grad_norm={self.clip_grad_norm}, expected a positive number": self.clip_grad_norm is None
                 or self.clip_grad_norm > 0,
                 f"ema_decay={self.ema_decay}, expected a number in (0, 1)": self.ema_decay is None
                 or 0 < self.ema_decay < 1,
-                f"compile={self.compile!r}, expected true, false or 'final'": self.compile in (True, False, "final"),
-                f"compile_mode={self.compile_mode!r}, expected one of {modes}": self.compile_mode in modes,
-                f"compile_mode={self.compile_mode!r} needs compile=true or compile=final": self.compile is not False
-                or self.compile_mode == "default",
                 f"seed={self.seed}, expected a number in [0, 2^63)": 0 <= self.seed < 2**63,
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
                 f"process_timeout_s={self.process_timeout_s}, expected at least 1": self.process_timeout_s is None
@@ -208,36 +176,8 @@ class TrainingConfig:
         values = dict(mapping)
         for name, kind in (("optimizer", OptimizerConfig), ("schedule", ScheduleConfig)):
             if isinstance(values.get(name), Mapping):
-                values[name] = _build(kind, values[name], name)
-        return _build(cls, values, "training")
-
-
-def _build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    hints = get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{where}: got the unknown keys {unknown}; expected keys among {list(hints)}")
-    wrong = {
-        f"{name}={value!r} is a {type(value).__name__}, expected {getattr(hints[name], '__name__', hints[name])}": False
-        for name, value in values.items()
-        if not _fits(value, hints[name])
-    }
-    _check(where, wrong)
-    return kind(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON or a command line has the type of a field. Choices are checked later."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return isinstance(value, str)
-    if origin is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
-    if arguments:  # a union
-        return any(_fits(value, argument) for argument in arguments)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, (int, float) if hint is float else hint)
+                values[name] = build(kind, values[name], name)
+        return build(cls, values, "training")
 
 
 def resolve_device(name: str) -> torch.device:

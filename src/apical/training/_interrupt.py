@@ -8,6 +8,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from apical.training._processes import Processes, any_of_all
+
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
@@ -77,6 +79,11 @@ class InterruptGuard:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+    def came(self, team: Processes, due: bool = True) -> bool:
+        """Whether a signal came. Several processes ask each other, together, when it is `due`."""
+        own = self.requested is not None
+        return own if team.count == 1 else due and bool(any_of_all(int(own)))
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.requested == "SIGINT" and number == signal.SIGINT:

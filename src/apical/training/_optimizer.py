@@ -10,6 +10,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from apical.errors import ConfigError
 from apical.training._config import OptimizerConfig, ScheduleConfig
 
+POLY_POWER = 0.9
+
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The optimizer of all parameters that require gradients.
@@ -45,8 +47,8 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
     """Learning rate as a factor of its peak.
 
         warm-up   e / w                                       for e < w, w = warmup_epochs
-        cosine    f + (1 − f) (1 + cos(π (e − w) / (E − w))) / 2
-        poly      f + (1 − f) (1 − (e − w) / (E − w))^p       (Chen et al. 2017, arXiv:1706.05587, p = 0.9)
+        cosine    (1 + cos(π (e − w) / (E − w))) / 2
+        poly      (1 − (e − w) / (E − w))^0.9                 (Chen et al. 2017, arXiv:1706.05587)
         step      γ^(number of milestones ≤ e)
         decay     γ^(⌊e − c⌋ + 1) for e ≥ c, else 1,  c = constant_epochs
 
@@ -80,8 +82,7 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
     if config.name == "constant":
         return 1.0
     done = min(1.0, (epoch - warmup) / (epochs - warmup))
-    left = (1 - done) ** config.power if config.name == "poly" else (1 + math.cos(math.pi * done)) / 2
-    return config.final_factor + (1 - config.final_factor) * left
+    return (1 - done) ** POLY_POWER if config.name == "poly" else (1 + math.cos(math.pi * done)) / 2
 
 
 def set_lr_(optimizer: Optimizer, factor: float) -> float:

@@ -11,16 +11,17 @@ import hashlib
 import inspect
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from apical.errors import ConfigError, TrainingError
 from apical.training._processes import Processes, gathered, processes
-from apical.training._sync_norm import separate_norms_, synchronise_norms_
 
 RANK_SEED = 1_000_003  # keeps the processes' random streams apart
 
@@ -34,13 +35,12 @@ class Replica:
         model: the plain model; it stays the user's own.
         device: where it is.
         sync_batchnorm: whether batch norms see the batches of all processes.
-        compile_mode: how torch compiles what training calls, once `set_compiled` says that it is to be compiled.
     """
 
-    def __init__(
-        self, model: nn.Module, device: torch.device, sync_batchnorm: bool, compile_mode: str = "default"
-    ) -> None:
-        self._model, self._device, self._compiled, self._mode = model, device, False, compile_mode
+    def __init__(self, model: nn.Module, device: torch.device, sync_batchnorm: bool) -> None:
+        self._model = model
+        self._device = device
+        self._compiled = False
         self._graphs = 0  # that had been compiled in this process when last asked
         self.team = processes()
         self._synchronised = sync_batchnorm and self.team.count > 1
@@ -60,7 +60,9 @@ class Replica:
     def set_compiled(self, compiled: bool) -> None:
         """Whether what training calls is compiled, from the next step on."""
         if compiled != self._compiled:
-            self._compiled, self._wrapped, self._held = compiled, None, []
+            self._compiled = compiled
+            self._wrapped = None
+            self._held = []
 
     def newly_compiled(self) -> int:
         """How many graphs torch.compile has compiled since it was last asked, to be asked after every step."""
@@ -69,24 +71,25 @@ class Replica:
         before, self._graphs = self._graphs, _graphs_compiled()
         return self._graphs - before
 
-    def refresh(self, where: str, *, if_changed: bool = False) -> None:
+    def changed(self) -> bool:
+        """Whether parameters were replaced since the model was wrapped; cheap enough to be asked after every step."""
+        now = list(self._model.parameters())
+        return len(now) != len(self._held) or any(a is not b for a, b in zip(now, self._held, strict=True))
+
+    def refresh(self, where: str) -> None:
         """After a restructuring: checks that all processes have the same model, and wraps it anew in the next step.
 
         The old wrapper is let go, whose hooks hold on to the parameters that are replaced. If nothing was, it is kept.
 
         Args:
             where: the words by which an error names this moment.
-            if_changed: do nothing at all unless parameters were replaced, to be called after every step.
 
         Raises:
             TrainingError: the models differ.
         """
-        if self._wrapped is not None:
-            now = list(self._model.parameters())
-            if len(now) != len(self._held) or any(a is not b for a, b in zip(now, self._held, strict=True)):
-                self._wrapped, self._held = None, []
-            elif if_changed:
-                return
+        if self._wrapped is not None and self.changed():
+            self._wrapped = None
+            self._held = []
         check_same_everywhere(self._model, where)
 
     def share_statistics_(self, *others: nn.Module | None) -> None:
@@ -100,7 +103,8 @@ class Replica:
 
     def finish(self) -> None:
         """Leaves the plain model, with the classes that it came with."""
-        self._wrapped, self._held = None, []
+        self._wrapped = None
+        self._held = []
         separate_norms_(self._model)
 
     def _wrap(self) -> nn.Module:
@@ -112,7 +116,7 @@ class Replica:
             return wrapped
         torch.compiler.reset()  # else torch gives up after eight networks, and runs the others as they are
         self._graphs = _graphs_compiled()
-        return torch.compile(wrapped, mode=self._mode)  # type: ignore[return-value]
+        return torch.compile(wrapped)  # type: ignore[return-value]
 
 
 def _graphs_compiled() -> int:
@@ -209,3 +213,100 @@ def refuse_unshared(loaders: Mapping[str, Any], team: Processes) -> None:
                 f"rank={team.rank} and world_size={team.count} (apical.training.processes() knows both), such as "
                 "apical.data.ImageLoader(..., rank=, world_size=)."
             )
+
+
+class ProcessBatchNorm(_BatchNorm):
+    """What torch's SyncBatchNorm is on CUDA, on a CPU (gloo), where torch has none.
+
+    With n values a channel in all processes, x̂ = (x − mean) / √(var + ε) with mean = Σx / n, var = Σ(x − mean)² / n;
+    the running variance takes Σ(x − mean)² / (n − 1), as everywhere in torch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        """Normalises (batch, channels, ...); in eval mode nothing is exchanged."""
+        if not self.training:
+            return super().forward(input)
+        dims = [d for d in range(input.dim()) if d != 1]
+        shape = [-1 if d == 1 else 1 for d in range(input.dim())]
+        values = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        count = _sum_of_all(values.new_tensor(float(input.numel() // input.shape[1])))
+        mean = _sum_of_all(values.sum(dims)) / count  # (channels,)
+        centred = values - mean.view(shape)
+        variance = _sum_of_all(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self._follow(mean, variance * count / (count - 1).clamp(min=1))
+        out = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        """The norm that it stands for has checked its input when the model was traced."""
+
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """The running statistics, as `nn.BatchNorm2d` moves them."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_(variance.to(self.running_var), share)
+
+
+class _SumOfAll(torch.autograd.Function):
+    """Sum over the processes; so is its gradient, since every process' loss depends on every summand."""
+
+    @staticmethod
+    def forward(_ctx: FunctionCtx, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: FunctionCtx, *grads: Any) -> Tensor:
+        total = cast(Tensor, grads[0]).clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_of_all(value: Tensor) -> Tensor:
+    if not dist.is_initialized():
+        return value
+    return cast(Tensor, _SumOfAll.apply(value))  # type: ignore[no-untyped-call]
+
+
+_ORIGINAL = "_apical_norm_class"
+
+
+def synchronise_norms_(model: nn.Module, device: torch.device) -> list[str]:
+    """Lets every batch norm see the batches of all processes, in place: same module objects, parameters and hooks.
+
+    Returns:
+        Module paths of the norms.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        >>> synchronise_norms_(model, torch.device("cpu")), type(model[1]).__name__
+        (['1'], 'ProcessBatchNorm')
+        >>> separate_norms_(model)
+        >>> type(model[1]).__name__
+        'BatchNorm2d'
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            setattr(module, _ORIGINAL, type(module).__name__)
+            vars(module)["process_group"] = None  # the attribute that SyncBatchNorm has beyond a BatchNorm
+            module.__class__ = nn.SyncBatchNorm if device.type == "cuda" else ProcessBatchNorm
+            found.append(name)
+    return found
+
+
+def separate_norms_(model: nn.Module) -> None:
+    """Undoes `synchronise_norms_`: the model is the user's own again."""
+    for module in model.modules():
+        if _ORIGINAL in vars(module):
+            kind = getattr(nn, getattr(module, _ORIGINAL))
+            delattr(module, _ORIGINAL)
+            del module.process_group
+            module.__class__ = kind

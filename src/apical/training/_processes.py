@@ -1,23 +1,30 @@
-"""How many processes train together, which of them this is, and the few things that they tell each other."""
+"""The processes that train together: how many, which this is, what they tell each other, which no longer answers."""
 
 from __future__ import annotations
 
 import os
+import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apical.errors import CheckpointError, ConfigError
+from apical.errors import ApicalError, CheckpointError, ConfigError, ProcessLostError
 
 _SETTLE_SECONDS = 0.2
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _DIMS = 8  # most dimensions of what is summed over the processes
+_BEAT_SECONDS = 1.0
+_LISTEN_SECONDS = 4.0
+# How gloo, NCCL and torch speak of an exchange that failed; other errors of theirs are a program's own.
+_FAILED_EXCHANGE = re.compile(r"gloo|nccl|timed out|connection (closed|reset|refused)|broken pipe|by peer|socket", re.I)
 
 
 @dataclass(frozen=True)
@@ -196,3 +203,62 @@ def summed(value: Tensor | None) -> Tensor | None:
     total = own.to(_device(), torch.int64 if known[1] else torch.float64, copy=True)
     dist.all_reduce(total)
     return total.cpu()
+
+
+@contextmanager
+def watched(team: Processes) -> Iterator[None]:
+    """While entered, this process gives signs of life, and an exchange that fails says which one gives none.
+
+    Raises:
+        ProcessLostError: an exchange failed or took longer than the processes may wait.
+    """
+    if team.count == 1:
+        yield
+        return
+    store, over = dist.distributed_c10d._get_default_store(), threading.Event()
+    threading.Thread(target=_beat, args=(store, team.rank, over), daemon=True).start()
+    started = time.monotonic()
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, ApicalError) or not _FAILED_EXCHANGE.search(str(error)):
+            raise
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ProcessLostError(
+            f"{_lost(store, team)}. An exchange of process {team.rank} with the others failed "
+            f"{time.monotonic() - started:.0f} s after the run began: {words}. The last checkpoint is kept; see to "
+            "that process or its machine, then go on with the run."
+        ) from error
+    finally:
+        over.set()
+
+
+def _key(rank: int) -> str:
+    return f"apical/alive/{rank}"
+
+
+def _beat(store: Any, rank: int, over: threading.Event) -> None:
+    with suppress(RuntimeError):  # the store goes with the process that keeps it
+        while True:
+            store.set(_key(rank), time.strftime("%Y-%m-%d %H:%M:%S"))
+            if over.wait(_BEAT_SECONDS):
+                return
+
+
+def _lost(store: Any, team: Processes) -> str:
+    """In words, which processes give no sign of life; by what changes while one listens, since clocks differ."""
+    others = [rank for rank in range(team.count) if rank != team.rank]
+    try:
+        before = _signs(store, others)
+        time.sleep(_LISTEN_SECONDS)
+        after = _signs(store, others)
+    except RuntimeError:
+        return "the process that keeps the register of all (process 0, or torchrun itself) no longer answers"
+    silent = [f"process {rank}, since {after[rank]}" for rank in others if before[rank] == after[rank]]
+    if not silent:
+        return f"all {team.count} processes give signs of life, but one did not take part in an exchange in time"
+    return f"no sign of life of {'; '.join(silent)}"
+
+
+def _signs(store: Any, ranks: list[int]) -> dict[int, str]:
+    return {r: store.get(_key(r)).decode() if store.check([_key(r)]) else "the start" for r in ranks}

@@ -160,11 +160,14 @@ class _Epoch:
             get_time=lambda: time.monotonic(),
         )
         self._task = self.bar.add_task("", visible=False, pace="")
-        self._epoch, self._samples, self._unit = 0, 0, "samples"
+        self._epoch = 0
+        self._samples = 0
+        self._unit = "samples"
 
     def pace(self, samples: int, unit: str) -> None:
         """How many examples a step computes."""
-        self._samples, self._unit = samples, unit
+        self._samples = samples
+        self._unit = unit
 
     def step(self, epoch: int, epochs: int, step: int, steps: int) -> None:
         """So many steps of an epoch are done."""
@@ -245,9 +248,12 @@ class PlainProgress:
     """
 
     def __init__(self, stream: TextIO, every_s: float = _LINE_S) -> None:
-        self._stream, self._every_s = stream, every_s
+        self._stream = stream
+        self._every_s = every_s
         self._metric = Classification.metrics[0]
-        self._epochs, self._running, self._written = 0, _Epoch(), time.monotonic()
+        self._epochs = 0
+        self._running = _Epoch()
+        self._written = time.monotonic()
 
     def _line(self, text: str) -> None:
         self._stream.write(text.rstrip() + "\n")
@@ -260,7 +266,8 @@ class PlainProgress:
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Writes the heading."""
-        self._metric, self._epochs = metric, epochs
+        self._metric = metric
+        self._epochs = epochs
         self._line(f"{run}: {epochs} epochs")
         self._line("  ".join(name.rjust(width) for name, width, _ in columns(metric)))
 
@@ -329,7 +336,10 @@ class TableProgress:
         self._console = console
         self._records: list[Record] = []
         self._metric = Classification.metrics[0]
-        self._epochs, self._title, self._now, self._drawn = 0, "", "", 0.0
+        self._epochs = 0
+        self._title = ""
+        self._now = ""
+        self._drawn = 0.0
         self._running = _Epoch()
         self._live: Live | None = None
 
@@ -339,7 +349,9 @@ class TableProgress:
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Shows the empty table."""
-        self._epochs, self._title, self._metric = epochs, run, metric
+        self._epochs = epochs
+        self._title = run
+        self._metric = metric
         self._live = Live(self._render(), console=self._console, auto_refresh=False)
         self._live.start()
 

@@ -11,13 +11,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import CheckpointError
-from apical.training._epoch import Partial
+from apical.training._tally import Partial
 
 _NUMBERS = frozenset(
-    ("epoch", "lr", "train_loss", "samples", "steps", "macs", "macs_fraction", "num_params", "params_fraction",
-     "train_macs", "blocks", "step_seconds", "data_seconds", "eval_seconds", "restructure_seconds",
-     "compilations", "compile_seconds", "batch_size")
-)  # fmt: skip
+    [
+        "epoch",
+        "lr",
+        "train_loss",
+        "samples",
+        "steps",
+        "macs",
+        "macs_fraction",
+        "num_params",
+        "params_fraction",
+        "train_macs",
+        "blocks",
+        "step_seconds",
+        "data_seconds",
+        "eval_seconds",
+        "restructure_seconds",
+        "compilations",
+        "compile_seconds",
+    ]
+)
 _NEEDED = ("epoch", "samples")
 
 

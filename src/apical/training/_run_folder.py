@@ -34,7 +34,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self._writes = path, writes
+        self.path = path
+        self._writes = writes
         self._lock: int | None = None
 
     def __enter__(self) -> RunFolder:
@@ -68,6 +69,20 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Whether a run was started here."""
         return has_checkpoint(self.path) or (self.path / "summary.json").exists()
+
+    def claim(self, overwrite: bool) -> None:
+        """Makes room for a new run.
+
+        Raises:
+            CheckpointError: another one is here, and must not be overwritten.
+        """
+        if self._writes and self.holds_run():
+            if not overwrite:
+                raise CheckpointError(
+                    f"{self.path} already holds a run. Resume it (resume=True), choose another folder, or remove it "
+                    "(overwrite=True)."
+                )
+            self.clear()
 
     def clear(self) -> None:
         """Removes what an earlier run left, as far as the loop wrote it."""

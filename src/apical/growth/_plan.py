@@ -1,0 +1,141 @@
+"""What a training will cost, before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from apical.growth._method import Choice, Method
+from apical.growth._widths import fit
+from apical.structure import Frozen
+
+SHOWN = 12  # lines of a table
+
+
+@dataclass(frozen=True)
+class PlannedEpoch:
+    """The network of an epoch, if widths keep the seed's proportions: what training shows will change them.
+
+    Attributes:
+        epoch: from 1.
+        load: scheduled cost, as a fraction of the budget, in the middle of the epoch.
+        macs: of a forward pass of the example.
+        num_params: of the network.
+    """
+
+    epoch: int
+    load: float
+    macs: int
+    num_params: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Costs by epoch, against the full model and against the final network.
+
+    Attributes:
+        budget: what the final network may cost.
+        full_macs: of a forward pass of the full model.
+        full_params: of the full model.
+        seed_widths: units of each group at the start.
+        full_widths: units of each group of the full model.
+        skipped: blocks that the seed leaves out.
+        epochs: one record for each.
+        frozen: what cannot change, and why.
+    """
+
+    budget: str
+    full_macs: int
+    full_params: int
+    seed_widths: dict[str, int]
+    full_widths: dict[str, int]
+    skipped: tuple[str, ...]
+    epochs: tuple[PlannedEpoch, ...]
+    frozen: tuple[Frozen, ...]
+
+    @property
+    def train_macs_vs_dense(self) -> float:
+        """Training MACs over those of the full model for as many epochs."""
+        return sum(e.macs for e in self.epochs) / (len(self.epochs) * self.full_macs)
+
+    @property
+    def train_macs_vs_final(self) -> float:
+        """Training MACs over those of the final network for as many epochs."""
+        return sum(e.macs for e in self.epochs) / (len(self.epochs) * self.epochs[-1].macs)
+
+    def minutes(self, seconds_per_epoch: float) -> tuple[float, float]:
+        """Minutes of the whole training: if seconds fell as MACs do, and if they did not fall at all.
+
+        Small layers and odd widths save less than their MACs; the truth lies between.
+
+        Args:
+            seconds_per_epoch: of the full model on this machine.
+        """
+        whole = len(self.epochs) * seconds_per_epoch / 60
+        return whole * self.train_macs_vs_dense, whole
+
+    def __str__(self) -> str:
+        first, last = self.epochs[0], self.epochs[-1]
+        lines = [
+            f"{self.budget}, {len(self.epochs)} epochs",
+            f"  starts with {first.macs / self.full_macs:.1%} of the full model's MACs, "
+            f"{sum(self.seed_widths.values())} of {sum(self.full_widths.values())} units",
+            f"  ends with {last.macs / self.full_macs:.1%} of its MACs and some "
+            f"{last.num_params / self.full_params:.0%} of its parameters",
+            f"  {self._training}",
+            "",
+            "epoch   MACs %   parameters",
+            *(f"{e.epoch:5}   {100 * e.macs / self.full_macs:6.1f}   {e.num_params:10,}" for e in self._shown()),
+        ]
+        if self.frozen:
+            lines += ["", f"{len(self.frozen)} parts cannot change:", *(f"  {p.name}: {p.reason}" for p in self.frozen)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{e.epoch}</td><td>{100 * e.macs / self.full_macs:.1f} %</td><td>{e.num_params:,}</td></tr>"
+            for e in self._shown()
+        )
+        head = "<tr><th>epoch</th><th>MACs</th><th>parameters</th></tr>"
+        frozen = "".join(f"<li>{escape(p.name)}: {escape(p.reason)}</li>" for p in self.frozen)
+        why = f"<details><summary>{len(self.frozen)} parts cannot change</summary><ul>{frozen}</ul></details>"
+        return (
+            f"<p><b>{escape(self.budget)}</b>, {len(self.epochs)} epochs: {self._training}</p>"
+            f"<table>{head}{rows}</table>{why if frozen else ''}"
+        )
+
+    @property
+    def _training(self) -> str:
+        return (
+            f"training takes {self.train_macs_vs_dense:.1%} of the full model's training MACs, "
+            f"{self.train_macs_vs_final:.1%} of the final network's"
+        )
+
+    def _shown(self) -> Sequence[PlannedEpoch]:
+        step = max(1, -(-(len(self.epochs) - 1) // (SHOWN - 1)))
+        return [*self.epochs[:-1:step], self.epochs[-1]]
+
+
+def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
+    """The plan of a method that starts from this seed.
+
+    Args:
+        method: with its terms and schedule.
+        seed: the network that training starts with.
+        epochs: of the whole training.
+        budget: in words.
+    """
+    bound, structure, schedule = method.terms.bound, method.terms.structure, method.schedule
+    widths = {name: len(kept) for name, kept in seed.keep.items()}
+    planned = []
+    for epoch in range(epochs):
+        middle = (epoch + 0.5) / epochs * schedule.length
+        load = 1.0 if schedule.at_once else schedule.load(int(middle), seed.load)
+        found = fit(bound, method.terms.limits, [float(max(1, n)) for n in widths.values()], seed.skip, load)
+        counts = dict(zip(widths, found.counts, strict=True))
+        macs, params = structure.macs(counts, seed.skip), structure.num_params(counts, seed.skip)
+        planned.append(PlannedEpoch(epoch + 1, load, macs, params))
+    full = {group.name: group.size for group in structure.groups}
+    frozen = tuple(structure.frozen)
+    return Plan(budget, structure.macs(), structure.num_params(), widths, full, seed.skip, tuple(planned), frozen)

@@ -1,0 +1,71 @@
+"""Semantic segmentation: a class for every pixel of an image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from apical.errors import ConfigError
+from apical.recipes._model import ModelConfig, build_model
+from apical.recipes._task_kind import Facts, TaskKind, register_task
+from apical.recipes.tasks.segmentation._data import SegmentationData, prepare
+
+
+def _template(config: ModelConfig, facts: Facts) -> nn.Module:
+    classes, shape = len(facts["classes"]), tuple(facts["image_shape"])
+    model = build_model(config, num_classes=classes, in_channels=shape[0])
+    _check_outputs(model, shape, classes, config.name)
+    return model
+
+
+def _check_outputs(model: nn.Module, shape: tuple[int, ...], classes: int, name: str) -> None:
+    """Refuse a model that does not give a logit per class for every pixel."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(torch.zeros(1, *shape))
+    except Exception as error:
+        raise ConfigError(
+            f"model {name} does not run on images of shape {shape}: {type(error).__name__}: {str(error).strip()}. Set "
+            "data.crop to what it expects."
+        ) from error
+    finally:
+        model.train(training)
+    named = outputs if isinstance(outputs, Mapping) else {"out": outputs}
+    got = {
+        key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for key, value in named.items()
+    }
+    expected = (1, classes, *shape[1:])
+    if got.get("out") != expected or got.get("aux", expected) != expected:
+        raise ConfigError(
+            f"model {name} returns {got} for one image, expected logits {expected} as a tensor or as 'out' (and 'aux') "
+            "of a dict. Pass its argument for the number of classes with --set model.ARGUMENT=N."
+        )
+
+
+def _example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
+    return (torch.zeros(1, *facts["image_shape"], device=device),)  # (1, 3, crop, crop)
+
+
+def without_auxiliary_head(model: nn.Module) -> nn.Module:
+    """A copy without the head that only training needs; the model itself where there is none.
+
+    Example:
+        >>> from apical.models import DeepLabV3
+        >>> model = DeepLabV3(18, num_classes=3, aux=True, width=4, head_width=4).eval()
+        >>> list(without_auxiliary_head(model)(torch.zeros(1, 3, 16, 16)))
+        ['out']
+    """
+    if getattr(model, "aux_classifier", None) is None:
+        return model
+    bare = copy.deepcopy(model)
+    bare.register_module("aux_classifier", None)
+    return bare
+
+
+register_task(
+    "segmentation", TaskKind(SegmentationData, prepare, _template, _example, for_inference=without_auxiliary_head)
+)

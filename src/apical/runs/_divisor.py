@@ -1,0 +1,92 @@
+"""``growth.divisor=auto`` in a recipe: measured before the run, on its device and batch, and kept in its config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apical._reading import read_text
+from apical.budget import Budget
+from apical.errors import ConfigError
+from apical.growth import choose_divisor
+from apical.recipes import RunConfig
+from apical.runs._methods import growth_settings
+from apical.recipes import Facts
+from apical.recipes._task_kind import task_kind
+from apical.resizing import trace
+from apical.training import processes
+from apical.training._config import resolve_device
+from apical.training._learner import apply_memory_format_, autocast
+
+
+def earlier_divisor(folders: Iterable[Path]) -> int | None:
+    """The divisor that the first of these run folders that was begun goes by; None if none was."""
+    for folder in folders:
+        try:
+            found = json.loads(read_text(folder / "config.json"))["growth"]["divisor"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
+            return found
+    return None
+
+
+def with_divisor(config: RunConfig, divisor: int) -> RunConfig:
+    """The config with another divisor."""
+    return dataclasses.replace(config, growth=dataclasses.replace(config.growth, divisor=divisor))
+
+
+def to_be_measured(config: RunConfig) -> bool:
+    """Whether a run goes by a divisor that is not known yet; methods that read none need none."""
+    return config.growth.divisor == "auto" and "divisor" in growth_settings(config.method)
+
+
+def settle_divisor(
+    config: RunConfig, facts: Facts, model: nn.Module, earlier: Sequence[Path] = ()
+) -> tuple[RunConfig, str]:
+    """The config with a number in the place of ``auto``, and in words where it comes from (empty if none was needed).
+
+    Measured are training steps of a process' share of the batch, on the run's device, in its memory format and under
+    its autocast; a comparator rounds its widths by the same number. Of several processes the first one measures.
+
+    Args:
+        config: of the run.
+        facts: what the model must know about the data.
+        model: the full-size model; it moves to the run's device, as it does when the run starts.
+        earlier: run folders whose divisor is taken instead of measuring, so that a resumed run goes on with its own.
+    """
+    if not to_be_measured(config):
+        return config, ""
+    known = earlier_divisor(earlier)
+    if known is not None:
+        return with_divisor(config, known), f"divisor {known}, as measured before"
+    kind, device = task_kind(config.task), resolve_device(config.training.device)
+    model.to(device)
+    apply_memory_format_(model, config.training)
+    example = kind.example(facts, device)
+    structure = trace(model, example)
+    share = processes().share(config.training.batch_size)
+    batch = tuple(tensor.repeat_interleave(share, kind.batch_dim) for tensor in example)
+    if config.training.channels_last:
+        batch = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in batch)
+    with autocast(config.training, device):
+        growth, choice = choose_divisor(model, structure, batch, Budget(config.budget), config.growth)
+    return dataclasses.replace(config, growth=growth), str(choice)
+
+
+def require_divisor(config: RunConfig, what: str) -> None:
+    """Refuse ``auto`` where nothing runs on the device that trains.
+
+    Raises:
+        ConfigError: the divisor is still to be measured.
+    """
+    if config.growth.divisor == "auto":
+        raise ConfigError(
+            f"{what} cannot choose growth.divisor=auto, which is measured where a run trains; give a number, such as "
+            "the `divisor` in the summary.json of a run on that device"
+        )

@@ -1,0 +1,228 @@
+"""Growth methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from apical._checks import build, nearest
+from apical.baselines import (
+    ISS,
+    L1,
+    AutoGrow,
+    Comparator,
+    Dense,
+    Slimming,
+    SoftFilterPruning,
+    Taylor,
+    ThiNet,
+    Uniform,
+)
+from apical.errors import ConfigError
+from apical.growth import Grower, GrowthConfig, ScsConfig
+from apical.recipes import RunConfig
+from apical._checks import build, nearest
+from apical.training import GrowthMethod, MethodFactory
+
+T = TypeVar("T")
+Assemble = Callable[[RunConfig, tuple[Tensor, ...]], MethodFactory]
+"""Makes a method's factory from a config and the arguments of one call of the model."""
+
+Stepwise = Callable[[RunConfig, tuple[Tensor, ...], int], MethodFactory]
+"""Likewise for a method that restructures within epochs; it is told the steps of an epoch, too."""
+
+Resolve = Callable[[RunConfig], RunConfig]
+"""Completes a config before its run starts, for instance with what another run's folder says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    assemble: Stepwise
+    resolve: Resolve
+    reads: tuple[str, ...]  # of the growth settings
+
+
+_METHODS: dict[str, _Method] = {}
+
+
+def register_method(
+    name: str,
+    resolve: Resolve = lambda config: config,
+    *,
+    stepwise: bool = False,
+    reads: tuple[str, ...] = ("divisor", "seed"),
+) -> Callable[[Any], Any]:
+    """Let ``--method NAME`` mean what the decorated function, an `Assemble`, assembles.
+
+    Args:
+        name: of the method; docs/methods/NAME.md is its card.
+        stepwise: whether the function is a `Stepwise` instead.
+        resolve: completes a config of this method before its run starts. It must not change what it completed before.
+        reads: the settings of growth that it reads; the others do not change its runs.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+
+    def register(assemble: Any) -> Any:
+        if name in _METHODS:
+            raise ConfigError(f"there is a method {name!r} already")
+        told = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
+        _METHODS[name] = _Method(told, resolve, reads)
+        return assemble
+
+    return register
+
+
+def methods() -> tuple[str, ...]:
+    """The names of all methods."""
+    return tuple(_METHODS)
+
+
+def resolve_method(config: RunConfig) -> RunConfig:
+    """The config with everything that its method adds to it, so that it can be repeated from itself alone.
+
+    Raises:
+        ConfigError: there is no such method, or what it refers to is not there.
+    """
+    return _method(config.method).resolve(config)
+
+
+def method_factory(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int) -> MethodFactory:
+    """The factory of the method that a config names.
+
+    Args:
+        config: of the run.
+        example: arguments of one call of the model.
+        steps_per_epoch: optimizer steps of an epoch.
+
+    Raises:
+        ConfigError: there is no such method, or it has no such option.
+    """
+    return _method(config.method).assemble(config, example, steps_per_epoch)
+
+
+def growth_settings(method: str) -> tuple[str, ...]:
+    """The settings of growth that a method reads.
+
+    Example:
+        >>> growth_settings("uniform")
+        ('divisor', 'seed')
+    """
+    return _method(method).reads
+
+
+def check_method(name: str) -> None:
+    """Refuse a name that no method has.
+
+    Raises:
+        ConfigError: it names the nearest.
+    """
+    _method(name)
+
+
+def _method(name: str) -> _Method:
+    if name not in _METHODS:
+        raise ConfigError(
+            f"method: there is no {name!r}{nearest(name, _METHODS, '.')} The methods are {', '.join(_METHODS)}."
+        )
+    return _METHODS[name]
+
+
+def method_options(config: RunConfig, kind: type[T]) -> T:
+    """The options of a config's method; a seed that is not given is that of growth.
+
+    Raises:
+        ConfigError: an option does not exist or cannot have this value.
+    """
+    values = dict(config.method_options)
+    if "seed" in {f.name for f in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+        values.setdefault("seed", config.growth.seed)
+    return build(kind, values, f"method {config.method}")
+
+
+def no_options(config: RunConfig) -> None:
+    """Refuse options.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if config.method_options:
+        raise ConfigError(
+            f"method {config.method} has no options of its own, got {', '.join(config.method_options)}; growth is set "
+            "by growth.NAME"
+        )
+
+
+def _grower(
+    config: RunConfig, growth: GrowthConfig | ScsConfig, example: tuple[Tensor, ...], steps: int
+) -> MethodFactory:
+    def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
+        return Grower(
+            model,
+            optimizer,
+            example_inputs=example,
+            budget=config.budget,
+            epochs=config.training.epochs,
+            steps_per_epoch=None if growth.interval_unit == "epochs" else steps,
+            copies=copies,
+            config=growth,
+        )
+
+    return make
+
+
+@register_method("grown", stepwise=True, reads=tuple(f.name for f in dataclasses.fields(GrowthConfig)))
+def _grown(config: RunConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
+    no_options(config)
+    return _grower(config, config.growth, example, steps)
+
+
+_SHARED = ("divisor", "min_units", "grow_depth", "ignore", "seed")
+
+
+def _preset(
+    make: Callable[..., ScsConfig], config: RunConfig, example: tuple[Tensor, ...], steps: int
+) -> MethodFactory:
+    """Growth by a preset: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
+    shared = {name: getattr(config.growth, name) for name in _SHARED}
+    return _grower(config, make(**shared).changed(**_tuples(config.method_options)), example, steps)
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+register_method("scs", stepwise=True, reads=_SHARED)(partial(_preset, ScsConfig))
+register_method("random", stepwise=True, reads=_SHARED)(partial(_preset, ScsConfig.random))
+
+
+@register_method("dense", reads=())
+def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    no_options(config)
+
+    def make(model: nn.Module, _optimizer: Optimizer, _copies: Sequence[nn.Module]) -> GrowthMethod:
+        return Dense(model, example)
+
+    return make
+
+
+def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    if not dataclasses.fields(kind):
+        no_options(config)
+    rule: Any = method_options(config, kind)
+
+    def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
+        epochs, divisor = config.training.epochs, config.growth.step
+        return Comparator(rule, model, optimizer, example, config.budget, epochs, divisor=divisor, copies=copies)
+
+    return make
+
+
+for _rule in (Uniform, L1, SoftFilterPruning, Slimming, ThiNet, Taylor, AutoGrow, ISS):
+    register_method(_rule.name)(partial(_comparator, _rule))

@@ -1,0 +1,114 @@
+"""What a run folder holds, read back: its configuration, its final model, and the call that is exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical._reading import read_text
+from apical.errors import ConfigError
+from apical.export import load
+from apical.recipes import RunConfig, Serving
+from apical.recipes._task_kind import task_kind
+from apical.runs._trust import refuse_absurd, require_trusted
+
+
+def read_config(folder: str | Path) -> RunConfig:
+    """The config of a run folder.
+
+    Raises:
+        ConfigError: it has no config.json, or one that cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    content = _read_json(path, "a run folder that `apical train` wrote")
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    try:
+        return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: {error}. If nobody changed it, another version of apical wrote it (it says which under "
+            "'versions') and reads it, too."
+        ) from error
+
+
+def load_run(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
+    """A finished run's final model in eval mode on the CPU, its full-size template, and the arguments of one call.
+
+    Neither the data nor a pickle is read. For images the arguments are one tensor  # (1, channels, height, width).
+
+    Args:
+        folder: the run folder.
+        trust_code: whether the callable that builds the model may be called if it is neither apical's, torchvision's
+            nor timm's: the folder's config.json decides what it is.
+
+    Raises:
+        ConfigError: the folder is not that of a run, names code that is not trusted, or sizes that cannot be meant.
+        LoadError: the run has not finished, or its files are damaged.
+    """
+    path = Path(folder)
+    config = read_config(path)
+    kind, facts = task_kind(config.task), _input_facts(path)
+    require_trusted(config, trust_code, str(path / "config.json"))
+    refuse_absurd(config, facts, str(path / "config.json"))
+    with _fitting_facts(path, config):
+        example = kind.example(facts, torch.device("cpu"))
+        model, full_model = (kind.template(config.model, facts) for _ in range(2))
+    return load(model, path).eval(), full_model, example
+
+
+def load_serving(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, nn.Module, Serving]:
+    """A finished run's final model in eval mode on the CPU, its full-size template, and the call that is exported.
+
+    Both models are without what only training needs, such as an auxiliary head. `trust_code` is that of `load_run`.
+
+    Raises:
+        ConfigError: the folder is not that of a run.
+        LoadError: the run has not finished, or its files are damaged.
+    """
+    path = Path(folder)
+    model, full_model, example = load_run(path, trust_code=trust_code)
+    config = read_config(path)
+    kind = task_kind(config.task)
+    model, full_model = kind.for_inference(model), kind.for_inference(full_model)
+    with _fitting_facts(path, config):
+        call = Serving(example) if kind.serving is None else kind.serving(model, _input_facts(path))
+    return model, full_model, call
+
+
+def _input_facts(path: Path) -> dict[str, Any]:
+    facts = _read_json(path / "config.json", "a run folder").get("input")
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{path / 'config.json'} does not say what the model's input is; expected it under 'input'")
+    return facts
+
+
+@contextmanager
+def _fitting_facts(path: Path, config: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError, IndexError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{path / 'config.json'}: 'input' does not describe the input of a {config.task} model: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_json(path: Path, expected: str) -> dict[str, Any]:
+    try:
+        content = json.loads(read_text(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no object; expected {expected}")
+    return content

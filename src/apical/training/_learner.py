@@ -1,0 +1,144 @@
+"""What learns: a model, and all that is restructured, saved and restored together with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from apical.training._config import TrainingConfig, resolve_device
+from apical.training._optimizer import build_optimizer
+from apical.training._parallel import Replica
+from apical.training._protocols import FreezingMethod, GrowthMethod, MethodFactory, PlainMethod, StepwiseMethod
+from apical.training._restore import load_optimizer_, load_weights_
+from apical.training._task import StreamTask, Task
+
+_AMP = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Learner:
+    """What a training step changes, and what a growth method restructures.
+
+    Attributes:
+        config: how it is trained.
+        task: loss and metrics.
+        device: where the model is.
+        model: the user's own, which becomes smaller and larger.
+        replica: the model as training calls it: compiled, or wrapped for several processes.
+        optimizer: of the model's parameters.
+        average: moving average of the weights, if there is one.
+        scaler: of the loss, for float16.
+        method: restructures model, optimizer and average.
+    """
+
+    config: TrainingConfig
+    task: Task
+    device: torch.device
+    model: nn.Module
+    replica: Replica
+    optimizer: Optimizer
+    average: AveragedModel | None
+    scaler: torch.amp.GradScaler
+    method: GrowthMethod
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is evaluated: the averaged one, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def compile_if_final(self) -> None:
+        """From the next step on, calls the model through torch.compile if it will not change any more."""
+        if self.config.compile:
+            self.replica.set_compiled(not isinstance(self.method, FreezingMethod) or self.method.frozen)
+
+    def end_step(self, where: str) -> None:
+        """Lets the method restructure between two steps, if it ever does."""
+        if not isinstance(self.method, StepwiseMethod):
+            return
+        if isinstance(self.task, StreamTask):
+            self.task.state = self.method.end_step(self.task.state)
+        else:
+            self.method.end_step()
+        if self.replica.changed():
+            apply_memory_format_(self.model, self.config)
+            self.replica.refresh(where)
+        self.compile_if_final()
+
+    def end_epoch(self, where: str) -> dict[str, Any]:
+        """Lets the method restructure after an epoch; returns what it says of the epoch."""
+        record = dict(self.method.end_epoch())
+        apply_memory_format_(self.model, self.config)
+        self.replica.refresh(where)
+        return record
+
+    def finish(self) -> None:
+        """Leaves the plain, final model, with the averaged weights if they were averaged."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        self.method.finish()
+        self.replica.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all, by name: tensors and plain containers."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a state, after a look at whether it fits.
+
+        Raises:
+            CheckpointError: weights or optimizer have other shapes or kinds.
+        """
+        self.method.load_state_dict(state["method"])  # restructures, so that everything below fits
+        apply_memory_format_(self.model, self.config)
+        load_weights_(self.model, state["model"], "the model")
+        load_optimizer_(self.optimizer, state["optimizer"])
+        if self.average is not None:
+            load_weights_(self.average, state["average"], "the moving average")
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: TrainingConfig, task: Task) -> Learner:
+    """A model on its device with an optimizer, an average and a method of its own.
+
+    Args:
+        model: freshly built.
+        factory: builds the growth method; None trains the model as it is.
+        config: how it is trained.
+        task: loss and metrics.
+    """
+    device = resolve_device(config.device)
+    model.to(device)
+    apply_memory_format_(model, config)
+    replica = Replica(model, device, config.sync_batchnorm)
+    optimizer = build_optimizer(model, config.optimizer)
+    average = None
+    if config.ema_decay is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+    copies = [] if average is None else [average]
+    method = PlainMethod(model) if factory is None else factory(model, optimizer, copies)
+    apply_memory_format_(model, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
+    return Learner(config, task, device, model, replica, optimizer, average, scaler, method)
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """The autocast under which a config runs its model."""
+    return torch.autocast(device.type, dtype=_AMP[config.amp], enabled=config.amp != "none")
+
+
+def apply_memory_format_(model: nn.Module, config: TrainingConfig) -> None:
+    """Puts four-dimensional weights into channels-last order if the config asks for it; values do not change."""
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
