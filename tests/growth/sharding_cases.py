@@ -16,7 +16,7 @@ import apical
 from apical.errors import ApicalError
 from apical.growth import load_sharded, save_sharded
 from apical.resizing import own_part, whole
-from apical.training import process_group, processes
+from apical.training._processes import process_group, processes
 
 EPOCHS, STEPS, BATCH, WIDTH = 6, 3, 12, 13
 

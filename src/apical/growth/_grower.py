@@ -275,6 +275,8 @@ class Grower:
             True
         """
         self._alive()
+        if self._sharding is not None:
+            raise ConfigError("copies of a sharded model cannot be resized yet: it has none that add_copy could add")
         known = [unaveraged(c) for c in (self.model, *self._copies)]
         if any(unaveraged(model) is other for other in known):
             raise ConfigError("this is the model itself, or a copy that is resized already; add each copy once")
