@@ -257,8 +257,13 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> 
 
 
 def _count(size: int, shift: int) -> int:
-    """How many units stay: one more than half, so that a view's -1 cannot hide it; for other shifts other numbers."""
-    return 1 if size < 3 else 1 + (size // 2 + shift) % (size - 1)
+    """How many units stay: an odd number above half, so that no -1 in a view and no two equal parts hide a fault.
+
+    Other shifts give other numbers.
+    """
+    if size < 3:
+        return 1
+    return 1 + (min((size // 2 + 1) | 1, size - 1) - 1 + shift) % (size - 1)
 
 
 def _kind(name: str) -> str:
