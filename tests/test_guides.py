@@ -74,5 +74,5 @@ def test_the_three_lines_are_those_that_are_tested() -> None:
 
 def test_the_examples_of_the_integrations_guide_exist() -> None:
     links = re.findall(r"`(examples/\w+\.py)`", (GUIDES / "integrations.md").read_text())
-    assert len(links) == 3
+    assert len(links) == 5
     assert all((ROOT / link).exists() for link in links)

@@ -78,7 +78,7 @@ def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
         raise CheckpointError("this Grower's model is not sharded: make the Grower with shard=, as for the saved run")
     try:
         known = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
-        rest = torch.empty(_size(known[REST]), dtype=torch.uint8)
+        rest = torch.empty(_size(known[REST]), dtype=torch.uint8, device="cpu")
     except (OSError, KeyError, AttributeError, EOFError) as error:
         raise CheckpointError(
             f"{folder} holds no checkpoint of save_sharded ({type(error).__name__}: {error}). Expected the folder that "

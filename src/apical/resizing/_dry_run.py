@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ class Example:
         return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
+Count = Callable[[int, int], int]  # how many of so many units stay, by a shift that differs between groups
+
+
 @dataclass(frozen=True)
 class Testbed:
     """What gated and removed networks are compared on.
@@ -81,8 +85,8 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
     parts: list[Part] = [*structure.groups, *structure.blocks]
     refuted: Refuted = {}
 
-    def refute(candidates: Sequence[Part]) -> None:
-        reason = _disagreement(structure, bed, candidates)
+    def refute(candidates: Sequence[Part], count: Count) -> None:
+        reason = _disagreement(structure, bed, candidates, count)
         if reason is None or not candidates:
             return
         known = len(refuted)
@@ -94,25 +98,28 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
         elif len(kinds) > 1:
             split = len(kinds) // 2
             for half in (list(kinds.values())[:split], list(kinds.values())[split:]):
-                refute([part for kind in half for part in kind])
+                refute([part for kind in half for part in kind], count)
         else:
-            _refute_alike(candidates, refute, refuted)
+            _refute_alike(candidates, partial(refute, count=count), refuted)
         if len(refuted) == known:  # each half agrees: some of the one and of the other must change alike
-            part = candidates[_first_conflict(candidates, lambda some: _disagreement(structure, bed, some) is not None)]
+            part = candidates[
+                _first_conflict(candidates, lambda some: _disagreement(structure, bed, some, count) is not None)
+            ]
             refuted[_key(part)] = f"cannot change apart from another part: {reason}"
-            refute([c for c in candidates if c is not part])
+            refute([c for c in candidates if c is not part], count)
 
-    agreed = True
-    # Groups inside blocks are tested with every block present, then the blocks, then all together.
-    rounds: list[Sequence[Part]] = [structure.groups, structure.blocks, parts] if structure.blocks else [parts]
-    for candidates in rounds:
+    def settled(candidates: Sequence[Part], count: Count) -> bool:
         for _ in range(3):
             known = len(refuted)
-            refute([p for p in candidates if _key(p) not in refuted])
-            agreed = len(refuted) == known
-            if agreed:
-                break
-    if not agreed:
+            refute([p for p in candidates if _key(p) not in refuted], count)
+            if len(refuted) == known:
+                return True
+        return False
+
+    if structure.blocks:  # groups inside blocks with every block present, then the blocks
+        settled(structure.groups, _half)
+        settled(structure.blocks, _half)
+    if not (settled(parts, _half) and settled(parts, _odd)):  # all together, in two numbers
         refuted.update({_key(p): "refuted together with others" for p in parts if _key(p) not in refuted})
     return without(structure, refuted)
 
@@ -215,8 +222,8 @@ def _disturbed(model: nn.Module) -> nn.Module:
     return model
 
 
-def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> str | None:
-    """Why removing about half of each part's units differs from zeroing their gates; None if it does not.
+def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Count) -> str | None:
+    """Why removing some of each part's units differs from zeroing their gates; None if it does not.
 
     Groups of one size lose different numbers of units, so that those which must change alike are found out.
 
@@ -232,7 +239,7 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> 
             met[kind] = met.get(kind, -1) + 1
             shift = kinds.setdefault(kind, len(kinds)) + met[kind]
             order = torch.randperm(part.size, generator=generator, device="cpu").tolist()
-            keep[part.name] = sorted(order[: _count(part.size, shift)])
+            keep[part.name] = sorted(order[: count(part.size, shift)])
     skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
     inexact = {p.name: keep[p.name] for p in parts if isinstance(p, ChannelGroup) and not p.exact}
     gated, removed = copy.deepcopy(bed.model), copy.deepcopy(bed.model)
@@ -256,14 +263,14 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part]) -> 
     return None
 
 
-def _count(size: int, shift: int) -> int:
-    """How many units stay: an odd number above half, so that no -1 in a view and no two equal parts hide a fault.
+def _half(size: int, shift: int) -> int:
+    """How many units stay: one more than half, so that a view's -1 cannot hide it; for other shifts other numbers."""
+    return 1 if size < 3 else 1 + (size // 2 + shift) % (size - 1)
 
-    Other shifts give other numbers.
-    """
-    if size < 3:
-        return 1
-    return 1 + (min((size // 2 + 1) | 1, size - 1) - 1 + shift) % (size - 1)
+
+def _odd(size: int, shift: int) -> int:
+    """How many units stay: an odd number above half, which no two equal parts have; for other shifts other numbers."""
+    return 1 if size < 3 else 1 + (min((size // 2 + 1) | 1, size - 1) - 1 + shift) % (size - 1)
 
 
 def _kind(name: str) -> str:

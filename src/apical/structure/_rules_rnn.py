@@ -30,6 +30,12 @@ def _units(walk: Walk, rows: ParamValue, gates: int) -> Tensor:
     return table[0]
 
 
+EQUAL = (
+    "torch takes an LSTM with as many hidden units as outputs for one without projection, so only the outputs "
+    "(proj_size) can change"
+)
+
+
 @dataclass(frozen=True)
 class _Layer:
     """What one direction of one layer writes: its hidden units, and what others see of them.
@@ -126,6 +132,7 @@ def recurrent(walk: Walk, x: Value, states: Any, params: Any, has_biases: bool, 
     walk.attribute("hidden_size", top.units)
     if projects:
         walk.attribute("proj_size", top.seen)
+        walk.atoms.freeze(top.units, EQUAL)
     walk.attribute("input_size", walk.axis(params[0].name, 1))
     shapes = walk.out_shapes
     output = Value(shapes[0], spread(incoming, shapes[0], len(shapes[0]) - 1), zeros)
