@@ -8,6 +8,8 @@ from html import escape
 
 from apical.growth._method import Choice, Method
 from apical.growth._widths import fit
+from apical.reporting._svg import evenly
+from apical.reporting._tables import folded, table
 from apical.structure import Frozen
 
 SHOWN = 12  # lines of a table
@@ -93,17 +95,11 @@ class Plan:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{e.epoch}</td><td>{100 * e.macs / self.full_macs:.1f} %</td><td>{e.num_params:,}</td></tr>"
-            for e in self._shown()
-        )
-        head = "<tr><th>epoch</th><th>MACs</th><th>parameters</th></tr>"
-        frozen = "".join(f"<li>{escape(p.name)}: {escape(p.reason)}</li>" for p in self.frozen)
-        why = f"<details><summary>{len(self.frozen)} parts cannot change</summary><ul>{frozen}</ul></details>"
-        return (
-            f"<p><b>{escape(self.budget)}</b>, {len(self.epochs)} epochs: {self._training}</p>"
-            f"<table>{head}{rows}</table>{why if frozen else ''}"
-        )
+        rows = [(e.epoch, f"{100 * e.macs / self.full_macs:.1f} %", e.num_params) for e in self._shown()]
+        costs = table(("epoch", "MACs", "parameters"), rows, "the plan")
+        reasons = table(("part", "reason"), [(p.name, p.reason) for p in self.frozen], "what cannot change")
+        why = folded(f"{len(self.frozen)} parts cannot change", reasons) if self.frozen else ""
+        return f"<p><b>{escape(self.budget)}</b>, {len(self.epochs)} epochs: {self._training}</p>{costs}{why}"
 
     @property
     def _training(self) -> str:
@@ -113,8 +109,7 @@ class Plan:
         )
 
     def _shown(self) -> Sequence[PlannedEpoch]:
-        step = max(1, -(-(len(self.epochs) - 1) // (SHOWN - 1)))
-        return [*self.epochs[:-1:step], self.epochs[-1]]
+        return evenly(self.epochs, SHOWN)
 
 
 def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
@@ -131,7 +126,7 @@ def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
     planned = []
     for epoch in range(epochs):
         middle = (epoch + 0.5) / epochs * schedule.length
-        load = 1.0 if schedule.at_once else schedule.load(int(middle), seed.load)
+        load = 1.0 if schedule.at_once else schedule.load(int(middle), method.seed_load)
         found = fit(bound, method.terms.limits, [float(max(1, n)) for n in widths.values()], seed.skip, load)
         counts = dict(zip(widths, found.counts, strict=True))
         macs, params = structure.macs(counts, seed.skip), structure.num_params(counts, seed.skip)

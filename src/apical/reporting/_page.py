@@ -218,7 +218,7 @@ def _frozen(run: RunRecord) -> str:
 
 
 def _repeat(run: RunRecord) -> str:
-    if not run.folder.is_dir():  # the training is a loop of the user's own
+    if "method" not in run.config:  # a loop of the user's own, which no command repeats
         return ""
     command = run.summary.get("command") or f"apical train --resume {run.folder.name}"
     heading = "Repeat it" if run.summary else "Go on with it"
