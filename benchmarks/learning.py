@@ -11,6 +11,7 @@ Methods:
     uniform        a fixed network, all widths by one ratio
     hand           a fixed network without early blocks, as a rule had it before (decision 017), the rest by one ratio
     same-macs      the network that `learned` ended with, trained from the start for the same training MACs
+    hand-same-macs the hand rule's network, trained for as many MACs as `learned` was
     dense          the whole network
 
 Training is that of `trial.py`: 20,000 images, SGD with Nesterov momentum, bfloat16 autocast, crops and flips; accuracy
@@ -69,7 +70,8 @@ GROWN: dict[str, dict[str, Any]] = {
     "random": {"utility": "random"},
     "one-ratio": {"damping": 0.0, "grow_depth": False, "seed_style": "small"},
 }
-METHODS = [*GROWN, "uniform", "hand", "same-macs", "dense"]
+SAME_MACS = ("same-macs", "hand-same-macs")
+METHODS = [*GROWN, "uniform", "hand", *SAME_MACS, "dense"]
 
 
 def fixed(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor, widths: dict[str, int],
@@ -93,7 +95,7 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
         if method == "same-macs":
             assert learned is not None
             return fixed(model, optimizer, example, learned["widths"], tuple(learned["skipped"]))
-        skip = setting.hand if method == "hand" else ()
+        skip = setting.hand if method.startswith("hand") else ()
         budget = "100% macs" if method == "dense" else setting.budget
         return fixed(model, optimizer, example, uniform_keep(structure, budget, skip=skip), skip)
 
@@ -125,10 +127,10 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
             options: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """The record of one run."""
     learned, epochs = None, setting.epochs
-    if method == "same-macs":
+    if method in SAME_MACS:
         found = [line for line in lines if all(line[k] == v for k, v in (key | {"method": "learned"}).items())]
         if not found:
-            raise SystemExit("same-macs needs the learned run of the same seed first")
+            raise SystemExit(f"{method} needs the learned run of the same seed first")
         learned = found[0]["last"]
         epochs = max(2, round(found[0]["train_macs"] / learned["macs_fraction"]))
     outcome = run(data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build)
