@@ -29,11 +29,15 @@ def test_pre_activation_gate_sits_on_the_last_convolution() -> None:
     assert blocks_of(net, image()) == {"1": ("1.conv2.bias", "1.conv2.weight")}
 
 
-def test_a_block_after_an_activation_that_cuts_negative_values_is_none() -> None:
-    """relu(x + f(x)) with f = 0 is x only where x is not negative already."""
+BRANCH = ("1.conv1", "1.bn1", "1.conv2", "1.bn2")
+
+
+def test_of_a_block_that_cuts_negative_values_the_branch_leaves() -> None:
+    """relu(x + f(x)) with f = 0 is x only where x is not negative already, else it is relu(x)."""
     net = nn.Sequential(conv(3, 8), Residual(8, 8, 6), Residual(8, 8, 5), head(8))
     structure = traced(net, image())
-    assert [b.name for b in structure.blocks] == ["2"]
+    assert [b.name for b in structure.blocks] == ["1.bn2", "2"]
+    assert structure.left_out(["1.bn2", "2"]) == (*BRANCH, "2")
 
 
 @pytest.mark.parametrize("inputs", [image(), (torch.zeros(2, 3, 8, 8),)])
@@ -42,7 +46,7 @@ def test_what_is_positive_only_on_the_example_is_no_reason(inputs: tuple[Tensor]
     net = nn.Sequential(conv(3, 8), Residual(8, 8, 6), head(8))
     nn.init.constant_(net[0].weight, 1e-3)
     nn.init.constant_(net[0].bias, 5.0)
-    assert blocks_of(net, inputs) == {}
+    assert traced(net, inputs).left_out(["1.bn2"]) == BRANCH
 
 
 @pytest.mark.parametrize("between", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Dropout(), nn.Identity(), nn.Sigmoid()])

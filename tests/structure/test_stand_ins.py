@@ -200,7 +200,7 @@ def branches() -> dict[str, tuple[nn.Module, list[str]]]:
         "scaled": (Net(scaled, norm=norm, attend=Attention(), scale=torch.full((8,), 0.1), **ends()), ["attend"]),
         "norm after the sum": (
             nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer(False), 2), nn.Linear(8, 2)),
-            ["1.layers.0.self_attn", "1.layers.1.self_attn"],
+            ["1.layers.0.self_attn", "1.layers.0.linear2", "1.layers.1.self_attn", "1.layers.1.linear2"],
         ),
         "norm before": (
             nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoder(layer(True), 2, enable_nested_tensor=False),
@@ -220,13 +220,98 @@ def test_branches_give_zeros(name: str) -> None:
 def test_decoder_layers_lose_either_attention() -> None:
     model = nn.Transformer(8, 2, 1, 1, 12, batch_first=True)
     blocks = [b.name for b in traced(model, (torch.randn(2, 5, 8), torch.randn(2, 3, 8))).blocks]
-    assert blocks == [f"{p}.layers.0.{a}" for p, a in (("encoder", "self_attn"), ("decoder", "self_attn"),
-                                                       ("decoder", "multihead_attn"))]  # fmt: skip
+    parts = {"encoder": ("self_attn", "linear2"), "decoder": ("self_attn", "multihead_attn", "linear2")}
+    assert blocks == [f"{stack}.layers.0.{part}" for stack, names in parts.items() for part in names]
+
+
+class BertOutput(nn.Module):
+    """A projection, the addition, and the norm after it, which stays."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense, self.dropout, self.norm = nn.Linear(width, 8), nn.Dropout(0.1), nn.LayerNorm(8)
+
+    def forward(self, hidden: Tensor, given: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.dense(hidden)) + given)
+
+
+class BertHeads(nn.Module):
+    """Attention without its output projection; returns its weights, too, which nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 6) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        q, k, v = (p(x).unflatten(-1, (-1, 3)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        weights = (q @ k.transpose(-2, -1) / 3 + (0 if mask is None else mask)).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2), weights
+
+
+def bert() -> nn.Module:
+    """Layers whose branches are computed by two modules in turn, the last of them inside a third that also adds."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.first(x)
+        for layer in m.layers:
+            x = layer.attended(layer.heads(x, torch.zeros(()).to(x))[0], x)
+            x = layer.output(F.gelu(layer.up(x)), x)
+        return m.last(x)
+
+    def layer() -> nn.Module:
+        return nn.ModuleDict({"heads": BertHeads(), "attended": BertOutput(6), "up": nn.Linear(8, 12),
+                              "output": BertOutput(12)})  # fmt: skip
+
+    return Net(run, layers=nn.ModuleList([BertLayer(layer()), BertLayer(layer())]), **ends())
+
+
+class BertLayer(nn.Module):
+    """Parts by name."""
+
+    def __init__(self, parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def test_a_branch_of_several_modules_leaves_as_one() -> None:
+    structure = traced(bert(), vectors(2, 5, 4))
+    assert [b.name for b in structure.blocks] == [
+        f"layers.{i}.{part}.dense" for i in (0, 1) for part in ("attended", "output")
+    ]
+    assert structure.left_out(["layers.1.attended.dense"]) == ("layers.1.heads", "layers.1.attended.dense")
+    assert structure.left_out(["layers.1.output.dense"]) == ("layers.1.up", "layers.1.output.dense")
+    assert apical.Structure.from_dict(structure.to_dict()) == structure
+    with pytest.raises(KeyError, match=r"no block is called 'layers.1.up'; did you mean"):
+        structure.left_out(["layers.1.up"])
+
+
+def test_what_others_read_does_not_leave_with_a_branch() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.first(x)
+        y = m.up(x)
+        return m.last(x + m.down(F.relu(y))) + m.other(y)
+
+    model = Net(run, up=nn.Linear(8, 12), down=nn.Linear(12, 8), other=nn.Linear(12, 2), **ends())
+    assert traced(model, vectors(2, 5, 4)).blocks == ()
+
+
+def test_what_lies_between_the_modules_of_a_branch_leaves_with_them() -> None:
+    """A batch norm between two convolutions knows one width; zeros of another must not reach it."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        x = m.first(x)
+        return m.last(F.hardswish(x + m.norm2(m.conv2(F.relu(m.norm1(m.conv1(x)))))))
+
+    model = Net(run, first=unit(3, 6), conv1=conv(6, 9), norm1=nn.BatchNorm2d(9), conv2=conv(9, 6),
+                norm2=nn.BatchNorm2d(6), last=conv(6, 2))  # fmt: skip
+    structure = traced(model, image())
+    assert structure.left_out([b.name for b in structure.blocks]) == ("conv1", "norm1", "conv2", "norm2")
 
 
 def half_a_branch(m: Any, x: Tensor) -> Tensor:
     x = m.first(x)
-    return m.last(x + m.down(F.relu(m.up(x))))
+    return m.last(x + m.down(F.relu(F.linear(x, m.up))))
 
 
 def another_path(m: Any, x: Tensor) -> Tensor:
@@ -242,7 +327,7 @@ def a_skip_connection(m: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "inputs"),
     [
-        (Net(half_a_branch, up=nn.Linear(8, 12), down=nn.Linear(12, 8), **ends()), vectors(2, 5, 4)),
+        (Net(half_a_branch, up=nn.Parameter(torch.randn(12, 8)), down=nn.Linear(12, 8), **ends()), vectors(2, 5, 4)),
         (Net(another_path, first=unit(3, 6), a=conv(6, 6), b=conv(6, 6), last=conv(6, 2)), image()),
         (Net(a_skip_connection, first=unit(3, 6), inner=conv(6, 6), last=conv(6, 2)), image()),
     ],
@@ -264,7 +349,8 @@ def test_zeros_follow_the_width_of_the_stream() -> None:
     assert [b.name for b in traced(other, image()).blocks] == ["branch"]
     mixed = Net(lambda m, x: m.last(m.branch(m.before(y := m.first(x))) + y), first=unit(3, 6),
                 before=unit(6, 6), branch=conv(6, 6), last=conv(6, 2))  # fmt: skip
-    assert traced(mixed, image()).blocks == (), "a layer before it belongs to the branch"
+    structure = traced(mixed, image())
+    assert structure.left_out([b.name for b in structure.blocks]) == ("before", "branch")
 
 
 # ---- taking out, bringing back, saving, exporting ------------------------------------------------------------------
@@ -285,6 +371,7 @@ def stacks() -> dict[str, nn.Module]:
         "named tuples": Stack(*CALLS["a named tuple"]),
         "tuples": Stack(*CALLS["the cache again"]),
         "zeros": branches()["in the model"][0],
+        "several modules": bert(),
     }
 
 
@@ -300,8 +387,9 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     assert torch.equal(again(x), small(x))
 
 
-def test_brought_back_bit_for_bit() -> None:
-    model, store = branches()["in the model"][0], apical.DormantStore()
+@pytest.mark.parametrize("name", ["zeros", "several modules"])
+def test_brought_back_bit_for_bit(name: str) -> None:
+    model, store = stacks()[name], apical.DormantStore()
     small, structure = skipped(model, store)
     apical.resize_(small, structure, {}, store=store)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in small.state_dict().items())
@@ -327,7 +415,7 @@ def test_a_damaged_description_is_refused(data: dict[str, Any]) -> None:
 
 
 def test_exported(tmp_path: Path) -> None:
-    for name in ("tuples", "zeros"):
+    for name in ("tuples", "zeros", "several modules"):
         small, _ = skipped(stacks()[name])
         x = torch.randn(2, 5, 4)
         assert export_pt2(small.float(), x, tmp_path / "m.pt2", batch_dim=None).difference <= 1e-5

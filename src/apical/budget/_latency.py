@@ -72,8 +72,8 @@ class LatencyTable:
     def layers_ms(self, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> float:
         """Sum of the layers' interpolated times."""
         sizes = [_size((keep or {}).get(g.name, g.size)) for g in self.structure.groups]
-        skip = tuple(skip)
-        return sum(t.predict_ms(sizes) for t in self.layers if not any(lies_in(t.module, b) for b in skip))
+        gone = self.structure.left_out(skip)
+        return sum(t.predict_ms(sizes) for t in self.layers if not any(lies_in(t.module, path) for path in gone))
 
     def predict_ms(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> float:
         """Milliseconds of one forward pass on the example inputs."""

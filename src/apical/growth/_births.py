@@ -74,7 +74,8 @@ def _is_fixed(structure: Structure, tensor: str, fixed: Collection[str]) -> bool
 
 def _within(structure: Structure, tensor: str, blocks: Sequence[str]) -> bool:
     names = (tensor, *structure.tensors[tensor].aliases)
-    return all(any(lies_in(name, block) for block in blocks) for name in names)
+    gone = structure.left_out(blocks)
+    return all(any(lies_in(name, path) for path in gone) for name in names)
 
 
 def _forget_momentum_(store: DormantStore, group: ChannelGroup, units: Sequence[int]) -> None:

@@ -88,7 +88,13 @@ def terms_of(
     whole = {
         g.name: g.size for g in structure.groups if any(lies_in(m.tensor, p) for m in g.members for p in config.ignore)
     }
-    ignored = {b.name for b in structure.blocks for p in config.ignore if lies_in(p, b.name) or lies_in(b.name, p)}
+    ignored = {
+        b.name
+        for b in structure.blocks
+        for own in b.modules
+        for p in config.ignore
+        if lies_in(p, own) or lies_in(own, p)
+    }
     stay = frozenset(ignored if config.grow_depth else {b.name for b in structure.blocks})
     terms = Terms(structure, budget, config.step, config.min_units, whole, stay, latency)
     _ = terms.bound  # whether the budget can be met is found out at once

@@ -22,7 +22,6 @@ class TemplateMap:
         for group in structure.groups:
             for member in group.members:
                 self._slices.setdefault(member.tensor, []).append((group.name, member))
-        self._blocks = [b.name for b in structure.blocks]
 
     def index(self, name: str, selection: Selection) -> dict[int, Tensor]:
         """The kept indices along each dimension of a tensor that is not whole."""
@@ -55,7 +54,7 @@ class TemplateMap:
         return [n for n in (name, *spec.aliases) if not self._in_skipped(n, selection)]
 
     def _in_skipped(self, name: str, selection: Selection) -> bool:
-        return any(lies_in(name, block) for block in selection.skip)
+        return any(lies_in(name, path) for path in self.structure.left_out(selection.skip))
 
     def shape(self, name: str, selection: Selection) -> tuple[int, ...]:
         """The tensor's shape under a selection."""

@@ -293,17 +293,18 @@ class _Resize:
     def _swap_blocks(self, new: NewTensors, install: Installation) -> None:
         known = {block.name: block for block in self.template.structure.blocks}
         for block in sorted(self.after.skip - self.before.skip):
-            replacement = stand_in(known[block], new.model.get_submodule(block))
-            module = install.module(new.model, block, replacement)
-            if self.store is not None:
-                self._park(self.store.modules, new.namespace + block, module, install)
+            for path, returns in known[block].modules.items():
+                module = install.module(new.model, path, stand_in(returns, new.model.get_submodule(path)))
+                if self.store is not None:
+                    self._park(self.store.modules, new.namespace + path, module, install)
         for block in sorted(self.before.skip - self.after.skip):
             if self.store is None:
                 raise ResizeError(f"block {block} cannot come back: {_NO_STORE}")
-            key, waiting = new.namespace + block, self.store.modules
-            module = waiting.pop(key)
-            install.on_undo(partial(waiting.__setitem__, key, module))
-            install.module(new.model, block, module)
+            for path in known[block].modules:
+                key, waiting = new.namespace + path, self.store.modules
+                module = waiting.pop(key)
+                install.on_undo(partial(waiting.__setitem__, key, module))
+                install.module(new.model, path, module)
 
     @staticmethod
     def _park(waiting: dict[str, nn.Module], key: str, module: nn.Module, install: Installation) -> None:
@@ -315,7 +316,7 @@ class _Resize:
             if tensor is not None:
                 for alias in self.template.live_names(name, self.after):
                     install.tensor(new.model, alias, tensor)
-        returned = self.before.skip - self.after.skip
+        returned = self.template.structure.left_out(self.before.skip - self.after.skip)
         for name, spec in self.specs.items():  # parameters that a returning block shares with the rest
             inside = [n for n in (name, *spec.aliases) if any(lies_in(n, b) for b in returned)]
             if spec.aliases and inside and name not in new.tensors:
@@ -341,7 +342,7 @@ class _Resize:
         return found
 
     def _absent(self, path: str) -> bool:
-        return any(lies_in(path, block) for block in self.after.skip)
+        return any(lies_in(path, gone) for gone in self.template.structure.left_out(self.after.skip))
 
     def _touched_modules(self) -> list[str]:
         """Paths of the modules that hold a resized tensor, and of their parents."""

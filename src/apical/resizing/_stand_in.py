@@ -11,17 +11,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from apical.structure import Argument, Returned, SkippableBlock, Structure, returned
+from apical.structure import Argument, Feeder, Returned, SkippableBlock, Structure, returned, returned_zeros
 
 ONLY_INPUT = Returned("input", 0)
+
+
+class AbsentWeight:
+    """What a stand-in has in the place of a weight.
+
+    Torch's transformer layers hand the weights of their modules to fused kernels, unless one of them is a stranger that
+    overrides functions of torch. This is one that does nothing else.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return NotImplemented
 
 
 class StandIn(nn.Module):
     """Returns what a skipped block returns whose gate is zero, whatever arguments it is given.
 
     Plain attributes that the block's parent may read (``batch_first``, ``attention_type``), also of modules inside the
-    block, are the block's; its parameters are None, as in layers without a bias.
+    block, are the block's; its parameters are None, as in layers without a bias, but for weights (`AbsentWeight`).
 
     Args:
         returns: what to return.
@@ -32,10 +45,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.returns = returns
         vars(self).update({k: v for k, v in _plain_attributes(replaced).items() if k != "returns"})
-        for name in replaced._parameters:
-            self.register_parameter(name, None)
-        for name in replaced._buffers:
-            self.register_buffer(name, None)
+        vars(self).update(_absent(replaced))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's first input, or zeros, as the block would return them."""
@@ -43,14 +53,19 @@ class StandIn(nn.Module):
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module says about itself, and for each child a namespace of what that says; parameters are None there."""
+    """What a module says about itself, and for each child a namespace of what that says."""
     own = vars(nn.Module())
     found = {name: value for name, value in vars(module).items() if name not in own and _plain(value)}
     for name, child in module._modules.items():
         if child is not None:
-            absent = dict.fromkeys([*child._parameters, *child._buffers])
-            found[name] = SimpleNamespace(**absent, **_plain_attributes(child))
+            found[name] = SimpleNamespace(**_absent(child), **_plain_attributes(child))
     return found
+
+
+def _absent(module: nn.Module) -> dict[str, Any]:
+    """What is in the place of a module's tensors."""
+    weights = {name for name, value in module._parameters.items() if value is not None and name.endswith("weight")}
+    return {name: AbsentWeight() if name in weights else None for name in [*module._parameters, *module._buffers]}
 
 
 def _plain(value: Any) -> bool:
@@ -60,9 +75,9 @@ def _plain(value: Any) -> bool:
     return not isinstance(value, (Tensor, nn.Module, Mapping, set)) and not callable(value)
 
 
-def stand_in(block: SkippableBlock, replaced: nn.Module) -> nn.Module:
+def stand_in(returns: Returned | None, replaced: nn.Module) -> nn.Module:
     """The module that takes a block's place: ``nn.Identity`` if the block maps one tensor to one tensor."""
-    return nn.Identity() if block.returns is None else StandIn(block.returns, replaced)
+    return nn.Identity() if returns is None else StandIn(returns, replaced)
 
 
 def bind_blocks(
@@ -103,12 +118,18 @@ def _observe(
     found: dict[str, SkippableBlock], problems: dict[str, str],
 ) -> None:  # fmt: skip
     """Run the model and write down what each block made of its arguments."""
+    calls: dict[str, tuple[Any, list[Argument]]] = {}
 
     def note(
         block: SkippableBlock, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
     ) -> None:
+        given = _arguments(module, args, kwargs)
         try:
-            made = returned(out, _arguments(module, args, kwargs), tolerance)
+            if block.feeders:
+                calls[block.name] = (out, given)
+                found[block.name] = _several(block, calls)
+                return
+            made = returned(out, given, tolerance)
         except ValueError as problem:
             made, problems[block.name] = None, str(problem)
         if made is None:
@@ -118,11 +139,27 @@ def _observe(
         found[block.name] = replace(block, returns=None if simple else made)
 
     for block in blocks:
+        for feeder in block.feeders:
+            twin.get_submodule(feeder.name).register_forward_hook(
+                lambda m, a, k, o, name=feeder.name: calls.update({name: (o, _arguments(m, a, k))}), with_kwargs=True
+            )
         twin.get_submodule(block.name).register_forward_hook(
             lambda m, a, k, o, block=block: note(block, m, a, k, o), with_kwargs=True
         )
     with torch.no_grad():
         run(twin)
+
+
+def _several(block: SkippableBlock, calls: Mapping[str, tuple[Any, list[Argument]]]) -> SkippableBlock:
+    """The block of several modules whose stand-ins hand zeros of its output's shape on from the first to the last."""
+    output, _ = calls[block.name]
+    shape = next((tuple(t.shape) for t in tree_leaves(output) if isinstance(t, Tensor)), ())
+    missing = [f.name for f in block.feeders if f.name not in calls]
+    if missing:
+        raise ValueError(f"{missing[0]} is not called as a module")
+    made = {name: returned_zeros(*calls[name], shape) for name in block.modules}
+    feeders = tuple(Feeder(f.name, made[f.name]) for f in block.feeders)
+    return replace(block, returns=made[block.name], feeders=feeders)
 
 
 def _arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Argument]:

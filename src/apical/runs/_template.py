@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from apical.growth import template_record
-from apical.structure import Structure
+from apical.structure import Structure, lies_in
 
 
 def template_facts(method: object) -> dict[str, Any]:
@@ -67,10 +67,9 @@ def _macs(structure: Structure, widths: Mapping[str, int] | None, skipped: Seque
     """By the first module that a cost term names."""
     sizes = [(widths or {}).get(group.name, group.size) for group in structure.groups]
     costs: dict[str, int] = {}
+    absent = structure.left_out(skipped)
     for term in structure.terms:
-        gone = term.modules and all(
-            any(path == block or path.startswith(f"{block}.") for block in skipped) for path in term.modules
-        )
+        gone = term.modules and all(any(lies_in(path, module) for module in absent) for path in term.modules)
         if term.modules and not gone:
             cost = term.coefficient * prod(axis.length(sizes) for axis in term.axes)
             costs[term.modules[0]] = costs.get(term.modules[0], 0) + cost

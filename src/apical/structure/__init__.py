@@ -7,19 +7,20 @@ from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES, stated_sizes
 from apical.structure._manual import HandGroups, describe
 from apical.structure._quiet import quiet, quiet_rng
 from apical.structure._registry import module_refresh, register_module, register_op
-from apical.structure._returned import Argument, Returned, returned
+from apical.structure._returned import Argument, Returned, returned, returned_zeros
 from apical.structure._running import analysis_copy, check_runs, first_line, own, without_cache_
 from apical.structure._steady import steady_training
+from apical.structure._structure import Structure
 from apical.structure._torch_modules import NarrowMultiheadAttention
 from apical.structure._types import (
     AttributeAxis,
     ChannelGroup,
+    Feeder,
     Frozen,
     Keep,
     ParamSlice,
     SkippableBlock,
     StateSlice,
-    Structure,
     TensorSpec,
 )
 from apical.structure._values import ParamValue, Value
@@ -36,6 +37,7 @@ __all__ = [
     "CostModel",
     "CostTerm",
     "ExampleInputs",
+    "Feeder",
     "Frozen",
     "HandGroups",
     "Keep",
@@ -63,6 +65,7 @@ __all__ = [
     "register_module",
     "register_op",
     "returned",
+    "returned_zeros",
     "stated_sizes",
     "steady_training",
     "tensor_specs",

@@ -24,8 +24,9 @@ from apical.structure._blocks import find_blocks
 from apical.structure._groups import assemble
 from apical.structure._running import export_graph
 from apical.structure._states import state_slices, unit_dim
+from apical.structure._structure import Structure
 from apical.structure._training import training_graph
-from apical.structure._types import Structure, TensorSpec
+from apical.structure._types import TensorSpec
 from apical.structure._values import AnyValue, Value
 from apical.structure._walk import Walk
 

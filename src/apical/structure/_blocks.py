@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from apical.structure._cost import lies_in
 from apical.structure._registry import op_name
-from apical.structure._types import SkippableBlock
+from apical.structure._types import Feeder, SkippableBlock
 from apical.structure._values import AxisKey, ParamValue, Value
-from apical.structure._walk import Walk, node_modules
+from apical.structure._walk import Walk, node_modules, unused_nodes
 
 PASSES = frozenset({"dropout", "feature_dropout", "contiguous", "clone", "to", "alias", "view", "reshape", "flatten",
                     "unflatten"})  # fmt: skip
@@ -30,72 +30,254 @@ PRICED = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum",
 
 
 @dataclass(frozen=True)
-class _Call:
-    """The nodes that one module's forward pass added to the graph, what enters it, and what leaves it."""
+class _Module:
+    """What one module's forward pass added to the graph.
+
+    Attributes:
+        path: of the module.
+        nodes: its operations.
+        entries: activations that enter it.
+        exits: those of its results that others read.
+        readers: the operations that read them.
+        once: whether it is called once.
+    """
 
     path: str
-    entries: tuple[fx.Node, ...]
-    exit: fx.Node
     nodes: frozenset[fx.Node]
+    entries: tuple[fx.Node, ...]
+    exits: tuple[fx.Node, ...]
+    readers: frozenset[fx.Node]
+    once: bool
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """What lies between a tensor and the sum to which its result is added.
+
+    Attributes:
+        start: the tensor.
+        end: the result.
+        kept: what it is added to: ``start``, or a sum with ``start`` in it.
+        total: the sum.
+        nodes: the operations from the start to the end, in their order.
+        priced: those of them that multiply.
+        after: those of them that follow one of these, and these.
+    """
+
+    start: fx.Node
+    end: fx.Node
+    kept: fx.Node
+    total: fx.Node
+    nodes: tuple[fx.Node, ...]
+    priced: frozenset[fx.Node]
+    after: frozenset[fx.Node]
 
 
 def find_blocks(walk: Walk, graph: fx.Graph) -> tuple[SkippableBlock, ...]:
     """The innermost modules that are ``x + f(x)`` with an ``f`` whose last affine can be zeroed.
 
-    Where the sum ``x + f(x)`` lies in a parent that is no such block, the module that computes ``f`` is a block: zeros
-    stand in for it.
+    Where the sum ``x + f(x)`` lies in a parent that is no such block, the modules that compute ``f`` are a block: zeros
+    stand in for them.
     """
     found: dict[str, SkippableBlock] = {}
-    owners, calls = _owners(walk), _calls(graph)
-    for call in calls:
+    owners, modules = _owners(walk), _modules(graph)
+    for call in _calls(modules):
         if any(path.startswith(call.path + ".") for path in found):
             continue
         for entry in call.entries:
-            names = _gate(call, _zeroing(walk, call.exit, entry, depth=0), owners)
-            if names and _shape(call.exit) == _shape(entry):
+            names = _gate(call, _zeroing(walk, call.exits[0], entry, depth=0), owners)
+            if names and _shape(call.exits[0]) == _shape(entry):
                 found[call.path] = SkippableBlock(call.path, names)
                 break
-    found |= _branches(walk, graph, calls, owners, found)
-    order = {call.path: i for i, call in enumerate(calls)}
+    found |= _branches(walk, graph, modules, owners, found)
+    order = {path: i for i, path in enumerate(modules)}
     return tuple(sorted(found.values(), key=lambda b: order[b.name]))
 
 
-def _gate(call: _Call, axes: frozenset[AxisKey] | None, owners: dict[str, list[str]]) -> tuple[str, ...]:
+def _gate(module: _Module, axes: frozenset[AxisKey] | None, owners: dict[str, list[str]]) -> tuple[str, ...]:
     """The parameters of these axes, if they are all the module's own."""
     names = tuple(sorted({name for name, _ in axes})) if axes else ()
-    inside = all(lies_in(owner, call.path) for name in names for owner in owners[name])
+    inside = all(lies_in(owner, module.path) for name in names for owner in owners[name])
     return names if inside else ()
 
 
+def _owners(walk: Walk) -> dict[str, list[str]]:
+    owners: dict[str, list[str]] = {}
+    for alias, name in walk.canonical.items():
+        owners.setdefault(name, []).append(alias.rpartition(".")[0])
+    return owners
+
+
+def _modules(graph: fx.Graph) -> dict[str, _Module]:
+    """Every module that computes something, by its path; inner ones first."""
+    inside: dict[str, list[fx.Node]] = {}
+    repeated: set[str] = set()
+    unused = unused_nodes(graph)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            raw = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+            for path, plain in zip(raw, node_modules(node), strict=True):
+                inside.setdefault(plain, []).append(node)
+                if "@" in path:
+                    repeated.add(plain)
+    found = {}
+    for path, nodes in sorted(inside.items(), key=lambda item: -item[0].count(".")):
+        members = frozenset(nodes)
+        entries = dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in members and _activation(i))
+        readers = {n: [u for u in n.users if u not in members and u not in unused] for n in nodes}
+        exits = tuple(n for n in nodes if readers[n])
+        others = frozenset(user for users in readers.values() for user in users)
+        found[path] = _Module(path, members, tuple(entries), exits, others, path not in repeated)
+    return found
+
+
+def _calls(modules: Mapping[str, _Module]) -> list[_Module]:
+    """Modules called once, with a tensor in and one tensor of its shape out that is used."""
+    return [
+        m
+        for m in modules.values()
+        if m.path and m.once and len(m.exits) == 1 and any(_same_shape(e, m.exits[0]) for e in m.entries)
+    ]
+
+
+# ---- branches that are added in a parent ----------------------------------------------------------------------------
+
+
 def _branches(
-    walk: Walk, graph: fx.Graph, calls: list[_Call], owners: dict[str, list[str]], blocks: Mapping[str, SkippableBlock]
+    walk: Walk,
+    graph: fx.Graph,
+    modules: Mapping[str, _Module],
+    owners: dict[str, list[str]],
+    blocks: Mapping[str, SkippableBlock],
 ) -> dict[str, SkippableBlock]:
     """Modules whose zeroed output is added to what their branch began with, outside of blocks that were found."""
     labels = walk.atoms.labels().clone()
     frozen = torch.tensor(list(walk.atoms.frozen_reasons()), dtype=torch.long, device="cpu")
     labels[torch.isin(labels, frozen)] = -1  # what stays anyway
-    by_sum: dict[fx.Node, list[tuple[_Call, SkippableBlock]]] = {}
-    for call in calls:
-        if any(lies_in(path, call.path) or lies_in(call.path, path) for path in blocks):
-            continue
-        names = _gate(call, _branch_zeros(walk, call.exit), owners)
-        total = _residual_sum(graph, call) if names and _like_an_entry(walk, call, labels) else None
-        if total is not None:
-            by_sum.setdefault(total, []).append((call, SkippableBlock(call.path, names)))
+    candidates: list[tuple[int, SkippableBlock]] = []
+    for branch in _all_branches(graph, blocks):
+        block = _block(walk, branch, modules, owners, labels)
+        if block is not None:
+            candidates.append((len(branch.nodes), block))
     found: dict[str, SkippableBlock] = {}
-    for candidates in by_sum.values():  # of nested modules with the same sum the outermost, else the innermost
-        paths = [call.path for call, _ in candidates]
-        for path, (_, block) in zip(paths, candidates, strict=True):
-            nested = any(path != p and lies_in(path, p) for p in paths)
-            if not nested and not any(lies_in(p, path) for p in found):
-                found[path] = block
-    return {p: b for p, b in found.items() if not any(p != q and lies_in(q, p) for q in found)}
+    taken = list(blocks)
+    for _, block in sorted(candidates, key=lambda c: c[0]):  # inner ones first
+        if not any(lies_in(own, path) or lies_in(path, own) for own in block.modules for path in taken):
+            found[block.name] = block
+            taken += block.modules
+    return found
 
 
-def _like_an_entry(walk: Walk, call: _Call, labels: Tensor) -> bool:
-    """Whether zeros like an input have the output's shape, at any width."""
-    alike = [e for e in call.entries if _shape(e) == _shape(call.exit)]
-    return bool(alike) and all(torch.equal(_labels(walk, e, labels), _labels(walk, call.exit, labels)) for e in alike)
+def _all_branches(graph: fx.Graph, blocks: Mapping[str, SkippableBlock]) -> Iterator[_Branch]:
+    """For every sum of two tensors outside of these blocks: the summand that is computed from the other one, or from a
+    summand of that."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for total in graph.nodes:
+        parts = total.all_input_nodes
+        if op_name(total.target) != "aten::add" or len(parts) != 2 or not all(_same_shape(p, total) for p in parts):
+            continue
+        if any(lies_in(path, block) for path in node_modules(total)[-1:] for block in blocks):
+            continue
+        for kept, end in (parts, parts[::-1]):
+            for start in _summands(kept):
+                nodes = _between(start, end, order)
+                if nodes:
+                    priced = [n for n in nodes if op_name(n.target).split("::")[-1].startswith(PRICED)]
+                    after: set[fx.Node] = set()
+                    for node in nodes:
+                        if node in priced or any(n in after for n in node.all_input_nodes):
+                            after.add(node)
+                    yield _Branch(start, end, kept, total, tuple(nodes), frozenset(priced), frozenset(after))
+
+
+def _summands(node: fx.Node, depth: int = 0) -> list[fx.Node]:
+    """A tensor, and if it is a sum its summands, theirs, and so on."""
+    parts = node.all_input_nodes if op_name(node.target).split("::")[-1] == "add" and depth < 8 else []
+    return [node, *(n for part in parts for n in _summands(part, depth + 1))]
+
+
+def _between(start: fx.Node, end: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
+    """The operations through which one result depends on another, in their order, the last one with them."""
+    behind, waiting = {end}, [end]
+    while waiting:
+        new = [n for n in waiting.pop().all_input_nodes if n not in behind and order[n] >= order[start]]
+        behind.update(new)
+        waiting += new
+    reached = {start}
+    for node in sorted(behind, key=order.__getitem__):
+        if any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return sorted(reached - {start}, key=order.__getitem__) if end in reached else []
+
+
+def _block(
+    walk: Walk, branch: _Branch, modules: Mapping[str, _Module], owners: dict[str, list[str]], labels: Tensor
+) -> SkippableBlock | None:
+    """The modules that compute a branch as a block, if they compute all of it that has a price."""
+    for to_end in (False, True):
+        parts = _parts(branch, modules, to_end)
+        last = _last(walk, branch, parts)
+        if last is not None:
+            break
+    if last is None or not all(_takes_zeros(walk, branch, part, labels) for part in parts):
+        return None
+    names = _gate(last, _branch_zeros(walk, last.exits[0]), owners)
+    feeders = tuple(Feeder(part.path) for part in parts if part is not last)
+    return SkippableBlock(last.path, names, None, feeders) if names else None
+
+
+def _parts(branch: _Branch, modules: Mapping[str, _Module], to_end: bool) -> list[_Module]:
+    """The outermost modules that compute nothing but what a branch reads: those with a price, and between them (also
+    after them, ``to_end``) those with parameters; empty if something with a price lies outside of such modules."""
+    ahead: set[fx.Node] = {branch.end} if to_end else set()  # what a later operation with a price reads, or the end
+    for node in reversed(branch.nodes):
+        if any(user in ahead or user in branch.priced for user in node.users):
+            ahead.add(node)
+    found: dict[str, _Module] = {}
+    for node in branch.nodes:
+        between = node in branch.after and node in ahead and not all(map(_activation, node.all_input_nodes))
+        if node in branch.priced or between:
+            serving = (m for path in node_modules(node) if (m := modules[path]).path and _serves(m, branch))
+            part = next(serving, None)
+            if part is not None:
+                found[part.path] = part
+            elif node in branch.priced:
+                return []
+    return list(found.values())
+
+
+def _serves(module: _Module, branch: _Branch) -> bool:
+    """Whether a module is called once, and nothing but the branch reads what it computes."""
+    apart = module.nodes.isdisjoint((branch.start, branch.kept, branch.total))
+    return module.once and apart and module.readers <= {*branch.nodes, branch.total}
+
+
+def _last(walk: Walk, branch: _Branch, parts: Sequence[_Module]) -> _Module | None:
+    """The module of a branch whose only result is zero where the branch is, at any rate when it is zero itself."""
+    node = branch.end
+    for _ in range(64):
+        last = next((part for part in parts if node in part.nodes), None)
+        if last is not None:
+            return last if last.exits == (node,) else None
+        name = op_name(node.target).split("::")[-1]
+        operands = [n for n in node.all_input_nodes if n in branch.nodes]
+        if name not in KEEP_ZERO or not operands or (name != "mul" and node.args[0] is not operands[0]):
+            return None
+        node = next((n for n in operands if _branch_zeros(walk, n)), operands[0])
+        if len(node.users) != 1:
+            return None
+    return None
+
+
+def _takes_zeros(walk: Walk, branch: _Branch, part: _Module, labels: Tensor) -> bool:
+    """Whether zeros like an input have the shape of the branch's result, at any width.
+
+    What an earlier module of the branch feeds, gets such zeros from that one's stand-in.
+    """
+    if any(entry in branch.after for entry in part.entries):
+        return True
+    alike = [e for e in part.entries if _same_shape(e, branch.end)]
+    return bool(alike) and all(torch.equal(_labels(walk, e, labels), _labels(walk, branch.end, labels)) for e in alike)
 
 
 def _labels(walk: Walk, node: fx.Node, labels: Tensor) -> Tensor:
@@ -107,83 +289,7 @@ def _labels(walk: Walk, node: fx.Node, labels: Tensor) -> Tensor:
     return torch.where(value.ids < 0, -1, labels[value.ids.clamp(min=0)])
 
 
-def _residual_sum(graph: fx.Graph, call: _Call) -> fx.Node | None:
-    """The addition of a module's output to what its branch began with, if the module computes the whole branch."""
-    behind = _ancestors(call.exit)
-    node = call.exit
-    for _ in range(64):
-        users = list(node.users)
-        if len(users) != 1:
-            return None
-        user = users[0]
-        name = op_name(user.target).split("::")[-1]
-        others = [n for n in user.all_input_nodes if n is not node and _shape(n) is not None]
-        if name == "add" and len(others) == 1 and _shape(others[0]) == _shape(user):
-            starts = [n for n in _summands(others[0]) if n in behind]
-            if starts:
-                return user if any(_computes_all(graph, call, n, behind) for n in starts) else None
-        elif name not in KEEP_ZERO or (user.args[0] is not node and name != "mul"):
-            return None
-        node = user
-    return None
-
-
-def _summands(node: fx.Node, depth: int = 0) -> list[fx.Node]:
-    """A tensor, and if it is a sum its summands, theirs, and so on."""
-    parts = node.all_input_nodes if op_name(node.target).split("::")[-1] == "add" and depth < 8 else []
-    return [node, *(n for part in parts for n in _summands(part, depth + 1))]
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        new = [n for n in waiting.pop().all_input_nodes if n not in found]
-        found.update(new)
-        waiting += new
-    return found
-
-
-def _computes_all(graph: fx.Graph, call: _Call, start: fx.Node, behind: set[fx.Node]) -> bool:
-    """Whether every priced operation between the start of a branch and the module's output is the module's."""
-    reached, priced = {start}, [call.exit]
-    for node in graph.nodes:
-        if (node in behind or node is call.exit) and any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
-            if op_name(node.target).split("::")[-1].startswith(PRICED):
-                priced.append(node)
-    return len(priced) > 1 and all(node in call.nodes for node in priced)
-
-
-def _owners(walk: Walk) -> dict[str, list[str]]:
-    owners: dict[str, list[str]] = {}
-    for alias, name in walk.canonical.items():
-        owners.setdefault(name, []).append(alias.rpartition(".")[0])
-    return owners
-
-
-def _calls(graph: fx.Graph) -> list[_Call]:
-    """Modules called once, with a tensor in and one tensor of its shape out that is used; inner ones first."""
-    inside: dict[str, list[fx.Node]] = {}
-    repeated: set[str] = set()
-    for node in graph.nodes:
-        if node.op == "call_function":
-            raw = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-            for path, plain in zip(raw, node_modules(node), strict=True):
-                inside.setdefault(plain, []).append(node)
-                if "@" in path:
-                    repeated.add(plain)
-    calls = []
-    for path, nodes in inside.items():
-        members = set(nodes)
-        exits = [n for n in nodes if any(u not in members for u in n.users)]
-        entries = list(
-            dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in members and _activation(i))
-        )
-        once = path and path not in repeated and len(exits) == 1 and _shape(exits[0]) is not None
-        if once and any(_shape(e) == _shape(exits[0]) for e in entries):
-            calls.append(_Call(path, tuple(entries), exits[0], frozenset(members)))
-    return sorted(calls, key=lambda c: (-c.path.count("."), list(inside).index(c.path)))
+# ---- operations -----------------------------------------------------------------------------------------------------
 
 
 def _activation(node: fx.Node) -> bool:
@@ -193,6 +299,10 @@ def _activation(node: fx.Node) -> bool:
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
     val = node.meta.get("val")
     return tuple(val.shape) if isinstance(val, Tensor) else None
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    return _shape(a) is not None and _shape(a) == _shape(b)
 
 
 def _zeroing(walk: Walk, node: fx.Node, entry: fx.Node, depth: int) -> frozenset[AxisKey] | None:

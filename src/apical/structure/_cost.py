@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +57,20 @@ def lies_in(path: str, block: str) -> bool:
     return path == block or path.startswith(block + ".")
 
 
+def _lies_in_any(path: str, blocks: Iterable[str]) -> bool:
+    return any(lies_in(path, block) for block in blocks)
+
+
 class CostModel:
     """Terms compiled to arrays, so that pricing a choice takes microseconds.
 
     Args:
         terms: the summands.
         full_sizes: group sizes of the template.
-        blocks: names of the skippable blocks.
+        blocks: for each skippable block the paths of the modules that leave with it.
     """
 
-    def __init__(self, terms: Sequence[CostTerm], full_sizes: Sequence[int], blocks: Sequence[str]) -> None:
+    def __init__(self, terms: Sequence[CostTerm], full_sizes: Sequence[int], blocks: Sequence[Sequence[str]]) -> None:
         self.full_sizes: npt.NDArray[np.int64] = np.asarray(full_sizes, dtype=np.int64)
         axes = {axis: i for i, axis in enumerate(dict.fromkeys(a for t in terms for a in t.axes))}
         self._base = np.array([a.base for a in axes] + [1], dtype=np.int64)
@@ -80,7 +84,8 @@ class CostModel:
         ).reshape(len(terms), width)
         self._coefficients = np.array([t.coefficient for t in terms], dtype=np.int64)
         self._in_block = np.array(
-            [[all(lies_in(m, b) for m in t.modules) and bool(t.modules) for t in terms] for b in blocks], dtype=bool
+            [[bool(t.modules) and all(_lies_in_any(m, b) for m in t.modules) for t in terms] for b in blocks],
+            dtype=bool,
         ).reshape(len(blocks), len(terms))
         self._several = [t.modules if len(t.modules) > 1 else () for t in terms]
         self._blocks = list(blocks)
@@ -91,9 +96,9 @@ class CostModel:
         values = self._coefficients * lengths[self._factors].prod(axis=1)  # (terms,)
         if skipped:
             gone: npt.NDArray[np.bool_] = np.asarray(self._in_block[list(skipped)].any(axis=0))
-            names = [self._blocks[i] for i in skipped]
+            paths = [path for i in skipped for path in self._blocks[i]]
             for i, modules in enumerate(self._several):
                 if modules and not gone[i]:
-                    gone[i] = all(any(lies_in(m, b) for b in names) for m in modules)
+                    gone[i] = all(_lies_in_any(m, paths) for m in modules)
             values = values[~gone]
         return int(values.sum())

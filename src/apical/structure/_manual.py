@@ -14,7 +14,8 @@ from apical.structure._analyse import tensor_specs
 from apical.structure._cost import CostTerm, SizeAxis
 from apical.structure._quiet import quiet_rng
 from apical.structure._running import check_runs, own
-from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, Structure, TensorSpec
+from apical.structure._structure import Structure
+from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, TensorSpec
 
 HandGroups = Mapping[str, Mapping[str, int] | Sequence[ParamSlice]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,11 +133,39 @@ def returned(output: Any, arguments: Sequence[Argument], tolerance: float) -> Re
     Returns:
         None if no tensor of the output comes from an argument, or the output is no nest of plain containers.
     """
+    return _described(output, arguments, lambda value: _of_tensor(value, arguments, tolerance))
+
+
+def returned_zeros(output: Any, arguments: Sequence[Argument], shape: tuple[int, ...]) -> Returned:
+    """How one of several modules that leave together hands zeros on: zeros in the place of every tensor of its output.
+
+    They are shaped like the first argument of this shape, else like the first tensor: that comes from a module before
+    it, whose stand-in has given zeros of this shape.
+
+    Args:
+        output: of a call.
+        arguments: of the same call.
+        shape: of what the last of the modules returns.
+
+    Raises:
+        ValueError: no argument is a tensor, or the output is no nest of plain containers.
+    """
+    tensors = [a for a in arguments if isinstance(a.value, Tensor)]
+    like = next((a for a in tensors if tuple(a.value.shape) == shape), tensors[0] if tensors else None)
+    zeros = Returned("zeros", like.position, like.name) if like is not None else None
+    made = None if zeros is None else _described(output, arguments, lambda _: zeros)
+    if made is None:
+        raise ValueError("it takes or returns no tensor")
+    return made
+
+
+def _described(output: Any, arguments: Sequence[Argument], of_tensor: Callable[[Tensor], Returned]) -> Returned | None:
+    """What is returned in the place of an output; None if no tensor of it comes from an argument."""
     found: list[Returned] = []
 
     def describe(value: Any) -> Returned:
         if isinstance(value, Tensor):
-            made = _of_tensor(value, arguments, tolerance)
+            made = of_tensor(value)
             found.extend([made] if made.kind != "value" else [])
             return made
         for argument in arguments:  # a cache that is handed on

@@ -1,88 +1,55 @@
-"""`print(structure)`: a readable table; the same as HTML for notebooks."""
+"""Tables as aligned text, and as HTML for notebooks."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from apical.structure._types import Structure
 
 Row = tuple[str, ...]
-_GROUPS = ("group", "role", "size", "MACs", "gate site")
-_BLOCKS = ("block", "MACs", "gate site")
-_FROZEN = ("frozen", "size", "why")
 
 
-def structure_table(structure: Structure, max_rows: int = 200) -> str:
-    """Groups, blocks, frozen parts and totals as aligned text."""
-    lines = [_headline(structure), "", *_aligned(_GROUPS, _group_rows(structure, max_rows))]
-    if len(structure.groups) > max_rows:
-        lines.append(f"… and {len(structure.groups) - max_rows} more groups")
-    if structure.blocks:
-        lines += ["", *_aligned(_BLOCKS, _block_rows(structure))]
-    if structure.frozen:
-        lines += ["", *_aligned(_FROZEN, _frozen_rows(structure))]
-    lines += ["", *structure.notes] if structure.notes else []
+@dataclass(frozen=True)
+class Table:
+    """Rows under a head.
+
+    Attributes:
+        name: what the rows are, in the plural.
+        head: names of the columns.
+        rows: those that are shown.
+        total: how many there are.
+    """
+
+    name: str
+    head: Row
+    rows: Sequence[Row]
+    total: int
+
+    @property
+    def rest(self) -> list[str]:
+        """A line about rows that are not shown, if there are any."""
+        more = self.total - len(self.rows)
+        return [f"… and {more} more {self.name}"] if more > 0 else []
+
+
+def as_text(headline: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """A headline, tables and notes as aligned text; of the tables but the first, those with rows."""
+    lines = [headline]
+    for i, table in enumerate(tables):
+        if table.rows or i == 0:
+            lines += ["", *_aligned(table.head, table.rows), *table.rest]
+    lines += ["", *notes] if notes else []
     return "\n".join(lines)
 
 
-def structure_html(structure: Structure, max_rows: int = 200) -> str:
-    """The same table for a notebook, in the notebook's own colours; each part can be folded away."""
-    more = len(structure.groups) - max_rows
-    parts = [f"<p>{escape(_headline(structure))}</p>"]
-    parts.append(_folded("groups", len(structure.groups), _GROUPS, _group_rows(structure, max_rows)))
-    parts += [f"<p>… and {more} more groups</p>"] if more > 0 else []
-    parts.append(_folded("blocks", len(structure.blocks), _BLOCKS, _block_rows(structure)))
-    parts.append(_folded("frozen", len(structure.frozen), _FROZEN, _frozen_rows(structure)))
-    parts += [f"<p>{escape(note)}</p>" for note in structure.notes]
+def as_html(headline: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """The same for a notebook, in the notebook's own colours; each table can be folded away."""
+    parts = [f"<p>{escape(headline)}</p>"]
+    for table in tables:
+        parts.append(_folded(table))
+        parts += [f"<p>{line}</p>" for line in table.rest]
+    parts += [f"<p>{escape(note)}</p>" for note in notes]
     return f"<div>{''.join(parts)}</div>"
-
-
-def _headline(structure: Structure) -> str:
-    macs, params = structure.macs(), structure.num_params()
-    least = structure.macs({g.name: 1 for g in structure.groups}, [b.name for b in structure.blocks])
-    return (
-        f"{len(structure.groups)} channel groups, {len(structure.blocks)} skippable blocks; "
-        f"{macs:,} MACs, {params:,} parameters; down to {least:,} MACs ({_percent(least, macs)})"
-    )
-
-
-def _group_rows(structure: Structure, max_rows: int) -> list[Row]:
-    macs = structure.macs()
-    return [
-        (
-            g.name,
-            g.role if g.exact else f"{g.role} (not exact)",
-            str(g.size),
-            _percent(macs - structure.macs({g.name: 1}), macs),
-            _sites(g.gate_site),
-        )
-        for g in structure.groups[:max_rows]
-    ]
-
-
-def _block_rows(structure: Structure) -> list[Row]:
-    macs = structure.macs()
-    return [
-        (b.name, _percent(macs - structure.macs(skip=[b.name]), macs), ", ".join(b.gate_site)) for b in structure.blocks
-    ]
-
-
-def _frozen_rows(structure: Structure) -> list[Row]:
-    return [(f.name, str(f.size), f.reason) for f in structure.frozen]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def _sites(slices: tuple[object, ...]) -> str:
-    names = Counter(getattr(s, "tensor", "") for s in slices)
-    shown = list(names)[:3]
-    return ", ".join(shown) + (f" +{len(names) - 3}" if len(names) > 3 else "")
 
 
 def _aligned(head: Row, rows: Sequence[Row]) -> list[str]:
@@ -90,13 +57,13 @@ def _aligned(head: Row, rows: Sequence[Row]) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
 
 
-def _folded(name: str, count: int, head: Row, rows: Sequence[Row]) -> str:
-    if not rows:
+def _folded(table: Table) -> str:
+    if not table.rows:
         return ""
-    body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in table.rows)
     return (
-        f'<details open=""><summary>{count} {name}</summary><div style="max-height: 24em; overflow: auto">'
-        f"<table><thead><tr>{_cells('th', head)}</tr></thead><tbody>{body}</tbody></table></div></details>"
+        f'<details open=""><summary>{table.total} {table.name}</summary><div style="max-height: 24em; overflow: auto">'
+        f"<table><thead><tr>{_cells('th', table.head)}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
 
 

@@ -1,17 +1,15 @@
-"""The result of tracing a model, as pure data: groups, blocks, what is frozen, and what everything costs."""
+"""The records that a structure is made of: groups, blocks, what is frozen, and how tensors follow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from apical.structure._cost import CostModel, CostTerm, SizeAxis
+from apical.structure._cost import SizeAxis
 from apical.structure._returned import Returned
 
 Keep = Mapping[str, Sequence[int] | torch.Tensor]
@@ -71,20 +69,40 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
+class Feeder:
+    """A module that leaves with a block, since nothing but the block reads what it computes.
+
+    Attributes:
+        name: module path.
+        returns: what its caller gets while it is left out; None only before the dry run.
+    """
+
+    name: str
+    returns: Returned | None = None
+
+
+@dataclass(frozen=True)
 class SkippableBlock:
     """A residual block that becomes the identity when the tensors of its gate site are zero, or a residual branch that
     becomes zero.
 
     Attributes:
-        name: module path of the block.
+        name: module path of the block; of a branch that several modules compute in turn, the last of them.
         gate_site: names of the parameters to multiply with the block's gate (the last affine of each branch).
         returns: what the block's caller gets while it is left out; None for a block that is called with one tensor and
             gives it back, which ``nn.Identity`` does.
+        feeders: the modules of the branch before the last, which leave with it.
     """
 
     name: str
     gate_site: tuple[str, ...]
     returns: Returned | None = None
+    feeders: tuple[Feeder, ...] = ()
+
+    @property
+    def modules(self) -> dict[str, Returned | None]:
+        """What is returned in the place of each module that leaves, by its path, in the order of the calls."""
+        return {**{f.name: f.returns for f in self.feeders}, self.name: self.returns}
 
 
 @dataclass(frozen=True)
@@ -138,161 +156,3 @@ class StateSlice:
 
     def __repr__(self) -> str:
         return f"<StateSlice: tensor {self.leaf}, dimension {self.dim}, {len(self.positions)} units of {self.group!r}>"
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What can be removed from a model, what cannot, and what each choice costs. Made by `apical.trace`.
-
-    Sizes and positions count in the *template*: the model as it was traced.
-
-    Attributes:
-        groups: channel groups, in the order in which the forward pass produces them.
-        blocks: residual blocks that can be left out.
-        frozen: what cannot be removed, with module path and reason.
-        tensors: every parameter and buffer of the template.
-        attributes: module attributes that follow the sizes of the groups.
-        terms: multiply-accumulates of each operation as products of group sizes.
-        param_axes: for each parameter, its dimensions as functions of group sizes.
-        notes: remarks of the tracer (operations without a rule, for example).
-        states: where units lie in the recurrent state that the model hands on.
-    """
-
-    groups: tuple[ChannelGroup, ...]
-    blocks: tuple[SkippableBlock, ...]
-    frozen: tuple[Frozen, ...]
-    tensors: Mapping[str, TensorSpec]
-    attributes: tuple[AttributeAxis, ...] = ()
-    terms: tuple[CostTerm, ...] = ()
-    param_axes: tuple[CostTerm, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-    states: tuple[StateSlice, ...] = ()
-
-    def group(self, name: str) -> ChannelGroup:
-        """The group called ``name``; `KeyError` names the nearest, or all, if there is none."""
-        try:
-            return self._group_index[name]
-        except KeyError:
-            raise KeyError(_unknown("group", name, self._group_index)) from None
-
-    @cached_property
-    def _group_index(self) -> dict[str, ChannelGroup]:
-        return {g.name: g for g in self.groups}
-
-    @cached_property
-    def _macs_model(self) -> CostModel:
-        return CostModel(self.terms, [g.size for g in self.groups], [b.name for b in self.blocks])
-
-    @cached_property
-    def _params_model(self) -> CostModel:
-        return CostModel(self.param_axes, [g.size for g in self.groups], [b.name for b in self.blocks])
-
-    @cached_property
-    def _group_order(self) -> dict[str, int]:
-        return {g.name: i for i, g in enumerate(self.groups)}
-
-    @cached_property
-    def _block_order(self) -> dict[str, int]:
-        return {b.name: i for i, b in enumerate(self.blocks)}
-
-    def _price(self, model: CostModel, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> int:
-        sizes = model.full_sizes.copy()
-        for name, kept in (keep or {}).items():
-            if name not in self._group_order:
-                self.group(name)
-            sizes[self._group_order[name]] = int(kept) if isinstance(kept, Integral) else len(kept)
-        skipped = [self._block_order[name] if name in self._block_order else self._no_block(name) for name in skip]
-        return model.price(sizes, skipped)
-
-    def _no_block(self, name: str) -> int:
-        raise KeyError(_unknown("block", name, self._block_order))
-
-    def macs(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
-        """Multiply-accumulates of one forward pass on the traced example inputs, batch included.
-
-        One multiply-add counts as one. Convolutions (padding counted as computed, as torch's flop counter does),
-        linear layers, matrix products, attention and recurrent layers are counted; elementwise operations,
-        normalisation, pooling and embeddings are not. So the value is half of what
-        `torch.utils.flop_counter.FlopCounterMode` counts on the resized model, except where the counter misses
-        work that is counted here: fused scaled dot-product attention on the CPU, and the fast path that
-        `torch.nn.TransformerEncoder` takes in eval mode without gradients.
-
-        Args:
-            keep: kept positions (or just their number) by group name; groups not named keep everything.
-            skip: names of the blocks that are left out.
-        """
-        return self._price(self._macs_model, keep, skip)
-
-    def num_params(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
-        """Number of parameter elements, shared parameters counted once, for a choice of ``keep`` and ``skip``."""
-        return self._price(self._params_model, keep, skip)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-serialisable copy; `Structure.from_dict` reads it back."""
-        return asdict(self) | {"tensors": {k: asdict(v) for k, v in self.tensors.items()}}
-
-    @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Structure:
-        """The inverse of `to_dict`, also after a round trip through JSON."""
-
-        def slices(items: Any) -> tuple[ParamSlice, ...]:
-            return tuple(ParamSlice(s["tensor"], s["dim"], tuple(tuple(p) for p in s["positions"])) for s in items)
-
-        return Structure(
-            groups=tuple(
-                ChannelGroup(
-                    g["name"],
-                    g["size"],
-                    g["role"],
-                    slices(g["members"]),
-                    slices(g["gate_site"]),
-                    slices(g["readers"]),
-                    g.get("exact", True),
-                )
-                for g in data["groups"]
-            ),
-            blocks=tuple(
-                SkippableBlock(
-                    b["name"], tuple(b["gate_site"]), Returned.from_dict(b["returns"]) if b.get("returns") else None
-                )
-                for b in data["blocks"]
-            ),
-            frozen=tuple(Frozen(**f) for f in data["frozen"]),
-            tensors={
-                k: TensorSpec(tuple(t["shape"]), t["is_parameter"], tuple(t["aliases"]))
-                for k, t in data["tensors"].items()
-            },
-            attributes=tuple(
-                AttributeAxis(a["module"], a["attribute"], SizeAxis.from_dict(a["axis"])) for a in data["attributes"]
-            ),
-            terms=tuple(CostTerm.from_dict(t) for t in data["terms"]),
-            param_axes=tuple(CostTerm.from_dict(t) for t in data["param_axes"]),
-            notes=tuple(data["notes"]),
-            states=tuple(
-                StateSlice(s["leaf"], s["group"], s["dim"], tuple(tuple(p) for p in s["positions"]))
-                for s in data.get("states", ())
-            ),
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"<Structure: {len(self.groups)} channel groups, {len(self.blocks)} skippable blocks, {len(self.frozen)} "
-            f"frozen; {self.macs():,} MACs, {self.num_params():,} parameters; print() shows the table>"
-        )
-
-    def __str__(self) -> str:
-        from apical.structure._table import structure_table
-
-        return structure_table(self)
-
-    def _repr_html_(self) -> str:
-        from apical.structure._table import structure_html
-
-        return structure_html(self)
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = get_close_matches(name, names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; the {kind}s are {', '.join(names) or '(none)'}"
-    return f"no {kind} is called {name!r}{hint}"
