@@ -105,6 +105,23 @@ def edges(root: Path) -> dict[str, set[str]]:
     return graph
 
 
+def file_edges(root: Path) -> dict[str, set[str]]:
+    """For every file of a package those of the project that it imports; ``structure`` is its `__init__.py`."""
+    names = {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in modules(root)}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = absolute(node, path, root)
+                targets = [f"{module}.{a.name}" if f"{module}.{a.name}"[7:] in names else module for a in node.names]
+            else:
+                continue
+            graph[name] |= {t.removeprefix("apical.") for t in targets if t.removeprefix("apical.") in names}
+    return graph
+
+
 def cycle(graph: dict[str, set[str]]) -> list[str]:
     """One cycle of a graph as a list of names, or an empty list."""
     done: set[str] = set()
@@ -129,6 +146,32 @@ def test_imports_point_one_way() -> None:
 
 def test_packages_have_no_cycles() -> None:
     assert not cycle(edges(SOURCE)), " -> ".join(cycle(edges(SOURCE)))
+
+
+def test_files_have_no_cycles() -> None:
+    assert not cycle(file_edges(SOURCE)), " -> ".join(cycle(file_edges(SOURCE)))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from apical.gates._a import thing",
+        "from apical.gates import _a",
+        "from ._a import thing",
+        "from . import _a",
+        "import apical.gates._a",
+        "def f():\n    from apical.gates._a import thing",
+        "from apical.gates import thing",  # the package's own `__init__.py`, which imports this file
+    ],
+)
+def test_the_check_sees_every_circle_between_files(tmp_path: Path, statement: str) -> None:
+    (tmp_path / "gates").mkdir()
+    (tmp_path / "gates" / "__init__.py").write_text("from apical.gates._b import other")
+    (tmp_path / "gates" / "_a.py").write_text("from apical.gates._b import other")
+    (tmp_path / "gates" / "_b.py").write_text("import torch")
+    assert not cycle(file_edges(tmp_path))
+    (tmp_path / "gates" / "_b.py").write_text(statement)
+    assert cycle(file_edges(tmp_path))
 
 
 def test_the_allowed_graph_itself_has_no_cycles() -> None:
