@@ -104,6 +104,7 @@ SEQ2SEQ = {"vocab_size": 60, "d_model": 32, "encoder_layers": 2, "decoder_layers
 FAMILIES: dict[str, Case] = {
     "Llama": lambda t: ids(t, "LlamaForCausalLM", "LlamaConfig", **TEXT, num_key_value_heads=4),
     "Llama, grouped queries": lambda t: ids(t, "LlamaForCausalLM", "LlamaConfig", **TEXT, num_key_value_heads=2),
+    "Llama, one key head": lambda t: ids(t, "LlamaForCausalLM", "LlamaConfig", **TEXT, num_key_value_heads=1),
     "Qwen2": lambda t: ids(t, "Qwen2ForCausalLM", "Qwen2Config", **TEXT, num_key_value_heads=2),
     "Qwen3": lambda t: ids(t, "Qwen3ForCausalLM", "Qwen3Config", **TEXT, num_key_value_heads=2, head_dim=8),
     "Mistral": lambda t: ids(t, "MistralForCausalLM", "MistralConfig", **TEXT, num_key_value_heads=2),
@@ -132,7 +133,12 @@ FAMILIES: dict[str, Case] = {
     ),
     "BART": lambda t: text_to_text(t, "BartForConditionalGeneration", "BartConfig", **SEQ2SEQ),
     "Mixtral": lambda t: ids(
-        t, "MixtralForCausalLM", "MixtralConfig", **TEXT, num_key_value_heads=2, num_local_experts=4
+        t, "MixtralForCausalLM", "MixtralConfig", **TEXT, num_key_value_heads=2, num_local_experts=4,
+        experts_implementation="batched_mm",
+    ),
+    "FNet": lambda t: ids(
+        t, "FNetForSequenceClassification", "FNetConfig", vocab_size=60, hidden_size=32, num_hidden_layers=2,
+        intermediate_size=64, max_position_embeddings=32,
     ),
     "Mamba": lambda t: ids(
         t, "MambaForCausalLM", "MambaConfig", vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=4
@@ -295,7 +301,7 @@ def recorded() -> list[Finding]:
 
 def render(findings: Sequence[Finding]) -> str:
     """The page."""
-    return "\n".join([_INTRODUCTION, *(_section(library, findings) for library in ("transformers", "timm"))])
+    return "\n".join([_INTRODUCTION, *(_section(library, findings) for library in ("transformers", "timm")), _LIMITS])
 
 
 _INTRODUCTION = """\
@@ -313,6 +319,25 @@ by
 What is left is mostly the head and the smallest embedding. After every successful trace, for two random choices over
 all groups and blocks, the smaller model was compared with the gated one (float64, 1e-8 relative; float32, 1e-3, where
 kernels know no float64) and trained for one step; the last column says where that, or the trace, did not work.
+"""
+
+
+_LIMITS = """\
+## What stays, and why
+
+- **Query heads within a key/value group** (grouped queries): the unit is a key head with all its query heads. "The same
+  query head of every group" would be a second set of units on the same rows of the query projection, and what is kept
+  would be a product of both choices. A position belongs to one group here, so that every tensor's kept part is a plain
+  list of positions and every cost a product of sums. With a single key head there is no such conflict: then the query
+  heads are the units, and the key head stays.
+- **Experts** behind a router with softmax and top-k: without one of them the others get its tokens, so a gate of zero
+  does not equal its absence. A hidden unit of stacked experts is the same position in each of them. With transformers'
+  default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no multiple of 16 bytes; pass
+  `experts_implementation="batched_mm"`, as was done for Mixtral here.
+- **Heads of Phi-3**: its forward pass cuts queries, keys and values at positions that it computes from the model's
+  config, which all layers share. The fused `gate_up_proj` follows.
+- **Blocks of Mamba**: the residual is cast to float32, so that in float64 a block is not the identity to 1e-10.
+- **The embedding of FNet**, which a Fourier transform mixes.
 """
 
 

@@ -138,6 +138,29 @@ def test_a_key_head_goes_with_its_query_heads(name: str) -> None:
     assert (own["q.weight"], own["k.weight"], own["o.weight/1"]) == (2 * WIDTH, WIDTH, 2 * WIDTH)
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "gqa", "matmul"])
+def test_query_heads_of_one_key_head_go_one_by_one(kernel: str) -> None:
+    """The key head is shared, so it stays; the number of its copies follows where it is read from a tensor."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (part(x).view(*x.shape[:2], -1, WIDTH).transpose(1, 2) for part in (m.q, m.k, m.v))
+        q, k = q * m.cos, k * m.cos
+        if kernel == "matmul":
+            y = (q @ k.mT).softmax(-1) @ v
+        elif kernel == "gqa":
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        else:
+            y = F.scaled_dot_product_attention(q, *(t.expand(-1, q.shape[1], -1, -1) for t in (k, v)))
+        return m.o(y.transpose(1, 2).flatten(2))
+
+    model = Net(forward, q=nn.Linear(16, 16), k=nn.Linear(16, WIDTH), v=nn.Linear(16, WIDTH), o=nn.Linear(16, 3),
+                cos=torch.rand(TOKENS, WIDTH))  # fmt: skip
+    structure = traced(model, INPUTS)
+    (group,) = structure.groups
+    assert (group.size, {s.tensor for s in group.gate_site}) == (16 // WIDTH, {"o.weight"})
+    assert members_of(structure, group.name) == {"q.weight": WIDTH, "q.bias": WIDTH, "o.weight/1": WIDTH}
+
+
 def biased(bias: Callable[[Any, int], Tensor | None], kernel: str) -> nn.Module:
     """Attention whose scores get a bias, through SDPA's mask or as a sum."""
 

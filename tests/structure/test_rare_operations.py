@@ -93,7 +93,18 @@ CASES: dict[str, Case] = {
     "channel dimension moved": images(lambda m, h: h.movedim(1, -1).mul(2.0).movedim(-1, 1), ALL),
     "square unfolded": images(lambda m, h: F.unfold(h, 1).view(2, -1, 8, 8), {}),
     "repeated channels": images(lambda m, h: h.repeat(1, 2, 1, 1)[:, : h.shape[1]], ALL),
+    # Fourier transforms are linear maps along some dimensions, and tie nothing along the others
+    "frequencies of pixels": images(lambda m, h: torch.fft.irfft2(torch.fft.rfft2(h) * m.keep, s=h.shape[-2:]), ALL,
+                                    keep=torch.rand(8, 5)),
+    "frequencies of rows": images(lambda m, h: torch.fft.ifft(torch.fft.fft(h, dim=2), dim=2).real, ALL),
+    "frequencies of everything": images(lambda m, h: torch.fft.fftn(h).real, {}),
+    "frequencies of channels": sequences(lambda m, h: torch.fft.fft(h).real, {}),
+    "outer product of channels": sequences(
+        lambda m, h: (h[..., None] * m.short(h)[..., None, :]).sum(-1), {"a": 6}, short=nn.Linear(6, 3)),
     # weights that are computed or used in parts
+    "view of a depthwise weight": images(
+        lambda m, h: F.conv2d(h, m.w.squeeze(1)[:, None], m.c, groups=h.shape[1]), ALL, w=parameter(6, 1, 1, 1),
+        c=parameter(6)),
     "weight standardisation": images(lambda m, h: m.ws(h), {}, ws=WeightStandardised(6, 6, 1)),
     "computed bias": images(
         lambda m, h: F.conv2d(h, m.w, m.c * 2), {"a.0": 6, "w": 6}, w=parameter(6, 6, 1, 1), c=parameter(6)),

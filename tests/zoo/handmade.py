@@ -316,3 +316,19 @@ class SmallUNet(nn.Module):
         deep = self.bottom(F.max_pool2d(two, 2))
         two = self.dec2(torch.cat([self.up2(deep), two], 1))
         return self.last(self.dec1(torch.cat([self.up1(two), one], 1)))
+
+
+class GlobalFilter(nn.Module):
+    """A learned filter per channel and frequency (GFNet) on convolved images."""
+
+    def __init__(self, size: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.filter = nn.Parameter(torch.randn(6, size, size // 2 + 1, 2))
+        self.last, self.head = nn.Conv2d(6, 7, 1), Head(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = torch.fft.rfft2(x, norm="ortho") * torch.view_as_complex(self.filter)
+        x = x + torch.fft.irfft2(y, s=x.shape[-2:], norm="ortho")
+        return self.head(torch.relu(self.last(x)))

@@ -148,3 +148,129 @@ class SmallGpt(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+class BertOutput(nn.Module):
+    """A projection, the addition, and the norm after it."""
+
+    def __init__(self, inner: int, width: int) -> None:
+        super().__init__()
+        self.dense, self.dropout, self.norm = nn.Linear(inner, width), nn.Dropout(0.1), nn.LayerNorm(width)
+
+    def forward(self, hidden: Tensor, given: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.dense(hidden)) + given)
+
+
+class BertHeads(nn.Module):
+    """Attention without its output projection; its weights are returned, too."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.head_width = width // heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = (self.query(x), self.key(x), self.value(x))
+        q, k, v = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in parts)
+        weights = (q @ k.transpose(-2, -1) / self.head_width**0.5).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2), weights
+
+
+class BertLayer(nn.Module):
+    """Post-norm encoder layer in the modules of BERT: no module computes a whole residual branch."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads, self.attended = BertHeads(width, heads), BertOutput(width, width)
+        self.up, self.output = nn.Linear(width, inner), BertOutput(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attended(self.heads(x)[0], x)
+        return self.output(F.gelu(self.up(x)), x)
+
+
+class SmallBert(nn.Module):
+    """Two such layers between an embedding and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(13, 16)
+        self.layers = nn.Sequential(BertLayer(16, 4, 24), BertLayer(16, 4, 24))
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc(self.layers(self.embedding(tokens)).mean(1))
+
+
+class MultiQuery(nn.Module):
+    """Attention of several query heads with one key and value head, which is copied for each of them."""
+
+    def __init__(self, width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.copies, self.head_width = heads, width // heads
+        self.embedding, self.norm = nn.Embedding(13, width), nn.LayerNorm(width)
+        self.query, self.output = nn.Linear(width, width), nn.Linear(width, width)
+        self.key, self.value = nn.Linear(width, self.head_width), nn.Linear(width, self.head_width)
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        y = self.norm(x)
+        q = self.query(y).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        k, v = (p(y).unsqueeze(1).expand(-1, self.copies, -1, -1) for p in (self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.fc((x + self.output(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+class SmallMamba(nn.Module):
+    """A selective state-space layer, as an unrolled recurrence; its convolution reads a view of its weight."""
+
+    def __init__(self, width: int = 8, inner: int = 12, states: int = 3) -> None:
+        super().__init__()
+        self.states = states
+        self.embedding, self.norm = nn.Embedding(13, width), nn.LayerNorm(width)
+        self.wide, self.conv = nn.Linear(width, 2 * inner), nn.Conv1d(inner, inner, 3, groups=inner)
+        self.select, self.step = nn.Linear(inner, 2 + 2 * states, bias=False), nn.Linear(2, inner)
+        self.decay, self.direct = nn.Parameter(torch.zeros(inner, states)), nn.Parameter(torch.ones(inner))
+        self.narrow, self.fc = nn.Linear(inner, width), nn.Linear(width, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return self.fc((x + self.mix(self.norm(x))).mean(1))
+
+    def mix(self, x: Tensor) -> Tensor:
+        x, gate = self.wide(x).transpose(1, 2).chunk(2, dim=1)
+        weight = self.conv.weight.squeeze(1)
+        x = F.conv1d(x, weight.unsqueeze(1), self.conv.bias, padding=2, groups=x.shape[1])[:, :, : x.shape[2]]
+        x = F.silu(x)
+        step, enters, leaves = torch.split(self.select(x.transpose(1, 2)), [2, self.states, self.states], dim=-1)
+        step = F.softplus(self.step.weight @ step.transpose(1, 2) + self.step.bias[:, None])
+        kept = torch.exp(-torch.exp(self.decay)[None, :, None, :] * step[..., None])
+        added = step[..., None] * enters[:, None] * x[..., None]
+        state, outputs = torch.zeros_like(kept[:, :, 0]), []
+        for t in range(x.shape[2]):
+            state = kept[:, :, t] * state + added[:, :, t]
+            outputs.append((state @ leaves[:, t, :, None])[..., 0])
+        y = torch.stack(outputs, -1) + x * self.direct[:, None]
+        return self.narrow((y * F.silu(gate)).transpose(1, 2))
+
+
+class StackedExperts(nn.Module):
+    """Tokens go to two of four experts, whose weights lie in one tensor each."""
+
+    def __init__(self, width: int = 8, inner: int = 10, experts: int = 4) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(13, width), nn.LayerNorm(width)
+        self.router = nn.Linear(width, experts)
+        self.up = nn.Parameter(torch.randn(experts, 2 * inner, width) / width**0.5)
+        self.down = nn.Parameter(torch.randn(experts, width, inner) / inner**0.5)
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        rows = self.norm(x).flatten(0, 1)
+        share, chosen = self.router(rows).softmax(-1).topk(2, -1)  # (rows, 2)
+        rows = rows.repeat_interleave(2, dim=0)
+        gate, y = (self.up[chosen.flatten()] @ rows[..., None]).squeeze(-1).chunk(2, dim=-1)
+        y = (self.down[chosen.flatten()] @ (F.silu(gate) * y)[..., None]).squeeze(-1) * share.flatten()[:, None]
+        return self.fc((x + y.unflatten(0, (-1, 2)).sum(1).view_as(x)).mean(1))

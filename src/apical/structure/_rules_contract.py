@@ -16,6 +16,7 @@ from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk, structural
 
 OUTER = "meets other channels in an outer product (of which only one side can go)"
+SHARED = "is shared by all units of another set of channels"
 WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
 
 
@@ -59,8 +60,9 @@ def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, tr
         ids, zeros = _dense_convolution(walk, x, weight, incoming, pixels, transposed)
     else:
         ids, zeros = _grouped_convolution(walk, weight, incoming, groups, pixels, transposed)
-    walk.attribute("in_channels", incoming)
-    walk.attribute("out_channels", ids)
+    for path in _owners(walk, weight):
+        walk.attribute("in_channels", incoming, path=path)
+        walk.attribute("out_channels", ids, path=path)
     zeros |= _add_bias(walk, bias, ids)
     return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), zeros)
 
@@ -80,8 +82,6 @@ def _grouped_convolution(
     walk: Walk, weight: ParamValue, incoming: Tensor | None, groups: int, pixels: int, transposed: bool
 ) -> tuple[Tensor, frozenset[AxisKey]]:
     """Group by group: a convolution group's input and output channels are one unit."""
-    if not weight.whole:
-        raise LookupError("the weight of a grouped convolution is a view of a parameter")
     rows, key = _weight_axis(walk, weight, 0)  # (out,), or (in,) when transposed
     walk.meet_rows(rows.view(groups, -1))
     if incoming is None:
@@ -94,7 +94,8 @@ def _grouped_convolution(
     if transposed:
         ids = rows.view(groups, -1)[:, 0].repeat_interleave(weight.shape[1])
     walk.cost(pixels * weight.shape[1], rows)
-    walk.attribute("groups", rows.view(groups, -1)[:, 0])
+    for path in _owners(walk, weight):
+        walk.attribute("groups", rows.view(groups, -1)[:, 0], path=path)
     return ids, frozenset([key])
 
 
@@ -145,8 +146,7 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     if result.ids is not None and varying_dims(result.ids) not in ([], [len(result.shape) - 1]):
         return _linear_beside_channels(walk, result, bias)
     ids = None if result.ids is None else walk.channel_ids(result, -1)
-    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else walk.module_path
-    for path in (walk.module_path, owner):  # the layer that runs may share its weight, or be read by its parent
+    for path in _owners(walk, weight):
         if isinstance(x, Value):
             walk.attribute("in_features", _ids_or_none(walk, weight, 1), path=path)
         walk.attribute("out_features", ids, path=path)
@@ -154,6 +154,12 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
         return result
     extra = _add_bias(walk, bias, ids)
     return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | extra)
+
+
+def _owners(walk: Walk, weight: AnyValue) -> tuple[str, ...]:
+    """The layer that runs, which may share its weight, and the one that holds it, which its parent may read."""
+    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else walk.module_path
+    return (walk.module_path, owner)
 
 
 def _linear_beside_channels(walk: Walk, result: Value, bias: Any) -> Value:
@@ -176,6 +182,18 @@ def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> Value:
     la = batch[len(batch) - (len(a.shape) - 2) :] + "xy"
     lb = batch[len(batch) - (len(b.shape) - 2) :] + "yz"
     return contract(walk, a, la, b, lb, batch + "xz")
+
+
+@register_op("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_matmul(walk: Walk, a: AnyValue, b: AnyValue, offs: Any = None, *args: Any) -> Value:
+    """Rows of a (rows, in), sorted by expert, times the weight of each expert b (experts, in, out); experts stay."""
+    if offs is None or len(a.shape) != 2 or len(b.shape) != 3:
+        raise LookupError("a grouped product of other shapes than (rows, in) and (experts, in, out)")
+    if not isinstance(b, ParamValue):
+        raise LookupError(WEIGHT_COMPUTED)
+    _whole(walk, b, 0)
+    one = tuple(c.select(0, 0) for c in b.coords)  # every row meets the weight of one expert
+    return contract(walk, a, "ax", replace(b, shape=b.shape[1:], coords=one, whole=False), "xy", "ay")
 
 
 @register_op("aten::addmm", "aten::baddbmm")
@@ -292,6 +310,9 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
     columns, in_key = _weight_axis(walk, w, lw.index(summed[0]))
     incoming = walk.channel_ids(a, la.index(summed[0]))
     _read_columns(walk, a, incoming, columns, in_key)
+    owner = w.name.rpartition(".")[0]
+    walk.attribute("in_features", columns, path=owner)
+    walk.attribute("out_features", ids, path=owner)
     return (free[0], ids), frozenset([out_key]), {free[0]: ids, summed[0]: columns}
 
 
@@ -322,35 +343,43 @@ def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str)
     moving_b = [lb[d] for d in varying_dims(b.ids)] if b.ids is not None else []
     batch = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label in la and label in lb and label in out]
     if batch:
+        for one, moving in ((a, moving_a), (b, moving_b)):
+            if moving and not set(batch) & set(moving):  # one key head for all query heads: it stays, and ties none
+                walk.freeze_value(one, SHARED)
+        a, b = (v if set(batch) & set(m) else _without_ids(v) for v, m in ((a, moving_a), (b, moving_b)))
         slices = _whole_slices(walk, a, la, b, lb, batch)
         axes = {batch[0]: slices.reshape(-1), **dict.fromkeys(batch[1:], 1)}
         return ("".join(batch), slices), b.zeros if b.zeros is not None else a.zeros, axes
     axes = {}
     summed = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label not in out]
     for label in summed:
-        theirs = [walk.channel_ids(v, lv.index(label)) for v, lv in ((a, la), (b, lb))]
-        if theirs[0] is None or theirs[1] is None or label not in moving_a or label not in moving_b:
-            fixed = [t for t, m in zip(theirs, (moving_a, moving_b), strict=True) if t is not None and label in m]
-            walk.atoms.freeze(fixed[0], FIXED_SIZE)
-            axes[label] = fixed[0]
+        sides = [(v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) if label in m]
+        vectors = [ids for v, lv in sides if (ids := walk.channel_ids(v, lv.index(label))) is not None]
+        axes[label] = vectors[0]
+        if len(vectors) < 2:  # it meets a dimension of fixed size
+            walk.atoms.freeze(vectors[0], FIXED_SIZE)
             continue
-        walk.meet(theirs[0], theirs[1], FIXED_SIZE)
-        walk.read(theirs[0], a.zeros if a.zeros is not None else b.zeros, None)
-        axes[label] = theirs[0]
+        walk.meet(vectors[0], vectors[1], FIXED_SIZE)
+        walk.read(vectors[0], a.zeros if a.zeros is not None else b.zeros, None)
     free = [(label, v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) for label in m if label in out]
     if not free:
         return None, None, axes
-    sides = []
+    outer = []
     for label, value, labels in free:
         vector = walk.channel_ids(value, labels.index(label))
         assert vector is not None
-        sides.append((label, vector, value.zeros))
+        outer.append((label, vector, value.zeros))
     # An outer product: one side stays whole, that which does anyway, else the shorter one.
-    sides.sort(key=lambda side: (not walk.atoms.all_frozen(side[1]), side[1].numel()))
-    for _, vector, _ in sides[:-1]:
+    outer.sort(key=lambda side: (not walk.atoms.all_frozen(side[1]), side[1].numel()))
+    for _, vector, _ in outer[:-1]:
         walk.atoms.freeze(vector, OUTER)
-    label, vector, zeros = sides[-1]
+    label, vector, zeros = outer[-1]
     return (label, vector), zeros, {**axes, label: vector}
+
+
+def _without_ids(value: Value) -> Value:
+    """The same for every unit of what it meets, so that its size follows (which the dry run finds out)."""
+    return Value(value.shape, None, None, flexible=True)
 
 
 def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, batch: Sequence[str]) -> Tensor:

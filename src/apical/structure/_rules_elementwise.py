@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
+OUTER = "outer product or sum of two sets of channels"
 FIXED_SIZE = "is combined with positions of fixed size (zero padding, a constant, or another frozen tensor)"
 
 # f(0) = 0, so that a channel that is zero before is zero after
@@ -125,12 +127,20 @@ def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ..
         if len(dims) == 1 and dims[0] in varying_dims(wide) and len(varying_dims(wide)) > 1:
             walk.cross(wide, dims[0], line(narrow, dims[0]))
             return wide
+    if missing and not set(ours) & set(others):  # one side stays whole, that which does anyway, else the shorter one
+        sides = sorted((ids, theirs), key=lambda t: (not walk.atoms.all_frozen(t), _channels(t)))
+        walk.atoms.freeze(sides[0], OUTER)
+        return sides[1]
     if missing:
-        walk.atoms.freeze(ids, "outer product or sum of two sets of channels")
-        walk.atoms.freeze(theirs, "outer product or sum of two sets of channels")
+        walk.atoms.freeze(ids, OUTER)
+        walk.atoms.freeze(theirs, OUTER)
         return ids
     walk.meet(*_flat(ids, theirs), FIXED_SIZE)
     return torch.where(ids < 0, theirs, ids) if bool((ids < 0).any()) else ids
+
+
+def _channels(ids: Tensor) -> int:
+    return math.prod(ids.shape[d] for d in varying_dims(ids))
 
 
 def meet_fixed(walk: Walk, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -170,7 +180,8 @@ def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[
     if name in PRODUCTS:
         params = [o for o in operands if isinstance(o, ParamValue) and walk.is_parameter(o.name)]  # no gate on a buffer
         gates = [param_axes(o) for o in params if _scales(o, ids)]
-        found = [z for z in (*gates, *(o.zeros for o in operands if isinstance(o, Value))) if z is not None]
+        values = [o.zeros for o in operands if isinstance(o, Value) and _holds(o, ids)]
+        found = [z for z in (*gates, *values) if z is not None]
         return found[0] if found else None
     if name in SUMS:
         if _adds_number(args):
@@ -250,6 +261,13 @@ def param_axes(param: ParamValue) -> Zeros:
     if not param.vanishes:
         return None
     return frozenset((param.name, d) for d in range(max(1, len(param.coords))))
+
+
+def _holds(value: Value, ids: Tensor | None) -> bool:
+    """Whether a factor that is zero makes the product zero at the units that it has, not at others."""
+    if ids is None or value.ids is None or not varying_dims(value.ids):
+        return True
+    return bool(set(varying_dims(ids)) & set(varying_dims(value.ids.expand(ids.shape))))
 
 
 def _aligned(shape: tuple[int, ...], to: tuple[int, ...]) -> tuple[int, ...]:

@@ -177,3 +177,25 @@ def per_channel(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     ids = walk.channel_ids(x, dim)
     results = tuple(Value(s, None if ids is None else spread(ids, s, dim), x.zeros) for s in walk.out_shapes)
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
+
+
+FOURIER = "a Fourier transform mixes its positions"
+
+
+@register_op(*(f"aten::fft_{kind}{rank}" for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+               for rank in ("", "2", "n")))  # fmt: skip
+def fourier(walk: Walk, x: Any, size: Any = None, dim: Any = None, norm: Any = None) -> Value:
+    """A linear map along some dimensions: units lie along the others, and what is zero there stays zero."""
+    if not isinstance(x, Value):
+        raise LookupError("the transform of a parameter")
+    name = op_name(walk.target)
+    if dim is None and not name.endswith("n"):
+        dim = [-2, -1] if name.endswith("2") else -1
+    if dim is None and size is not None:
+        dim = list(range(-len(size), 0))
+    ids = x.ids
+    for d in _reduced_dims(x, dim):
+        if ids is not None and not is_constant(ids, d):
+            ids = walk.held(ids, d, FOURIER)
+            ids = None if varying_dims(ids) == [d] else ids
+    return Value(walk.out_shape, None if ids is None else _fit(ids, walk.out_shape), x.zeros)
