@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.structure._atoms import spread, varying_dims
+from apical.structure._atoms import compress, spread, varying_dims
 from apical.structure._registry import register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
@@ -251,7 +251,7 @@ def _repeat_heads(value: AnyValue, repeats: int) -> AnyValue:
     if not isinstance(value, Value):
         raise LookupError("keys or values that are parameters")
     shape = (*value.shape[:-3], value.shape[-3] * repeats, *value.shape[-2:])
-    ids = None if value.ids is None else value.ids.repeat_interleave(repeats, dim=-3)
+    ids = None if value.ids is None else compress(value.ids.repeat_interleave(repeats, dim=-3))
     return Value(shape, ids, value.zeros)
 
 
