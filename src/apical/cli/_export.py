@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from apical.cli._inspect import InputSpec, parse_inputs
+from apical.cli._inputs import InputSpec, parse_inputs
 
 _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 
