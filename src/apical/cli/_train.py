@@ -79,7 +79,7 @@ _NOT_WITH_RESUME = (
     "logs",
     metavar="LOGGER",
     multiple=True,
-    help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own tracker.",
+    help="Send the numbers elsewhere, too: csv, tensorboard, wandb, mlflow, trackio, or package.module:callable.",
 )
 @click.option("--quiet", is_flag=True, help="Print messages only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
