@@ -79,36 +79,34 @@ def inspect_command(
 
 
 def _costs(structure: Structure) -> Mapping[str, Any]:
-    """MACs and parameters of the whole, and the share of the MACs that goes with each group and block."""
+    """MACs and parameters of the whole and of the smallest network, and the share of the MACs of each group and block.
+
+    That of a group is the share that goes with all of its units but one.
+    """
     macs = structure.macs()
+    ones, blocks = {group.name: 1 for group in structure.groups}, [block.name for block in structure.blocks]
     return {
         "macs": macs,
         "num_params": structure.num_params(),
-        "group_shares": {g.name: 1 - structure.macs({g.name: 1}) / max(1, macs) for g in structure.groups},
-        "block_shares": {b.name: 1 - structure.macs(skip=[b.name]) / max(1, macs) for b in structure.blocks},
+        "least_macs": structure.macs(ones, blocks),
+        "least_num_params": structure.num_params(ones, blocks),
+        "group_shares": {name: 1 - structure.macs({name: 1}) / max(1, macs) for name in ones},
+        "block_shares": {name: 1 - structure.macs(skip=[name]) / max(1, macs) for name in blocks},
     }
 
 
 def summarise(structure: Structure, model: str) -> Mapping[str, Any]:
     """A structure in plain containers: groups, blocks and frozen parts with their share of the MACs."""
-    macs = structure.macs()
-    blocks = [block.name for block in structure.blocks]
+    costs = dict(_costs(structure))
+    groups, blocks = costs.pop("group_shares"), costs.pop("block_shares")
     return {
         "model": model,
-        "macs": macs,
-        "num_params": structure.num_params(),
-        "least_macs": structure.macs({group.name: 1 for group in structure.groups}, blocks),
-        "least_num_params": structure.num_params({group.name: 1 for group in structure.groups}, blocks),
+        **costs,
         "groups": [
-            {
-                "name": group.name,
-                "role": group.role,
-                "size": group.size,
-                "macs_fraction": 1 - structure.macs({group.name: 1}) / max(1, macs),
-            }
+            {"name": group.name, "role": group.role, "size": group.size, "macs_fraction": groups[group.name]}
             for group in structure.groups
         ],
-        "blocks": [{"name": name, "macs_fraction": 1 - structure.macs(skip=[name]) / max(1, macs)} for name in blocks],
+        "blocks": [{"name": name, "macs_fraction": share} for name, share in blocks.items()],
         "frozen": [{"name": item.name, "size": item.size, "reason": item.reason} for item in structure.frozen],
         "notes": list(structure.notes),
     }
