@@ -61,9 +61,14 @@ def inspect_command(
     """
     import torch
 
+    from apical.errors import ConfigError
+    from apical.recipes import recipes
     from apical.recipes._model import call_builder, find_builder
     from apical.resizing import trace
 
+    if target in recipes():
+        raise ConfigError(f"{target} is a recipe, not a model; apical plan {target} shows its model's cost and what is "
+                          f"frozen, apical train {target} --list-settings names the model")  # fmt: skip
     torch.manual_seed(0)
     build, implied = find_builder(target)
     model = call_builder(build, {**implied, **kwargs}, target)

@@ -86,8 +86,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: it does not exist, is damaged, needs unpickling, or holds something else.
     """
-    if path.is_dir() and (path / "model.safetensors").is_file():
+    if path.is_dir():
         path = path / "model.safetensors"
+        if not path.is_file():
+            raise ConfigError(
+                f"model.initial_weights: {path.parent} holds no {path.name}; expected a file of weights, or the folder "
+                "of a finished run that trained the full-size model (--method dense)"
+            )
     try:
         regular(path)
         content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
