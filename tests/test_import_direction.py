@@ -18,12 +18,13 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "apical"
 COMMON = {"errors", "_version", "_atomic", "_checks", "_reading"}
 
 LEAVES: set[str] = set()
-ENGINE = {"structure", "resizing", "budget", "gates"}
+ENGINE = {"structure", "resizing", "budget", "gates", "quantize"}
 ASSEMBLY = ENGINE | {"growth", "baselines", "export", "training", "models", "data", "reporting"}
 
 # package -> the packages of the project it may import, besides itself and COMMON.
 ALLOWED: dict[str, set[str]] = {
     "gates": LEAVES,
+    "quantize": LEAVES,
     "models": LEAVES,
     "data": LEAVES,
     "reporting": LEAVES,
