@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "integrations": ASSEMBLY,
     "cli": ASSEMBLY | {"recipes", "runs", "integrations", "apical"},
     # `apical/__init__.py` re-exports the public names; nothing below the command line imports it.
-    "apical": ENGINE | {"growth", "baselines", "export", "models"},
+    "apical": ENGINE | {"growth", "baselines", "export", "models", "quantize"},
     "__main__": {"cli"},
 }
 

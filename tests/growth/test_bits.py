@@ -13,7 +13,7 @@ from torch import nn
 
 import apical
 from apical.errors import BudgetError, ConfigError
-from apical.export import export_onnx
+from apical.export import export_onnx, load_quantized
 from apical.growth import BitConfig
 from apical.models import CifarResNet
 
@@ -74,9 +74,12 @@ def test_a_budget_of_size_alone_is_met_to_the_byte_and_leaves_widths_alone(tmp_p
     size = (tmp_path / WEIGHTS_FILE).stat().st_size
     assert 0.99 * 0.2 * full_bytes() <= size <= 0.2 * full_bytes()
     assert_equal(apical.load(build(), tmp_path), model)
+    assert load_quantized(tmp_path) == quantized
+    assert "Bits by epoch" in training.grower.report(tmp_path / "report.html").read_text()
     for name, q in quantized.items():
-        codes = (model.get_parameter(name) / q.scale).round()
-        assert torch.equal(codes * q.scale, model.get_parameter(name))
+        weight = model.get_parameter(name).detach()
+        codes = (weight / q.scale).round()
+        assert torch.equal(codes * q.scale, weight)
         assert float(codes.abs().max()) < 2 ** (q.bits - 1)
 
 

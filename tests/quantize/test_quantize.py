@@ -95,9 +95,10 @@ def test_planes_start_as_the_weight_and_end_as_integers_times_a_scale() -> None:
     weight = torch.randn(8, 4, 3, 3) / 5
     planes = BitPlanes(weight, 7)
     soft = planes.contents(1.0).sum(0)
-    assert (
-        float((soft - weight).abs().max()) < 0.55 * planes.scale / 2**7 + (weight.abs() - planes.scale).clamp(0).max()
-    )
+    step = planes.scale / 2**7
+    inside = weight.abs() < planes.scale - step
+    assert inside.float().mean() > 0.95
+    assert float((soft - weight)[inside].abs().max()) < 0.51 * step
     hard = planes.codes().float() * planes.scale / 2**7
     assert torch.allclose(planes.contents(1e4).sum(0), hard, atol=1e-6)
     planes.keep_(2)
@@ -117,9 +118,9 @@ def test_the_slopes_of_planes_are_those_of_automatic_differentiation() -> None:
     assert torch.allclose(torch.stack([slopes[0], -slopes[1]]), latents.grad, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [BitPlanes, Rounded])
-def test_what_stands_behind_a_weight_finds_the_best_codes_of_a_target(kind: type) -> None:
-    """Least squares to a target by plain gradient descent ends within a step of the target."""
+@pytest.mark.parametrize(("kind", "steps"), [(BitPlanes, 3.0), (Rounded, 1.0)])
+def test_what_stands_behind_a_weight_follows_an_optimizer_to_its_target(kind: type, steps: float) -> None:
+    """Least squares by gradient descent. Hardening costs planes more than a step: each digit hardens by itself."""
     torch.manual_seed(0)
     target = torch.randn(40) / 3
     behind = kind(torch.randn(40) / 3, 4)
@@ -128,9 +129,11 @@ def test_what_stands_behind_a_weight_finds_the_best_codes_of_a_target(kind: type
         beta = 100.0 ** max(0.0, (step - 150) / 250)
         behind.follow_(-0.1 * (last - target), last, beta, gates)
         last = behind.contents(beta).sum(0)
+        if step == 149 and kind is BitPlanes:
+            assert float((last - target).abs().max()) < 1e-3
     final = behind.codes().float() * behind.scale / 2**4
-    assert float((final - last).abs().max()) < 0.2 * behind.scale
-    assert float((final - target).abs().mean()) < behind.scale / 2**4
+    assert float((final - last).abs().max()) < behind.scale / 2**4
+    assert float((final - target).abs().mean()) < steps * behind.scale / 2**4
 
 
 def test_precisions_are_the_best_by_brute_force() -> None:

@@ -22,7 +22,7 @@ from apical.export._format import (
     file_digest,
     read_architecture,
 )
-from apical.quantize import unpack
+from apical.quantize import SCALES, QuantizedTensor, unpack
 from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
 from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
 
@@ -185,6 +185,22 @@ def _read_weights(path: Path, architecture: Architecture, expected_digest: str) 
                 f"{name} is {got[1]} {got[0]} in {path.name}, but {spec.dtype} {spec.shape} in {ARCHITECTURE}"
             )
     return values
+
+
+def load_quantized(folder: str | os.PathLike[str]) -> dict[str, QuantizedTensor]:
+    """Bits and scale of the quantised weights in a folder that `save` wrote; empty if there are none.
+
+    Raises:
+        LoadError: the folder is missing or damaged.
+    """
+    path = Path(folder)
+    architecture, digest = read_architecture(path / ARCHITECTURE)
+    if not architecture.quantized:
+        return {}
+    with safe_open(_whole_weights(path / WEIGHTS, digest), framework="pt") as file:
+        scales = file.get_tensor(SCALES).tolist()
+    names = [name for name in architecture.tensors if name in architecture.quantized]
+    return {n: QuantizedTensor(architecture.quantized[n], scale) for n, scale in zip(names, scales, strict=True)}
 
 
 def _like(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
