@@ -125,8 +125,9 @@ def add(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(record) + "\n")
-    print(record["size_of_bits"], record["method"], record["seed"], f"{100 * record['accuracy']:.2f} %,",
-          f"{record['file_bytes']} of {record['budget_bytes']} bytes,", list(record["bits"].values()), flush=True)  # fmt: skip
+    size = f"{record['file_bytes']} of {record['budget_bytes']} bytes"
+    told = (record["size_of_bits"], record["method"], record["seed"], f"{100 * record['accuracy']:.2f} %", size)
+    print(*told, list(record["bits"].values()), flush=True)
 
 
 if __name__ == "__main__":

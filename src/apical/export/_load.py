@@ -205,11 +205,13 @@ def load_quantized(folder: str | os.PathLike[str]) -> dict[str, QuantizedTensor]
 
 def _like(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of every tensor."""
-    types = {name: getattr(torch, t.dtype, None) for name, t in architecture.tensors.items()}
-    odd = [name for name, dtype in types.items() if not isinstance(dtype, torch.dtype)]
-    if odd:
-        raise LoadError(f"{ARCHITECTURE} says no type of {', '.join(odd[:5])}: damaged")
-    return {name: (t.shape, types[name]) for name, t in architecture.tensors.items()}
+    like = {}
+    for name, tensor in architecture.tensors.items():
+        dtype = getattr(torch, tensor.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise LoadError(f"{ARCHITECTURE} says that {name} is of type {tensor.dtype!r}, which is none: damaged")
+        like[name] = (tensor.shape, dtype)
+    return like
 
 
 def _whole_weights(path: Path, expected_digest: str) -> Path:

@@ -29,13 +29,14 @@ class Quantizer(Protocol):
 
     Attributes:
         scale: s, the weight's range.
-        planes: how many.
     """
 
     scale: float
 
     @property
-    def planes(self) -> int: ...
+    def planes(self) -> int:
+        """How many there are."""
+        ...
 
     def contents(self, beta: float) -> Tensor:
         """What every plane adds to the weight  # (planes, *weight.shape)"""

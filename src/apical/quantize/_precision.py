@@ -38,7 +38,8 @@ class BitPrices:
     @property
     def of_layers(self) -> Floats:
         """One price of a bit for each layer, all limits together  # (layers,)"""
-        return np.asarray(self.per_bit).sum(0)
+        summed: Floats = np.asarray(self.per_bit, dtype=np.float64).sum(0)
+        return summed
 
 
 def rates(worth: Floats, prices: BitPrices) -> Floats:
