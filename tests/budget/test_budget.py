@@ -178,7 +178,7 @@ def test_targets_print_as_they_are_written() -> None:
 
 def test_bits_are_not_bought_by_widths() -> None:
     structure = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
-    with pytest.raises(BudgetError, match="which only apical.Grower chooses"):
+    with pytest.raises(BudgetError, match=r"which only .*Grower chooses"):
         BoundBudget(Budget("10% size"), structure)
     for text, said in (
         ("10% MB", "both relative and in bytes"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from apical.budget import Budget
-from apical.errors import BudgetError, ConfigError
+from apical.errors import BudgetError, CheckpointError, ConfigError
 from apical.growth._observer import StepWatch
 from apical.growth._options import check_options
 from apical.quantize import (
@@ -324,6 +324,7 @@ class BitGrowth:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers only."""
         return {
+            "config": _plain(self.config),
             "plain": {name: getattr(self, name) for name in self._PLAIN},
             "worth": torch.from_numpy(self._worth.copy()),
             "squares": self._squares.clone(),
@@ -333,8 +334,15 @@ class BitGrowth:
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from there.
+
+        Raises:
+            CheckpointError: it was saved with other options.
+        """
+        if state is None or state["config"] != _plain(self.config):
+            saved = "no bits" if state is None else state["config"]
+            raise CheckpointError(f"the saved state grew bits with {saved}, this Grower with {_plain(self.config)}")
         for name in self._PLAIN:
             setattr(self, name, state["plain"][name])
         self._worth = state["worth"].cpu().numpy().copy()
@@ -353,6 +361,10 @@ class BitGrowth:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._watch = StepWatch(self._optimizers, self._observe, self._stepped)
+
+
+def _plain(config: BitConfig) -> dict[str, Any]:
+    return {**asdict(config), "ignore": list(config.ignore)}
 
 
 def _prices(
