@@ -9,7 +9,8 @@ Methods, each under the same number of bytes (``--bits`` says of which uniform p
     rounded       every layer its own precision, weights rounded in every step, gradients straight through
     uniform       one precision for all, rounded in every step: quantisation-aware training as usual
     uniform-planes one precision for all, by bit planes
-    channels      no bits: as many 32-bit parameters as fit into the bytes
+    channels      no bits: as many 32-bit parameters as fit into the bytes; running statistics and the file's header
+                  come on top, which favours it
     both          half of the MACs, and the rest of the bytes for bits of fewer channels (planes)
     dense         the whole network in 32 bits, without a budget
 
