@@ -31,7 +31,7 @@ _NOT_WITH_RESUME = (
 
 @click.command("train")
 @click.argument("recipe", required=False)
-@click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params', '2.5 ms'.")
+@click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params', '2.5 ms', '10% size'.")
 @click.option(
     "--method",
     help="grown (default), dense (the whole model), uniform (one ratio for all widths), l1, soft, slimming, ...",

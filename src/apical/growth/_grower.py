@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from apical.budget import BoundBudget, Budget, LatencyTable
+from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable
 from apical.errors import ConfigError
+from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
     check_identity,
     identity,
@@ -47,10 +48,12 @@ from apical.growth._record import (
 )
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig, ScsController
+from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace
 from apical.structure import Call, ExampleInputs, Structure
 
+WIDTH_KINDS: tuple[Kind, ...] = ("macs", "params", "latency")
 _SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
 _AGAIN = (
     "an earlier Grower has already shrunk this model, which a new one would take for the largest network. Build the "
@@ -81,6 +84,8 @@ class Grower:
         shard: divides the model among processes: ``fully_shard`` (FSDP2), or a function that calls it on parts of the
             model and then on the model. It is called now, and after every restructuring, in all processes alike; until
             now the model is plain, and the same in all of them.
+        bits: how bits are grown, where the budget limits size or bit operations; by default `BitConfig()`. They are
+            grown once widths are final; widths stay as they are if the budget limits nothing else.
         options: fields of `GrowthConfig`, such as ``divisor=8`` or ``seed_style="small"``.
 
     Attributes:
@@ -128,23 +133,34 @@ class Grower:
         copies: Sequence[nn.Module] = (),
         structure: Structure | None = None,
         shard: Shard | None = None,
+        bits: BitConfig | None = None,
         **options: Any,
     ) -> None:
         self.config = _config(config, options)
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         self.budget = Budget.of(budget)
+        self._bit_budget, self._bit_config = self.budget.of_kinds(*BIT_KINDS), bits or BitConfig()
+        self._check_bits(bits, shard)
+        width_budget = self.budget.of_kinds(*WIDTH_KINDS)
+        if width_budget is None:  # widths stay as they are: growth is over at once
+            self.config = replace(self.config, interval=epochs, interval_unit="epochs")
+        self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         inputs: Any = Call.of(example_inputs)
         optimizers = _optimizers(optimizer)
         check_kinds(optimizers)
-        if structure is None and model in _SHRUNK:
+        if structure is None and model in _SHRUNK and width_budget is not None:
             raise ConfigError(_AGAIN)
         streams = self.config.streams if isinstance(self.config, GrowthConfig) else "keep"
         self.structure = trace(model, inputs, streams=streams) if structure is None else structure
         self._growing = GrowingModel(model, optimizers, copies, self.structure, shard)
-        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
-        latency = measured_table(model, self.structure, inputs, self.budget)
-        terms = terms_of(model, self.structure, self.budget, self.config, latency)
+        self._full_bytes = model_bytes(model)
+        widths = width_budget or Budget("100% macs")
+        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
+        latency = measured_table(model, self.structure, inputs, widths)
+        terms = terms_of(model, self.structure, widths, self.config, latency)
+        if self._bit_budget is not None:
+            least = terms.limits.least_of(self.structure)
+            refuse_impossible_size(self._bit_budget, self.structure, least, self._full_bytes)
         self._controller: Method = (
             ScsController(terms, self.config, epochs, self._total)
             if isinstance(self.config, ScsConfig)
@@ -156,10 +172,13 @@ class Grower:
         self._spent_steps, self._spent_macs = 0, 0  # of the running epoch
         self._changes = no_changes()
         untrained = self._growing.untrained()
-        if getattr(self.config, "seed_style", "") != "pretrained":
+        if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
+        self._bits: BitGrowth | None = None
         self._apply(first)
-        _SHRUNK.add(model)
+        self._start_bits()
+        if width_budget is not None:
+            _SHRUNK.add(model)
         warn_of_untrained(untrained)
         self._untrained = set(untrained)  # that have been warned of
         self._unchecked = set() if self.frozen else set(range(len(optimizers)))  # optimizers of which no step was seen
@@ -194,6 +213,7 @@ class Grower:
             self._warn_of_replaced()
         self._updates.write_back()
         record = epoch_record(self.structure, self._growing.selection, self.epoch, self.target_load)
+        record["bits"] = {} if self._bits is None else self._bits.bits()
         record["metrics"] = told
         if self._spent_steps:
             record["mean_macs"] = self._spent_macs / self._spent_steps
@@ -202,6 +222,9 @@ class Grower:
             if self.config.interval_unit == "epochs" and self._controller.due(self.epoch + 1):
                 self._restructure(self.epoch + 1)
         self.epoch += 1
+        if self._bits is not None:
+            self._bits.end_epoch()
+        self._start_bits()
         self._spent_steps, self._spent_macs = 0, 0
         record = cast(EpochRecord, {**record, **self._changes, "worth": self._worth(), "next_load": self.target_load})
         self._changes, self._steps.count = no_changes(), 0
@@ -226,6 +249,7 @@ class Grower:
         if self.config.interval_unit == "steps" and self._controller.due(self._step + 1):
             with self._undone_on_error():
                 self._restructure(self._step + 1)
+                self._start_bits()
         self._step += 1
         self._spent_steps += 1
         self._spent_macs += self.structure.macs(before.keep, before.skip)
@@ -338,7 +362,34 @@ class Grower:
             load = self.bound.load(present.keep, present.skip)
             warn_of_unfinished(self.epoch, self.epochs, load, str(self.budget))
         self._steps.remove()
+        if self._bits is not None:
+            self._bits.finish()
         self._growing.release()
+
+    @property
+    def quantized(self) -> dict[str, QuantizedTensor]:
+        """Bits and scale of every quantised weight, by name, once all are integers times a scale; `apical.save` packs
+        the model by them."""
+        return {} if self._bits is None else dict(self._bits.quantized)
+
+    # ---- bits ------------------------------------------------------------------------------------------------------
+
+    def _check_bits(self, bits: BitConfig | None, shard: Shard | None) -> None:
+        if bits is not None and self._bit_budget is None:
+            raise ConfigError("bits are grown under a budget of size or bitops; add one, such as '10% size'")
+        if self._bit_budget is not None and shard is not None:
+            raise ConfigError("bits of a sharded model cannot be grown yet: leave out the budget of size, or shard")
+
+    def _start_bits(self) -> None:
+        """Grow bits from when widths are final."""
+        if self._bit_budget is None or self._bits is not None or not self.frozen:
+            return
+        spent = self._spent_steps / self._steps_per_epoch if self._steps_per_epoch else 0.0
+        g = self._growing
+        self._bits = BitGrowth(
+            g.model, g.optimizers, self.structure, g.selection, self._bit_budget, self._full_bytes, self._bit_config,
+            self.epoch + spent, self.epochs, self._steps_per_epoch,
+        )  # fmt: skip
 
     # ---- restructuring ---------------------------------------------------------------------------------------------
 
@@ -440,6 +491,7 @@ class Grower:
             "latency": None if self.latency is None else self.latency.to_dict(),
             "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
+            "bits": None if self._bits is None else self._bits.state_dict(),
         }
 
     @torch.inference_mode(False)
@@ -466,6 +518,9 @@ class Grower:
         self._changes = cast(Changes, dict(state["changes"]))
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
+        self._start_bits()
+        if self._bits is not None:
+            self._bits.load_state_dict(state.get("bits"))
 
 
 def _config(given: GrowthConfig | ScsConfig | None, options: Mapping[str, Any]) -> GrowthConfig | ScsConfig:
