@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.apical-setup
-SOURCES := $(wildcard src tests benchmarks examples docs)
+SOURCES := $(wildcard src tests benchmarks examples notebooks docs)
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -29,7 +29,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,data,demo,docs,export,live,yaml]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,data,demo,docs,export,live,notebooks,yaml]'
 	$(BIN)/python -m pip install --constraint constraints.txt pyyaml huggingface-hub \
 		&& $(BIN)/python -m pip install --no-deps torchvision==0.28.0 timm==1.0.31 \
 		|| echo "apical: torchvision and timm could not be installed; the tests that need them are skipped"

@@ -7,7 +7,8 @@ import pkgutil
 import tempfile
 
 EXTRAS = ("PIL", "pyarrow", "sklearn", "yaml", "onnx", "onnxruntime", "onnxscript", "tensorboard", "lightning",
-          "transformers", "accelerate", "timm", "torchvision")  # fmt: skip
+          "transformers", "accelerate", "timm", "torchvision", "wandb", "mlflow", "trackio",
+          "huggingface_hub")  # fmt: skip
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from apical.structure import ParamSlice
 
 def present(grower: apical.Grower) -> Selection:
     """The network as it is now."""
-    return grower._selection()
+    return grower._growing.selection
 
 
 def live_positions(places: TemplateMap, now: Selection, part: ParamSlice, units: Tensor) -> Tensor:

@@ -64,6 +64,8 @@ VARIANTS = {
     "damping-0": Variant("allocation: widths keep their proportions", {"damping": 0.0}),
     "damping-0.2": Variant("allocation: slower", {"damping": 0.2}),
     "damping-0.5": Variant("allocation: the whole way at once", {"damping": 0.5}),
+    "shrinkage-0": Variant("allocation: what was measured alone", {"shrinkage": 0.0}),
+    "shrinkage-1": Variant("allocation: the template's proportions alone", {"shrinkage": 1.0}),
     "max-change-1.25": Variant("allocation: at most a factor of 1.25 at once", {"max_change": 1.25}),
     "max-change-2": Variant("allocation: at most a factor of 2 at once", {"max_change": 2.0}),
     "no-depth": Variant("depth: all blocks stay", {"grow_depth": False}),

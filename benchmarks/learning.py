@@ -9,13 +9,15 @@ Methods:
     random         the same with utilities that are drawn
     one-ratio      the same with widths by one ratio and all blocks, from a seed that is small everywhere
     uniform        a fixed network, all widths by one ratio
-    hand           a fixed network without early blocks, as a rule had it before (decision 017), the rest by one ratio
+    hand           a fixed network by the best rule we had before (decision 017): without early blocks, the rest by one
+                   ratio; where there are no blocks, the widths that minimise the sum of N / n (full over present width)
     same-macs      the network that `learned` ended with, trained from the start for the same training MACs
     hand-same-macs the hand rule's network, trained for as many MACs as `learned` was
     dense          the whole network
 
-Training is that of `trial.py`: 20,000 images, SGD with Nesterov momentum, bfloat16 autocast, crops and flips; accuracy
-on 5,000 held-out training images. The test images are not read.
+Training is that of `trial.py`: 20,000 images of CIFAR-10, SGD with Nesterov momentum, bfloat16 autocast, crops and
+flips; accuracy on 5,000 held-out training images. MobileNetV1 sees 8,000 photos of ten classes at 64x64 in float32,
+and is judged on the other 1,469 training photos. The test images are not read.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,11 +34,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trial import BATCH, TRAIN, Fixed, Images, Make, load, run
+from trial import BATCH, HELD_OUT, TRAIN, Fixed, Images, Make, load, run
 
 import apical
 from apical.baselines import uniform_keep
-from apical.models import CifarResNet, vgg16
+from apical.budget import BoundBudget, Budget
+from apical.growth._allocation import moved, rates, unit_prices
+from apical.growth._widths import Limits, fit
+from apical.models import CifarResNet, MobileNetV1, vgg16
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,22 @@ class Setting:
         shrink: by which factor the images' resolution is reduced.
         epochs: of training.
         budget: of the final network.
-        hand: blocks that the hand rule leaves out.
+        hand: blocks that the hand rule leaves out; None: there are none, and it chooses the widths.
+        data: name of the images.
+        train: how many, from the first on, are trained on.
+        held_out: how many, from the last on, accuracy is measured on.
+        amp: bfloat16 autocast.
     """
 
     build: Callable[[], nn.Module]
     shrink: int
     epochs: int
     budget: str
-    hand: tuple[str, ...] = ()
+    hand: tuple[str, ...] | None = None
+    data: str = "cifar10"
+    train: int = TRAIN.stop
+    held_out: int = -HELD_OUT.start
+    amp: bool = True
 
 
 EARLY = ("layer1.0", "layer1.1", "layer1.2", "layer2.2")
@@ -64,7 +78,11 @@ SETTINGS = {
     "resnet20-32": Setting(lambda: CifarResNet(depth=20), 1, 8, "50% macs", EARLY),
     "resnet20-32-quarter": Setting(lambda: CifarResNet(depth=20), 1, 8, "25% macs", EARLY),
     "vgg16-32": Setting(vgg16, 1, 8, "13.6% macs, 5% params"),
-}
+    "mobilenet-photos": Setting(
+        lambda: MobileNetV1(num_classes=10), 2, 8, "50% macs", data="imagenette128",
+        train=8_000, held_out=1_469, amp=False,
+    ),
+}  # fmt: skip
 GROWN: dict[str, dict[str, Any]] = {
     "learned": {},
     "random": {"utility": "random"},
@@ -88,18 +106,40 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
 
     def make(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> Any:
         if method in GROWN:
-            steps = (TRAIN.stop - TRAIN.start) // BATCH
+            steps = setting.train // BATCH
             return apical.Grower(model, optimizer, (example,), setting.budget, setting.epochs, seed=seed,
                                  steps_per_epoch=steps, **(GROWN[method] | options))  # fmt: skip
         structure = apical.trace(model, (example,))
         if method == "same-macs":
             assert learned is not None
             return fixed(model, optimizer, example, learned["widths"], tuple(learned["skipped"]))
-        skip = setting.hand if method.startswith("hand") else ()
+        if method.startswith("hand") and setting.hand is None:
+            return fixed(model, optimizer, example, balanced_widths(structure, setting.budget), ())
+        skip = setting.hand if method.startswith("hand") and setting.hand else ()
         budget = "100% macs" if method == "dense" else setting.budget
         return fixed(model, optimizer, example, uniform_keep(structure, budget, skip=skip), skip)
 
     return make
+
+
+def balanced_widths(structure: apical.Structure, budget: str) -> dict[str, int]:
+    """Widths that minimise Σ N_g / n_g under all limits of a budget, N_g being the full width."""
+    bound, limits = BoundBudget(Budget.of(budget), structure), Limits.of(structure, 1, 1)
+    sizes = [group.size for group in structure.groups]
+    widths, weights = [float(size) for size in sizes], [1.0 / len(bound.reach)] * len(bound.reach)
+    for _ in range(200):
+        fitted = fit(bound, limits, widths, (), 1.0)
+        counts = {group.name: count for group, count in zip(structure.groups, fitted.counts, strict=True)}
+        widths = [min(w * math.exp(fitted.shift), n) for w, n in zip(widths, sizes, strict=True)]
+        # the limit that is used up more weighs more
+        loads = bound.loads(counts)
+        raised = [weight * load / max(loads) for weight, load in zip(weights, loads, strict=True)]
+        weights = [weight / sum(raised) for weight in raised]
+        # at the minimum, N / n² of a unit per price is the same for all groups
+        prices = unit_prices(bound, fitted.counts, limits.step, (), weights)
+        worth = [size / count**2 for size, count in zip(sizes, fitted.counts, strict=True)]
+        widths = moved(widths, rates(worth, prices, fitted.counts).relative, 0.2, 1.2)
+    return counts
 
 
 def main() -> None:
@@ -119,8 +159,17 @@ def main() -> None:
             lines = read(arguments.out)
             if any(all(line[k] == v for k, v in key.items()) for line in lines):
                 continue
-            data = load("cifar10", setting.shrink) if data is None else data
+            data = images(setting) if data is None else data
             add(arguments.out, key | trained(method, setting, seed, data, lines, key, options))
+
+
+def images(setting: Setting) -> Images:
+    """Images and labels; photos, which come ordered by class, in a random order that is always the same."""
+    inputs, targets = load(setting.data, setting.shrink)
+    if setting.data == "cifar10":
+        return inputs, targets
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    return inputs[order], targets[order]
 
 
 def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[dict[str, Any]], key: dict[str, Any],
@@ -133,7 +182,8 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
             raise SystemExit(f"{method} needs the learned run of the same seed first")
         learned = found[0]["last"]
         epochs = max(2, round(found[0]["train_macs"] / learned["macs_fraction"]))
-    outcome = run(data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build)
+    outcome = run(data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
+                  train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp)  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")
     shown = ("macs_fraction", "widths", "skipped", "loss")

@@ -95,10 +95,24 @@ def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimize
 
 
 def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False,
-        build: Callable[[], nn.Module] | None = None) -> Outcome:  # fmt: skip
-    """Train one network by the method that ``make`` returns, and measure it on the held-out images."""
+        build: Callable[[], nn.Module] | None = None, train: slice = TRAIN, held_out: slice = HELD_OUT,
+        amp: bool = True) -> Outcome:  # fmt: skip
+    """Train one network by the method that ``make`` returns, and measure it on the held-out images.
+
+    Args:
+        data: images and labels.
+        seed: of weights, order and augmentation.
+        epochs: of training.
+        make: the method for a model, its optimizer and an example.
+        depth: of the CIFAR ResNet, where nothing else is built.
+        augment: random crops and flips.
+        build: makes the model.
+        train: which images are trained on.
+        held_out: which images accuracy is measured on.
+        amp: bfloat16 autocast.
+    """
     images, labels = data
-    inputs, targets = images[TRAIN], labels[TRAIN]
+    inputs, targets = images[train], labels[train]
     torch.manual_seed(seed)
     model = CifarResNet(depth=depth, in_channels=inputs.shape[1]) if build is None else build()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -113,7 +127,7 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
                 group["lr"] = 0.1 * cosine(epoch + step / steps, epochs)
             crop = inputs.shape[-1] // 8  # pixels of padding
             x = random_flip(random_crop(inputs[batch], crop, generator), generator) if augment else inputs[batch]
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
                 loss = nn.functional.cross_entropy(model(x), targets[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -124,7 +138,7 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         records.append({**method.end_epoch(), "loss": statistics.mean(losses)})
     seconds = time.perf_counter() - start
     method.finish()
-    return outcome(accuracy(model, images[HELD_OUT], labels[HELD_OUT]), records, seconds)
+    return outcome(accuracy(model, images[held_out], labels[held_out], amp), records, seconds)
 
 
 def outcome(judged: float, records: list[dict[str, Any]], seconds: float) -> Outcome:
@@ -151,10 +165,10 @@ def cosine(epoch: float, epochs: int) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, amp: bool = True) -> float:
     """Share of images that are classified rightly."""
     model.eval()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
         hits = sum(
             int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
         )

@@ -75,7 +75,8 @@ for module in pkgutil.walk_packages(apical.__path__, "apical."):
 @pytest.mark.run
 def test_everything_imports_without_extras() -> None:
     extras = {"PIL", "pyarrow", "sklearn", "yaml", "onnx", "onnxruntime", "onnxscript", "tensorboard", "lightning",
-              "transformers", "accelerate", "timm", "torchvision"}  # fmt: skip
+              "transformers", "accelerate", "timm", "torchvision", "wandb", "mlflow", "trackio",
+              "huggingface_hub"}  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL.format(extras=extras)], capture_output=True, text=True, cwd=ROOT
     )

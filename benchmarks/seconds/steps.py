@@ -18,7 +18,7 @@ from apical.errors import ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.recipes._task_kind import task_kind
 from apical.runs import read_config
-from apical.runs._simulate import data_facts
+from apical.runs._plan import data_facts
 from apical.runs._trust import require_trusted
 from apical.structure import Structure
 from apical.training import TrainingConfig

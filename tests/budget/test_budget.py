@@ -34,6 +34,14 @@ READ: list[tuple[str, list[tuple[str, float, bool]]]] = [
     ("0.01 s", [("latency", 10.0, False)]),
     ("500 us", [("latency", 0.5, False)]),
     ("50% latency", [("latency", 0.5, True)]),
+    ("10% size", [("size", 0.1, True)]),
+    ("0.5 MB", [("size", 5e5, False)]),
+    ("200kB", [("size", 2e5, False)]),
+    ("500,000 B", [("size", 5e5, False)]),
+    ("2 GB", [("size", 2e9, False)]),
+    ("5% bitops", [("bitops", 0.05, True)]),
+    ("3G bitops", [("bitops", 3e9, False)]),
+    ("50% macs, 10% size", [("macs", 0.5, True), ("size", 0.1, True)]),
     ("50% macs, 40% params", [("macs", 0.5, True), ("params", 0.4, True)]),
     ("50% macs,300,000 params", [("macs", 0.5, True), ("params", 3e5, False)]),
     ("50% macs,300 params", [("macs", 0.5, True), ("params", 300, False)]),
@@ -166,3 +174,16 @@ def test_a_latency_limit_needs_a_table() -> None:
 def test_targets_print_as_they_are_written() -> None:
     targets = Target("macs", 0.335, True), Target("params", 1e6, False), Target("latency", 2.5, False)
     assert [str(t) for t in targets] == ["33.5% macs", "1,000,000 params", "2.5 ms"]
+
+
+def test_bits_are_not_bought_by_widths() -> None:
+    structure = trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
+    with pytest.raises(BudgetError, match=r"which only .*Grower chooses"):
+        BoundBudget(Budget("10% size"), structure)
+    for text, said in (
+        ("10% MB", "both relative and in bytes"),
+        ("5 size", "lacks a unit"),
+        ("200% size", "more than"),
+    ):
+        with pytest.raises(BudgetError, match=said):
+            Budget(text)

@@ -121,6 +121,7 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["inspect", "apical.models:resnet20", "--input", "3:int9"], "is none of float32"),
         (["inspect", "apical.models:resnet20", "--input", "3:int64:0"], "no number of values"),
         (["inspect", "apical.models:resnet20", "--input", "3:int64:²"], "no number of values"),
+        (["inspect", "digits", "--input", "1x1x8x8"], "digits is a recipe, not a model; apical plan digits"),
         (["compare", "digits", "--seeds", "1,²"], "'²' is no seed"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "{"], "is no JSON"),
         (["inspect", "apical.models:resnet20", "--input", "3", "--kwargs", "[1]"], "is no JSON object"),

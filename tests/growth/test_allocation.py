@@ -11,7 +11,16 @@ from torch import nn
 
 import apical
 from apical.budget import BoundBudget, Budget
-from apical.growth._allocation import block_prices, block_rates, choose_blocks, moved, rates, unit_prices
+from apical.growth._allocation import (
+    block_prices,
+    block_rates,
+    choose_blocks,
+    expected_values,
+    moved,
+    rates,
+    shrunk,
+    unit_prices,
+)
 from apical.growth._widths import Limits, fit
 from apical.models import CifarResNet, vgg16
 from growth.cases import CASES, structure_of
@@ -117,6 +126,34 @@ def test_what_is_not_known_follows_the_mean_and_what_is_worth_nothing_shrinks() 
 
 def test_no_width_moves_by_more_than_it_may() -> None:
     assert moved([10.0, 10.0, 10.0], [9.0, -9.0, 0.0], 0.5, 1.5) == pytest.approx([15.0, 10 / 1.5, 10.0])
+
+
+def test_what_was_measured_is_drawn_towards_the_proportions_of_the_template() -> None:
+    measured = rates([1.0, 1000.0], [1.0, 1.0], [10, 10])
+    expected = rates(expected_values([40, 40], [10, 10]), [1.0, 1.0], [10, 10])
+    assert expected.relative == pytest.approx((0.0, 0.0))
+    for shrinkage in (0.0, 0.5, 1.0):
+        first, second = shrunk(measured, expected, shrinkage).relative
+        assert second - first == pytest.approx((1 - shrinkage) * log(1000))
+
+
+def test_a_group_that_seems_to_be_worth_nothing_does_not_shrink_without_end(chain: apical.Structure) -> None:
+    """Measured alone it would: its worth does not rise as it gets narrower, if what it feeds has not begun to learn."""
+    bound, limits = bound_of(chain, "25% macs"), Limits.of(chain, 1, 1)
+    sizes = [g.size for g in chain.groups]
+    narrowest = []
+    for shrinkage in (0.0, 0.5):
+        widths, counts = [float(n) for n in sizes], tuple(sizes)
+        for _ in range(60):
+            prices = unit_prices(bound, counts, limits.step, (), (1.0,))
+            measured = rates([0.1, 1.0, 1.0], prices, counts)
+            expected = rates(expected_values(sizes, counts), prices, counts)
+            widths = moved(widths, shrunk(measured, expected, shrinkage).relative, 0.35, 1.5)
+            fitted = fit(bound, limits, widths, (), 1.0)
+            counts = fitted.counts
+            widths = [min(w * 2.718281828**fitted.shift, n) for w, n in zip(widths, sizes, strict=True)]
+        narrowest.append(counts[0])
+    assert narrowest[0] == 1 < narrowest[1] < sizes[0] / 2
 
 
 @pytest.mark.parametrize("start", [(4.0, 4.0, 4.0), (40.0, 60.0, 30.0), (40.0, 2.0, 30.0)])

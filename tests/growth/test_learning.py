@@ -104,7 +104,7 @@ def test_the_data_decide_whatever_the_seed_and_the_start(options: dict[str, Any]
 def test_other_labels_lead_to_another_network() -> None:
     right, shuffled = branch_widths(GRADED), branch_widths(GRADED, shuffled=True)
     assert max(abs(a - b) for a, b in zip(right, shuffled, strict=True)) >= 12, (right, shuffled)
-    assert rank_correlation(shuffled, [-n for n in GRADED]) < 0.5, shuffled
+    assert max(shuffled) - min(shuffled) <= 0.5 * (max(right) - min(right)), (right, shuffled)  # no branch says more
 
 
 @pytest.mark.slow

@@ -122,6 +122,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
         *[({"freeze_at": value}, "freeze_at") for value in (0, -0.1, 1.5, float("nan"), "half", True)],
         ({"freeze_at": 0.3, "growth_end": 0.6}, "freeze_at"),
         *[({"damping": value}, "damping") for value in (-0.1, 1.1, float("nan"), "half", None, True)],
+        *[({"shrinkage": value}, "shrinkage") for value in (-0.1, 1.1, float("nan"), "half", None, True)],
         *[({"max_change": value}, "max_change") for value in (0.9, -2, float("inf"), float("nan"), "2", None, True)],
         ({"min_units": "auto"}, "min_units"),
     ]],

@@ -13,7 +13,7 @@ from torch import nn
 
 from apical.errors import ConfigError
 from apical.runs import compare, read_config, run
-from apical.runs._simulate import data_facts
+from apical.runs._plan import plan_recipe
 from apical.training import make_progress
 from marks import slow
 from recipes.test_run import StopAfter, do, tiny
@@ -119,8 +119,8 @@ def test_a_method_that_has_no_widths_to_round_measures_nothing(tmp_path: Path, m
 
 def test_what_cannot_measure_says_so() -> None:
     config = tiny(*AUTO)
-    with pytest.raises(ConfigError, match=r"a run on paper cannot choose growth\.divisor=auto"):
-        data_facts(config, 64, 10, (3, 16, 16))
+    with pytest.raises(ConfigError, match=r"a plan cannot choose growth\.divisor=auto"):
+        plan_recipe(config, {"classes": ["a", "b"], "image_shape": [3, 16, 16]})
     with pytest.raises(ConfigError, match="divisor='auto' has not been measured here"):
         _ = config.growth.step
     with pytest.raises(ConfigError, match="expected a whole number or 'auto', got 'best'"):

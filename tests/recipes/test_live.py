@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from apical.errors import ConfigError
@@ -127,4 +130,96 @@ def test_the_report_knows_the_full_model_while_the_run_goes_on(tmp_path: Path) -
 )
 def test_unknown_loggers_are_refused_before_training(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        logger_factory(name)
+
+
+# ---- trackers, each against its own client offline -----------------------------------------------------------------
+
+
+def config_of(**settings: Any) -> dict[str, Any]:
+    return {"recipe": "digits", "training": settings}
+
+
+def tell(logger: Any, epoch: int) -> None:
+    logger.text("settings", "epochs: 2")
+    logger.scalars({"train/loss": 1 / epoch, "width/layer1.0.conv1": float(epoch)}, epoch)
+    logger.histogram("growth/utilities", [0.1, 0.2, 0.2], epoch)
+    logger.image("growth/widths", np.zeros((8, 8, 3), np.uint8), epoch)
+    logger.close()
+
+
+def told_twice(name: str, folder: Path) -> None:
+    """A run of one epoch, and the same run resumed for a second one."""
+    folder.mkdir()
+    for epoch in (1, 2):
+        tell(logger_factory(name)(folder, config_of(epochs=2)), epoch)
+        (folder / "history.jsonl").write_text('{"epoch": 1}\n')  # as the loop writes it
+
+
+def test_csv_has_a_line_per_epoch_and_goes_on_after_a_resume(tmp_path: Path) -> None:
+    told_twice("csv", tmp_path / "run")
+    logger_factory("csv")(tmp_path / "run", {}).scalars({"test/accuracy": 0.5}, 2)
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert [(row["epoch"], row["train/loss"], row["test/accuracy"]) for row in rows] == [
+        ("1", "1.0", ""),
+        ("2", "0.5", "0.5"),
+    ]
+    (tmp_path / "run" / "history.jsonl").unlink()  # a new run in the folder
+    logger_factory("csv")(tmp_path / "run", {}).scalars({"train/loss": 2.0}, 1)
+    assert (tmp_path / "run" / "metrics.csv").read_text().splitlines() == ["epoch,train/loss", "1,2.0"]
+
+
+def test_a_run_writes_csv(tmp_path: Path) -> None:
+    tiny_run(tmp_path / "run", logger_factory("csv"))
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [float(row["train/loss"]) for row in rows] == [record["train_loss"] for record in history]
+    assert rows[-1]["test/accuracy"]
+
+
+def test_mlflow_has_curves_settings_and_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'store'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    told_twice("mlflow", tmp_path / "run")
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("apical").experiment_id])
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "run")
+    assert run.data.tags["config.training.epochs"] == "2"
+
+
+def test_wandb_keeps_a_run_offline_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    told_twice("wandb", tmp_path / "run")
+    name = json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]
+    stored = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
+    assert len(stored) == 2
+    for file in stored:
+        content = file.read_bytes()
+        assert b"train/loss" in content
+        assert b"growth/utilities" in content
+    assert list((tmp_path / "run" / "wandb").rglob("widths_*.png"))
+
+
+def test_trackio_keeps_a_run_in_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    pytest.importorskip("trackio")
+    told_twice("trackio", tmp_path / "run")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    assert SQLiteStorage.get_runs("apical") == ["run"]
+    losses = [row["train/loss"] for row in SQLiteStorage.get_logs("apical", "run") if "train/loss" in row]
+    assert losses == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_a_tracker_that_is_not_installed_is_refused_before_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"pip install 'apical\[{name}\]'"):
         logger_factory(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 
+from apical.cli import main
 from apical.errors import ConfigError
 from apical.models import DeepLabV3, ResNet
 from apical.recipes import RunConfig, apply_settings, get_recipe
@@ -138,3 +141,23 @@ def test_pipes_and_numbered_tensors_are_no_weights(tmp_path: Path) -> None:
     for name in ("pipe.pt", "numbered.pt"):
         with pytest.raises(ConfigError, match=name):
             read_weights(tmp_path / name)
+
+
+def test_from_on_the_command_line_takes_a_file_or_the_folder_of_a_dense_run(tmp_path: Path) -> None:
+    def train(*arguments: str) -> str:
+        tiny = ("data.path=synthetic", "limit=64", "batch_size=32", "model.depth=8", "model.width=4", "epochs=1")
+        settings = [part for setting in tiny for part in ("--set", setting)]
+        result = CliRunner().invoke(main, ["train", "digits", *settings, "--quiet", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    train("--method", "dense", "--out", str(tmp_path / "dense"))
+    for weights in (tmp_path / "dense", tmp_path / "dense" / "model.safetensors"):
+        train("--from", str(weights), "--out", str(tmp_path / "compact"), "--overwrite")
+        config = json.loads((tmp_path / "compact" / "config.json").read_text())
+        assert config["model"]["initial_weights"] == str(weights)
+        assert (config["growth"]["seed_style"], config["growth"]["seed_fraction"]) == ("pretrained", 1.0)
+    with pytest.raises(ConfigError, match=r"holds no model\.safetensors; expected a file of weights, or the folder"):
+        read_weights(tmp_path)
+    shown = CliRunner().invoke(main, ["train", "--resume", str(tmp_path / "compact"), "--from", "x.pt"])
+    assert (shown.exit_code, "leave out --from" in shown.output) == (2, True)

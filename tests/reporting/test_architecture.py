@@ -55,3 +55,21 @@ def test_frozen_parts_carry_their_reason_where_they_stand(tmp_path: Path) -> Non
     page = write_architecture(content, tmp_path / "fork.html").read_text(encoding="utf-8")
     assert 'id="out" class="name">out</span> <small>Linear</small><span class="badge">frozen: reaches the model' in page
     assert "out.bias, dimension 0, 0 to 1: cannot be removed" in page
+
+
+def test_the_first_screen_says_what_is_frozen_and_what_the_smallest_network_costs() -> None:
+    structure = trace(Fork(), (torch.randn(2, 3),))
+    page = page_of(Fork(), 2, 3)
+    ones = {group.name: 1 for group in structure.groups}
+    least = 100 * structure.macs(ones) / structure.macs()
+    assert f"<b>{least:.1f} %</b><span>of the MACs, {structure.macs(ones):,}, in the smallest network" in page
+    assert page.index("Frozen, and why") < page.index("What can grow and shrink")
+    assert "<b>out</b> (2 channels): reaches the model" in page
+
+
+def test_parts_that_are_frozen_for_one_reason_share_a_line() -> None:
+    structure = trace(Fork(), (torch.randn(2, 3),))
+    frozen = [{"name": name, "size": 4, "reason": "it is <so>"} for name in ("x", "y", "z")]
+    page = render_architecture({**structure.to_dict(), **_costs(structure), "frozen": frozen, "model": "", "types": {}})
+    assert page.count("it is &lt;so&gt;") == 2  # the line, and the label of its table
+    assert "<summary>3 parts</summary>" in page

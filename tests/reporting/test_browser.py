@@ -133,3 +133,28 @@ def test_a_group_lights_up_all_its_slices(page: Page, tmp_path: Path) -> None:
     assert page.value("document.getElementById('told').textContent").startswith(structure.groups[0].name)
     assert_clean(page, path)
     assert_fits_a_phone(page)
+
+
+def test_the_architecture_is_searched_and_collapsed(page: Page, tmp_path: Path) -> None:
+    model = CifarResNet(depth=8, width=8)
+    structure = trace(model, (torch.randn(1, 3, 8, 8),))
+    content = {**structure.to_dict(), **_costs(structure), "model": "net", "types": {}}
+    opened(page, write_architecture(content, tmp_path / "n.html"))
+    visible = "[...document.querySelectorAll('{}')].filter((e) => e.checkVisibility()).map((e) => e.dataset.name)"
+    search = (
+        "(() => {{ const field = document.getElementById('search'); field.value = '{}'; "
+        "field.dispatchEvent(new Event('input')); }})()"
+    )
+    page.value(search.format("LAYER2.0.conv1"))
+    assert page.value(visible.format(".groups > li")) == ["layer2.0.conv1"]
+    assert page.value(visible.format(".module")) == ["layer2", "layer2.0", "layer2.0.conv1"]
+    assert page.value("document.getElementById('found').textContent") == "1 groups, 1 modules"
+    page.value(search.format(""))
+    assert len(page.value(visible.format(".groups > li"))) == len(structure.groups)
+    page.value("document.getElementById('fold').click()")
+    assert "layer2.0" not in page.value(visible.format(".module"))
+    assert page.value("document.getElementById('fold').textContent") == "Expand all"
+    page.value("document.getElementById('fold').click()")
+    assert "layer2.0.conv1" in page.value(visible.format(".module"))
+    page.look(400, 800)
+    assert page.value("document.documentElement.scrollWidth") <= 400

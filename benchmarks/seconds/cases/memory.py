@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import multiprocessing, nn
 
-from apical.runs._simulate import simulate
+from apical.runs._plan import plan_recipe, price
 from apical.training import TrainingConfig
 from benchmarks.seconds.findings import Findings, NotAvailableError
 from benchmarks.seconds.steps import FAST, Growth, Options, distinct, simulated, training_step
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def memory(options: Options, found: Findings) -> None:
-    """Growth without training: `apical simulate`'s count by epoch, and real steps of the first, final and full one."""
+    """Growth without training: `apical plan`'s count by epoch, and real steps of the first, final and full one."""
     for recipe, budget in RECIPES.items():
         with found.part(recipe):
             _one(recipe, budget, options, found)
@@ -30,7 +30,8 @@ def memory(options: Options, found: Findings) -> None:
 def _one(recipe: str, budget: str, options: Options, found: Findings) -> None:
     settings = [*FAST, f"budget={budget}", *(["batch_size=4"] if options.quick else [])]
     growth = simulated(recipe, settings, 4 if options.quick else 12)
-    count = simulate(growth.config, growth.steps * growth.config.training.batch_size, growth.facts)
+    samples = growth.steps * growth.config.training.batch_size
+    count = price(plan_recipe(growth.config, growth.facts), samples, memory=True)
     dense = count.dense["memory_bytes"]
     seen: dict[int, float] = {}
     dense_seen: float | None = None

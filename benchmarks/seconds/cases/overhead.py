@@ -9,7 +9,7 @@ import torch
 import apical
 from apical.recipes import apply_settings, get_recipe
 from apical.recipes._task_kind import task_kind
-from apical.runs._simulate import data_facts
+from apical.runs._plan import data_facts
 from apical.training._optimizer import build_optimizer
 from benchmarks.seconds.findings import Findings
 from benchmarks.seconds.spread import of, ratio, spread, take_turns

@@ -1,6 +1,6 @@
 """What a network may cost: multiply-accumulates, parameters, measured latency, one or several at once."""
 
-from apical.budget._budget import Budget, Target
+from apical.budget._budget import BIT_KINDS, Budget, Kind, Target
 from apical.budget._divisor import DIVISORS, DivisorChoice, budget_share, measure_divisor
 from apical.budget._latency import LatencyTable, measure_latency_table
 from apical.budget._load import BoundBudget, Reach
@@ -9,11 +9,13 @@ from apical.budget._rounding import least_width, possible_widths, rounding_step
 from apical.budget._shared import from_first
 
 __all__ = [
+    "BIT_KINDS",
     "DIVISORS",
     "BoundBudget",
     "Budget",
     "DeviceTable",
     "DivisorChoice",
+    "Kind",
     "LatencyTable",
     "NetworkCost",
     "Reach",

@@ -8,20 +8,24 @@ from typing import Literal
 
 from apical.errors import BudgetError
 
-Kind = Literal["macs", "params", "latency"]
+Kind = Literal["macs", "params", "latency", "size", "bitops"]
+BIT_KINDS: tuple[Kind, ...] = ("size", "bitops")  # what the bits of weights are chosen by, and widths are not
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
-FORMS = "write for example '50% macs', '300M macs', '0.1M params', '2.5 ms', or '50% macs, 40% params'"
+FORMS = "write for example '50% macs', '300M macs', '0.1M params', '2.5 ms', '0.5 MB', or '50% macs, 10% size'"
 _PATTERN = re.compile(
-    r"^\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(%|[kmgbt](?=\s*[a-z]{2}))?\s*(macs|param(?:eter)?s|latency|[mu]?s)\s*$", re.I
+    r"^\s*(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(%|[kmgbt](?=\s*[a-z]{2}))?\s*(macs|param(?:eter)?s|latency|size|bitops|[kmg]?b|[mu]?s)\s*$",
+    re.I,
 )
 _SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _BARE = re.compile(r"^\s*(\d*\.?\d+)\s*(%?)\s*$")
 
 
 @dataclass(frozen=True)
 class Target:
-    """One limit: ``amount`` MACs, parameters or milliseconds, or (``relative``) that fraction of the template's."""
+    """One limit: ``amount`` MACs, parameters, milliseconds, bytes or bit operations, or (``relative``) that fraction
+    of the template's."""
 
     kind: Kind
     amount: float
@@ -30,7 +34,8 @@ class Target:
     def __str__(self) -> str:
         if self.relative:
             return f"{100 * self.amount:g}% {self.kind}"
-        return f"{self.amount:g} ms" if self.kind == "latency" else f"{self.amount:,.0f} {self.kind}"
+        unit = {"latency": "ms", "size": "B"}.get(self.kind, self.kind)
+        return f"{self.amount:g} ms" if self.kind == "latency" else f"{self.amount:,.0f} {unit}"
 
 
 @dataclass(frozen=True, init=False)
@@ -38,7 +43,9 @@ class Budget:
     """What the final network may cost. With several limits all hold, and the tightest one is met.
 
     Args:
-        text: ``"50% macs"``, ``"300M macs"``, ``"0.1M params"``, ``"2.5 ms"``, or several with commas between.
+        text: ``"50% macs"``, ``"300M macs"``, ``"0.1M params"``, ``"2.5 ms"``, ``"0.5 MB"``, ``"10% size"``,
+            ``"5% bitops"``, or several with commas between. Sizes (1 MB = 10^6 bytes) are those of the file of weights,
+            and are met by the bits of the weights; bit operations are MACs times weight bits times activation bits.
         macs: multiply-accumulates of one call on the example inputs; up to 1 a fraction of the template's.
         params: parameters; up to 1 a fraction of the template's.
         latency_ms: measured milliseconds of one call on the example inputs, on this machine.
@@ -103,6 +110,20 @@ class Budget:
             f"{_nearest(str(budget))}{FORMS}"
         )
 
+    def of_kinds(self, *kinds: Kind) -> Budget | None:
+        """The limits of these kinds alone; None if there are none.
+
+        Example:
+            >>> print(Budget("50% macs, 10% size").of_kinds("size", "bitops"))
+            10% size
+        """
+        targets = tuple(t for t in self.targets if t.kind in kinds)
+        if not targets:
+            return None
+        part: Budget = object.__new__(Budget)
+        object.__setattr__(part, "targets", targets)
+        return part
+
     def __str__(self) -> str:
         return ", ".join(str(t) for t in self.targets)
 
@@ -119,7 +140,14 @@ def _parse(text: str) -> Target:
     if match is None:
         raise BudgetError(f"cannot read the budget {text.strip()!r}; {_nearest(text)}{FORMS}")
     number, unit, what = float(match[1]), (match[2] or "").lower(), match[3].lower()
-    kind: Kind = "params" if what.startswith("param") else "macs" if what == "macs" else "latency"
+    if what in _BYTES and unit:
+        raise BudgetError(f"{text.strip()!r} is both relative and in bytes; write '10% size' or '0.5 MB'")
+    if what in _BYTES:
+        return Target("size", number * _BYTES[what], False)
+    kinds: dict[str, Kind] = {"macs": "macs", "size": "size", "bitops": "bitops"}
+    kind = "params" if what.startswith("param") else kinds.get(what, "latency")
+    if kind == "size" and unit != "%":
+        raise BudgetError(f"{text.strip()!r} lacks a unit; write '10% size' or '0.5 MB'")
     if unit == "%":
         if what in _SECONDS:
             raise BudgetError(f"{text.strip()!r} is both relative and in time units; write '50% latency' or '2.5 ms'")

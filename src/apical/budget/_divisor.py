@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from apical.budget._budget import Budget
+from apical.budget._budget import BIT_KINDS, Budget
 from apical.budget._latency import layer_inputs
 from apical.budget._rounding import rounding_step
 from apical.structure import ExampleInputs, SizeAxis, Structure, quiet_rng
@@ -76,9 +76,13 @@ def budget_share(budget: Budget, structure: Structure) -> float:
         >>> structure = apical.trace(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.zeros(1, 4))
         >>> budget_share(Budget("12 macs, 60% params"), structure)
         0.25
+        >>> budget_share(Budget("60% params, 10% size"), structure)
+        0.6
     """
     shares = []
     for target in budget.targets:
+        if target.kind in BIT_KINDS:
+            continue
         whole = {"macs": structure.macs(), "params": structure.num_params()}.get(target.kind)
         shares.append(target.amount if target.relative else target.amount / whole if whole else 0.5)
     return min(1.0, *shares)

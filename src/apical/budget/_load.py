@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apical.budget._budget import Budget, Target
+from apical.budget._budget import BIT_KINDS, Budget, Target
 from apical.budget._latency import LatencyTable
 from apical.errors import BudgetError
 from apical.structure import Structure
@@ -88,6 +88,11 @@ class BoundBudget:
             return float(self.structure.macs(keep, skip))
         if target.kind == "params":
             return float(self.structure.num_params(keep, skip))
+        if target.kind in BIT_KINDS:
+            raise BudgetError(
+                f"the budget {target} is met by the bits of weights, which only apical.Grower chooses; this method "
+                "chooses widths: give it macs, params or latency"
+            )
         if self._latency is None:
             raise BudgetError(
                 f"the budget {target} is in time, measured on this machine; pass latency=measure_latency_table(...), "

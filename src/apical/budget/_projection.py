@@ -22,13 +22,11 @@ class NetworkCost:
         macs: multiply-adds of a forward pass on one example.
         num_params: parameters.
         activation_bytes: what a training step on one example keeps for its backward pass; 0 if not known.
-        restructure_seconds: of making the next network from it, measured where it was simulated.
     """
 
     macs: int
     num_params: int
     activation_bytes: int
-    restructure_seconds: float
 
 
 @dataclass(frozen=True)
@@ -152,14 +150,14 @@ def project(
 
     Returns:
         A record per epoch: `epoch` (from 1), `macs`, `num_params`, `train_macs`, `memory_bytes`, `sent_bytes_per_step`,
-        `step_seconds`, `communication_seconds` (not hidden behind the backward pass: an upper bound), `seconds` of the
-        epoch's steps, and `restructure_seconds`.
+        `step_seconds`, `communication_seconds` (not hidden behind the backward pass: an upper bound), and `seconds`
+        of the epoch's steps.
 
     Raises:
         ConfigError: the table's batch is not what a process takes of a batch here.
 
     Example:
-        >>> dense = NetworkCost(2_000_000, 1000, 0, 0.0)
+        >>> dense = NetworkCost(2_000_000, 1000, 0)
         >>> table = DeviceTable("d", "m", 8, ((1e6, 0.01), (3e6, 0.02)))
         >>> project([dense], Setting(samples=80, batch_size=8), table)[0]["seconds"]
         0.15
@@ -187,7 +185,6 @@ def project(
                 "step_seconds": step,
                 "communication_seconds": speak,
                 "seconds": None if step is None else steps * (step + (speak or 0.0)),
-                "restructure_seconds": cost.restructure_seconds,
             }
         )
     return records
@@ -212,5 +209,4 @@ def totals(records: Sequence[Mapping[str, Any]], dense: Mapping[str, Any]) -> di
         "seconds": seconds,
         "dense_seconds": epochs * dense["seconds"] if known else None,
         "seconds_fraction": None if seconds is None else seconds / (epochs * dense["seconds"]),
-        "restructure_seconds": sum(r["restructure_seconds"] for r in records),
     }

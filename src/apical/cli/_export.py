@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from apical.cli._inspect import InputSpec, parse_inputs
+from apical.cli._inputs import InputSpec, parse_inputs
 
 _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 
@@ -60,7 +60,7 @@ def export_command(
     import torch
     from torch.utils._pytree import tree_map
 
-    from apical.export import export_onnx, export_pt2, export_safetensors
+    from apical.export import export_onnx, export_pt2, export_safetensors, load_quantized
     from apical.runs import load_serving
 
     torch.manual_seed(0)
@@ -82,5 +82,6 @@ def export_command(
             tolerance=tolerance,
             input_names=call.input_names,
             output_names=call.output_names,
+            quantized=load_quantized(run),
         )
     click.echo(f"wrote {report}")

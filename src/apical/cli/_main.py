@@ -9,8 +9,9 @@ import click
 from apical.cli._compare import compare_command
 from apical.cli._export import export_command
 from apical.cli._inspect import inspect_command
+from apical.cli._plan import plan_command
+from apical.cli._push import push_command
 from apical.cli._report import report_command
-from apical.cli._simulate import simulate_command
 from apical.cli._train import train_command
 from apical.errors import ApicalError
 
@@ -46,10 +47,12 @@ def main() -> None:
     First steps:
       apical train digits                                    grow a small network, no download, under a minute
       apical train                                           list the recipes
+      apical plan digits --measure                           what a training will cost, before it begins
       apical inspect resnet50 --input 1x3x224x224            what of a model can grow
       apical compare digits --methods grown,uniform          methods side by side
       apical report runs/digits                              write the run's page anew
       apical export runs/digits --format onnx                write the result for another runtime
+      apical push runs/digits me/digits                      share it on the Hugging Face Hub
 
     A model of your own needs no recipe: put `apical.Grower` around your training loop (see the README). Each command
     explains itself: `apical train --help`.
@@ -58,5 +61,14 @@ def main() -> None:
     """
 
 
-for _command in (train_command, compare_command, inspect_command, export_command, report_command, simulate_command):
+_COMMANDS = (
+    train_command,
+    plan_command,
+    compare_command,
+    inspect_command,
+    export_command,
+    push_command,
+    report_command,
+)
+for _command in _COMMANDS:
     main.add_command(_command)

@@ -19,6 +19,7 @@ _NOT_WITH_RESUME = (
     "epochs",
     "seed",
     "model",
+    "weights",
     "out",
     "settings",
     "overwrite",
@@ -30,7 +31,7 @@ _NOT_WITH_RESUME = (
 
 @click.command("train")
 @click.argument("recipe", required=False)
-@click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params', '2.5 ms'.")
+@click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params', '2.5 ms', '10% size'.")
 @click.option(
     "--method",
     help="grown (default), dense (the whole model), uniform (one ratio for all widths), l1, soft, slimming, ...",
@@ -38,6 +39,13 @@ _NOT_WITH_RESUME = (
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of training; warm-up moves in proportion.")
 @click.option("--data", help="Folder of the images, in any known layout; or a name below the folder in APICAL_DATA.")
 @click.option("--model", help="resnet20, torchvision:resnet50, timm:resnet18, package.module:callable, ...")
+@click.option(
+    "--from",
+    "weights",
+    type=click.Path(path_type=Path),
+    metavar="WEIGHTS",
+    help="Start from a trained model: a .safetensors or .pt file, or the folder of a run of `--method dense`.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/RECIPE]")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of training and growth.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ...")
@@ -79,7 +87,7 @@ _NOT_WITH_RESUME = (
     "logs",
     metavar="LOGGER",
     multiple=True,
-    help="Send the numbers elsewhere, too: tensorboard, or package.module:callable for your own tracker.",
+    help="Send the numbers elsewhere, too: csv, tensorboard, wandb, mlflow, trackio, or package.module:callable.",
 )
 @click.option("--quiet", is_flag=True, help="Print messages only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
@@ -96,6 +104,7 @@ def train_command(
       apical train digits --method dense --out runs/digits-dense
       apical train cifar10-resnet20 --data /data/cifar10 --budget "40% macs" --epochs 30
       apical train folder --data photos --model torchvision:resnet18 --epochs 20
+      apical train folder --data photos --model torchvision:resnet18 --from resnet18.pth --set lr=0.01
       apical train digits --set lr=0.05 --save-config run.yaml
       apical train --config run.yaml --set training.epochs=20 --out runs/longer
       apical train --resume runs/digits
@@ -212,6 +221,9 @@ def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     if options["model"] is not None:  # the recipe's arguments are those of its own model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
     settings = [f"{key}={options[option]}" for option, key in named.items() if options[option] is not None]
+    if options.get("weights") is not None:  # the strongest units form the first network, of the budget's size
+        settings += [f"model.initial_weights={options['weights']}", "growth.seed_style=pretrained",
+                     "growth.seed_fraction=1"]  # fmt: skip
     return apply_settings(config, [*settings, *options["settings"]])
 
 
@@ -219,7 +231,7 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
     from apical.runs import read_config
     from apical.runs._trust import require_trusted
 
-    spelt = {"settings": "set", "config_file": "config"}
+    spelt = {"settings": "set", "config_file": "config", "weights": "from"}
     given = [f"--{spelt.get(name, name).replace('_', '-')}" for name in _NOT_WITH_RESUME if options[name]]
     if recipe is not None or given:
         names = ", ".join([*([f"RECIPE {recipe}"] if recipe else []), *given])

@@ -21,6 +21,7 @@ WEIGHTS = "model.safetensors"
 FORMAT = "apical-architecture"
 VERSION = 1
 VERSION_WITH_STAND_INS = 2  # which a reader that does not know them refuses
+VERSION_PACKED = 3  # likewise; with or without stand-ins
 MAX_JSON_BYTES = 64 * 2**20
 MAX_RANK = 8
 
@@ -45,6 +46,7 @@ class Architecture:
         removed: paths at which the model has ``nn.Identity`` or another stand-in of a skipped block.
         attributes: sizes that modules state about themselves.
         stand_ins: what is returned at those removed paths that have no ``nn.Identity``.
+        quantized: bits of the codes of quantised weights; the weights file is packed if there are any.
     """
 
     model: str
@@ -53,14 +55,17 @@ class Architecture:
     removed: tuple[str, ...]
     attributes: Mapping[str, Mapping[str, int]]
     stand_ins: Mapping[str, Returned] = field(default_factory=dict)
+    quantized: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self, weights_sha256: str) -> str:
         """Text for `ARCHITECTURE`, with the digests of the weights file and of itself."""
         data = {"format": FORMAT, "version": VERSION, **asdict(self), "weights_sha256": weights_sha256}
-        del data["stand_ins"]
+        del data["stand_ins"], data["quantized"]
         if self.stand_ins:
             stand_ins = {path: returns.to_dict() for path, returns in self.stand_ins.items()}
             data |= {"version": VERSION_WITH_STAND_INS, "stand_ins": stand_ins}
+        if self.quantized:
+            data |= {"version": VERSION_PACKED, "quantized": dict(self.quantized)}
         return json.dumps({**data, "sha256": digest(data)}, indent=1) + "\n"
 
 
@@ -105,10 +110,11 @@ def read_architecture(path: Path) -> tuple[Architecture, str]:
         raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise LoadError(f'{path} is not an apical architecture (no "format": "{FORMAT}")')
-    if data.get("version") != (VERSION_WITH_STAND_INS if "stand_ins" in data else VERSION):
+    plain = VERSION_WITH_STAND_INS if "stand_ins" in data else VERSION
+    if data.get("version") != (VERSION_PACKED if "quantized" in data else plain):
         raise LoadError(
-            f"{path} has format version {data.get('version')!r}; this apical reads version {VERSION}, and "
-            f"{VERSION_WITH_STAND_INS} where there are stand_ins"
+            f"{path} has format version {data.get('version')!r}; this apical reads version {VERSION}, "
+            f"{VERSION_WITH_STAND_INS} where there are stand_ins, and {VERSION_PACKED} where weights are quantized"
         )
     if data.get("sha256") != digest(data):
         raise LoadError(f"{path} is damaged: its contents do not have the digest that it states; save the model again")
@@ -129,7 +135,14 @@ def _parse(data: Mapping[str, Any]) -> Architecture:
             for path, values in data["attributes"].items()
         },
         stand_ins={_text(path): Returned.from_dict(r) for path, r in data.get("stand_ins", {}).items()},
+        quantized={_text(name): _bits(name, data["tensors"], b) for name, b in data.get("quantized", {}).items()},
     )
+
+
+def _bits(name: str, tensors: Mapping[str, Any], value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= 8 or name not in tensors:
+        raise ValueError(f"quantized.{name} must be 2 to 8 bits of a tensor, got {value!r}")
+    return value
 
 
 def _text(value: Any) -> str:

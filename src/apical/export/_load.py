@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -21,6 +22,7 @@ from apical.export._format import (
     file_digest,
     read_architecture,
 )
+from apical.quantize import SCALES, QuantizedTensor, unpack
 from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
 from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
 
@@ -164,10 +166,14 @@ def _read_weights(path: Path, architecture: Architecture, expected_digest: str) 
         before = _version(path)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            if names != set(architecture.tensors):
+            if architecture.quantized:
+                values = unpack({name: file.get_tensor(name) for name in names}, _like(architecture),
+                                architecture.quantized)  # fmt: skip
+            elif names != set(architecture.tensors):
                 odd = sorted(names ^ set(architecture.tensors))
                 raise LoadError(f"{path} and {ARCHITECTURE} disagree about {', '.join(odd[:5])}")
-            values = {name: file.get_tensor(name) for name in architecture.tensors}
+            else:
+                values = {name: file.get_tensor(name) for name in architecture.tensors}
         if _version(path) != before:
             raise LoadError(f"{path} was replaced while it was read; load again")
     except (SafetensorError, OSError) as problem:
@@ -179,6 +185,33 @@ def _read_weights(path: Path, architecture: Architecture, expected_digest: str) 
                 f"{name} is {got[1]} {got[0]} in {path.name}, but {spec.dtype} {spec.shape} in {ARCHITECTURE}"
             )
     return values
+
+
+def load_quantized(folder: str | os.PathLike[str]) -> dict[str, QuantizedTensor]:
+    """Bits and scale of the quantised weights in a folder that `save` wrote; empty if there are none.
+
+    Raises:
+        LoadError: the folder is missing or damaged.
+    """
+    path = Path(folder)
+    architecture, digest = read_architecture(path / ARCHITECTURE)
+    if not architecture.quantized:
+        return {}
+    with safe_open(_whole_weights(path / WEIGHTS, digest), framework="pt") as file:
+        scales = file.get_tensor(SCALES).tolist()
+    names = [name for name in architecture.tensors if name in architecture.quantized]
+    return {n: QuantizedTensor(architecture.quantized[n], scale) for n, scale in zip(names, scales, strict=True)}
+
+
+def _like(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every tensor."""
+    like = {}
+    for name, tensor in architecture.tensors.items():
+        dtype = getattr(torch, tensor.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise LoadError(f"{ARCHITECTURE} says that {name} is of type {tensor.dtype!r}, which is none: damaged")
+        like[name] = (tensor.shape, dtype)
+    return like
 
 
 def _whole_weights(path: Path, expected_digest: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
+from apical.quantize import QuantizedTensor, codes_of
+from apical.resizing import lookup
 from apical.structure import Call, ExampleInputs, quiet
 
 
@@ -25,6 +27,7 @@ def export_onnx(
     tolerance: float = TOLERANCE,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    quantized: Mapping[str, QuantizedTensor] | None = None,
 ) -> Equivalence:
     """Write a model as one ONNX file, run it through onnxruntime, and compare its outputs with the model's.
 
@@ -40,6 +43,8 @@ def export_onnx(
         tolerance: largest difference allowed, relative to max(1, largest output).
         input_names: of every input tensor; if None the names of keyword arguments, else ``input_0``, ``input_1``, …
         output_names: of every output tensor; the exporter's if None.
+        quantized: bits and scale of weights that are integers times a scale, by name (``Grower.quantized``). The file
+            holds them as int8 with a DequantizeLinear node each; activations stay floating-point.
 
     Returns:
         What was compared.
@@ -47,6 +52,7 @@ def export_onnx(
     Raises:
         ExportError: onnx, onnxscript or onnxruntime is not installed, the model cannot be exported, or the outputs
             disagree.
+        LoadError: a weight is not what ``quantized`` says.
 
     Example:
         >>> import tempfile
@@ -64,7 +70,9 @@ def export_onnx(
         raise ExportError(f"input_names has {len(names)} names, the call has {num_inputs} tensors")
 
     def write(aside: Path) -> None:
-        _convert(program, aside, names, None if output_names is None else list(output_names))
+        _convert(program, aside, names, None if output_names is None else list(output_names), not quantized)
+        if quantized:
+            _insert_codes(aside, {name: (codes_of(lookup(frozen, name), q), q.scale) for name, q in quantized.items()})
 
     def load(aside: Path) -> Callable[..., Any]:
         return _session(runtime, aside)
@@ -90,8 +98,9 @@ def _import_all() -> Any:
 
 
 def _convert(
-    program: torch.export.ExportedProgram, path: Path, input_names: list[str], output_names: list[str] | None
-) -> None:
+    program: torch.export.ExportedProgram, path: Path, input_names: list[str], output_names: list[str] | None,
+    optimize: bool,
+) -> None:  # fmt: skip
     try:
         with quiet("stdout"):
             torch.onnx.export(
@@ -102,11 +111,37 @@ def _convert(
                 input_names=input_names,
                 output_names=output_names,
                 verbose=False,
+                optimize=optimize,  # which would fold batch norms into the weights
             )
     except OSError:
         raise
     except Exception as error:
         raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).strip()[:400]}") from error
+
+
+def _insert_codes(path: Path, weights: Mapping[str, tuple[Tensor, float]]) -> None:
+    """Replace weights in a file by int8 codes that DequantizeLinear multiplies with their scale."""
+    onnx = importlib.import_module("onnx")
+    model = onnx.load(path)
+    graph = model.graph
+    absent = sorted(set(weights) - {value.name for value in graph.initializer})
+    if absent:
+        raise ExportError(
+            f"the exported graph has no weights called {', '.join(absent[:5])}, so that they cannot be written as "
+            "integers; leave out quantized, which writes them as floating-point numbers of the same values"
+        )
+    kept = [value for value in graph.initializer if value.name not in weights]
+    nodes = list(graph.node)
+    del graph.initializer[:], graph.node[:]
+    for name, (codes, scale) in weights.items():
+        inputs = [f"{name}.codes", f"{name}.scale"]
+        kept.append(onnx.numpy_helper.from_array(codes.numpy(), inputs[0]))
+        kept.append(onnx.numpy_helper.from_array(torch.tensor(scale, dtype=torch.float32).numpy(), inputs[1]))
+        graph.node.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}.dequantize"))
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def _session(runtime: Any, path: Path) -> Callable[..., list[Tensor]]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from apical._atomic import asides, flush_to_disk, lock_file, new_aside
 from apical.errors import LoadError, ResizeError, SaveError
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
+from apical.quantize import QuantizedTensor, pack
 from apical.resizing import StandIn, refuse_wrapped
 from apical.structure import tensor_specs
 
@@ -22,7 +24,9 @@ LOCK = ".apical-save.lock"
 LOCK_PATIENCE_S = 600.0
 
 
-def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+def save(
+    model: nn.Module, folder: str | os.PathLike[str], *, quantized: Mapping[str, QuantizedTensor] | None = None
+) -> Path:
     """Write ``architecture.json`` and ``model.safetensors`` into a folder, which is made if need be.
 
     The folder changes as a whole: stopped at any moment, by a kill or a full disk, it holds either the model that was
@@ -33,6 +37,9 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Args:
         model: any module, usually after `apical.resize_` or ``Grower.finish``.
         folder: where to write.
+        quantized: bits and scale of weights that are integers times a scale, by name (``Grower.quantized``). They are
+            written as codes of so many bits, so that the file of weights is as large as the budget of size says;
+            `load` finds the weights as they are, to the last bit.
 
     Returns:
         The folder.
@@ -40,7 +47,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     Raises:
         ResizeError: if the model is wrapped (DDP, ``torch.compile``) or on the meta device.
         SaveError: (an `OSError`) if the folder cannot be written, or somebody else is saving there for ten minutes.
-        LoadError: if a tensor has a type that safetensors does not know.
+        LoadError: if a tensor has a type that safetensors does not know, or a weight is not what ``quantized`` says.
 
     Example:
         >>> import tempfile, torch, apical
@@ -53,6 +60,8 @@ def save(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     """
     refuse_wrapped(model, ResizeError)
     architecture, tensors = describe(model)
+    if quantized:
+        architecture, tensors = _packed(architecture, tensors, quantized)
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -92,6 +101,16 @@ def describe(model: nn.Module) -> tuple[Architecture, dict[str, Tensor]]:
         stand_ins={path: module.returns for path, module in model.named_modules() if isinstance(module, StandIn)},
     )
     return architecture, {n: live[n].detach().cpu().contiguous().clone() for n in specs}
+
+
+def _packed(
+    architecture: Architecture, tensors: dict[str, Tensor], quantized: Mapping[str, QuantizedTensor]
+) -> tuple[Architecture, dict[str, Tensor]]:
+    unknown = [name for name in quantized if name not in tensors]
+    if unknown:
+        raise LoadError(f"quantized names {', '.join(unknown[:5])}, which the model does not have")
+    bits = {name: quantized[name].bits for name in tensors if name in quantized}
+    return replace(architecture, quantized=bits), pack(tensors, quantized)
 
 
 def _replace(path: Path, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Growing a network while it trains: seed, schedule, what is worth what, births, and the Grower around them."""
 
+from apical.growth._bits import BitConfig
 from apical.growth._config import GrowthConfig
 from apical.growth._grower import Grower
 from apical.growth._measured import choose_divisor
@@ -10,6 +11,7 @@ from apical.growth._scs import ScsConfig
 from apical.growth._sharded_checkpoint import load_sharded, save_sharded
 
 __all__ = [
+    "BitConfig",
     "Choice",
     "EpochRecord",
     "Grower",

@@ -8,7 +8,8 @@ under a budget are those at which v / π is the same for all groups, π being th
     log n  ←  log n + clip(η (log v/π − mean), ± log max_change) + μ
 
 with one μ for all at which the network costs what is scheduled (`apical.growth._widths.fit`). η = ½ would go the whole
-way at once; less damps what is measured badly.
+way at once; less damps what is measured badly. For the same reason v is drawn halfway towards N / n², N being the
+template's width, as if all groups needed units in the template's proportions (`shrunk`).
 
 Blocks. A block that is worth less for its cost than the widths of the others are leaves, one that is absent and was
 worth clearly more comes back.
@@ -102,6 +103,27 @@ def rates(values: Sequence[float | None], prices: Sequence[float], counts: Seque
     logs = {i: log(max(least, ratio)) for i, ratio in ratios.items()}
     mean = sum(shares[i] * logs[i] for i in known) / total
     return Rates(mean, tuple(logs[i] - mean if i in logs else 0.0 for i in range(len(values))))
+
+
+def expected_values(sizes: Sequence[int], counts: Sequence[int]) -> list[float]:
+    """What one more unit of each group would be worth, were the loss Σ N / n: as the template's widths N suggest.
+
+    Args:
+        sizes: N.
+        counts: n, the present widths.
+    """
+    return [size / count**2 for size, count in zip(sizes, counts, strict=True)]
+
+
+def shrunk(measured: Rates, expected: Rates, shrinkage: float) -> Rates:
+    """What was measured, drawn towards what is expected, in logarithms: (1 − s) measured + s expected.
+
+    What is measured in a few steps says how much a group is used now. Early in training that may differ a
+    thousandfold between layers of which one has not begun to learn, although one more unit of each would be worth
+    about the same in the end.
+    """
+    both = zip(measured.relative, expected.relative, strict=True)
+    return Rates(measured.mean, tuple((1 - shrinkage) * m + shrinkage * e for m, e in both))
 
 
 def moved(widths: Sequence[float], relative: Sequence[float], damping: float, max_change: float) -> list[float]:

@@ -33,6 +33,8 @@ class GrowthConfig:
             loss would rise by without it; ``"random"``: the control, a draw that training has no part in.
         damping: how far a width follows its utility in one restructuring, as a power; 0.5 goes the whole way.
         max_change: no width changes by more than this factor in one restructuring, beyond what all change by.
+        shrinkage: how far the measured worth of widths is drawn towards the template's proportions, as a power: 0
+            leaves what was measured, 1 leaves the proportions.
         grow_depth: whether blocks may leave and come back.
         streams: ``"resize"``: channels under LayerNorm and RMSNorm (the embedding width of transformers) grow too,
             which is not exact (`apical.trace`); ``"keep"``: they stay whole.
@@ -54,6 +56,7 @@ class GrowthConfig:
     utility: Literal["squared", "random"] = "squared"
     damping: float = 0.35
     max_change: float = 1.5
+    shrinkage: float = 0.5
     grow_depth: bool = True
     streams: Literal["keep", "resize"] = "keep"
     divisor: int | Literal["auto"] = 1
@@ -71,6 +74,8 @@ class GrowthConfig:
             yield f"seed_fraction must be above 0, got {self.seed_fraction!r}"
         if not 0 <= self.damping <= 1:
             yield f"damping must be in [0, 1], got {self.damping!r}"
+        if not 0 <= self.shrinkage <= 1:
+            yield f"shrinkage must be in [0, 1], got {self.shrinkage!r}"
         if not self.max_change >= 1:
             yield f"max_change must be at least 1, got {self.max_change!r}"
 

@@ -23,7 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import BudgetError
-from apical.growth._allocation import MATURE, block_prices, block_rates, choose_blocks, moved, rates, unit_prices
+from apical.growth._allocation import (
+    MATURE,
+    block_prices,
+    block_rates,
+    choose_blocks,
+    expected_values,
+    moved,
+    rates,
+    shrunk,
+    unit_prices,
+)
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._method import Choice, Method, Terms
@@ -112,10 +122,10 @@ class Controller(Method):
             The network, the blocks left out, and the real-valued widths before the common factor  # (groups,)
         """
         bound, limits = self.terms.bound, self.terms.limits
-        values = self._unit_values()
+        values, expected = self._unit_values(), expected_values(limits.most, counts)
         for _ in range(len(self.multipliers) * 6 - 5):  # once where there is one limit
             prices = unit_prices(bound, counts, limits.step, skip, self.multipliers)
-            found = rates(values, prices, counts)
+            found = shrunk(rates(values, prices, counts), rates(expected, prices, counts), self.config.shrinkage)
             self.relative = {
                 group.name: rate
                 for group, rate, value, price in zip(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from apical.budget import BoundBudget, Budget, LatencyTable
+from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable
 from apical.errors import ConfigError
-from apical.growth._births import fixed_parameters, prepare_births_
+from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
     check_identity,
     identity,
@@ -31,9 +31,10 @@ from apical.growth._checks import (
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._controller import Controller
+from apical.growth._growing_model import GrowingModel
 from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
 from apical.growth._method import Choice, Method, terms_of
-from apical.growth._observer import GateObserver, StepWatch, directions
+from apical.growth._observer import StepWatch
 from apical.growth._options import changed
 from apical.growth._plan import Plan, plan_of
 from apical.growth._record import (
@@ -47,23 +48,12 @@ from apical.growth._record import (
 )
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig, ScsController
+from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
-from apical.resizing import (
-    DormantStore,
-    Selection,
-    Shard,
-    Sharding,
-    TemplateMap,
-    check_kinds,
-    check_matches,
-    check_state,
-    resize_,
-    resize_state,
-    trace,
-    unaveraged,
-)
-from apical.structure import Call, ExampleInputs, Keep, Structure
+from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace
+from apical.structure import Call, ExampleInputs, Structure
 
+WIDTH_KINDS: tuple[Kind, ...] = ("macs", "params", "latency")
 _SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
 _AGAIN = (
     "an earlier Grower has already shrunk this model, which a new one would take for the largest network. Build the "
@@ -94,6 +84,8 @@ class Grower:
         shard: divides the model among processes: ``fully_shard`` (FSDP2), or a function that calls it on parts of the
             model and then on the model. It is called now, and after every restructuring, in all processes alike; until
             now the model is plain, and the same in all of them.
+        bits: how bits are grown, where the budget limits size or bit operations; by default `BitConfig()`. They are
+            grown once widths are final; widths stay as they are if the budget limits nothing else.
         options: fields of `GrowthConfig`, such as ``divisor=8`` or ``seed_style="small"``.
 
     Attributes:
@@ -141,48 +133,56 @@ class Grower:
         copies: Sequence[nn.Module] = (),
         structure: Structure | None = None,
         shard: Shard | None = None,
+        bits: BitConfig | None = None,
         **options: Any,
     ) -> None:
         self.config = _config(config, options)
         self.epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         self.budget = Budget.of(budget)
+        self._bit_budget, self._bit_config = self.budget.of_kinds(*BIT_KINDS), bits or BitConfig()
+        self._check_bits(bits, shard)
+        width_budget = self.budget.of_kinds(*WIDTH_KINDS)
+        if width_budget is None:  # widths stay as they are: growth is over at once
+            self.config = replace(self.config, interval=epochs, interval_unit="epochs")
+        self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
         inputs: Any = Call.of(example_inputs)
-        self._optimizers = _optimizers(optimizer)
-        check_kinds(self._optimizers)
-        if structure is None and model in _SHRUNK:
+        optimizers = _optimizers(optimizer)
+        check_kinds(optimizers)
+        if structure is None and model in _SHRUNK and width_budget is not None:
             raise ConfigError(_AGAIN)
         streams = self.config.streams if isinstance(self.config, GrowthConfig) else "keep"
         self.structure = trace(model, inputs, streams=streams) if structure is None else structure
-        self.model, self._copies = model, tuple(copies)
-        self._sharding = None if shard is None else Sharding(shard)
-        if shard is not None and self._copies:
-            raise ConfigError("copies of a sharded model cannot be resized yet: leave out copies, or shard")
-        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, self.budget, self.config)
-        latency = measured_table(model, self.structure, inputs, self.budget)
-        terms = terms_of(model, self.structure, self.budget, self.config, latency)
+        self._growing = GrowingModel(model, optimizers, copies, self.structure, shard)
+        self._full_bytes = model_bytes(model)
+        widths = width_budget or Budget("100% macs")
+        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
+        latency = measured_table(model, self.structure, inputs, widths)
+        terms = terms_of(model, self.structure, widths, self.config, latency)
+        if self._bit_budget is not None:
+            least = terms.limits.least_of(self.structure)
+            refuse_impossible_size(self._bit_budget, self.structure, least, self._full_bytes)
         self._controller: Method = (
             ScsController(terms, self.config, epochs, self._total)
             if isinstance(self.config, ScsConfig)
             else Controller(model, terms, self.config, self._total)
         )
         first = self._first = self._controller.seed()
-        self._template = TemplateMap(self.structure)
-        self.store: DormantStore | None = DormantStore()
         self.history: list[EpochRecord] = []
         self.epoch, self._step = 0, 0
         self._spent_steps, self._spent_macs = 0, 0  # of the running epoch
         self._changes = no_changes()
-        self._fixed = fixed_parameters(model, self._optimizers)
-        untrained = [n for n, p in model.named_parameters() if p.requires_grad and n in self._fixed]
-        if getattr(self.config, "seed_style", "") != "pretrained":
-            warn_of_trained(model, self._optimizers)
+        untrained = self._growing.untrained()
+        if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
+            warn_of_trained(model, optimizers)
+        self._bits: BitGrowth | None = None
         self._apply(first)
-        _SHRUNK.add(model)
+        self._start_bits()
+        if width_budget is not None:
+            _SHRUNK.add(model)
         warn_of_untrained(untrained)
         self._untrained = set(untrained)  # that have been warned of
-        self._unchecked = set() if self.frozen else set(range(len(self._optimizers)))  # of which no step was seen
-        self._steps = StepWatch(self._optimizers, self._observe, self._stepped)
+        self._unchecked = set() if self.frozen else set(range(len(optimizers)))  # optimizers of which no step was seen
+        self._steps = StepWatch(optimizers, self._observe, self._stepped)
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -202,17 +202,18 @@ class Grower:
                 finite number.
             TrainingError: weights are no longer finite; nothing has changed.
         """
-        self._alive()
+        self._growing.settle()
         told = checked_metrics(metrics)
         if self.config.interval_unit == "steps" and not self._spent_steps:
             raise ConfigError(
                 "end_epoch without any end_step: with interval_unit='steps' the network changes between steps; call "
                 "grower.end_step() after every optimizer step, or set interval_unit='epochs'"
             )
-        if not warn_of_another_optimizer(self.model, self._optimizers, self._steps.count):
+        if not warn_of_another_optimizer(self.model, self._growing.optimizers, self._steps.count):
             self._warn_of_replaced()
         self._updates.write_back()
-        record = epoch_record(self.structure, self._selection(), self.epoch, self.target_load)
+        record = epoch_record(self.structure, self._growing.selection, self.epoch, self.target_load)
+        record["bits"] = {} if self._bits is None else self._bits.bits()
         record["metrics"] = told
         if self._spent_steps:
             record["mean_macs"] = self._spent_macs / self._spent_steps
@@ -221,6 +222,9 @@ class Grower:
             if self.config.interval_unit == "epochs" and self._controller.due(self.epoch + 1):
                 self._restructure(self.epoch + 1)
         self.epoch += 1
+        if self._bits is not None:
+            self._bits.end_epoch()
+        self._start_bits()
         self._spent_steps, self._spent_macs = 0, 0
         record = cast(EpochRecord, {**record, **self._changes, "worth": self._worth(), "next_load": self.target_load})
         self._changes, self._steps.count = no_changes(), 0
@@ -240,15 +244,16 @@ class Grower:
         Raises:
             ResizeError: as `end_epoch`.
         """
-        self._alive()
-        before = self._selection()
+        self._growing.settle()
+        before = self._growing.selection
         if self.config.interval_unit == "steps" and self._controller.due(self._step + 1):
             with self._undone_on_error():
                 self._restructure(self._step + 1)
+                self._start_bits()
         self._step += 1
         self._spent_steps += 1
         self._spent_macs += self.structure.macs(before.keep, before.skip)
-        after = self._selection()
+        after = self._growing.selection
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
 
     def add_copy(self, model: nn.Module) -> None:
@@ -274,17 +279,7 @@ class Grower:
             >>> ema[0].out_features == model[0].out_features
             True
         """
-        self._alive()
-        if self._sharding is not None:
-            raise ConfigError("copies of a sharded model cannot be resized yet: it has none that add_copy could add")
-        known = [unaveraged(c) for c in (self.model, *self._copies)]
-        if any(unaveraged(model) is other for other in known):
-            raise ConfigError("this is the model itself, or a copy that is resized already; add each copy once")
-        advice = "Make the copy of the model as it is now: copy.deepcopy(model)."
-        check_matches(unaveraged(model), self._template, self._selection(), "the copy", advice)
-        assert self.store is not None
-        self.store.add_copy(len(self._copies))
-        self._copies = (*self._copies, model)
+        self._growing.add_copy(model)
 
     def plan(self) -> Plan:
         """What training will cost, epoch by epoch, against the full model and the final network; print it.
@@ -315,6 +310,16 @@ class Grower:
         return write_report(run_record(self.structure, self.history, title, str(self.budget), self.epochs), path)
 
     @property
+    def model(self) -> nn.Module:
+        """The user's model."""
+        return self._growing.model
+
+    @property
+    def store(self) -> DormantStore | None:
+        """What is dormant; None after `finish`."""
+        return self._growing.store
+
+    @property
     def frozen(self) -> bool:
         """Whether the network will not change any more."""
         return self._controller.frozen
@@ -342,7 +347,7 @@ class Grower:
     @property
     def keep(self) -> dict[str, list[int]]:
         """The present network: kept positions by group name."""
-        return {name: list(kept) for name, kept in self._selection().keep.items()}
+        return {name: list(kept) for name, kept in self._growing.selection.keep.items()}
 
     def finish(self) -> None:
         """Make the model final: hooks are removed and dormant weights released.
@@ -351,16 +356,40 @@ class Grower:
         Warns if the network does not have its final size yet. A sharded model becomes a plain one, whole on every
         process, which must all call this.
         """
-        self._alive()
+        self._growing.settle()
         if not self.frozen:
-            present = self._selection()
+            present = self._growing.selection
             load = self.bound.load(present.keep, present.skip)
             warn_of_unfinished(self.epoch, self.epochs, load, str(self.budget))
         self._steps.remove()
-        self.store = None
-        if self._sharding is not None:
-            self._sharding.end(self.model, self._optimizers)
-            self._sharding = None
+        if self._bits is not None:
+            self._bits.finish()
+        self._growing.release()
+
+    @property
+    def quantized(self) -> dict[str, QuantizedTensor]:
+        """Bits and scale of every quantised weight, by name, once all are integers times a scale; `apical.save` packs
+        the model by them."""
+        return {} if self._bits is None else dict(self._bits.quantized)
+
+    # ---- bits ------------------------------------------------------------------------------------------------------
+
+    def _check_bits(self, bits: BitConfig | None, shard: Shard | None) -> None:
+        if bits is not None and self._bit_budget is None:
+            raise ConfigError("bits are grown under a budget of size or bitops; add one, such as '10% size'")
+        if self._bit_budget is not None and shard is not None:
+            raise ConfigError("bits of a sharded model cannot be grown yet: leave out the budget of size, or shard")
+
+    def _start_bits(self) -> None:
+        """Grow bits from when widths are final."""
+        if self._bit_budget is None or self._bits is not None or not self.frozen:
+            return
+        spent = self._spent_steps / self._steps_per_epoch if self._steps_per_epoch else 0.0
+        g = self._growing
+        self._bits = BitGrowth(
+            g.model, g.optimizers, self.structure, g.selection, self._bit_budget, self._full_bytes, self._bit_config,
+            self.epoch + spent, self.epochs, self._steps_per_epoch,
+        )  # fmt: skip
 
     # ---- restructuring ---------------------------------------------------------------------------------------------
 
@@ -380,18 +409,15 @@ class Grower:
         start = time.perf_counter()
         refuse_lost_weights(self.model)
         self._updates.write_back()
-        changes = self._apply(self._controller.next(done, self._selection()))
+        changes = self._apply(self._controller.next(done, self._growing.selection))
         changes["restructure_seconds"] = time.perf_counter() - start
         self._changes = add_changes(self._changes, changes)
 
     def _apply(self, choice: Choice) -> Changes:
-        """Resize to a choice, with births prepared, and watch the new network's gate sites."""
-        assert self.store is not None
-        c, before = self.components, self.components.live.clone()
-        had_lived = c.lived.clone()
-        if self.store.selection is not None:
-            self._prepare(choice, before, had_lived)
-        self._resize(choice.keep, choice.skip)
+        """Become the chosen network, and watch its gate sites."""
+        c = self.components
+        before, had_lived = c.live.clone(), c.lived.clone()
+        self._growing.follow(choice, c, preserving=self.config.birth == "preserving")
         c.set_live(choice.keep, choice.skip)
         born = c.live & ~before
         self._controller.applied(born)
@@ -403,35 +429,9 @@ class Grower:
             restructure_seconds=0.0,
         )
 
-    def _resize(self, keep: Keep, skip: Iterable[str]) -> None:
-        assert self.store is not None
-        s = self._sharding
-        with nullcontext() if s is None else s.taken_apart(self.model, self._optimizers, self.store):
-            resize_(self.model, self.structure, keep, skip, self._optimizers, self.store, copies=self._copies)
-
-    def _prepare(self, choice: Choice, before: Tensor, lived: Tensor) -> None:
-        assert self.store is not None
-        born: dict[str, list[int]] = {}
-        first: dict[str, list[int]] = {}
-        for i, group in enumerate(self.structure.groups):
-            was, ever = before[self.components.entries(i)], lived[self.components.entries(i)]
-            born[group.name] = [u for u in choice.keep[group.name] if not was[u]]
-            first[group.name] = [u for u in born[group.name] if not ever[u]]
-        n = self.components.num_units
-        unborn = [b.name for i, b in enumerate(self.structure.blocks) if not lived[n + i]]
-        self._fixed = fixed_parameters(self.model, self._optimizers, self._fixed)
-        preserving = self.config.birth == "preserving"
-        prepare_births_(self.store, self.structure, born, first, unborn, preserving, self._fixed)
-
     def _watch(self) -> None:
         """Observe the gate sites of the present network."""
-        present = self._selection()
-        n, first_block = self.components.values.numel(), self.components.num_units
-        shifts = self._controller.reads_shifts
-        observers = [
-            GateObserver(self.model, self._template, present, directions(o.param_groups), n, first_block, shifts)
-            for o in self._optimizers
-        ]
+        observers = self._growing.observers(self.components, self._controller.reads_shifts)
         self._updates = self._controller.watch(observers, next(self.model.parameters()).device)
 
     def _observe(self, index: int, optimizer: Optimizer) -> None:
@@ -444,8 +444,7 @@ class Grower:
             self._unchecked.discard(index)
 
     def _warn_of_replaced(self) -> None:
-        fixed = fixed_parameters(self.model, self._optimizers)
-        names = [n for n, p in self.model.named_parameters() if p.requires_grad and n in fixed]
+        names = self._growing.untrained()
         warn_of_replaced([n for n in names if n not in self._untrained])
         self._untrained.update(names)
 
@@ -453,20 +452,6 @@ class Grower:
         return {name: round(value, 3) for name, value in self._controller.relative.items()}
 
     # ---- records and state ------------------------------------------------------------------------------------------
-
-    def _selection(self) -> Selection:
-        if self.store is None or self.store.selection is None:
-            raise ConfigError("this Grower has finished and keeps no state; ask for it before finish()")
-        return self.store.selection
-
-    def _alive(self) -> None:
-        """Refuse what comes after `finish`; else bring a sharded model to rest."""
-        if self._sharding is not None:
-            self._sharding.settle()
-        if self.store is None:
-            raise ConfigError(
-                "this Grower has finished: its dormant weights are released; make a new one to grow again"
-            )
 
     def _identity(self, config: GrowthConfig | ScsConfig) -> dict[str, Any]:
         return identity(self.structure, self.budget, self.epochs, self._steps_per_epoch, config)
@@ -476,7 +461,7 @@ class Grower:
 
         Copy or pickle the three together, ``copy.deepcopy((model, optimizer, grower))``, so that they belong together.
         """
-        if self._sharding is not None:
+        if self._growing.sharded:
             raise ConfigError("a Grower of a sharded model cannot be copied or pickled: use apical.growth.save_sharded")
         if self.store is not None:
             self._updates.write_back()
@@ -485,23 +470,20 @@ class Grower:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         _SHRUNK.add(self.model)
-        self._steps = StepWatch(self._optimizers if self.store is not None else (), self._observe, self._stepped)
+        self._steps = StepWatch(() if self.store is None else self._growing.optimizers, self._observe, self._stepped)
         self._steps.count = state["_steps"]
         if self.store is not None:
             self._watch()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
-        if self._sharding is not None:
-            self._sharding.settle()
-        present = self._selection()
-        assert self.store is not None
+        present, store = self._growing.selection, self._growing.settle()
         self._updates.write_back()
         return {
             "identity": self._identity(self.config),
             "keep": self.keep,
             "skip": sorted(present.skip),
-            "store": self.store.state_dict(),
+            "store": store.state_dict(),
             "epoch": self.epoch,
             "step": self._step,
             "spent": [self._spent_steps, self._spent_macs],
@@ -509,6 +491,7 @@ class Grower:
             "latency": None if self.latency is None else self.latency.to_dict(),
             "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
+            "bits": None if self._bits is None else self._bits.state_dict(),
         }
 
     @torch.inference_mode(False)
@@ -518,14 +501,13 @@ class Grower:
         Raises:
             CheckpointError: if the state belongs to another model, budget or configuration; nothing has changed then.
         """
-        self._alive()
-        assert self.store is not None
+        store = self._growing.settle()
         # the saved divisor counts, not the one that was measured when this Grower was made
         config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
         check_identity(self._identity(config), state, type(self._controller).SAVED)
         self.config = config
-        self._resize(state["keep"], state["skip"])
-        self.store.load_state_dict(state["store"])
+        self._growing.resize(state["keep"], state["skip"])
+        store.load_state_dict(state["store"])
         table = state["latency"]
         latency = None if table is None else LatencyTable.from_dict(self.structure, table)
         self._controller.config = config
@@ -536,6 +518,9 @@ class Grower:
         self._changes = cast(Changes, dict(state["changes"]))
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
+        self._start_bits()
+        if self._bits is not None:
+            self._bits.load_state_dict(state.get("bits"))
 
 
 def _config(given: GrowthConfig | ScsConfig | None, options: Mapping[str, Any]) -> GrowthConfig | ScsConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -24,12 +24,14 @@ class PlannedEpoch:
         load: scheduled cost, as a fraction of the budget, in the middle of the epoch.
         macs: of a forward pass of the example.
         num_params: of the network.
+        widths: units of each group.
     """
 
     epoch: int
     load: float
     macs: int
     num_params: int
+    widths: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -78,28 +80,44 @@ class Plan:
         return whole * self.train_macs_vs_dense, whole
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, further: Mapping[str, Sequence[str]] | None = None) -> str:
+        """What `print` shows: the two ends, the sums, some twelve epochs, and what cannot change.
+
+        Args:
+            further: columns besides MACs and parameters, by heading: a text for each epoch.
+        """
         first, last = self.epochs[0], self.epochs[-1]
+        left_out = f", {len(self.skipped)} blocks left out" if self.skipped else ""
         lines = [
             f"{self.budget}, {len(self.epochs)} epochs",
             f"  starts with {first.macs / self.full_macs:.1%} of the full model's MACs, "
-            f"{sum(self.seed_widths.values())} of {sum(self.full_widths.values())} units",
+            f"{sum(self.seed_widths.values())} of {sum(self.full_widths.values())} units{left_out}",
             f"  ends with {last.macs / self.full_macs:.1%} of its MACs and some "
             f"{last.num_params / self.full_params:.0%} of its parameters",
             f"  {self._training}",
             "",
-            "epoch   MACs %   parameters",
-            *(f"{e.epoch:5}   {100 * e.macs / self.full_macs:6.1f}   {e.num_params:10,}" for e in self._shown()),
+            "   ".join(["epoch", "MACs %", "parameters", *(further or {})]),
         ]
+        for e in self._shown():
+            cells = [f"{e.epoch:5}", f"{100 * e.macs / self.full_macs:6.1f}", f"{e.num_params:10,}"]
+            cells += [column[e.epoch - 1].rjust(len(heading)) for heading, column in (further or {}).items()]
+            lines.append("   ".join(cells))
         if self.frozen:
-            lines += ["", f"{len(self.frozen)} parts cannot change:", *(f"  {p.name}: {p.reason}" for p in self.frozen)]
+            lines += ["", f"{self._cannot_change}:", *(f"  {p.name}: {p.reason}" for p in self.frozen)]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = [(e.epoch, f"{100 * e.macs / self.full_macs:.1f} %", e.num_params) for e in self._shown()]
         costs = table(("epoch", "MACs", "parameters"), rows, "the plan")
         reasons = table(("part", "reason"), [(p.name, p.reason) for p in self.frozen], "what cannot change")
-        why = folded(f"{len(self.frozen)} parts cannot change", reasons) if self.frozen else ""
+        why = folded(self._cannot_change, reasons) if self.frozen else ""
         return f"<p><b>{escape(self.budget)}</b>, {len(self.epochs)} epochs: {self._training}</p>{costs}{why}"
+
+    @property
+    def _cannot_change(self) -> str:
+        return "1 part cannot change" if len(self.frozen) == 1 else f"{len(self.frozen)} parts cannot change"
 
     @property
     def _training(self) -> str:
@@ -130,7 +148,7 @@ def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
         found = fit(bound, method.terms.limits, [float(max(1, n)) for n in widths.values()], seed.skip, load)
         counts = dict(zip(widths, found.counts, strict=True))
         macs, params = structure.macs(counts, seed.skip), structure.num_params(counts, seed.skip)
-        planned.append(PlannedEpoch(epoch + 1, load, macs, params))
+        planned.append(PlannedEpoch(epoch + 1, load, macs, params, counts))
     full = {group.name: group.size for group in structure.groups}
     frozen = tuple(structure.frozen)
     return Plan(budget, structure.macs(), structure.num_params(), widths, full, seed.skip, tuple(planned), frozen)

@@ -20,7 +20,7 @@ class EpochRecord(TypedDict):
     ``mean_macs`` is the mean over the epoch's steps, where `Grower.end_step` was told of them. ``worth`` says why the
     network became what it is: what a unit of each group, and each block, was worth for its cost at the last
     restructuring, as the logarithm of its ratio to the mean of the widths; above 0 it grows, below 0 it shrinks.
-    ``metrics`` is what `Grower.end_epoch` was told.
+    ``metrics`` is what `Grower.end_epoch` was told. ``bits`` are those of quantised weights by name.
     """
 
     epoch: int
@@ -37,6 +37,7 @@ class EpochRecord(TypedDict):
     died: int
     worth: dict[str, float]
     metrics: dict[str, float]
+    bits: dict[str, float]
     scheduled_load: float
     next_load: float
     restructure_seconds: float
@@ -82,6 +83,7 @@ def epoch_record(structure: Structure, present: Selection, epoch: int, load: flo
         skipped=sorted(present.skip),
         worth={},
         metrics={},
+        bits={},
         scheduled_load=load,
         next_load=load,
         **no_changes(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, permutations
+from itertools import pairwise, product
 from math import inf, log
 
 import torch
@@ -16,7 +16,7 @@ from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its scheduled cost by this fraction, so that it can end nearest to it
 CLOSE = 0.005  # the final network may stay below its budget by this fraction before units are exchanged
-EXCHANGED = 3  # steps of one group that may be exchanged for those of another
+EXCHANGED = 3  # by how many steps one group may leave the common factor for that
 
 Price = Callable[[Sequence[int]], float]  # the load of a network with these widths
 
@@ -106,7 +106,7 @@ def fit(
         widths: w, real-valued, by group.
         skip: blocks that are left out.
         load: scheduled cost as a fraction of the budget.
-        exact: also exchange steps of one group for those of another where that comes nearer to the load.
+        exact: also let one group leave the common factor by a few steps where that comes nearer to the load.
     """
     return fit_thresholds(bound, limits, [limits.thresholds(i, w) for i, w in enumerate(widths)], skip, load, exact)
 
@@ -139,9 +139,31 @@ def fit_thresholds(
 
     found = shift_for_cost(flat, lambda exists: price(counted(exists)), load)
     counts = _filled(counted(flat < found.shift), parts, limits, price, load)
-    if exact and price(counts) < load * (1 - CLOSE):
-        counts = _exchanged(counts, limits, price, load)
-    return Widths(tuple(counts), price(counts), found.shift)
+    nearest = Widths(tuple(counts), price(counts), found.shift)
+    if not exact:
+        return nearest
+    steps = [sign * n for n in range(1, EXCHANGED + 1) for sign in (1, -1)]
+    for step, group in product(steps, range(len(counts))):
+        if nearest.load >= load * (1 - CLOSE):
+            break
+        width = _moved(limits, group, counts[group], step)
+        if width is not None:
+            pinned = [-inf] * width + [inf] * (sizes[group] - width)
+            others = [pinned if i == group else part for i, part in enumerate(parts)]
+            trial = fit_thresholds(bound, limits, others, skip, load)
+            if nearest.load < trial.load <= load * (1 + TOLERANCE):
+                nearest = Widths(trial.counts, trial.load, found.shift)
+    return nearest
+
+
+def _moved(limits: Limits, group: int, width: int, steps: int) -> int | None:
+    """A width so many steps up or down; None if the group cannot have it."""
+    for _ in range(abs(steps)):
+        moved = limits.more(group, width) if steps > 0 else limits.fewer(group, width)
+        if moved == width or moved < limits.least[group]:
+            return None
+        width = moved
+    return width
 
 
 def _filled(
@@ -161,26 +183,3 @@ def _filled(
         if not fits or more == limits.most[best]:
             unfinished.discard(best)
     return found
-
-
-def _exchanged(counts: Sequence[int], limits: Limits, price: Price, load: float) -> list[int]:
-    """A few steps less in one group and as many more in another as fit, the pair that uses the most of what it may."""
-    best, most = list(counts), price(counts)
-    for taken in range(1, EXCHANGED + 1):
-        if most >= load * (1 - CLOSE):
-            break
-        for a, b in permutations(range(len(counts)), 2):
-            trial = list(counts)
-            for _ in range(taken):
-                trial[a] = limits.fewer(a, trial[a])
-            if trial[a] < limits.least[a]:
-                continue
-            present = price(trial)
-            while trial[b] < limits.most[b]:
-                more = [limits.more(b, n) if g == b else n for g, n in enumerate(trial)]
-                if not present < price(more) <= load * (1 + TOLERANCE):
-                    break
-                trial, present = more, price(more)
-            if present > most:
-                best, most = trial, present
-    return best

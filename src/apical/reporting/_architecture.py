@@ -52,8 +52,9 @@ def write_architecture(content: Mapping[str, Any], out: str | Path) -> Path:
     """Write the page of a traced model.
 
     Args:
-        content: `Structure.to_dict()` with `model` (its name), `macs`, `num_params`, `group_shares` and `block_shares`
-            (share of the MACs by name) and `types` (class by module path).
+        content: `Structure.to_dict()` with `model` (its name), `macs`, `num_params`, `least_macs` and
+            `least_num_params` (of the smallest network), `group_shares` and `block_shares` (share of the MACs by name)
+            and `types` (class by module path).
         out: the file.
 
     Returns:
@@ -66,23 +67,35 @@ def write_architecture(content: Mapping[str, Any], out: str | Path) -> Path:
 
 
 def render_architecture(content: Mapping[str, Any]) -> str:
-    """The page: groups, blocks and frozen parts as lists, and the module tree with a bar for every dimension."""
-    groups, blocks, frozen = content["groups"], content["blocks"], content["frozen"]
+    """The page: cost, what is frozen and why; then groups, and the module tree with a bar for every dimension."""
     title = str(content["model"])
-    told = (
-        f"{len(groups)} channel groups, {len(blocks)} skippable blocks, {len(frozen)} frozen parts; "
-        f"{content['macs']:,} MACs, {content['num_params']:,} parameters."
-    )
     body = (
-        f"<h1>{escape(title)}</h1><p>{told}</p><p>Point at a group, or choose one with Tab and Enter: everything "
-        "that is removed together with its channels lights up in the tree. Every bar is one dimension of a tensor; "
-        "grey positions cannot be removed.</p>"
+        f"<h1>{escape(title)}</h1>{_tiles(content)}{_frozen(content['frozen'])}{_notes(content.get('notes') or [])}"
+        "<h2>What can grow and shrink</h2><p>Choose a group, or a coloured part of a bar: everything that is removed "
+        "together with its channels lights up in the tree. Every bar is one dimension of a tensor; grey positions "
+        "cannot be removed.</p>"
+        '<form class="tools" role="search" hidden><input id="search" type="search" placeholder="part of a name" '
+        'aria-label="search groups and modules"><output id="found"></output>'
+        '<button type="button" id="fold">Collapse all</button></form>'
         '<p id="told" class="told" role="status" hidden></p>'
-        f'<div class="columns"><section aria-label="groups"><h2>Groups</h2>{_groups(content)}</section>'
-        f'<section aria-label="module tree"><h2>Modules</h2><div class="tree">{_tree(content)}</div></section></div>'
-        f"{_frozen(frozen)}{_notes(content.get('notes') or [])}"
+        f'<div class="columns"><section aria-label="groups"><h3>Groups</h3>{_groups(content)}</section>'
+        f'<section aria-label="module tree"><h3>Modules</h3><div class="tree">{_tree(content)}</div></section></div>'
     )
     return page(title, body, _SCRIPT, _STYLE)
+
+
+def _tiles(content: Mapping[str, Any]) -> str:
+    """The whole, and the smallest network that can be reached."""
+    tiles = []
+    for name, label in (("macs", "MACs"), ("num_params", "parameters")):
+        whole, least = content[name], content[f"least_{name}"]
+        tiles += [
+            (f"{whole:,}", label),
+            (f"{100 * least / max(1, whole):.1f} %", f"of the {label}, {least:,}, in the smallest network"),
+        ]
+    counted = {"groups": "channel group", "blocks": "skippable block", "frozen": "frozen part"}
+    tiles += [(str(n := len(content[kind])), f"{label}{'' if n == 1 else 's'}") for kind, label in counted.items()]
+    return f'<div class="tiles">{"".join(f"<div><b>{n}</b><span>{label}</span></div>" for n, label in tiles)}</div>'
 
 
 def _groups(content: Mapping[str, Any]) -> str:
@@ -99,7 +112,8 @@ def _groups(content: Mapping[str, Any]) -> str:
         )
         state = f'class="group k{1 + index % _COLOURS}" data-group="{index}" aria-pressed="false"'
         items.append(
-            f'<li><button type="button" {state}>{escape(group["name"])}</button> '
+            f'<li data-name="{escape(group["name"].lower(), quote=True)}"><button type="button" {state}>'
+            f"{escape(group['name'])}</button> "
             f"<small>{group['size']} {group['role']}, {share:.0%} of the MACs</small>{slices}</li>"
         )
     return f'<ol class="groups">{"".join(items)}</ol>'
@@ -153,7 +167,10 @@ def _level(path: str, paths: Sequence[str], rows: Mapping[str, Sequence[str]], c
     )
     name = escape(path.rpartition(".")[2])
     head = f'<span id="{escape(path, quote=True)}" class="name">{name}</span> <small>{kind}</small>{badges}'
-    return f'<div class="module"><div class="head">{head}</div>{tensors}{children}</div>'
+    return (
+        f'<details open class="module" data-name="{escape(path.lower(), quote=True)}"><summary class="head">{head}'
+        f"</summary>{tensors}{children}</details>"
+    )
 
 
 def _tensor(
@@ -186,10 +203,20 @@ def _bar(name: str, dim: int, size: int, owned: list[tuple[int, Any]], groups: S
 
 
 def _frozen(frozen: Sequence[Mapping[str, Any]]) -> str:
+    """By reason, the most common first, since many parts often share one."""
     if not frozen:
         return "<h2>Frozen</h2><p>Nothing: all channels can be removed.</p>"
-    rows = [(item["name"], item["size"], item["reason"]) for item in frozen]
-    return f"<h2>Frozen, and why</h2>{table(('part', 'channels', 'reason'), rows, 'frozen parts')}"
+    by_reason: dict[str, list[tuple[Any, Any]]] = {}
+    for item in frozen:
+        by_reason.setdefault(str(item["reason"]), []).append((item["name"], item["size"]))
+    rows = []
+    for reason, parts in sorted(by_reason.items(), key=lambda entry: -len(entry[1])):
+        if len(parts) == 1:
+            rows.append(f"<li><b>{escape(str(parts[0][0]))}</b> ({parts[0][1]} channels): {escape(reason)}</li>")
+        else:
+            names = table(("part", "channels"), parts, f"parts that are frozen: {reason}")
+            rows.append(f"<li>{escape(reason)}{folded(f'{len(parts)} parts', names)}</li>")
+    return f'<h2>Frozen, and why</h2><ul class="frozen">{"".join(rows)}</ul>'
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -199,6 +226,13 @@ def _notes(notes: Sequence[str]) -> str:
 _STYLE = (
     "\n".join(f".b{n} {{ background: var(--c{n}); }}" for n in range(1, _COLOURS + 1))
     + """
+.frozen li { margin-bottom: 4px; overflow-wrap: anywhere; }
+h3 { font-size: 15px; margin: 4px 0 8px; }
+.tools { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin: 8px 0 16px; }
+.tools[hidden], .groups li[hidden], .module[hidden] { display: none; }
+.tools input { font: inherit; color: var(--ink); background: var(--paper); border: 1px solid var(--line);
+  border-radius: 6px; padding: 5px 10px; flex: 1 1 200px; min-width: 0; max-width: 420px; }
+.tools output { color: var(--soft); font-size: 13px; }
 .columns { display: grid; grid-template-columns: minmax(240px, 1fr) 2fr; gap: 32px; align-items: start; }
 .columns > section { min-width: 0; }
 .columns > section:first-child { position: sticky; top: 44px; max-height: calc(100vh - 60px); overflow: auto; }
@@ -209,7 +243,7 @@ _STYLE = (
 .groups button[aria-pressed=true] { border-color: var(--ink); font-weight: 600; }
 small { color: var(--soft); } .groups details { margin-left: 12px; font-size: 13px; }
 .module { margin: 2px 0 2px 14px; border-left: 1px solid var(--line); padding-left: 8px; }
-.head { overflow-wrap: anywhere; } .name { font-weight: 600; }
+.head { overflow-wrap: anywhere; color: var(--ink); margin: 0; } .name { font-weight: 600; }
 .badge { font-size: 12px; border: 1px solid var(--c2); border-radius: 8px; padding: 0 7px; margin-left: 6px; }
 .badge.skip { border-color: var(--c3); }
 .tensor { display: grid; grid-template-columns: minmax(150px, 220px) 1fr 1fr; gap: 8px; align-items: center;
@@ -223,6 +257,8 @@ small { color: var(--soft); } .groups details { margin-left: 12px; font-size: 13
 .chosen .part:not(.on) { opacity: 0.13; } .chosen .part.on { opacity: 1; outline: 1.5px solid var(--ink); }
 .told { position: sticky; top: 0; background: var(--panel); color: var(--ink); padding: 8px 12px; border-radius: 8px;
   z-index: 1; } .told[hidden] { display: none; }
+@media (pointer: coarse) { .groups button.group, .tools button, .tools input { min-height: 44px; }
+  .head { padding: 8px 0; } .dim i { height: 26px; } .tensor { margin-bottom: 6px; } }
 @media (max-width: 760px) { .columns { grid-template-columns: minmax(0, 1fr); }
   .columns > section:first-child { position: static; max-height: 40vh; }
   .tensor { grid-template-columns: minmax(0, 1fr); gap: 2px; } }
@@ -265,5 +301,36 @@ _SCRIPT = """
     button.addEventListener("blur", () => show(fixed));
   });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") choose(fixed); });
+
+  const tools = document.querySelector(".tools"), search = document.getElementById("search");
+  const found = document.getElementById("found"), fold = document.getElementById("fold");
+  const modules = [...tree.querySelectorAll(".module")], groups = [...document.querySelectorAll(".groups > li")];
+  const filter = () => {
+    const wanted = search.value.trim().toLowerCase();
+    const hits = modules.filter((module) => module.dataset.name.includes(wanted));
+    const shown = new Set();
+    hits.forEach((module) => {
+      for (let at = module; at && at !== tree; at = at.parentElement) shown.add(at);
+      if (wanted) module.querySelectorAll(".module").forEach((inner) => shown.add(inner));
+    });
+    modules.forEach((module) => {
+      module.hidden = !shown.has(module);
+      if (wanted && shown.has(module)) module.open = true;
+    });
+    let matching = 0;
+    groups.forEach((group) => {
+      group.hidden = !group.dataset.name.includes(wanted);
+      matching += !group.hidden;
+    });
+    found.textContent = wanted ? `${matching} groups, ${hits.length} modules` : "";
+  };
+  search.addEventListener("input", filter);
+  fold.addEventListener("click", () => {
+    const open = !modules.some((module) => module.open);
+    modules.forEach((module) => { module.open = open; });
+    fold.textContent = open ? "Collapse all" : "Expand all";
+  });
+  tools.addEventListener("submit", (event) => event.preventDefault());
+  tools.hidden = false;
 })();
 """

@@ -84,6 +84,13 @@ def cells(comparison: Comparison, row: MethodRow) -> list[str]:
     ]
 
 
+def table(comparison: Comparison, lines: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines, without the columns of which nothing is known, such as latencies that were not measured."""
+    head, filled = headings(comparison), [cells(comparison, row) for row in lines]
+    known = [i for i in range(len(head)) if any(texts[i] for texts in filled)]
+    return [head[i] for i in known], [[texts[i] for i in known] for texts in filled]
+
+
 def against(found: Difference, pattern: str, scale: float) -> str:
     """A difference in words.
 
@@ -146,9 +153,9 @@ def notes(comparison: Comparison) -> list[str]:
 
 def render_markdown(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     """The table, with what has to be known about it."""
-    head = headings(comparison)
-    table = [head, ["---"] * len(head), *(cells(comparison, row) for row in lines)]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in table)
+    head, filled = table(comparison, lines)
+    table_lines = [head, ["---"] * len(head), *filled]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in table_lines)
     text = "\n".join(f"- {note}" for note in notes(comparison))
     said = verdict(comparison, lines)
     command = f"```console\n{comparison.facts.get('command')}\n```\n"
@@ -157,10 +164,11 @@ def render_markdown(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
 
 def render_page(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     """One HTML document without scripts, fonts or images from elsewhere."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in headings(comparison))
+    names, filled = table(comparison, lines)
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     ahead = best(comparison, lines)
-    body = "".join(_line(cells(comparison, row), row.method == ahead) for row in lines)
-    table = f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(_line(texts, row.method == ahead) for row, texts in zip(lines, filled, strict=True))
+    shown = f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     text = "".join(f"<p>{escape(note)}</p>" for note in notes(comparison))
     runs = "".join(
         f"<li><a href='{escape(f'{run.record.folder.name}/report.html', quote=True)}'>{escape(run.method)}, seed "
@@ -173,7 +181,7 @@ def render_page(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>apical: {escape(comparison.title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{escape(comparison.title)}</h1>{_said(comparison, lines)}{table}{text}{_charts(comparison, lines)}"
+        f"<h1>{escape(comparison.title)}</h1>{_said(comparison, lines)}{shown}{text}{_charts(comparison, lines)}"
         f"<h2>Runs</h2><ul>{runs}</ul><h2>Repeat it</h2><pre tabindex='0'>{command}</pre>"
         f"<p>{escape(versions)}</p></main></body></html>\n"
     )

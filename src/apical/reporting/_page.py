@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from apical.reporting._bits import bits_section
 from apical.reporting._growth_picture import SCRIPT, frames, growth_figure, widths_table
 from apical.reporting._pictures import picture_rows
 from apical.reporting._read import RunRecord, read_run
@@ -41,6 +42,7 @@ def render_report(run: RunRecord) -> str:
             _state(run),
             _network(run),
             worth_section(run),
+            bits_section(run),
             _saved(run),
             _figures(run),
             picture_rows(run.folder),

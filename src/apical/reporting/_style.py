@@ -29,9 +29,9 @@ STYLE = (
 """
     + """
 :root { color-scheme: light dark; --ink: #1d2129; --soft: #5c6470; --paper: #ffffff; --line: #e1e4e9;
-  --panel: #f5f6f8; }
+  --panel: #f5f6f8; --shade: rgb(0 0 0 / .22); }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #9aa3af; --paper: #14171c; --line: #2c323b;
-  --panel: #1c2027; } }
+  --panel: #1c2027; --shade: rgb(255 255 255 / .3); } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
@@ -64,10 +64,10 @@ svg { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; background:
   linear-gradient(90deg, var(--paper) 30%, transparent) left / 40px 100% no-repeat local,
   linear-gradient(270deg, var(--paper) 30%, transparent) right / 40px 100% no-repeat local,
-  linear-gradient(90deg, rgb(0 0 0 / .22), transparent) left / 14px 100% no-repeat scroll,
-  linear-gradient(270deg, rgb(0 0 0 / .22), transparent) right / 14px 100% no-repeat scroll; }
+  linear-gradient(90deg, var(--shade), transparent) left / 14px 100% no-repeat scroll,
+  linear-gradient(270deg, var(--shade), transparent) right / 14px 100% no-repeat scroll; }
  table { border-collapse: collapse; font-size: 14px; }
-th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } .num { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; white-space: pre-wrap;

@@ -20,9 +20,19 @@ from apical.reporting import growth_pixels
 from apical.training import GrowthMethod, Logger, Metric, PacedProgress, Progress, TensorBoardLogger
 from apical.training._loggers import require_tensorboard
 from apical.training._run_folder import plain, write_text
+from apical.training._trackers import CsvLogger, MlflowLogger, TrackioLogger, WandbLogger, require
 
 LoggerFactory = Callable[[Path, Mapping[str, Any]], Logger]
 """Makes a logger from the run folder and the run's configuration, when the run starts."""
+
+LOGGERS: dict[str, tuple[Callable[[], object], LoggerFactory]] = {
+    "tensorboard": (require_tensorboard, lambda folder, _config: TensorBoardLogger(folder / "tensorboard")),
+    "csv": (lambda: None, CsvLogger),
+    "wandb": (lambda: require("wandb"), WandbLogger),
+    "mlflow": (lambda: require("mlflow"), MlflowLogger),
+    "trackio": (lambda: require("trackio"), TrackioLogger),
+}
+"""By name: what refuses at once if its package is missing, and the factory."""
 
 _SECTIONS = {"train": "train", "eval": "eval", "macs": "cost", "params": "cost", "num": "cost", "peak": "cost",
              "blocks": "cost", "lr": "train"}
@@ -30,17 +40,18 @@ _PIXELS = 8  # a unit of the growth picture
 
 
 def logger_factory(name: str) -> LoggerFactory:
-    """What ``--log NAME`` means: ``tensorboard``, or ``package.module:callable`` for a factory of one's own.
+    """What ``--log NAME`` means: one of `LOGGERS`, or ``package.module:callable`` for a factory of one's own.
 
     Raises:
         ConfigError: there is no such logger, or what it needs is not installed.
     """
-    if name == "tensorboard":
-        require_tensorboard()
-        return lambda folder, _config: TensorBoardLogger(folder / "tensorboard")
+    if name in LOGGERS:
+        check, known = LOGGERS[name]
+        check()
+        return known
     if ":" not in name:
         raise ConfigError(
-            f"log: there is no logger {name!r}{nearest(name, ('tensorboard',), '.')} Give tensorboard, or "
+            f"log: there is no logger {name!r}{nearest(name, LOGGERS, '.')} Give {', '.join(LOGGERS)}, or "
             "package.module:callable for one of your own; it is called with the run folder and the configuration."
         )
     factory: LoggerFactory = import_callable(name)

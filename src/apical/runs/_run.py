@@ -137,7 +137,10 @@ def _run(
         return method
 
     def write_files(result: TrainingResult) -> None:
-        save(result.model, result.folder)
+        quantized = getattr(result.method, "quantized", None)
+        save(result.model, result.folder, quantized=quantized)
+        if quantized:
+            result.summary["weights_bytes"] = (result.folder / "model.safetensors").stat().st_size
         for name, text in data.files.items():
             write_text(result.folder / name, text)
         if data.illustrate is not None:

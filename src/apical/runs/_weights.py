@@ -28,7 +28,8 @@ def load_initial_weights_(model: nn.Module, path: str | Path, num_classes: int |
 
     Args:
         model: freshly built.
-        path: a .safetensors file, or one that ``torch.save(model.state_dict(), path)`` wrote; it is never unpickled.
+        path: a .safetensors file, or one that ``torch.save(model.state_dict(), path)`` wrote; it is never unpickled. Or
+            the folder of a finished run that trained the full-size model.
         num_classes: outputs of the model's own heads.
 
     Returns:
@@ -85,6 +86,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: it does not exist, is damaged, needs unpickling, or holds something else.
     """
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.is_file():
+            raise ConfigError(
+                f"model.initial_weights: {path.parent} holds no {path.name}; expected a file of weights, or the folder "
+                "of a finished run that trained the full-size model (--method dense)"
+            )
     try:
         regular(path)
         content: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)

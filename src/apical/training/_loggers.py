@@ -1,4 +1,4 @@
-"""Where the numbers of a run go besides the terminal and the run folder: TensorBoard, or a tracker of one's own."""
+"""Where the numbers of a run go besides the terminal and the run folder: TensorBoard; `_trackers` has others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Logger(Protocol):
-    """Receives a run's numbers. MLflow, Weights & Biases, Trackio and the like need a class of five short methods.
+    """Receives a run's numbers; a tracker of one's own needs a class of five short methods.
 
     Epochs count from 1. The first process of a run calls it, no other.
 

@@ -1,9 +1,10 @@
-"""A run on paper costs what a real run costs."""
+"""A plan costs what a real run costs."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from apical.budget import DeviceTable, NetworkCost, Setting, allreduce_bytes, me
 from apical.cli import main
 from apical.errors import ApicalError, ConfigError
 from apical.recipes import apply_settings, get_recipe
+from apical.resizing import trace
 from apical.runs import run
-from apical.runs._simulate import data_facts, measure_table, simulate
+from apical.runs._plan import activation_bytes, data_facts, measure_table, plan_model, plan_recipe, price
 from apical.training import make_progress
 from marks import slow
 
@@ -31,7 +33,7 @@ def test_the_networks_are_those_of_a_real_run(tmp_path: Path, utility: str) -> N
     config = apply_settings(get_recipe("digits"), [*TINY, f"growth.utility={utility}", "growth.interval_unit=epochs"])
     result = run(config, tmp_path, progress=make_progress("quiet"))
     facts = json.loads((tmp_path / "config.json").read_text())["input"]
-    found = simulate(config, result.history[0]["samples"], facts)
+    found = price(plan_recipe(config, facts), result.history[0]["samples"])
     real = [record["macs"] for record in result.history]
     paper = [record["macs"] for record in found.epochs]
     assert paper == real if utility == "random" else paper == pytest.approx(real, rel=0.05)
@@ -43,13 +45,11 @@ def test_the_networks_are_those_of_a_real_run(tmp_path: Path, utility: str) -> N
 
 def test_activations_are_counted_as_autograd_keeps_them() -> None:
     """A convolution keeps its input, a ReLU its output; a batch norm its input and two statistics a channel."""
-    from apical.runs._simulate import _activation_bytes
-
     config = get_recipe("digits")
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten(),
                                 torch.nn.Linear(256, 10))  # fmt: skip
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = _activation_bytes(model, (torch.zeros(1, 3, 8, 8),), config)
+    found = activation_bytes(model, (torch.zeros(1, 3, 8, 8),), config)
     images, maps, logits = 3 * 64 * 4, 4 * 64 * 4, 10 * 4
     assert images + 2 * maps + logits <= found <= images + 2 * maps + 2 * logits + 200
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -57,16 +57,17 @@ def test_activations_are_counted_as_autograd_keeps_them() -> None:
 
 def test_measured_steps_grow_with_the_network_and_the_table_survives_json() -> None:
     config = apply_settings(get_recipe("digits"), TINY)
-    table = measure_table(config, FACTS, torch.device("cpu"), 16)
+    planned = plan_recipe(config, FACTS)
+    table = measure_table(planned, torch.device("cpu"), 16)
     assert DeviceTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
     assert len(table.points) >= 3
-    found = simulate(config, 64, FACTS, table=table, memory=False)
+    found = price(planned, 64, table=table)
     assert all(record["seconds"] == 4 * record["step_seconds"] for record in found.epochs)
     assert found.totals["dense_seconds"] > 0
 
 
 def test_bytes_and_seconds_by_hand() -> None:
-    cost = NetworkCost(macs=1_500_000, num_params=1000, activation_bytes=50, restructure_seconds=0.0)
+    cost = NetworkCost(macs=1_500_000, num_params=1000, activation_bytes=50)
     setting = Setting(samples=64, batch_size=16, processes=2, optimizer_slots=2, copies=1, dormant_bytes=7)
     assert memory_bytes(cost, setting) == 4 * 1000 * 5 + 50 * 8 + 7
     assert allreduce_bytes(1000, 1) == 0
@@ -94,53 +95,96 @@ def test_any_json_as_a_table(data: Any) -> None:
         assert isinstance(DeviceTable.from_dict(data), DeviceTable)
 
 
-def simulated(*arguments: str) -> Any:
-    return CliRunner().invoke(main, ["simulate", *arguments])
+def planned(*arguments: str) -> Any:
+    return CliRunner().invoke(main, ["plan", *arguments])
 
 
-def test_the_command(tmp_path: Path) -> None:
-    settings = [part for setting in TINY[2:] for part in ("--set", setting)]
+SETTINGS = [part for setting in TINY[2:5] for part in ("--set", setting)]
+
+
+def test_the_command_for_a_recipe(tmp_path: Path) -> None:
     table = tmp_path / "table.json"
-    result = simulated("digits", *settings, "--measure", "--device", "cpu", "--write-table", str(table))
+    result = planned("digits", *SETTINGS, "--measure", "--device", "cpu", "--write-table", str(table))
     assert result.exit_code == 0, result.output
-    assert "digits, on paper; seconds on cpu" in result.output
-    assert "of the whole model's" in result.output
-    again = simulated("digits", *settings, "--device-table", str(table), "--no-memory", "--json")
+    for part in ("digits: 50% macs", "1 part cannot change", "fc: reaches", "steps on cpu", "the final network alone"):
+        assert part in result.output
+    again = planned("digits", *SETTINGS, "--device-table", str(table), "--json")
     content = json.loads(again.output)
-    assert len(content["epochs"]) == 6
-    assert content["totals"]["seconds_fraction"] > 0
-    wrong = simulated("digits", *settings, "--model", "resnet20", "--device-table", str(table))
+    assert len(content["epochs"]) == len(content["prices"]["epochs"]) == 6
+    assert content["prices"]["totals"]["seconds_fraction"] > 0
+    assert content["prices"]["totals"]["peak_memory_bytes"] is None
+    wrong = planned("digits", *SETTINGS[:4], "--model", "resnet20", "--device-table", str(table))
     assert (wrong.exit_code, "holds step times of CifarResNet" in wrong.output) == (2, True)
 
 
 def test_the_table_shows_what_is_known_in_a_few_rows() -> None:
-    settings = [part for setting in TINY[4:] for part in ("--set", setting)]
-    lines = simulated("digits", *settings, "--epochs", "50", "--no-memory").output.splitlines()
-    assert lines[1].split() == ["epoch", "MACs", "%", "params", "M", "restructure", "s"]
-    assert [line.split()[0] for line in lines[2:20]] == [str(n) for n in (*range(1, 50, 3), 50)]
-    assert "--every 1 shows all 50" in lines[20]
+    lines = planned("digits", *SETTINGS[4:], "--epochs", "50").output.splitlines()
+    assert lines[5].split() == ["epoch", "MACs", "%", "parameters"]
+    shown = [int(line.split()[0]) for line in lines[6 : lines.index("", 6)]]
+    assert (shown[0], shown[-1], len(shown) <= 12) == (1, 50, True)
     assert not any("nan" in line or "-" in line.split() for line in lines)
-    assert "In all 50 epochs:" in lines
-    every = simulated("digits", *settings, "--epochs", "6", "--every", "1", "--processes", "2").output.splitlines()
-    assert "memory GiB" in every[1]
-    assert "sent MB/step" in every[1]
-    assert [line.split()[0] for line in every[2:8]] == list("123456")
-    without = json.loads(simulated("digits", *settings, "--epochs", "6", "--no-memory", "--json").output)
-    assert without["totals"]["peak_memory_bytes"] is None
-    assert all(record["memory_bytes"] is None for record in without["epochs"])
+    assert "minutes: not known; --measure times steps on this machine" in lines
+    more = planned("digits", *SETTINGS, "--memory", "--processes", "2").output
+    assert "memory GiB" in more
+    assert "sent MB/step" in more
+
+
+class TwoInputs(torch.nn.Module):
+    """Of one's own, with a whole-number argument, and outputs in a tuple."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, width)
+        self.hidden, self.head = torch.nn.Linear(width, 4 * width), torch.nn.Linear(4 * width, 2)
+
+    def forward(self, tokens: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.relu(self.hidden(self.embedding(tokens) * scale[..., None]))
+        return self.head(hidden), self.head(hidden.flip(1))
+
+
+def test_the_command_for_a_model_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "__name__", "own_model_of_a_test", raising=False)
+    monkeypatch.setitem(sys.modules, "own_model_of_a_test", sys.modules[TwoInputs.__module__])
+    call = ("own_model_of_a_test:TwoInputs", "--kwargs", '{"width": 12}', "--input", "1x6:int64:10", "--input", "1x6")
+    result = planned(*call, "--budget", "60% macs", "--epochs", "4", "--images", "40", "--measure", "--memory",
+                     "--set", "batch_size=8", "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for part in ("60% macs, 4 epochs", "step ms", "memory GiB", "40 examples an epoch"):
+        assert part in result.output
+    missing = planned(*call, "--epochs", "4", "--measure", "--device", "cpu")
+    assert (missing.exit_code, "add --images" in missing.output) == (2, True)
+
+
+def test_a_plan_does_not_touch_the_model() -> None:
+    config = apply_settings(get_recipe("folder"), ["epochs=3"])
+    model = TwoInputs()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = plan_model(config, model, (torch.zeros(1, 6, dtype=torch.int64), torch.zeros(1, 6)))
+    price(found, 10, memory=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    network = found.network(0)
+    assert {g.name: g.size for g in trace(network, found.example).groups} == found.plan.epochs[0].widths
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["folder"], "nothing is known of the data ''"),
-        (["digits", "--input", "8x8"], "expected channels x height x width"),
+        (["digits", "--input", "8x8"], "expected one image, 1 x channels x height x width"),
+        (["digits", "--input", "3x32x32"], "expected one image, 1 x channels x height x width"),
         (["digits", "--write-table", "t.json"], "add --measure"),
         (["digits", "--device-table", "nowhere.json"], "cannot be read"),
+        (["digits", "--kwargs", '{"a": 1}'], "write --set model.NAME=VALUE"),
+        (["resnet20"], "resnet20 needs an example: add --input"),
+        (["resnet20", "--input", "3x32x32"], "the first number of each --input must be 1"),
+        (["resnet20", "--input", "1x3x32x32", "--classes", "7"], "--classes belong to a RECIPE"),
+        (["digit"], "there is no model or recipe 'digit'; did you mean 'digits'?"),
+        (["wikitext2-lstm"], "only those of classification can be planned"),
+        (["resnet20", "--input", "1x3x32x32", "--budget", "0.001% macs"], "budget"),
     ],
 )
 def test_wrong_input_is_named(arguments: list[str], message: str) -> None:
-    result = simulated(*arguments)
+    result = planned(*arguments)
     assert (result.exit_code, message in result.output) == (2, True), result.output
 
 

@@ -1,0 +1,135 @@
+"""What do bits buy? Mixed precisions against uniform ones of equal bytes, and channels with bits, on held-out images.
+
+    APICAL_DATA=... python benchmarks/bits.py --shrink 2 --epochs 8 --seeds 10 11 12 --out RESULTS.jsonl
+
+One JSON line for each run; runs that the file has are not repeated, so that the command goes on where it was stopped.
+Methods, each under the same number of bytes (``--bits`` says of which uniform precision that is the size):
+
+    planes        every layer its own precision, by bit planes that harden (`apical.growth.BitConfig`, its defaults)
+    rounded       every layer its own precision, weights rounded in every step, gradients straight through
+    uniform       one precision for all, rounded in every step: quantisation-aware training as usual
+    uniform-planes one precision for all, by bit planes
+    channels      no bits: as many 32-bit parameters as fit into the bytes; running statistics and the file's header
+                  come on top, which favours it
+    both          half of the MACs, and the rest of the bytes for bits of fewer channels (planes)
+    dense         the whole network in 32 bits, without a budget
+
+Training is that of `trial.py`: CIFAR ResNet-20, 20,000 images, SGD with Nesterov momentum, bfloat16 autocast, crops and
+flips; accuracy on 5,000 held-out training images. The test images are not read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from learning import fixed, read
+from torch import Tensor, nn
+from trial import BATCH, TRAIN, Images, Make, load, run
+
+import apical
+from apical.baselines import uniform_keep
+from apical.growth import BitConfig
+from apical.growth._bits import model_bytes, quantizable
+from apical.models import CifarResNet
+from apical.quantize import packed_size
+
+CONFIGS = {
+    "planes": BitConfig(),
+    "rounded": BitConfig(quantizer="rounded"),
+    "uniform": BitConfig(quantizer="rounded", precision="uniform"),
+    "uniform-planes": BitConfig(precision="uniform"),
+    "both": BitConfig(),
+}
+METHODS = (*CONFIGS, "channels", "dense")
+
+
+def size_of_uniform(bits: int, depth: int) -> int:
+    """Bytes of the template's file of weights at one precision."""
+    model = CifarResNet(depth=depth)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    like = {n: (tuple(t.shape), t.dtype) for n, t in model.state_dict().items()}
+    names = quantizable(model, [optimizer], ())
+    return packed_size(like, dict.fromkeys(names, bits)) + len(names)
+
+
+def maker(method: str, budget_bytes: int, seed: int, epochs: int, made: dict[str, Any]) -> Make:
+    """What makes the method for a model; ``made`` receives the model and the method."""
+
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> Any:
+        made["model"], made["full_bytes"] = model, model_bytes(model)
+        if method in CONFIGS:
+            budget = f"{budget_bytes} B" if method != "both" else f"50% macs, {budget_bytes} B"
+            made["method"] = apical.Grower(model, optimizer, (example,), budget, epochs, seed=seed,
+                                           steps_per_epoch=(TRAIN.stop - TRAIN.start) // BATCH,
+                                           bits=CONFIGS[method])  # fmt: skip
+            return made["method"]
+        structure = apical.trace(model, (example,))
+        budget = "100% macs" if method == "dense" else f"{budget_bytes // 4} params"
+        return fixed(model, optimizer, example, uniform_keep(structure, budget), ())
+
+    return make
+
+
+def trained(method: str, budget_bytes: int, seed: int, epochs: int, depth: int, data: Images) -> dict[str, Any]:
+    """The record of one run."""
+    made: dict[str, Any] = {}
+    outcome = run(data, seed, epochs, maker(method, budget_bytes, seed, epochs, made), depth=depth, augment=True)
+    quantized = made["method"].quantized if "method" in made else {}
+    with tempfile.TemporaryDirectory() as folder:
+        apical.save(made["model"], folder, quantized=quantized)
+        file_bytes = (Path(folder) / "model.safetensors").stat().st_size
+    record = dataclasses.asdict(outcome)
+    history = record.pop("history")
+    return record | {
+        "budget_bytes": budget_bytes,
+        "file_bytes": file_bytes,
+        "size_fraction": file_bytes / made["full_bytes"],
+        "bits": {name: q.bits for name, q in quantized.items()},
+        "trajectory": [epoch["bits"] for epoch in history if "bits" in epoch],
+        "widths": history[-1]["widths"],
+        "versions": {"torch": torch.__version__, "python": platform.python_version(), "apical": apical.__version__},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != "uniform-planes"])
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4], help="uniform precisions whose size is used")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--shrink", type=int, default=2, help="by which factor the images' resolution is reduced")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
+    arguments = parser.parse_args()
+    data: Images | None = None
+    for bits in arguments.bits:
+        for seed in arguments.seeds:
+            for method in arguments.methods:
+                key = {"size_of_bits": bits, "method": method, "seed": seed, "epochs": arguments.epochs,
+                       "shrink": arguments.shrink, "depth": arguments.depth}  # fmt: skip
+                if any(all(line[k] == v for k, v in key.items()) for line in read(arguments.out)):
+                    continue
+                data = load("cifar10", arguments.shrink) if data is None else data
+                size = size_of_uniform(bits, arguments.depth)
+                add(arguments.out, key | trained(method, size, seed, arguments.epochs, arguments.depth, data))
+
+
+def add(path: Path, record: dict[str, Any]) -> None:
+    """Add a run to a file, and say what came out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    size = f"{record['file_bytes']} of {record['budget_bytes']} bytes"
+    told = (record["size_of_bits"], record["method"], record["seed"], f"{100 * record['accuracy']:.2f} %", size)
+    print(*told, list(record["bits"].values()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

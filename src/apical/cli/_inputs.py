@@ -1,0 +1,80 @@
+"""Options that describe a model's call: its example inputs, and the arguments of what builds it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_EXAMPLE = "1x3x224x224, 8x128:int64:32000 or 4x16:bool"
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One example input: its shape, its dtype, and for whole numbers how many different values there are."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    values: int = 2
+
+    @staticmethod
+    def parse(text: str) -> InputSpec:
+        """Read ``1x3x224x224``, ``8x128:int64`` or ``8x128:int64:32000``.
+
+        Raises:
+            ValueError: it has another form; the message says which part.
+
+        Example:
+            >>> InputSpec.parse("8x128:int64:32000")
+            InputSpec(shape=(8, 128), dtype='int64', values=32000)
+        """
+        sizes, *rest = text.strip().split(":")
+        if not re.fullmatch(r"\d+(x\d+)*", sizes):
+            raise ValueError(f"the shape {sizes!r} is not like 1x3x224x224")
+        if len(rest) > 2:
+            raise ValueError("more than shape, dtype and number of values")
+        dtype = rest[0] if rest else "float32"
+        if dtype not in _DTYPES:
+            raise ValueError(f"the dtype {dtype!r} is none of {', '.join(_DTYPES)}")
+        values = rest[1] if len(rest) > 1 else "2"
+        if not values.isdecimal() or int(values) < 1:
+            raise ValueError(f"{values!r} is no number of values; whole numbers are drawn from 0 up to below it")
+        return InputSpec(tuple(int(size) for size in sizes.split("x")), dtype, int(values))
+
+    def tensor(self) -> Tensor:
+        """An example: normal noise, or uniform whole numbers."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype.is_floating_point:
+            return torch.randn(self.shape).to(dtype)
+        return torch.randint(0, 2 if dtype is torch.bool else self.values, self.shape).to(dtype)
+
+
+def parse_inputs(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[InputSpec, ...]:
+    """Read every `InputSpec` of a repeated option."""
+    specs = []
+    for value in values:
+        try:
+            specs.append(InputSpec.parse(value))
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r}: {error}; write for example {_EXAMPLE}") from error
+    return tuple(specs)
+
+
+def parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> dict[str, Any]:
+    """Read a JSON object of an option."""
+    try:
+        content = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise click.BadParameter(f"{value!r} is no JSON object; write for example '{{\"num_classes\": 10}}'")
+    return content

@@ -1,0 +1,224 @@
+"""`apical plan`: what a training will cost, before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apical._atomic import atomic_file
+from apical._reading import read_text
+from apical.cli._inputs import InputSpec, parse_inputs, parse_object
+from apical.errors import ConfigError
+
+if TYPE_CHECKING:
+    from apical.budget import DeviceTable
+    from apical.recipes import RunConfig
+    from apical.runs._plan import Planned, Prices
+
+
+@click.command("plan")
+@click.argument("target", metavar="RECIPE|MODEL")
+@click.option(
+    "--input",
+    "inputs",
+    metavar="SHAPE[:DTYPE[:VALUES]]",
+    multiple=True,
+    callback=parse_inputs,
+    help="One example, such as 1x3x32x32: of a MODEL (again for further arguments), or of a RECIPE whose data is "
+    "not known.",
+)
+@click.option(
+    "--kwargs", metavar="JSON", default="{}", callback=parse_object, help="Keyword arguments of MODEL's callable."
+)
+@click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params'.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Length of training.")
+@click.option("--model", help="With RECIPE, another model: torchvision:resnet152, package.module:callable, ...")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change any setting, as in apical train.")
+@click.option("--images", type=click.IntRange(min=1), help="Training examples of an epoch, where they are not known.")
+@click.option("--classes", type=click.IntRange(min=1), help="Number of classes, for a RECIPE whose data is not known.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="How many train together.")
+@click.option("--memory", is_flag=True, help="Run each network once for its activations.")
+@click.option("--measure", is_flag=True, help="Time steps on this machine (a few of several networks).")
+@click.option("--device", default="auto", show_default=True, help="What --measure measures.")
+@click.option("--write-table", type=click.Path(path_type=Path), help="With --measure: keep the step times as JSON.")
+@click.option("--device-table", type=click.Path(path_type=Path), help="Step times that another machine wrote.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with every epoch and all widths.")
+def plan_command(target: str, as_json: bool, **options: Any) -> None:
+    """Say what a training will cost before it begins: every epoch's network, the sums, and what cannot change.
+
+    RECIPE is one of `apical train`; MODEL is what `apical inspect` takes, with an example --input. Nothing is trained
+    and no data is read. Minutes need step times: --measure takes them on this machine, --device-table from another one.
+
+    \b
+    Examples:
+      apical plan digits --measure
+      apical plan imagenet-resnet50 --model torchvision:resnet152 --processes 8 --memory
+      apical plan my_package.nets:Net --input 1x3x32x32 --budget "50% macs" --epochs 100
+      apical plan my_package.nets:Net --input 1x3x32x32 --images 50000 --measure --write-table this-machine.json
+    """
+    from apical.recipes import recipes
+    from apical.runs._plan import price
+
+    if options["write_table"] is not None and not options["measure"]:
+        raise ConfigError("--write-table keeps what --measure measures; add --measure")
+    if options["measure"] and options["device_table"] is not None:
+        raise ConfigError("--measure and --device-table both give step times; choose one")
+    is_recipe = target in recipes()
+    planned, samples = (_of_recipe if is_recipe else _of_model)(target, options)
+    table = _table(planned, options)
+    if samples is None and table is not None:
+        raise ConfigError("minutes need to know how many examples an epoch has: add --images, such as --images 50000")
+    found = price(planned, samples or 1, processes=options["processes"], table=table, memory=options["memory"])
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(planned.plan), "prices": vars(found)}, indent=2))
+    else:
+        click.echo("\n".join([f"{target}: {planned.plan.text(_columns(found))}", "", *_sums(found, table, samples)]))
+
+
+def _of_recipe(target: str, options: dict[str, Any]) -> tuple[Planned, int]:
+    from apical.recipes import get_recipe
+    from apical.runs._plan import data_facts, plan_recipe
+
+    if options["kwargs"]:
+        raise ConfigError(f"--kwargs are those of a MODEL; for RECIPE {target} write --set model.NAME=VALUE")
+    config = get_recipe(target)
+    if options["model"] is not None:  # the recipe's arguments are those of its own model
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
+    shape = _image(options["inputs"]) if options["inputs"] else None
+    config = _changed(config, {**options, "named": {"model": "model.name"}})
+    samples, facts = data_facts(config, options["images"], options["classes"], shape)
+    return plan_recipe(config, facts), samples
+
+
+def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None]:
+    import torch
+
+    from apical import models
+    from apical._checks import nearest
+    from apical.recipes import ModelConfig, get_recipe, recipes
+    from apical.recipes._model import call_builder, find_builder
+    from apical.runs._plan import plan_model
+
+    odd = [f"--{name}" for name in ("model", "classes") if options[name] is not None]
+    if odd:
+        raise ConfigError(f"{' and '.join(odd)} belong to a RECIPE; {target} is none")
+    if ":" not in target and "." not in target and target not in models.__all__:
+        known = [*recipes(), *models.__all__]
+        raise ConfigError(
+            f"there is no model or recipe {target!r}{nearest(target, known, '.')} `apical train` lists the recipes; "
+            f"the models are {', '.join(models.__all__)}, torchvision:NAME, timm:NAME and package.module:callable"
+        )
+    build, implied = find_builder(target)
+    specs = options["inputs"]
+    if not specs:
+        raise ConfigError(f"{target} needs an example: add --input, such as --input 1x3x32x32 or 1x128:int64:32000")
+    if any(spec.shape[0] != 1 for spec in specs):
+        raise ConfigError(
+            "a plan counts what one example costs, so the first number of each --input must be 1: --input 1x3x32x32"
+        )
+    config = _changed(dataclasses.replace(get_recipe("folder"), model=ModelConfig(target)), options)
+    torch.manual_seed(config.training.seed)
+    model = call_builder(build, {**implied, **options["kwargs"]}, target)
+    return plan_model(config, model, tuple(spec.tensor() for spec in specs)), options["images"]
+
+
+def _changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
+    from apical.recipes import apply_settings
+
+    named = {"epochs": "training.epochs", "budget": "budget", **options.get("named", {})}
+    settings = [f"{key}={options[name]}" for name, key in named.items() if options[name] is not None]
+    return apply_settings(config, [*settings, *options["settings"]])
+
+
+def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:
+    """Shape of an image, of a recipe's single example."""
+    if len(specs) != 1 or len(specs[0].shape) != 4 or specs[0].shape[0] != 1 or 0 in specs[0].shape:
+        raise ConfigError("--input of a RECIPE: expected one image, 1 x channels x height x width: 1x3x224x224")
+    return specs[0].shape[1:]
+
+
+def _table(planned: Planned, options: dict[str, Any]) -> DeviceTable | None:
+    from apical.budget import DeviceTable
+    from apical.runs._plan import measure_table
+    from apical.training._config import resolve_device
+
+    if options["measure"]:
+        share = -(-planned.config.training.batch_size // options["processes"])
+        table = measure_table(planned, resolve_device(options["device"]), share)
+        if options["write_table"] is not None:
+            _write_table(options["write_table"], json.dumps(table.to_dict(), indent=2) + "\n")
+        return table
+    path = options["device_table"]
+    if path is None:
+        return None
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--device-table {path} cannot be read: {error}") from error
+    table = DeviceTable.from_dict(content)
+    if table.model != planned.name:
+        raise ConfigError(f"--device-table {path} holds step times of {table.model}, the run trains {planned.name}")
+    return table
+
+
+def _write_table(path: Path, text: str) -> None:
+    try:
+        with atomic_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--write-table {path} cannot be written: {error}") from error
+
+
+_Column = tuple[str, Callable[[dict[str, Any]], float | None], str]
+"""Heading, value of an epoch (None: not known), and its format."""
+_COLUMNS: list[_Column] = [
+    ("memory GiB", lambda record: _scaled(record["memory_bytes"], 2**-30), ".3f"),
+    ("sent MB/step", lambda record: record["sent_bytes_per_step"] / 1e6 or None, ".2f"),
+    ("step ms", lambda record: _scaled(record["step_seconds"], 1000), ".1f"),
+    ("epoch s", lambda record: record["seconds"], ".1f"),
+]
+
+
+def _columns(found: Prices) -> dict[str, list[str]]:
+    """Those of which something is known."""
+    columns = {}
+    for name, value, form in _COLUMNS:
+        values = [value(record) for record in found.epochs]
+        if any(v is not None for v in values):
+            columns[name] = ["-" if v is None else format(v, form) for v in values]
+    return columns
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _sums(found: Prices, table: DeviceTable | None, samples: int | None) -> list[str]:
+    sums, lines = found.totals, []
+    if samples is not None:
+        lines.append(f"training: {sums['train_macs']:.3e} MACs with {samples:,} examples an epoch")
+    if any(record["sent_bytes_per_step"] for record in found.epochs):
+        lines.append(f"gradients sent: {100 * sums['sent_fraction']:.1f} % of the full model's")
+    if sums["peak_memory_bytes"] is not None:
+        lines.append(
+            f"memory: {sums['peak_memory_bytes'] / 2**30:.3f} GiB at most, the full model's "
+            f"{sums['dense_memory_bytes'] / 2**30:.3f} GiB"
+        )
+    if sums["seconds"] is None or table is None:
+        lines.append("minutes: not known; --measure times steps on this machine")
+    else:
+        final = found.epochs[-1]["seconds"] * len(found.epochs)
+        lines.append(
+            f"steps on {table.device}: {_minutes(sums['seconds'])} in all, {100 * sums['seconds_fraction']:.1f} % of "
+            f"the full model's {_minutes(sums['dense_seconds'])}; the final network alone would take {_minutes(final)}"
+        )
+    return lines
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

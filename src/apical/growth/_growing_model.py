@@ -1,0 +1,172 @@
+"""The user's model while it grows: brought from one network to the next, with its optimizers and its copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from apical.errors import ConfigError
+from apical.growth._births import fixed_parameters, prepare_births_
+from apical.growth._components import Components
+from apical.growth._method import Choice
+from apical.growth._observer import GateObserver, directions
+from apical.resizing import (
+    DormantStore,
+    Selection,
+    Shard,
+    Sharding,
+    TemplateMap,
+    check_matches,
+    resize_,
+    unaveraged,
+)
+from apical.structure import Keep, Structure
+
+
+class GrowingModel:
+    """A model, what trains it, what is copied from it, and what of it is dormant.
+
+    Args:
+        model: the template, plain.
+        optimizers: that hold its parameters.
+        copies: moving averages and the like, resized with it.
+        structure: of the model.
+        shard: divides the model among processes; see `apical.Grower`.
+
+    Raises:
+        ConfigError: there are both copies and ``shard``.
+
+    Attributes:
+        model: the user's module.
+        optimizers: the user's.
+        copies: of the model.
+        store: what is dormant; None once the model was `released`.
+        fixed: names of the parameters that nothing trains.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: tuple[Optimizer, ...],
+        copies: Sequence[nn.Module],
+        structure: Structure,
+        shard: Shard | None,
+    ) -> None:
+        if shard is not None and copies:
+            raise ConfigError("copies of a sharded model cannot be resized yet: leave out copies, or shard")
+        self.model = model
+        self.optimizers = optimizers
+        self.copies = tuple(copies)
+        self.store: DormantStore | None = DormantStore()
+        self.fixed = fixed_parameters(model, optimizers)
+        self._structure = structure
+        self._template = TemplateMap(structure)
+        self._sharding = None if shard is None else Sharding(shard)
+
+    # ---- what there is ---------------------------------------------------------------------------------------------
+
+    @property
+    def selection(self) -> Selection:
+        """The present network.
+
+        Raises:
+            ConfigError: after `release`.
+        """
+        if self.store is None or self.store.selection is None:
+            raise ConfigError("this Grower has finished and keeps no state; ask for it before finish()")
+        return self.store.selection
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is divided among processes."""
+        return self._sharding is not None
+
+    def settle(self) -> DormantStore:
+        """Bring a sharded model to rest, so that its tensors can be read and resized.
+
+        Raises:
+            ConfigError: after `release`.
+        """
+        if self._sharding is not None:
+            self._sharding.settle()
+        if self.store is None:
+            raise ConfigError(
+                "this Grower has finished: its dormant weights are released; make a new one to grow again"
+            )
+        return self.store
+
+    def untrained(self) -> list[str]:
+        """Names of the parameters that want a gradient and that no optimizer holds now."""
+        fixed = fixed_parameters(self.model, self.optimizers)
+        return [name for name, p in self.model.named_parameters() if p.requires_grad and name in fixed]
+
+    def observers(self, components: Components, shifts: bool) -> list[GateObserver]:
+        """What reads the gate products of the present network, one for each optimizer.
+
+        Args:
+            components: of the structure.
+            shifts: whether a gate multiplies the shift of an affine, too.
+        """
+        size, first_block = components.values.numel(), components.num_units
+        return [
+            GateObserver(
+                self.model, self._template, self.selection, directions(o.param_groups), size, first_block, shifts
+            )
+            for o in self.optimizers
+        ]
+
+    # ---- what changes ----------------------------------------------------------------------------------------------
+
+    def follow(self, choice: Choice, components: Components, preserving: bool) -> None:
+        """Become another network, with births prepared.
+
+        Args:
+            choice: the network.
+            components: as they are before it.
+            preserving: whether newborns leave the function unchanged.
+        """
+        if self.settle().selection is not None:
+            self._prepare_births(choice, components, preserving)
+        self.resize(choice.keep, choice.skip)
+
+    def resize(self, keep: Keep, skip: Iterable[str]) -> None:
+        """Resize the model, the state of its optimizers and its copies."""
+        store, s = self.settle(), self._sharding
+        with nullcontext() if s is None else s.taken_apart(self.model, self.optimizers, store):
+            resize_(self.model, self._structure, keep, skip, self.optimizers, store, copies=self.copies)
+
+    def _prepare_births(self, choice: Choice, components: Components, preserving: bool) -> None:
+        born: dict[str, list[int]] = {}
+        first: dict[str, list[int]] = {}
+        for i, group in enumerate(self._structure.groups):
+            part = components.entries(i)
+            live, lived = components.live[part], components.lived[part]
+            born[group.name] = [u for u in choice.keep[group.name] if not live[u]]
+            first[group.name] = [u for u in born[group.name] if not lived[u]]
+        lived_blocks: Tensor = components.lived[components.blocks]
+        unborn = [b.name for b, lived in zip(self._structure.blocks, lived_blocks.tolist(), strict=True) if not lived]
+        self.fixed = fixed_parameters(self.model, self.optimizers, self.fixed)
+        prepare_births_(self.settle(), self._structure, born, first, unborn, preserving, self.fixed)
+
+    def add_copy(self, model: nn.Module) -> None:
+        """Resize another copy of the present model with it; see `apical.Grower.add_copy`."""
+        store = self.settle()
+        if self.sharded:
+            raise ConfigError("copies of a sharded model cannot be resized yet: it has none that add_copy could add")
+        known = [unaveraged(c) for c in (self.model, *self.copies)]
+        if any(unaveraged(model) is other for other in known):
+            raise ConfigError("this is the model itself, or a copy that is resized already; add each copy once")
+        advice = "Make the copy of the model as it is now: copy.deepcopy(model)."
+        check_matches(unaveraged(model), self._template, self.selection, "the copy", advice)
+        store.add_copy(len(self.copies))
+        self.copies = (*self.copies, model)
+
+    def release(self) -> None:
+        """Forget what is dormant; a sharded model becomes a plain one, whole on every process."""
+        self.store = None
+        if self._sharding is not None:
+            self._sharding.end(self.model, self.optimizers)
+            self._sharding = None

@@ -1,0 +1,247 @@
+"""What a training will cost, before it begins: `apical.growth.Plan` says which networks, here each is priced."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from apical.budget import DeviceTable, NetworkCost, Setting, project, totals
+from apical.errors import ConfigError
+from apical.growth import Grower, Plan
+from apical.recipes import RunConfig
+from apical.recipes._task_kind import task_kind
+from apical.resizing import resize_
+from apical.runs._divisor import require_divisor
+from apical.structure import Structure
+from apical.training._amp import assumed_amp
+from apical.training._learner import autocast
+from apical.training._optimizer import build_optimizer
+from apical.training._results import describe_device
+
+KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
+    "imagenet": (1_281_167, 1000, (3, 224, 224)),
+    "cifar10": (50_000, 10, (3, 32, 32)),
+    "fashion-mnist": (60_000, 10, (1, 28, 28)),
+    "digits": (1_437, 10, (1, 8, 8)),
+}
+"""Training images, classes and image shape of public data sets, so that a run can be planned without its data."""
+FURTHER = 1.25  # a network is timed if it has so many times the MACs of the last one
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training that has been planned.
+
+    Attributes:
+        config: how it is trained.
+        name: of the model.
+        model: the full one.
+        example: the arguments of a call with one example: tensors whose first dimension is 1.
+        structure: of the model.
+        plan: its networks.
+    """
+
+    config: RunConfig
+    name: str
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    structure: Structure
+    plan: Plan
+
+    def network(self, epoch: int) -> nn.Module:
+        """The network of an epoch, from 0, as a model of its own."""
+        widths, model = self.plan.epochs[epoch].widths, copy.deepcopy(self.model)
+        resize_(model, self.structure, {name: range(n) for name, n in widths.items()}, self.plan.skipped)
+        return model
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A record per epoch as `apical.budget.project` makes it, that of the whole model, and the sums.
+
+    What was not asked for is None: the memory of a plan without it.
+    """
+
+    epochs: list[dict[str, Any]]
+    dense: dict[str, Any]
+    totals: dict[str, Any]
+
+
+def data_facts(
+    config: RunConfig, images: int | None = None, classes: int | None = None, shape: tuple[int, ...] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Number of training images of an epoch, and what the model must know about the data.
+
+    Raises:
+        ConfigError: the recipe is no classification, or its data is not known and not described.
+    """
+    if config.task != "classification":
+        raise ConfigError(
+            f"of the recipes only those of classification can be planned so far; {config.recipe} is {config.task}. "
+            "Name the model itself, with an example: apical plan MODEL --input 1x128:int64:32000"
+        )
+    known = KNOWN_DATA.get(str(config.data.path).rstrip("/").rsplit("/", 1)[-1])
+    if known is None and None in (images, classes, shape):
+        raise ConfigError(
+            f"nothing is known of the data {config.data.path!r} (known: {', '.join(KNOWN_DATA)}); give --images, "
+            "--classes and --input, such as --images 50000 --classes 10 --input 1x3x32x32"
+        )
+    number, count, size = known or (0, 0, (0, 0, 0))
+    number, count = images or round(number * (1 - config.data.validation_fraction)), classes or count
+    return number, {"classes": [str(i) for i in range(count)], "image_shape": list(shape or size)}
+
+
+def plan_recipe(config: RunConfig, facts: Mapping[str, Any]) -> Planned:
+    """Plan a recipe's training.
+
+    Args:
+        config: the run; its method must be ``"grown"`` or another growth schedule of the Grower.
+        facts: what the model must know about the data.
+
+    Raises:
+        ConfigError: a setting is measured where a run trains.
+        BudgetError: the budget cannot be met.
+    """
+    torch.manual_seed(config.training.seed)
+    kind = task_kind(config.task)
+    return plan_model(config, kind.template(config.model, facts), kind.example(facts, torch.device("cpu")))
+
+
+def plan_model(config: RunConfig, model: nn.Module, example: tuple[Tensor, ...]) -> Planned:
+    """Plan the training of any model.
+
+    Args:
+        config: how it is trained; its own model is not built.
+        model: the full one, which is not changed.
+        example: the arguments of a call with one example.
+
+    Raises:
+        ConfigError: a setting is measured where a run trains.
+        BudgetError: the budget cannot be met.
+        TraceError: the model cannot be analysed.
+    """
+    require_divisor(config, "a plan")
+    grown = copy.deepcopy(model)
+    optimizer = build_optimizer(grown, config.training.optimizer)
+    grower = Grower(grown, optimizer, example, config.budget, config.training.epochs, config=config.growth)
+    return Planned(config, config.model.name, model, example, grower.structure, grower.plan())
+
+
+def price(
+    planned: Planned, samples: int, *, processes: int = 1, table: DeviceTable | None = None, memory: bool = False
+) -> Prices:
+    """What each epoch costs.
+
+    Args:
+        planned: by `plan_recipe` or `plan_model`.
+        samples: training examples of an epoch.
+        processes: how many train together.
+        table: measured step times of this model.
+        memory: whether to run each network once for what its backward pass needs.
+
+    Raises:
+        ConfigError: the table does not fit the batch.
+    """
+    plan, training = planned.plan, planned.config.training
+    seen: dict[int, int] = {}  # by MACs
+    for epoch, network in enumerate(plan.epochs):
+        if memory and network.macs not in seen:
+            seen[network.macs] = activation_bytes(planned.network(epoch), planned.example, planned.config)
+    networks = [NetworkCost(e.macs, e.num_params, seen.get(e.macs, 0)) for e in plan.epochs]
+    whole = activation_bytes(planned.model, planned.example, planned.config) if memory else 0
+    slots = 1 if training.optimizer.name == "sgd" else 2
+    dormant = 4 * (plan.full_params - plan.epochs[-1].num_params)
+    setting = Setting(samples, training.batch_size, processes, slots, int(training.ema_decay is not None), dormant)
+    without = Setting(**{**vars(setting), "dormant_bytes": 0})
+    dense = project([NetworkCost(plan.full_macs, plan.full_params, whole)], without, table)[0]
+    records = project(networks, setting, table)
+    sums = totals(records, dense)
+    if not memory:
+        for part in (*records, dense, sums):
+            part |= {name: None for name in part if name.endswith("memory_bytes")}
+    return Prices(records, dense, sums)
+
+
+def measure_table(planned: Planned, device: torch.device, batch: int) -> DeviceTable:
+    """Time training steps of the networks of a plan, and of the whole model.
+
+    The networks are those of the growth itself, since a thin one with wide residual streams takes longer
+    than one of as many MACs that is narrow everywhere.
+
+    Args:
+        planned: by `plan_recipe` or `plan_model`.
+        device: where.
+        batch: examples a step.
+    """
+    config, example = planned.config, planned.example
+    whole = _time_step(copy.deepcopy(planned.model).to(device), example, config, device, batch)
+    points, known = [(float(planned.plan.full_macs), whole)], 0.0
+    for epoch, network in enumerate(planned.plan.epochs):
+        if network.macs >= FURTHER * known:
+            known = float(network.macs)
+            points.append((known, _time_step(planned.network(epoch).to(device), example, config, device, batch)))
+    points.sort()
+    distinct = [point for i, point in enumerate(points) if i == 0 or point[0] > points[i - 1][0]]
+    return DeviceTable(describe_device(device), planned.name, batch, tuple(distinct))
+
+
+def _time_step(
+    model: nn.Module, example: tuple[Tensor, ...], config: RunConfig, device: torch.device, batch: int
+) -> float:
+    """Median seconds of a training step."""
+    optimizer = build_optimizer(model, config.training.optimizer)
+    inputs = _batch(example, batch, device)
+    if config.training.channels_last and inputs[0].ndim == 4:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
+    model.train()
+    samples = []
+    for step in range(7):
+        started = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        _loss(model, inputs, config).backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if step > 1:
+            samples.append(time.perf_counter() - started)
+    return sorted(samples)[len(samples) // 2]
+
+
+def _batch(example: tuple[Tensor, ...], size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """So many examples: noise, or the same whole numbers again and again."""
+    repeated = [tensor.to(device).repeat_interleave(size, 0) for tensor in example]
+    return tuple(torch.randn_like(x) if x.is_floating_point() else x for x in repeated)
+
+
+def _loss(model: nn.Module, inputs: tuple[Tensor, ...], config: RunConfig) -> Tensor:
+    """A number that depends on every output; the true loss costs next to nothing beside the network."""
+    with autocast(assumed_amp(config.training, inputs[0].device), inputs[0].device):
+        outputs = model(*inputs)
+    tensors = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
+    return torch.stack([x.float().square().mean() for x in tensors]).sum()
+
+
+def activation_bytes(model: nn.Module, example: tuple[Tensor, ...], config: RunConfig) -> int:
+    """Bytes that autograd keeps of a training step, for each example of two."""
+    model = copy.deepcopy(model).train()
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = _loss(model, _batch(example, 2, torch.device("cpu")), config)
+    del loss
+    return sum(kept.values()) // 2
