@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_tab
 from apical.budget import _latency as latency_module
 from apical.budget._latency import LayerTable, time_ms
 from apical.errors import BudgetError
-from apical.structure import SizeAxis
+from apical.structure import SizeAxis, SkippableBlock
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -163,13 +164,25 @@ def test_interpolation_is_exact_on_the_grid_and_linear_between() -> None:
 
 
 def test_blocks_that_are_left_out_cost_nothing() -> None:
-    structure = trace(net(), EXAMPLE)
+    structure = dataclasses.replace(trace(net(), EXAMPLE), blocks=(SkippableBlock("a", ()),))
     one = SizeAxis(1)
     layers = tuple(LayerTable(m, (1,), (1,), ((2.0,),), one, one) for m in ("a.conv", "ab.conv", "c"))
     table = LatencyTable(structure, layers, 0.5, 2.0, 0.01, "cpu")
     assert table.predict_ms() == 0.5 + 2 * 6
     assert table.predict_ms(None, ["a"]) == 0.5 + 2 * 4
     assert BoundBudget(Budget("12.5 ms"), structure, latency=table).load(None) == 1.0
+
+
+def test_layers_that_take_the_same_time_at_every_width_are_scaled_by_the_median(patched_clock: None) -> None:
+    """Where the clock sees no difference between widths, there is no line to fit."""
+    table = measured(net())
+    assert table.offset == 0.0
+    assert table.scale > 0
+
+
+@pytest.fixture
+def patched_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_module, "time_ms", lambda *_, **__: 1.0)
 
 
 def test_nothing_to_measure_is_an_error() -> None:

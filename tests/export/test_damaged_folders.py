@@ -325,7 +325,7 @@ def test_a_module_that_refuses_half_way(folder: Path) -> None:
 
 def test_a_folder_that_hides_its_stand_ins(folder: Path) -> None:
     edit(folder, lambda d: d.update(stand_ins={"3": {"kind": "zeros", "position": 0}}), signed=True)
-    refused(folder, "format version 1; this apical reads version 1, and 2 where there are stand_ins")
+    refused(folder, "format version 1; this apical reads version 1, 2 where there are stand_ins")
 
 
 @pytest.mark.parametrize("stand_ins", [[], {"3": 1}, {"3": {}}, {"3": {"kind": "input"}}, {"1": {"kind": "value"}}])

@@ -97,7 +97,26 @@ def test_a_compiled_model_is_compiled_once_for_each_network(backend: Counting, d
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm", "orthogonal"])
+def test_rows_of_an_orthogonal_weight_may_leave_and_the_others_stay_orthonormal() -> None:
+    """The weight is a fixed base times a rotation, so that rows of the base are output channels; its inputs stay."""
+    torch.manual_seed(0)
+    parametrised = parametrizations.orthogonal(nn.Linear(24, 24))
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), parametrised, nn.ReLU(), nn.Linear(24, 4))
+    optimizer = sgd(model)
+    grower = Grower(model, optimizer, torch.zeros(8, 6), "80% macs", 4)
+    assert [g.name for g in grower.structure.groups] == ["2.parametrizations.weight.0"]
+    for epoch in range(4):
+        optimizer.zero_grad()
+        loss_of(model, "mlp", epoch).backward()
+        optimizer.step()
+        grower.end_epoch()
+    grower.finish()
+    weight = model[2].weight.detach()
+    assert weight.shape[0] < weight.shape[1] == 24
+    assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm"])
 def test_computed_weights_stay_and_the_rest_grows(norm: str) -> None:
     """A parametrised layer and what feeds it keep their sizes, named with a reason; the layers beside it grow."""
     torch.manual_seed(0)

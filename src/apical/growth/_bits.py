@@ -152,7 +152,7 @@ class BitGrowth:
         self._per_epoch, self._count = steps_per_epoch, 0
         planes = config.max_bits - 1
         self._worth = np.zeros((len(self._names), planes))
-        self._squares = torch.zeros(len(self._names), planes, dtype=torch.float64)
+        self._squares = torch.zeros(len(self._names), planes, dtype=torch.float64, device="cpu")
         self._measured, self._chosen_at = 0, 0.0
         self._settled, self.quantized = False, dict[str, QuantizedTensor]()
         make = BitPlanes if config.quantizer == "planes" else Rounded
