@@ -39,7 +39,7 @@ from trial import BATCH, HELD_OUT, TRAIN, Fixed, Images, Make, load, run
 import apical
 from apical.baselines import uniform_keep
 from apical.budget import BoundBudget, Budget
-from apical.growth._allocation import moved, rates, unit_prices
+from apical.growth._allocation import expected_values, moved, rates, unit_prices
 from apical.growth._widths import Limits, fit
 from apical.models import CifarResNet, MobileNetV1, vgg16
 
@@ -137,7 +137,7 @@ def balanced_widths(structure: apical.Structure, budget: str) -> dict[str, int]:
         weights = [weight / sum(raised) for weight in raised]
         # at the minimum, N / n² of a unit per price is the same for all groups
         prices = unit_prices(bound, fitted.counts, limits.step, (), weights)
-        worth = [size / count**2 for size, count in zip(sizes, fitted.counts, strict=True)]
+        worth = expected_values(sizes, fitted.counts)
         widths = moved(widths, rates(worth, prices, fitted.counts).relative, 0.2, 1.2)
     return counts
 

@@ -97,6 +97,16 @@ def test_a_compiled_model_is_compiled_once_for_each_network(backend: Counting, d
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
+def trained(grower: Grower, optimizer: torch.optim.Optimizer) -> None:
+    """Four epochs of one step, and the end."""
+    for epoch in range(4):
+        optimizer.zero_grad()
+        loss_of(grower.model, "mlp", epoch).backward()
+        optimizer.step()
+        grower.end_epoch()
+    grower.finish()
+
+
 def test_rows_of_an_orthogonal_weight_may_leave_and_the_others_stay_orthonormal() -> None:
     """The weight is a fixed base times a rotation, so that rows of the base are output channels; its inputs stay."""
     torch.manual_seed(0)
@@ -105,12 +115,7 @@ def test_rows_of_an_orthogonal_weight_may_leave_and_the_others_stay_orthonormal(
     optimizer = sgd(model)
     grower = Grower(model, optimizer, torch.zeros(8, 6), "80% macs", 4)
     assert [g.name for g in grower.structure.groups] == ["2.parametrizations.weight.0"]
-    for epoch in range(4):
-        optimizer.zero_grad()
-        loss_of(model, "mlp", epoch).backward()
-        optimizer.step()
-        grower.end_epoch()
-    grower.finish()
+    trained(grower, optimizer)
     weight = model[2].weight.detach()
     assert weight.shape[0] < weight.shape[1] == 24
     assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-5)
@@ -128,12 +133,7 @@ def test_computed_weights_stay_and_the_rest_grows(norm: str) -> None:
     assert [g.name for g in grower.structure.groups] == ["4"]
     assert {"0", "2.parametrizations.weight.0"} <= {f.name for f in grower.structure.frozen}
     assert all(f.reason for f in grower.structure.frozen)
-    for epoch in range(4):
-        optimizer.zero_grad()
-        loss_of(model, "mlp", epoch).backward()
-        optimizer.step()
-        grower.end_epoch()
-    grower.finish()
+    trained(grower, optimizer)
     assert model[2].weight.shape == (24, 24)
     assert model[4].out_features < 40
     assert grower.history[-1]["macs_fraction"] <= 0.801

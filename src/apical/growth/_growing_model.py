@@ -43,7 +43,7 @@ class GrowingModel:
         model: the user's module.
         optimizers: the user's.
         copies: of the model.
-        store: what is dormant; None once the model was `released`.
+        store: what is dormant; None after `release`.
         fixed: names of the parameters that nothing trains.
     """
 
