@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 import apical
@@ -216,3 +217,25 @@ def test_finishing_early_warns_and_still_leaves_integers() -> None:
     assert set(training.grower.quantized) == {n for n in dict(training.model.named_parameters())
                                               if n.endswith(("conv1.weight", "conv2.weight", "shortcut.0.weight",
                                                              "fc.weight"))}  # fmt: skip
+
+
+def test_other_labels_lead_to_other_bits() -> None:
+    digits = load_digits()
+    x = torch.tensor(digits.data, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    right = torch.tensor(digits.target)
+    shuffled = right[torch.randperm(len(right), generator=torch.Generator().manual_seed(1))]
+    found = []
+    for labels in (right, shuffled):
+        torch.manual_seed(0)
+        model = CifarResNet(depth=8, width=6, in_channels=1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        grower = apical.Grower(model, optimizer, x[:1], "12% size", 4)
+        for _ in range(4):
+            for inputs, targets in zip(x.split(64), labels.split(64), strict=True):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+            grower.end_epoch()
+        grower.finish()
+        found.append([quantized.bits for quantized in grower.quantized.values()])
+    assert found[0] != found[1], found

@@ -163,3 +163,10 @@ def test_a_linear_layer_prices_as_its_file() -> None:
     layer = nn.Linear(16, 8)
     like = {n: (tuple(p.shape), p.dtype) for n, p in layer.named_parameters()}
     assert packed_size(like, {"weight": 3}) - packed_size(like, {"weight": 2}) == 16
+
+
+def test_a_top_plane_that_a_norm_makes_worth_nothing_does_not_hold_back_the_planes_below() -> None:
+    prices = BitPrices((0.0,), ((0.1, 0.1),))
+    worth = np.array([[0.0, 4.0, 2.0, 1.0], [1.0, 1e-3, 1e-4, 1e-5]])
+    assert choose_bits(worth, prices) == [5, 5]
+    assert choose_bits(worth, BitPrices((0.0,), ((0.14, 0.14),))) == [5, 2]

@@ -45,13 +45,17 @@ class BitPrices:
 def rates(worth: Floats, prices: BitPrices) -> Floats:
     """log(worth / price) of every plane; none is above a higher plane, without which it is nothing.
 
+    The top planes, which always stay, limit none: alone, one is the whole weight, whose product is zero where a norm
+    follows, whatever the planes below it are worth.
+
     Args:
         worth: what each plane is worth, top plane first, not negative  # (layers, planes)
         prices: of bits.
     """
     per_price = np.log(np.maximum(worth, 1e-300)) - np.log(np.maximum(prices.of_layers, 1e-300))[:, None]
-    below: Floats = np.minimum.accumulate(per_price, axis=1)
-    return below
+    per_price[:, 1:] = np.minimum.accumulate(per_price[:, 1:], axis=1)
+    found: Floats = per_price
+    return found
 
 
 def soft_gates(worth: Floats, prices: BitPrices, load: float, sharpness: float) -> Floats:
