@@ -14,7 +14,7 @@ from torch import nn
 
 import apical
 from apical.errors import ApicalError, LoadError, SaveError
-from apical.export import _save
+from apical.export import _load, _save
 from export.folders import ARCHITECTURE, WEIGHTS
 from export.save_cases import net
 from fork_server import Ended, ForkServer, fork_server
@@ -99,6 +99,25 @@ def test_several_save_and_load_at_the_same_time(server: ForkServer, tmp_path: Pa
     assert not problems
     assert values <= {1.0, 2.0, 3.0, 4.0}
     assert names(folder) == [ARCHITECTURE, WEIGHTS]
+
+
+def test_weights_that_move_between_their_digest_and_their_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of another save renames the file that the loader has just found; torch says a RuntimeError then."""
+    apical.save(net(1.0), tmp_path)
+    true_open, opened = _load.safe_open, []
+
+    def moved(path: Path, **options: Any) -> Any:
+        opened.append(path)
+        if len(opened) == 1:
+            apical.save(net(2.0), tmp_path)
+            raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+        return true_open(path, **options)
+
+    monkeypatch.setattr(_load, "safe_open", moved)
+    assert value_in(tmp_path) == 2.0
+    assert len(opened) == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,8 +27,10 @@ from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
 from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
 
 _ATTEMPTS = 20  # at reading a folder that others keep saving to
+_UNREADABLE = (SafetensorError, OSError, RuntimeError)  # the last one of torch, if a file goes while it is opened
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 def load(model: M, folder: str | os.PathLike[str]) -> M:
@@ -77,13 +79,22 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
 
 
 def _read_folder(model: nn.Module, path: Path) -> tuple[Architecture, dict[str, Tensor]]:
-    """The architecture, found to fit the model, and the weights that belong to it; again, if both change meanwhile."""
+    """The architecture, found to fit the model, and the weights that belong to it."""
+
+    def read() -> tuple[Architecture, dict[str, Tensor]]:
+        architecture, weights_digest = read_architecture(path / ARCHITECTURE)
+        _check_fits(model, architecture, path)
+        return architecture, _read_weights(path / WEIGHTS, architecture, weights_digest)
+
+    return _settled(path, read)
+
+
+def _settled(path: Path, read: Callable[[], T]) -> T:
+    """What is read from a folder; once more, if that fails and somebody has saved another model there meanwhile."""
     for attempt in range(1, _ATTEMPTS + 1):
         before = _state(path)
         try:
-            architecture, weights_digest = read_architecture(path / ARCHITECTURE)
-            _check_fits(model, architecture, path)
-            return architecture, _read_weights(path / WEIGHTS, architecture, weights_digest)
+            return read()
         except LoadError:
             if attempt == _ATTEMPTS or _state(path) == before:
                 raise
@@ -176,7 +187,7 @@ def _read_weights(path: Path, architecture: Architecture, expected_digest: str) 
                 values = {name: file.get_tensor(name) for name in architecture.tensors}
         if _version(path) != before:
             raise LoadError(f"{path} was replaced while it was read; load again")
-    except (SafetensorError, OSError) as problem:
+    except _UNREADABLE as problem:
         raise LoadError(f"{path} is not a readable safetensors file: {problem}") from problem
     for name, spec in architecture.tensors.items():
         got = (tuple(values[name].shape), str(values[name].dtype).removeprefix("torch."))
@@ -194,13 +205,20 @@ def load_quantized(folder: str | os.PathLike[str]) -> dict[str, QuantizedTensor]
         LoadError: the folder is missing or damaged.
     """
     path = Path(folder)
-    architecture, digest = read_architecture(path / ARCHITECTURE)
-    if not architecture.quantized:
-        return {}
-    with safe_open(_whole_weights(path / WEIGHTS, digest), framework="pt") as file:
-        scales = file.get_tensor(SCALES).tolist()
-    names = [name for name in architecture.tensors if name in architecture.quantized]
-    return {n: QuantizedTensor(architecture.quantized[n], scale) for n, scale in zip(names, scales, strict=True)}
+
+    def read() -> dict[str, QuantizedTensor]:
+        architecture, digest = read_architecture(path / ARCHITECTURE)
+        if not architecture.quantized:
+            return {}
+        try:
+            with safe_open(_whole_weights(path / WEIGHTS, digest), framework="pt") as file:
+                scales = file.get_tensor(SCALES).tolist()
+        except _UNREADABLE as problem:
+            raise LoadError(f"{path / WEIGHTS} is not a readable safetensors file: {problem}") from problem
+        names = [name for name in architecture.tensors if name in architecture.quantized]
+        return {n: QuantizedTensor(architecture.quantized[n], scale) for n, scale in zip(names, scales, strict=True)}
+
+    return _settled(path, read)
 
 
 def _like(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
