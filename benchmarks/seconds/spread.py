@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from apical.runs._latency import rounds_ms
+from apical.timing._clock import rounds_ms
 
 Key = TypeVar("Key", bound=Hashable)
 
