@@ -17,6 +17,7 @@ from apical.runs._plan import plan_recipe
 from apical.training import make_progress
 from marks import slow
 from recipes.test_run import StopAfter, do, tiny
+from tiny_run import assert_same_run
 
 AUTO = ("growth.divisor=auto", "model.width=16")
 
@@ -46,8 +47,7 @@ def test_every_method_goes_by_the_measured_number(method: str, shapes: list[Any]
     assert "growth.divisor=4" in result.summary["command"]
     assert all(width % 4 == 0 for width in result.summary["widths"].values())
     given = do(tiny(*AUTO, f"method={method}", "growth.divisor=4"), tmp_path / "given")
-    a, b = result.model.state_dict(), given.model.state_dict()
-    assert all(torch.equal(a[name], b[name]) for name in a), "as if the number had been given"
+    assert_same_run(result, given)  # as if the number had been given
 
 
 def test_a_resumed_run_does_not_measure(shapes: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
