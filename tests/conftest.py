@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from traced_once import trace_once
+
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 settings.register_profile(
@@ -35,6 +37,13 @@ def _repeatable() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network is traced once, not once a run; `make test-all`, which selects by no mark, traces anew each time."""
+    if request.config.option.markexpr:
+        trace_once(monkeypatch)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "apical"
 COMMON = {"errors", "_version", "_atomic", "_checks", "_reading"}
 
 LEAVES: set[str] = set()
-ENGINE = {"structure", "resizing", "budget", "gates", "quantize"}
+ENGINE = {"structure", "resizing", "budget", "gates", "quantize", "timing"}
 ASSEMBLY = ENGINE | {"growth", "baselines", "export", "training", "models", "data", "reporting"}
 
 # package -> the packages of the project it may import, besides itself and COMMON.
@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "structure": LEAVES,
     "resizing": {"structure"},
     "budget": {"structure"},
+    "timing": {"structure", "resizing", "budget"},
     "growth": ENGINE | {"reporting"},  # `Grower.report`
     "baselines": ENGINE,
     "export": ENGINE,

@@ -9,9 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
-from apical.runs._latency import rounds_ms
+from apical.timing._clock import rounds_ms
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -102,9 +100,3 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """
     slope, _ = statistics.linear_regression([math.log(s) for s in sizes], [math.log(c) for c in costs])
     return slope
-
-
-def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

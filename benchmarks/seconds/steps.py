@@ -21,11 +21,12 @@ from apical.runs import read_config
 from apical.runs._plan import data_facts
 from apical.runs._trust import require_trusted
 from apical.structure import Structure
+from apical.timing._clock import synchronise
 from apical.training import TrainingConfig
 from apical.training._amp import assumed_amp
 from apical.training._learner import autocast
 from apical.training._optimizer import build_optimizer
-from benchmarks.seconds.spread import along_epochs, finish
+from benchmarks.seconds.spread import along_epochs
 
 FAST = ("amp=bfloat16", "channels_last=true", "batch_size=128")
 """How training is timed where time is to follow MACs: settings of any recipe."""
@@ -83,7 +84,7 @@ def training_step(
             outputs = model(inputs)
         F.cross_entropy(outputs.float(), labels).backward()
         stepped.step()
-        finish(device)
+        synchronise(device)
 
     return step
 

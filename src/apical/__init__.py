@@ -43,7 +43,8 @@ _HOMES = {
     "structure": ("ChannelGroup", "SkippableBlock", "Structure", "register_module", "register_op"),
 }
 _HOME = {name: package for package, names in _HOMES.items() for name in names}
-_PACKAGES = (*_HOMES, "baselines", "data", "gates", "models", "quantize", "recipes", "reporting", "runs", "training")
+_OTHERS = ("baselines", "data", "gates", "models", "quantize", "recipes", "reporting", "runs", "timing", "training")
+_PACKAGES = (*_HOMES, *_OTHERS)
 
 
 def __getattr__(name: str) -> Any:

@@ -121,17 +121,19 @@ class Run:
         return self
 
 
-def applies(method: str, net: str) -> bool:
-    return method != "autogrow" or bool(structure_of(net).blocks)
-
-
 PAIRS = [(m, n) for m in METHODS for n in NETS if m != "autogrow" or n in ("residual", "gpt")]
 
 
 @pytest.mark.parametrize(("method", "net"), quick(PAIRS, lambda pair: pair[1] in ("residual", "lstm")))
-def test_a_run_ends_as_a_plain_trained_network_of_the_recorded_shape(method: str, net: str, tmp_path: Path) -> None:
+def test_a_run_ends_within_its_budget_as_a_plain_network_of_the_recorded_shape(
+    method: str, net: str, tmp_path: Path
+) -> None:
     run = Run(method, net).train()
     last = run.records[-1]
+    if (method, net) == ("iss", "plain"):  # never above the budget, and no unit fits any more: each costs more than 1 %
+        assert 0.485 <= last["macs_fraction"] <= 0.5
+    elif method in EXACT and net != "gpt":
+        assert last["macs_fraction"] == pytest.approx(0.5, rel=0.01)
     run.method.finish()
     assert last["num_params"] == sum(p.numel() for p in run.model.parameters())
     assert {type(m) for m in run.model.modules()} <= {type(m) for m in built(net).modules()} | {nn.Identity}
@@ -146,19 +148,6 @@ def test_a_run_ends_as_a_plain_trained_network_of_the_recorded_shape(method: str
     assert all(not torch.equal(before[n], p) for n, p in run.model.named_parameters() if p.grad.abs().sum() > 0)
     apical.save(run.model, tmp_path)
     assert torch.equal(outputs(apical.load(built(net, 3), tmp_path), net), outputs(run.model, net))
-
-
-@pytest.mark.parametrize("method", EXACT)
-@pytest.mark.parametrize("net", quick(["residual", "plain", "lstm"], ["residual", "lstm"]))
-def test_the_budget_is_met_within_one_percent(method: str, net: str) -> None:
-    if not applies(method, net):
-        pytest.skip("the network has no block that can be left out")
-    run = Run(method, net).train()
-    reached = run.records[-1]["macs_fraction"]
-    if (method, net) == ("iss", "plain"):  # never above the budget, and no unit fits any more: each costs more than 1 %
-        assert 0.485 <= reached <= 0.5
-    else:
-        assert reached == pytest.approx(0.5, rel=0.01)
 
 
 @pytest.mark.parametrize(

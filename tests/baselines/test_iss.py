@@ -15,6 +15,8 @@ from apical.baselines._iss import is_recurrent, unit_norms
 from apical.errors import BudgetError, CheckpointError, ConfigError
 from apical.models import CifarResNet, LSTMLanguageModel
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 TOKENS = torch.zeros(4, 1, dtype=torch.long)
 
 

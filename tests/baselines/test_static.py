@@ -14,6 +14,8 @@ from apical.budget import BoundBudget, Budget
 from apical.errors import BudgetError, CheckpointError
 from apical.growth._widths import Limits, fit
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 IMAGE = torch.zeros(1, 3, 16, 16)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,21 @@ NETS: dict[str, tuple[Build, tuple[Any, ...], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+@cache
+def structure_of(name: str) -> apical.Structure:
+    """Traced once."""
+    build, inputs, states = NETS[name]
+    with torch.random.fork_rng():
+        return apical.trace(build(), inputs, state_outputs=states)
+
+
 def compact(name: str, seed: int = 0, skip: tuple[str, ...] | None = None) -> tuple[nn.Module, tuple[Any, ...]]:
     """A shrunk net with generic weights in float32, in training mode."""
-    build, inputs, states = NETS[name]
+    build, inputs, _ = NETS[name]
     torch.manual_seed(seed)
     model = build()
     if name != "no_children":
-        structure = apical.trace(model, inputs, state_outputs=states)
+        structure = structure_of(name)
         skip = random_skip(structure, seed) if skip is None else skip
         apical.resize_(model, structure, random_keep(structure, seed), skip)
     return generic_(model).float().train(), inputs
@@ -91,8 +100,9 @@ def assert_same_model(a: nn.Module, b: nn.Module, inputs: tuple[Any, ...]) -> No
 def small_resnet() -> nn.Module:
     torch.manual_seed(0)
     model = tiny_resnet()
-    structure = apical.trace(model, image())
-    apical.resize_(model, structure, {"0.0": [1, 2, 5, 7], "1.conv1": [0, 4], "2.conv2": [0, 2, 3, 9]}, ["3"])
+    apical.resize_(
+        model, structure_of("resnet"), {"0.0": [1, 2, 5, 7], "1.conv1": [0, 4], "2.conv2": [0, 2, 3, 9]}, ["3"]
+    )
     return generic_(model).float()
 
 

@@ -25,8 +25,9 @@ from export.folders import (
     fresh,
     refused,
     small_resnet,
+    structure_of,
 )
-from structure.nets import LanguageModel, Residual, image, tiny_resnet, unit
+from structure.nets import LanguageModel, Residual, tiny_resnet, unit
 
 
 def test_the_folder_of_these_tests_loads(folder: Path) -> None:
@@ -194,9 +195,8 @@ def test_attributes_that_contradict_the_weights(
     tmp_path: Path, name: str, module: str, attribute: str, value: int
 ) -> None:
     """A wrong number here would change what the model computes, or fail only in the first forward pass."""
-    build, inputs, states = NETS[name]
-    model = build()
-    structure = apical.trace(model, inputs, state_outputs=states)
+    build, inputs, _ = NETS[name]
+    model, structure = build(), structure_of(name)
     apical.resize_(model, structure, {g.name: range(g.size // 2 + 1) for g in structure.groups})
     apical.save(model, tmp_path)
     assert_same_model(apical.load(fresh(name), tmp_path), model, inputs)
@@ -292,8 +292,7 @@ def test_untied_weights_into_tied_ones_and_back(tmp_path: Path) -> None:
 
 def test_a_model_that_was_shrunk_already(folder: Path) -> None:
     """A folder never makes a model larger."""
-    model = tiny_resnet()
-    structure = apical.trace(model, image())
+    model, structure = tiny_resnet(), structure_of("resnet")
     apical.resize_(model, structure, {g.name: [0] for g in structure.groups})
     refused(folder, "no part of", model)
 

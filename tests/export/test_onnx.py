@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apical import models, resize_, trace
+from apical import Structure, models, resize_, trace
 from apical.errors import ApicalError, ExportError
 from apical.export import export_onnx, export_pt2
 from apical.export._portable import largest_difference
@@ -30,11 +31,18 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int | None]
 }
 
 
+@cache
+def structure_of(name: str) -> Structure:
+    """Traced once."""
+    build, example, _ = NETS[name]
+    with torch.random.fork_rng():
+        return trace(build(), (example(),))
+
+
 def halved(name: str) -> tuple[nn.Module, Tensor, int | None]:
     """A net with half of every group and without its first block, as growing would leave it."""
     build, example, batch_dim = NETS[name]
-    net, x = build(), example()
-    structure = trace(net, (x,))
+    net, x, structure = build(), example(), structure_of(name)
     keep = {group.name: range(0, group.size, 2) for group in structure.groups}
     resize_(net, structure, {k: list(v) for k, v in keep.items()}, [block.name for block in structure.blocks][:1])
     return net, x, batch_dim

@@ -11,14 +11,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical import Grower
 from apical.errors import ConfigError, ResizeError
-from apical.models import CifarResNet
+from growth.cases import built, grown
 
 EPOCHS = 8
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
     for _ in range(steps):
-        loss = nn.functional.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.randint(10, (8,)))
+        loss = nn.functional.cross_entropy(model(torch.randn(8, 3, 8, 8)), torch.randint(5, (8,)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -26,10 +26,9 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) ->
 
 @pytest.fixture
 def started() -> tuple[nn.Module, torch.optim.Optimizer, Grower]:
-    torch.manual_seed(0)
-    model = CifarResNet(depth=14, width=8)
+    model = built("residual")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return model, optimizer, Grower(model, optimizer, torch.zeros(1, 3, 8, 8), "50% macs", EPOCHS, seed=0)
+    return model, optimizer, grown("residual", model, optimizer, EPOCHS, seed=0)
 
 
 @pytest.mark.parametrize("when", [0, 2, 3])
@@ -74,7 +73,7 @@ def test_a_copy_of_another_shape_and_one_that_is_known_are_refused(
 ) -> None:
     model, _, grower = started
     with pytest.raises(ResizeError, match=r"the copy does not fit.*copy\.deepcopy\(model\)"):
-        grower.add_copy(CifarResNet(depth=14, width=8))
+        grower.add_copy(built("residual"))
     with pytest.raises(ConfigError, match="the model itself"):
         grower.add_copy(model)
     twin = copy.deepcopy(model)

@@ -13,6 +13,8 @@ from torch import nn
 
 import apical
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 Three = tuple[nn.Module, torch.optim.Optimizer, apical.Grower]
 
 

@@ -268,7 +268,7 @@ def likes_eights(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return float(ceil(layer.weight.shape[0] / 8) * ceil(layer.weight.shape[1] / 8))
 
-    monkeypatch.setattr("apical.budget._divisor.time_step_ms", step_ms)
+    monkeypatch.setattr("apical.timing._divisor.time_step_ms", step_ms)
     return calls
 
 
@@ -286,7 +286,7 @@ def test_the_measured_divisor_becomes_a_number(likes_eights: list[int]) -> None:
     for mine, theirs in zip((grower.end_epoch() for _ in range(3)), (other.end_epoch() for _ in range(3)), strict=True):
         assert mine["widths"] == theirs["widths"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apical.budget._divisor.time_step_ms", lambda *_: 1.0)
+        patch.setattr("apical.timing._divisor.time_step_ms", lambda *_: 1.0)
         again = grown("mlp", resumed, sgd(resumed), divisor="auto")
     assert again.config.divisor == 1, "this device measures otherwise"
     again.load_state_dict(grower.state_dict())

@@ -11,6 +11,8 @@ from apical import Grower
 from apical.errors import ConfigError, DataError
 from apical.models import CifarResNet
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 EPOCHS = 10
 
 

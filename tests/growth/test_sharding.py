@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fork_server import ForkServer, fork_server
+from marks import quick
 
 CASES = "growth.sharding_cases"
 
@@ -27,6 +29,18 @@ def states(server: ForkServer, folder: Path, function: str, *arguments: Any, cou
     return [torch.load(folder / f"state-{rank}.pt") for rank in range(count)]
 
 
+@pytest.fixture(scope="module")
+def alone(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """What one process ends with, by its optimizer; trained once."""
+
+    @cache
+    def trained(optimizer: str) -> dict[str, Any]:
+        (state,) = states(server, tmp_path_factory.mktemp("one"), "run", None, optimizer, count=1)
+        return state
+
+    return trained
+
+
 def assert_as_one(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
     for state in together:
         for entry in ("widths", "skipped", "counts"):
@@ -38,35 +52,40 @@ def assert_as_one(alone: dict[str, Any], together: list[dict[str, Any]]) -> None
         assert torch.allclose(state["values"], alone["values"], rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize(("count", "way", "optimizer"), [(2, "each", "AdamW"), (3, "each", "AdamW"),
-                                                         (3, "whole", "SGD"), (4, "pairs", "AdamW")])  # fmt: skip
-def test_sharded_processes_are_one(server: ForkServer, tmp_path: Path, count: int, way: str, optimizer: str) -> None:
+WAYS = [(3, "each", "AdamW"), (2, "each", "AdamW"), (3, "whole", "SGD"), (4, "pairs", "AdamW")]
+
+
+@pytest.mark.parametrize(("count", "way", "optimizer"), quick(WAYS, WAYS[:1]))
+def test_sharded_processes_are_one(
+    server: ForkServer, alone: Callable[[str], Any], tmp_path: Path, count: int, way: str, optimizer: str
+) -> None:
     """In float64, through births, deaths, and blocks that leave and come back."""
-    (alone,) = states(server, tmp_path / "one", "run", None, optimizer, count=1)
+    one = alone(optimizer)
     together = states(server, tmp_path / "many", "run", way, optimizer, count=count)
-    assert_as_one(alone, together)
+    assert_as_one(one, together)
     assert all(state["sharded"] for state in together)
-    assert len({str(w) for w in alone["widths"]}) > 3, "the network did change"
-    assert len({str(s) for s in alone["skipped"]}) > 1, "blocks, too"
-    size = sum(p.numel() for p in alone["model"].values())
+    assert len({str(w) for w in one["widths"]}) > 3, "the network did change"
+    assert len({str(s) for s in one["skipped"]}) > 1, "blocks, too"
+    size = sum(p.numel() for p in one["model"].values())
     parts = 2 if way == "pairs" else count
-    rows = sum(p[0].numel() for p in alone["model"].values())
+    rows = sum(p[0].numel() for p in one["model"].values())
     for state in together:  # at most a row more of each tensor than an even share
         assert state["parts"] <= size / parts + rows
     assert sum(s["parts"] for s in together) == size * count // parts
-    assert sum(s["store_parts"] for s in together) == sum(t.numel() for t in alone["store"].values()) * count // parts
+    assert sum(s["store_parts"] for s in together) == sum(t.numel() for t in one["store"].values()) * count // parts
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3)])
-def test_resumed_by_other_processes(server: ForkServer, tmp_path: Path, before: int, after: int) -> None:
+def test_resumed_by_other_processes(
+    server: ForkServer, alone: Callable[[str], Any], tmp_path: Path, before: int, after: int
+) -> None:
     """What two processes saved three load; it goes on as one that was never stopped. `finish` makes it plain."""
-    (alone,) = states(server, tmp_path / "one", "run", None, count=1)
     folder = tmp_path / "many"
     folder.mkdir()
     ended = server.run(f"{CASES}:saved", str(folder), "each", count=before, folder=folder)
     assert all(e.code == 0 for e in ended), "\n".join(e.output for e in ended)
     together = states(server, folder, "resumed", "each", count=after)
-    assert_as_one(alone, together)
+    assert_as_one(alone("AdamW"), together)
     for state in together:
         assert state["plain"].keys() == state["model"].keys()
         assert all(type(t) is torch.Tensor for t in state["plain"].values())

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
-from torch import nn
 
 from apical.cli import main
 from apical.errors import CheckpointError, ConfigError
@@ -18,7 +15,6 @@ from apical.recipes import get_recipe
 from apical.recipes._settings import split_options
 from apical.runs import compare
 from apical.runs._compare import plan
-from apical.runs._latency import in_turns_ms, network_latencies
 from apical.training import make_progress
 from recipes.test_run import TINY, StopAfter, tiny
 
@@ -151,27 +147,3 @@ def test_the_command_line_writes_table_and_page(tmp_path: Path) -> None:
         result = CliRunner().invoke(main, [*arguments, *wrong], catch_exceptions=False)
         assert result.exit_code == 2
         assert message in result.output
-
-
-def test_calls_are_timed_in_turns_and_slower_ones_take_longer() -> None:
-    found = in_turns_ms({"fast": lambda: time.sleep(0.001), "slow": lambda: time.sleep(0.012)}, rounds=5)
-    assert found["fast"].ms < found["slow"].ms
-    for latency in found.values():
-        assert latency.low <= latency.ms <= latency.high
-    assert found["slow"].ms >= 12
-
-
-def test_inputs_that_are_no_single_example_are_timed_as_they_are() -> None:
-    seen: list[int] = []
-
-    class Net(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append(len(x))
-            return x
-
-    cpu = torch.device("cpu")
-    assert set(network_latencies({"a": Net()}, (torch.zeros(1, 3),), cpu, 1)["a"]) == {1, 128}
-    assert set(seen) == {1, 128}
-    seen.clear()
-    assert set(network_latencies({"a": Net()}, (torch.zeros(7, 3),), cpu, 1)["a"]) == {1}
-    assert set(seen) == {7}

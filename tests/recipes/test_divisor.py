@@ -17,6 +17,7 @@ from apical.runs._plan import plan_recipe
 from apical.training import make_progress
 from marks import slow
 from recipes.test_run import StopAfter, do, tiny
+from tiny_run import assert_same_run
 
 AUTO = ("growth.divisor=auto", "model.width=16")
 
@@ -30,7 +31,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         seen.append(tuple(x.shape))
         return float(ceil(layer.weight.shape[0] / 4) * ceil(layer.weight.shape[1] / 4))
 
-    monkeypatch.setattr("apical.budget._divisor.time_step_ms", step_ms)
+    monkeypatch.setattr("apical.timing._divisor.time_step_ms", step_ms)
     return seen
 
 
@@ -46,8 +47,7 @@ def test_every_method_goes_by_the_measured_number(method: str, shapes: list[Any]
     assert "growth.divisor=4" in result.summary["command"]
     assert all(width % 4 == 0 for width in result.summary["widths"].values())
     given = do(tiny(*AUTO, f"method={method}", "growth.divisor=4"), tmp_path / "given")
-    a, b = result.model.state_dict(), given.model.state_dict()
-    assert all(torch.equal(a[name], b[name]) for name in a), "as if the number had been given"
+    assert_same_run(result, given)  # as if the number had been given
 
 
 def test_a_resumed_run_does_not_measure(shapes: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_a_resumed_run_does_not_measure(shapes: list[Any], tmp_path: Path, monke
         with monkeypatch.context() as patch:
             with pytest.raises(KeyboardInterrupt):
                 run(tiny(*AUTO), tmp_path / name, progress=StopAfter(2))
-            patch.setattr("apical.budget._divisor.time_step_ms", never)
+            patch.setattr("apical.timing._divisor.time_step_ms", never)
             resumed = do(config or read_config(tmp_path / name), tmp_path / name, resume=True)
         assert whole.summary["test_loss"] == resumed.summary["test_loss"]
         assert whole.summary["widths"] == resumed.summary["widths"]
@@ -77,7 +77,7 @@ def test_a_comparison_measures_once(shapes: list[Any], tmp_path: Path, monkeypat
 
     together(["uniform"])
     assert lines[0].startswith("divisor 4, by steps of")
-    monkeypatch.setattr("apical.budget._divisor.time_step_ms", never)
+    monkeypatch.setattr("apical.timing._divisor.time_step_ms", never)
     together(["uniform", "l1"])
     assert lines[-3:] == [
         "divisor 4, as measured before", "uniform, seed 0 (1 of 2): done before", "l1, seed 0 (2 of 2): done"
@@ -104,13 +104,13 @@ def test_a_method_of_a_comparison_may_measure_alone_and_go_on(
                 progress=lambda: make_progress("quiet"))  # fmt: skip
 
     together(["uniform"])
-    monkeypatch.setattr("apical.budget._divisor.time_step_ms", never)
+    monkeypatch.setattr("apical.timing._divisor.time_step_ms", never)
     together(["uniform", "l1"])
     assert [read_config(tmp_path / f"{m}-seed0").growth.divisor for m in ("uniform", "l1")] == [4, 1]
 
 
 def test_a_method_that_has_no_widths_to_round_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apical.budget._divisor.time_step_ms", never)
+    monkeypatch.setattr("apical.timing._divisor.time_step_ms", never)
     do(tiny(*AUTO, "epochs=1", "method=dense"), tmp_path / "alone")
     compare(tiny(*AUTO, "epochs=1"), ["dense"], [0], tmp_path, latency=False,
             progress=lambda: make_progress("quiet"))  # fmt: skip

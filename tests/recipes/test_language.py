@@ -15,10 +15,10 @@ from apical.cli import main
 from apical.data import read_corpus
 from apical.errors import ConfigError, DataError
 from apical.recipes import RunConfig, apply_settings, get_recipe
-from apical.runs import load_run, load_serving, read_config, run
-from apical.training import TrainingResult, make_progress
+from apical.runs import load_run, load_serving
 from apical.training._optimizer import lr_factor
 from marks import slow
+from recipes.test_run import StopAfter, do, resumed_as_whole
 
 RECIPES = ("ptb-lstm-small", "ptb-lstm-large", "wikitext2-lstm")
 TINY = (
@@ -52,10 +52,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(corpus: Path, *settings: str, recipe: str = "ptb-lstm-small") -> RunConfig:
     return apply_settings(get_recipe(recipe), [f"data.path={corpus}", *TINY, *settings])
-
-
-def do(config: RunConfig, out: Path, **options: Any) -> TrainingResult:
-    return run(config, out, progress=make_progress("quiet"), **options)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -104,25 +100,14 @@ def test_growing_between_steps_is_priced_by_the_step(corpus: Path, tmp_path: Pat
     assert result.summary["params_fraction"] == pytest.approx(0.5, rel=0.05)
 
 
-class StopAfter:
-    """Stops the run by an exception after an epoch, as a killed process would."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def start(self, epochs: int, run: str, metric: Any) -> None: ...
+class StopWithin(StopAfter):
+    """Stops in the middle of the next epoch."""
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         if epoch > self.epochs and step == steps // 2:
             raise KeyboardInterrupt
 
     def epoch(self, record: Any) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-    def summary(self, summary: Any) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -136,15 +121,7 @@ class StopAfter:
 def test_a_resumed_run_ends_as_if_it_had_not_been_stopped(
     settings: tuple[str, ...], corpus: Path, tmp_path: Path
 ) -> None:
-    config = tiny(corpus, *settings)
-    whole = do(config, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "cut", progress=StopAfter(1))  # in the middle of the second epoch
-    resumed = do(read_config(tmp_path / "cut"), tmp_path / "cut", resume=True)
-    a, b = whole.model.state_dict(), resumed.model.state_dict()
-    assert list(a) == list(b)
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert whole.summary["test_loss"] == resumed.summary["test_loss"]
+    resumed_as_whole(tiny(corpus, *settings), tmp_path, StopWithin(1))
 
 
 @pytest.mark.parametrize("cell", ["lstm", slow("gru")])

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from apical.errors import CheckpointError, ConfigError
 from apical.recipes import apply_settings, get_recipe
@@ -15,7 +14,7 @@ from apical.runs import methods, read_config, run
 from apical.runs._final import epochs_for_macs
 from apical.runs._methods import resolve_method
 from marks import quick
-from recipes.test_run import StopAfter, do, tiny
+from recipes.test_run import StopAfter, do, resumed_as_whole, tiny
 
 CARDS = Path(__file__).resolve().parents[2] / "docs" / "methods"
 OWN = [name for name in methods() if not name.startswith("final")]
@@ -34,18 +33,10 @@ def test_every_method_has_a_card_and_every_card_a_method() -> None:
 
 @pytest.mark.parametrize("method", quick(OWN, ["grown", "dense", "soft", "autogrow"]))
 def test_every_method_runs_to_its_budget_and_resumes(method: str, tmp_path: Path) -> None:
-    config = tiny(f"method={method}", "model.width=16", "batch_size=32")
-    whole = do(config, tmp_path / "whole")
+    whole = resumed_as_whole(tiny(f"method={method}", "model.width=16", "batch_size=32"), tmp_path)
     assert whole.summary["method"] == method
     expected = 1.0 if method == "dense" else 0.5
     assert whole.summary["macs_fraction"] == pytest.approx(expected, rel=0.01)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "cut", progress=StopAfter(2))
-    resumed = do(read_config(tmp_path / "cut"), tmp_path / "cut", resume=True)
-    a, b = whole.model.state_dict(), resumed.model.state_dict()
-    assert list(a) == list(b)
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert whole.summary["test_loss"] == resumed.summary["test_loss"]
 
 
 def test_a_final_architecture_is_repeated_for_the_same_epochs_or_the_same_macs(tmp_path: Path) -> None:

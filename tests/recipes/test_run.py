@@ -15,8 +15,9 @@ from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.recipes._task_kind import task_kind
 from apical.runs import load_run, methods, read_config, run
-from apical.training import Metric, TrainingResult, make_progress
+from apical.training import Metric, Progress, TrainingResult, make_progress
 from marks import slow
+from tiny_run import assert_same_run
 
 FILES = {
     "config.json",
@@ -103,8 +104,8 @@ def test_the_saved_network_is_that_of_the_run(tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
     first, second, third = (do(tiny(f"seed={seed}"), tmp_path / str(n)) for n, seed in enumerate((3, 3, 4)))
-    a, b, c = (result.model.state_dict() for result in (first, second, third))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert_same_run(first, second)
+    a, c = first.model.state_dict(), third.model.state_dict()
     assert any(a[name].shape != c[name].shape or not torch.equal(a[name], c[name]) for name in a if name in c)
 
 
@@ -129,17 +130,18 @@ class StopAfter:
     def stop(self) -> None: ...
 
 
+def resumed_as_whole(config: RunConfig, folder: Path, progress: Progress | None = None) -> TrainingResult:
+    """Runs once through, and once stopped by a display (after two epochs if none) and resumed: both end alike."""
+    whole = do(config, folder / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, folder / "cut", progress=progress or StopAfter(2))
+    assert_same_run(whole, do(read_config(folder / "cut"), folder / "cut", resume=True))
+    return whole
+
+
 @pytest.mark.parametrize("method", ["grown", slow("uniform")])
 def test_a_resumed_run_ends_as_if_it_had_not_been_stopped(method: str, tmp_path: Path) -> None:
-    config = tiny(f"method={method}", "ema_decay=0.9", "validation_fraction=0.2")
-    whole = do(config, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "cut", progress=StopAfter(2))
-    resumed = do(read_config(tmp_path / "cut"), tmp_path / "cut", resume=True)
-    a, b = whole.model.state_dict(), resumed.model.state_dict()
-    assert list(a) == list(b)
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert whole.summary["test_loss"] == resumed.summary["test_loss"]
+    resumed_as_whole(tiny(f"method={method}", "ema_decay=0.9", "validation_fraction=0.2"), tmp_path)
 
 
 def test_a_folder_that_holds_a_run_is_not_touched(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from apical.growth._strength import unit_strengths
 from apical.models import DeepLabV3
 from apical.recipes import RunConfig, apply_settings, get_recipe, recipes
 from apical.recipes._task_kind import task_kind
-from apical.runs import load_run, load_serving, read_config, run
-from apical.training import Interrupted, TrainingResult, make_progress
+from apical.runs import load_run, load_serving, read_config
+from apical.training import Interrupted, TrainingResult
 from marks import slow
+from recipes.test_run import do
 from voc_folder import write_voc
 
 TINY = ("crop=24", "epochs=4", "batch_size=4", "model.width=8", "model.head_width=16", "divisor=1", "device=cpu",
@@ -37,10 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(folder: Path, *settings: str) -> RunConfig:
     return apply_settings(get_recipe("camvid-deeplabv3-small"), [*TINY, f"data.path={folder}", *settings])
-
-
-def do(config: RunConfig, out: Path, **options: Any) -> TrainingResult:
-    return run(config, out, progress=make_progress("quiet"), **options)
 
 
 @pytest.fixture(scope="module")

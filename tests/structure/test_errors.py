@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import apical
 from apical.baselines import Comparator, Uniform
-from apical.budget import measure_latency_table
 from apical.errors import ApicalError, TraceError
 from apical.export import export_onnx, export_pt2, export_safetensors
 from apical.structure import Call
+from apical.timing import measure_latency_table
 from structure.expectations import traced
 from structure.nets import Net, conv, image, unit, vectors
 
@@ -175,13 +175,7 @@ def test_a_dictionary_is_keyword_arguments_everywhere(tmp_path: Path) -> None:
     grower = apical.Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), inputs, budget="50% macs", epochs=2)
     assert grower.structure == structure
     assert Comparator(Uniform(), mlp(), None, inputs, "50% macs", 1).structure == structure
-
-    def resized(keep: Any, skip: Any) -> nn.Module:
-        twin = mlp()
-        apical.resize_(twin, structure, keep, skip)
-        return twin
-
-    assert measure_latency_table(mlp(), structure, inputs, resized).layers
+    assert measure_latency_table(mlp(), structure, inputs).layers
     assert export_pt2(mlp(), inputs, tmp_path / "m.pt2").batch_sizes == (2, 3, 1)
     assert export_safetensors(model, mlp(), inputs, tmp_path / "folder").difference == 0
     pytest.importorskip("onnxruntime")

@@ -190,7 +190,7 @@ def own_loop(folder: str) -> int:
 
 def measured(folder: str) -> int:
     """A Grower with all that is measured; each process has a clock of its own."""
-    from apical.budget import _divisor, _latency
+    from apical.timing import _divisor, _latency_table
 
     with process_group(torch.device("cpu")) as team:
         calls: list[int] = []
@@ -199,7 +199,7 @@ def measured(folder: str) -> int:
             calls.append(1)
             return 1.0 + (7 * len(calls) + 3 * team.rank) % 5
 
-        _divisor.time_step_ms = _latency.time_ms = clock
+        _divisor.time_step_ms = _latency_table.time_ms = clock
         model = network()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)

@@ -17,7 +17,7 @@ from apical.errors import CheckpointError
 from apical.training import _run_folder as folders
 from apical.training._run_folder import RunFolder
 from fork_server import Ended, ForkServer, fork_server
-from marks import quick
+from marks import quick, slow
 from tiny_run import timeless
 from training.kill_cases import EPOCHS, NO_SPACE, POINTS
 
@@ -105,7 +105,7 @@ def test_killed_at_twenty_random_moments(
     assert len(set(reached)) > 1, f"the runs were killed after epochs {reached}"
 
 
-@pytest.mark.parametrize(("where", "number", "within"), [("step", 13, 3), ("step", 15, 5), ("evaluation", 5, 5)])
+@pytest.mark.parametrize(("where", "number", "within"), [("step", 13, 3), slow("step", 15, 5), ("evaluation", 5, 5)])
 def test_a_signal_loses_nothing(
     server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path, where: str, number: int, within: int
 ) -> None:

@@ -59,10 +59,17 @@ def assert_close(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-9) 
         assert torch.allclose(tensor, b["model"][name], rtol=tolerance, atol=tolerance), name
 
 
-def test_two_processes_are_one(server: ForkServer, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process ends with."""
+    folder = tmp_path_factory.mktemp("one")
+    (state,) = states(run(server, folder, count=1), folder)
+    return state
+
+
+def test_two_processes_are_one(server: ForkServer, alone: dict[str, Any], tmp_path: Path) -> None:
     """Same widths, weights, statistics, losses and counts as one process on the whole batches; float64."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    (alone,) = states(run(server, one, count=1), one)
+    two = tmp_path / "two"
     first, second = states(run(server, two), two)
     assert_equal(first["model"], second["model"])
     assert_close(alone, first)
@@ -94,9 +101,10 @@ def test_a_users_own_loop(server: ForkServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), slow(1, 2), slow(2, 2)])
-def test_resumed_by_another_number_of_processes(server: ForkServer, tmp_path: Path, before: int, after: int) -> None:
+def test_resumed_by_another_number_of_processes(
+    server: ForkServer, alone: dict[str, Any], tmp_path: Path, before: int, after: int
+) -> None:
     """Stopped by a signal to one process, all save and leave; the rest of the run is that of an unbroken one."""
-    (whole,) = states(run(server, tmp_path / "whole", count=1), tmp_path / "whole")
     folder = tmp_path / "run"
     stopped = run(server, folder, "stopped", 3, 2, count=before)
     assert [e.code for e in stopped] == [75] * before, stopped[0].output
@@ -105,8 +113,8 @@ def test_resumed_by_another_number_of_processes(server: ForkServer, tmp_path: Pa
     assert saved["epoch"] == 2
     assert saved["state"]["begun"]["steps"] == (2 if before == 1 else 4)
     ended = states(run(server, folder, "run", True, count=after), folder)
-    assert_close(whole, ended[0])
-    for mine, theirs in zip(whole["history"], ended[0]["history"], strict=True):
+    assert_close(alone, ended[0])
+    for mine, theirs in zip(alone["history"], ended[0]["history"], strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-9)
         assert mine["samples"] == theirs["samples"]
 

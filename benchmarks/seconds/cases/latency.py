@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from apical.baselines import uniform_keep
 from apical.export import export_onnx
+from apical.timing._clock import synchronise
 from benchmarks.seconds.findings import Findings, NotAvailableError
-from benchmarks.seconds.spread import finish, of, ratio, take_turns
+from benchmarks.seconds.spread import of, ratio, take_turns
 from benchmarks.seconds.steps import Growth, Options, recorded, simulated
 
 RECIPES = {
@@ -90,7 +91,7 @@ def _eager(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
     @torch.inference_mode()
     def call() -> None:
         network(inputs)
-        finish(inputs.device)
+        synchronise(inputs.device)
 
     return call
 
@@ -102,7 +103,7 @@ def _compiled(network: nn.Module, inputs: Tensor) -> Callable[[], None]:
     @torch.no_grad()
     def call() -> None:
         compiled(inputs)
-        finish(inputs.device)
+        synchronise(inputs.device)
 
     call()
     return call

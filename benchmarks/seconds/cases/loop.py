@@ -20,9 +20,10 @@ import apical
 from apical.data import ImageArrays, ImageLoader, Normalize, RandomCrop, RandomFlip
 from apical.recipes import apply_settings, get_recipe
 from apical.recipes._task_kind import task_kind
+from apical.timing._clock import synchronise
 from apical.training import Loaders, Metric, Progress, TrainingConfig, make_progress, train
 from benchmarks.seconds.findings import Findings
-from benchmarks.seconds.spread import Spread, finish, of, spread, take_turns
+from benchmarks.seconds.spread import Spread, of, spread, take_turns
 from benchmarks.seconds.steps import Options, training_step
 
 MAX_SHARE = 0.05  # of an epoch without evaluation
@@ -132,7 +133,7 @@ class _Watch:
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         self._inner.step(epoch, step, steps)
-        finish(self._device)
+        synchronise(self._device)
         self._moments.append(time.perf_counter())
         if step == steps:  # copying what this epoch trained is not the loop's doing
             self._trained = copy.deepcopy(self._model)

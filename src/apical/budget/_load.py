@@ -29,6 +29,27 @@ def _amount(target: Target, cost: float) -> str:
     return f"{cost:.3g} ms" if target.kind == "latency" else f"{cost:,.0f}"
 
 
+def budget_share(budget: Budget, structure: Structure) -> float:
+    """Roughly what fraction of the template's MACs a budget leaves; a half for milliseconds, which do not say.
+
+    Example:
+        >>> import apical, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> structure = apical.trace(model, torch.zeros(1, 4))
+        >>> budget_share(Budget("12 macs, 60% params"), structure)
+        0.25
+        >>> budget_share(Budget("60% params, 10% size"), structure)
+        0.6
+    """
+    shares = []
+    for target in budget.targets:
+        if target.kind in BIT_KINDS:
+            continue
+        whole = {"macs": structure.macs(), "params": structure.num_params()}.get(target.kind)
+        shares.append(target.amount if target.relative else target.amount / whole if whole else 0.5)
+    return min(1.0, *shares)
+
+
 class BoundBudget:
     """Prices choices of widths and blocks against a budget.
 
@@ -95,8 +116,8 @@ class BoundBudget:
             )
         if self._latency is None:
             raise BudgetError(
-                f"the budget {target} is in time, measured on this machine; pass latency=measure_latency_table(...), "
-                "or let apical.Grower do it"
+                f"the budget {target} is in time, measured on this machine; pass "
+                "latency=apical.timing.measure_latency_table(...), or let apical.Grower do it"
             )
         return self._latency.predict_ms(keep, skip)
 

@@ -2,8 +2,8 @@
 
 from apical.growth._bits import BitConfig
 from apical.growth._config import GrowthConfig
+from apical.growth._divisor import choose_divisor
 from apical.growth._grower import Grower
-from apical.growth._measured import choose_divisor
 from apical.growth._method import Choice
 from apical.growth._plan import Plan, PlannedEpoch
 from apical.growth._record import EpochRecord, template_record

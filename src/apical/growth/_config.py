@@ -39,7 +39,7 @@ class GrowthConfig:
         streams: ``"resize"``: channels under LayerNorm and RMSNorm (the embedding width of transformers) grow too,
             which is not exact (`apical.trace`); ``"keep"``: they stay whole.
         divisor: widths are multiples of this where a group is large enough; ``"auto"``: of what this device likes,
-            by a short measurement when the Grower is made (`apical.budget.measure_divisor`).
+            by a short measurement when the Grower is made (`apical.timing.measure_divisor`).
         min_units: fewest units that a group keeps.
         ignore: module paths that keep their size (everything below them too).
         birth: ``"preserving"``: what reads a newborn starts at zero, so that the function does not change;

@@ -31,8 +31,8 @@ from apical.growth._checks import (
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
 from apical.growth._controller import Controller
+from apical.growth._divisor import adopted_divisor, choose_divisor
 from apical.growth._growing_model import GrowingModel
-from apical.growth._measured import adopted_divisor, choose_divisor, measured_table
 from apical.growth._method import Choice, Method, terms_of
 from apical.growth._observer import StepWatch
 from apical.growth._options import changed
@@ -52,6 +52,7 @@ from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace
 from apical.structure import Call, ExampleInputs, Structure
+from apical.timing._latency_table import table_for
 
 WIDTH_KINDS: tuple[Kind, ...] = ("macs", "params", "latency")
 _SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
@@ -156,7 +157,7 @@ class Grower:
         self._full_bytes = model_bytes(model)
         widths = width_budget or Budget("100% macs")
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
-        latency = measured_table(model, self.structure, inputs, widths)
+        latency = table_for(model, self.structure, inputs, widths)
         terms = terms_of(model, self.structure, widths, self.config, latency)
         if self._bit_budget is not None:
             least = terms.limits.least_of(self.structure)

@@ -2,7 +2,7 @@
 
 from apical.reporting._architecture import render_architecture, write_architecture
 from apical.reporting._compare_page import render_markdown, write_comparison
-from apical.reporting._comparison import BATCHES, Comparison, Latency, MethodRow, Run, cost_curve, rows
+from apical.reporting._comparison import Comparison, Latency, MethodRow, Run, cost_curve, rows
 from apical.reporting._growth_picture import growth_pixels
 from apical.reporting._page import render_report, write_report
 from apical.reporting._read import RunRecord, read_run
@@ -11,7 +11,6 @@ from apical.reporting._statistics import Difference, MeanStd, difference, mean_s
 from apical.reporting._svg import Series, heat_strip, line_chart
 
 __all__ = [
-    "BATCHES",
     "Comparison",
     "Difference",
     "Latency",

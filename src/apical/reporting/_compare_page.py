@@ -11,7 +11,7 @@ from typing import Any
 
 from apical._atomic import atomic_file
 from apical.errors import DataError
-from apical.reporting._comparison import BATCHES, Comparison, MethodRow, cost_curve, rows
+from apical.reporting._comparison import Comparison, MethodRow, cost_curve, rows
 from apical.reporting._statistics import Difference, MeanStd
 from apical.reporting._style import COLOURS, STYLE
 from apical.reporting._svg import Series, line_chart
@@ -57,8 +57,8 @@ def headings(comparison: Comparison) -> list[str]:
         "training MACs, % of dense",
         "% of final",
         "training s",
-        *(f"latency, batch {batch}: ms" for batch in BATCHES),
-        *(f"batch {batch}: of dense" for batch in BATCHES),
+        *(f"latency, batch {batch}: ms" for batch in comparison.dense_latency),
+        *(f"batch {batch}: of dense" for batch in comparison.dense_latency),
     ]
 
 
@@ -79,8 +79,8 @@ def cells(comparison: Comparison, row: MethodRow) -> list[str]:
         per_cent(row.train_macs_vs_dense),
         per_cent(row.train_macs_vs_final),
         "" if row.train_seconds is None else row.train_seconds.text("{:.1f}"),
-        *(f"{row.latency_ms[b]:.3g}" if b in row.latency_ms else "" for b in BATCHES),
-        *(f"{row.latency_vs_dense[b]:.2f}x" if b in row.latency_vs_dense else "" for b in BATCHES),
+        *(f"{row.latency_ms[b]:.3g}" if b in row.latency_ms else "" for b in comparison.dense_latency),
+        *(f"{row.latency_vs_dense[b]:.2f}x" if b in row.latency_vs_dense else "" for b in comparison.dense_latency),
     ]
 
 
@@ -221,7 +221,7 @@ def _charts(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     along = line_chart(f"Evaluation {title} against training MACs, % of dense training", curves, unit, False, of_dense)
     charts = [along, line_chart(f"Test {title} against training MACs, % of dense training", training, unit, False,
                                 of_dense, noise)]  # fmt: skip
-    for batch in BATCHES:
+    for batch in comparison.dense_latency:
         measured = ends(lambda row, batch=batch: 100 * row.latency_vs_dense[batch]  # type: ignore[misc]
                         if batch in row.latency_vs_dense else None)  # fmt: skip
         heading = f"Test {title} against latency at batch {batch}, % of the full model's"

@@ -11,8 +11,6 @@ from typing import Any
 from apical.reporting._read import RunRecord
 from apical.reporting._statistics import Difference, MeanStd, difference, mean_std
 
-BATCHES = (1, 128)
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -27,6 +25,19 @@ class Latency:
     ms: float
     low: float
     high: float
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> Latency:
+        """Of one sample or more.
+
+        Example:
+            >>> Latency.of([3.0, 1.0, 2.0])
+            Latency(ms=2.0, low=1.5, high=2.5)
+        """
+        if len(samples) < 2:
+            return Latency(samples[0], samples[0], samples[0])
+        low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+        return Latency(middle, low, high)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Comparison:
         reference: the method that the others are compared with.
         metric: name, pattern, scale, unit and direction, as a run's config has them.
         runs: all finished runs.
-        dense_latency: of the full model, by batch size.
+        dense_latency: of the full model, by batch size; these sizes are shown.
         facts: device, threads, versions, command.
     """
 
@@ -124,10 +135,8 @@ def _row(comparison: Comparison, method: str, name: str, reference: MeanStd | No
         against = difference(test, reference, bool(comparison.metric["higher_is_better"]))
         if method == comparison.reference:
             against = Difference(0.0, None, "reference")
-    latency = {
-        b: statistics.median(r.latency[b].ms for r in runs) for b in BATCHES if all(b in r.latency for r in runs)
-    }
     dense = comparison.dense_latency
+    latency = {b: statistics.median(r.latency[b].ms for r in runs) for b in dense if all(b in r.latency for r in runs)}
     return MethodRow(
         method,
         tuple(run.seed for run in runs),
@@ -139,7 +148,7 @@ def _row(comparison: Comparison, method: str, name: str, reference: MeanStd | No
         _stat(runs, "train_macs_vs_final", comparison.epochs),
         _stat(runs, "train_seconds"),
         latency,
-        {b: ms / dense[b].ms for b, ms in latency.items() if b in dense},
+        {b: ms / dense[b].ms for b, ms in latency.items()},
     )
 
 

@@ -15,13 +15,13 @@ from apical.growth import GrowthConfig
 from apical.recipes import RunConfig
 from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
 from apical.recipes._fields import parse_freely
-from apical.runs._latency import network_latencies
 from apical.runs._methods import check_method, growth_settings, methods, resolve_method
 from apical.runs._run import run
 from apical.runs._stored import load_run, read_config
 from apical.recipes._settings import reproducing_command
 from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
+from apical.timing._networks import network_samples_ms
 from apical.training import Progress, TrainingConfig, seed_everything
 from apical.training._amp import settle_amp
 from apical.training._config import resolve_device
@@ -255,7 +255,8 @@ def _summed_up(
         networks = {key: model for key, (model, _, _) in loaded.items()}
         _, full_model, example = next(iter(loaded.values()))
         whole = ("", -1)  # the full model, whose weights do not matter here
-        measured = network_latencies({whole: full_model, **networks}, example, device)
+        samples = network_samples_ms({whole: full_model, **networks}, example, device)
+        measured = {key: {b: Latency.of(ms) for b, ms in found.items()} for key, found in samples.items()}
         dense = measured.pop(whole)
     comparison = Comparison(
         title=f"{config.recipe} · {config.budget}",

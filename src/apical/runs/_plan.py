@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,8 @@ from apical.recipes._task_kind import task_kind
 from apical.resizing import resize_
 from apical.runs._divisor import require_divisor
 from apical.structure import Structure
+from apical.timing._clock import time_ms
+from apical.timing._networks import batch_of
 from apical.training._amp import assumed_amp
 from apical.training._learner import autocast
 from apical.training._optimizer import build_optimizer
@@ -197,28 +198,18 @@ def _time_step(
 ) -> float:
     """Median seconds of a training step."""
     optimizer = build_optimizer(model, config.training.optimizer)
-    inputs = _batch(example, batch, device)
+    inputs = batch_of(example, batch, device)
     if config.training.channels_last and inputs[0].ndim == 4:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
     model.train()
-    samples = []
-    for step in range(7):
-        started = time.perf_counter()
+
+    def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         _loss(model, inputs, config).backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if step > 1:
-            samples.append(time.perf_counter() - started)
-    return sorted(samples)[len(samples) // 2]
 
-
-def _batch(example: tuple[Tensor, ...], size: int, device: torch.device) -> tuple[Tensor, ...]:
-    """So many examples: noise, or the same whole numbers again and again."""
-    repeated = [tensor.to(device).repeat_interleave(size, 0) for tensor in example]
-    return tuple(torch.randn_like(x) if x.is_floating_point() else x for x in repeated)
+    return time_ms(step, device, repeats=5, at_least_s=0) / 1000
 
 
 def _loss(model: nn.Module, inputs: tuple[Tensor, ...], config: RunConfig) -> Tensor:
@@ -242,6 +233,6 @@ def activation_bytes(model: nn.Module, example: tuple[Tensor, ...], config: RunC
         return tensor
 
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = _loss(model, _batch(example, 2, torch.device("cpu")), config)
+        loss = _loss(model, batch_of(example, 2, torch.device("cpu")), config)
     del loss
     return sum(kept.values()) // 2

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from apical import trace
-from apical.budget import DIVISORS, Budget, budget_share, measure_divisor
-from apical.budget._divisor import StepTimer
+from apical.budget import Budget, budget_share
 from apical.models import LSTMLanguageModel
+from apical.timing import DIVISORS, measure_divisor
+from apical.timing._divisor import StepTimer
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 

@@ -1,28 +1,19 @@
-"""What growth measures of its device before it starts: a divisor, and a table of times."""
+"""The divisor that growth goes by: given, measured on its device, or that of a saved state."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
-from apical.budget import (
-    DIVISORS,
-    Budget,
-    DivisorChoice,
-    LatencyTable,
-    budget_share,
-    from_first,
-    measure_divisor,
-    measure_latency_table,
-)
+from apical.budget import Budget
 from apical.growth._config import GrowthConfig
 from apical.growth._scs import ScsConfig
-from apical.resizing import resize_
-from apical.structure import Structure, quiet_rng
+from apical.structure import Structure
+from apical.timing import DIVISORS, DivisorChoice
+from apical.timing._divisor import divisor_for
 
 AnyConfig = TypeVar("AnyConfig", bound=GrowthConfig | ScsConfig)
 
@@ -43,8 +34,7 @@ def choose_divisor(
     """
     if config.divisor != "auto":
         return config, None
-    share = budget_share(budget, structure)
-    choice = from_first(lambda: measure_divisor(model, structure, example_inputs, share))
+    choice = divisor_for(model, structure, example_inputs, budget)
     return replace(config, divisor=choice.divisor), choice
 
 
@@ -55,22 +45,3 @@ def adopted_divisor(config: AnyConfig, state: Any) -> AnyConfig:
     if isinstance(saved, int) and not isinstance(saved, bool) and saved in DIVISORS:
         return replace(config, divisor=saved)
     return config
-
-
-def measured_table(
-    model: nn.Module, structure: Structure, example_inputs: tuple[Any, ...], budget: Budget
-) -> LatencyTable | None:
-    """The table of layer times, if the budget is in time. Of several processes the first one measures."""
-    if not any(target.kind == "latency" for target in budget.targets):
-        return None
-
-    def resized(keep: Mapping[str, list[int]], skip: tuple[str, ...]) -> nn.Module:
-        twin = copy.deepcopy(model)
-        resize_(twin, structure, keep, skip)
-        return twin
-
-    def measure() -> dict[str, Any]:
-        return measure_latency_table(model, structure, example_inputs, resized).to_dict()
-
-    with quiet_rng():
-        return LatencyTable.from_dict(structure, from_first(measure))

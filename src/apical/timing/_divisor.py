@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from apical.budget._budget import BIT_KINDS, Budget
-from apical.budget._latency import layer_inputs
-from apical.budget._rounding import rounding_step
+from apical.budget import Budget, budget_share, rounding_step
 from apical.structure import ExampleInputs, SizeAxis, Structure, quiet_rng
+from apical.timing._clock import time_step_ms
+from apical.timing._first import from_first
+from apical.timing._layers import alike, axes_of, has_channels_last, layer_inputs, layer_of, width_names
 
 DIVISORS = (1, 2, 4, 8, 16, 32)
 TOLERANCE = 0.05  # a smaller multiple is taken if steps take no more than this fraction longer than at the best one
@@ -68,24 +66,10 @@ class _Kind:
     count: int = 1
 
 
-def budget_share(budget: Budget, structure: Structure) -> float:
-    """Roughly what fraction of the template's MACs a budget leaves; a half for milliseconds, which do not say.
-
-    Example:
-        >>> import apical
-        >>> structure = apical.trace(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.zeros(1, 4))
-        >>> budget_share(Budget("12 macs, 60% params"), structure)
-        0.25
-        >>> budget_share(Budget("60% params, 10% size"), structure)
-        0.6
-    """
-    shares = []
-    for target in budget.targets:
-        if target.kind in BIT_KINDS:
-            continue
-        whole = {"macs": structure.macs(), "params": structure.num_params()}.get(target.kind)
-        shares.append(target.amount if target.relative else target.amount / whole if whole else 0.5)
-    return min(1.0, *shares)
+def divisor_for(model: nn.Module, structure: Structure, example_inputs: ExampleInputs, budget: Budget) -> DivisorChoice:
+    """What `measure_divisor` finds near the widths of a budget. Of several processes the first one measures."""
+    share = budget_share(budget, structure)
+    return from_first(lambda: measure_divisor(model, structure, example_inputs, share))
 
 
 def measure_divisor(
@@ -116,7 +100,7 @@ def measure_divisor(
         structure: of it.
         example_inputs: one call's arguments, on the model's device. Its batch is what is measured, so give the batch
             of training.
-        share: final cost as a fraction of the template's, in (0, 1]; see `budget_share`.
+        share: final cost as a fraction of the template's, in (0, 1]; see `apical.budget.budget_share`.
         step_ms: the timer; measures by wall clock if None.
 
     Returns:
@@ -140,30 +124,6 @@ def measure_divisor(
     best = next(divisor for divisor, value in shares if value <= limit)
     device = str(next(model.parameters()).device)
     return DivisorChoice(best, shares, tuple(kind.path for kind, _ in chosen), device)
-
-
-def time_step_ms(layer: nn.Module, x: Tensor, at_least_s: float = 0.003) -> float:
-    """Mean wall time of forward and backward of a layer over about so many seconds, once at least, after warming up."""
-
-    def step() -> None:
-        layer.zero_grad(set_to_none=True)
-        x.grad = None
-        found = layer(x)
-        found = found[0] if isinstance(found, tuple) else found
-        found.backward(torch.ones_like(found))
-
-    def timed(calls: int) -> float:
-        started = time.perf_counter()
-        for _ in range(calls):
-            step()
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
-        return time.perf_counter() - started
-
-    timed(1)
-    once = timed(1)
-    calls = int(at_least_s / max(once, 1e-7))
-    return 1000 * (once if calls < 2 else timed(calls) / calls)
 
 
 def _largest(size: int) -> int:
@@ -190,86 +150,35 @@ def _moved(kind: _Kind, side: _Side, offset: int) -> tuple[int, int]:
 
 def _fastest(kind: _Kind, widths: Sequence[tuple[int, int]], step_ms: StepTimer) -> list[float]:
     """The fastest step at each pair of widths, taken in turns."""
-    with torch.device("cpu"):  # layers are drawn there, whatever the default device, and then moved
-        calls = [_built(kind, *pair) for pair in widths]
+    calls = [layer_of(kind.module, kind.shape, *pair, kind.channels_last) for pair in widths]
     rounds = [[step_ms(layer, x) for layer, x in calls] for _ in range(ROUNDS)]
     return [min(samples) for samples in zip(*rounds, strict=True)]
 
 
-def _built(kind: _Kind, ins: int, outs: int) -> tuple[nn.Module, Tensor]:
-    """A layer of the same kind with other widths, and an input for it."""
-    module, shape = kind.module, list(kind.shape)
-    weight = next(module.parameters())
-    layer: nn.Module
-    if isinstance(module, _ConvNd):
-        depthwise = module.groups > 1
-        options: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-        options |= {"output_padding": module.output_padding} if module.transposed else {}
-        layer = type(module)(
-            ins, outs, module.kernel_size, groups=ins if depthwise else 1, bias=module.bias is not None, **options
-        )
-        shape[-len(module.kernel_size) - 1] = ins
-    elif isinstance(module, nn.RNNBase):
-        recurrent: Callable[..., nn.Module] = type(module)
-        layer, shape[-1] = recurrent(ins, outs, bias=module.bias, batch_first=module.batch_first), ins
-    else:
-        assert isinstance(module, nn.Linear)
-        layer, shape[-1] = nn.Linear(ins, outs, module.bias is not None), ins
-    kind_of = weight.device.type
-    dtype = torch.get_autocast_dtype(kind_of) if torch.is_autocast_enabled(kind_of) else weight.dtype
-    x = torch.randn(shape, device="cpu").to(weight.device, dtype)
-    layer = layer.to(weight.device, weight.dtype)
-    if kind.channels_last and weight.ndim == 4:
-        layer, x = layer.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return layer, x.requires_grad_()
-
-
-def _channels_last(model: nn.Module) -> bool:
-    """Whether the weights are; those of 1x1 kernels are both, and say nothing."""
-    images = [p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous()]
-    return any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
-
-
 def _kinds(model: nn.Module, structure: Structure, example_inputs: ExampleInputs, share: float) -> list[_Kind]:
     """The layers whose widths can move, equal ones counted together, centred near their final widths."""
-    types = (_ConvNd, nn.Linear, nn.RNNBase)
-    with torch.no_grad():
-        shapes = layer_inputs(model, example_inputs, types)
+    shapes = layer_inputs(model, example_inputs, (_ConvNd, nn.Linear, nn.RNNBase))
     sizes = [group.size for group in structure.groups]
     final = [max(1, round(share**0.5 * size)) for size in sizes]  # MACs go with the square of the widths
-    axes: dict[str, dict[str, SizeAxis]] = {}
-    for attribute in structure.attributes:
-        axes.setdefault(attribute.module, {})[attribute.attribute] = attribute.axis
-    channels_last, found = _channels_last(model), dict[tuple[object, ...], _Kind]()
+    axes, channels_last = axes_of(structure), has_channels_last(model)
+    found: dict[tuple[object, ...], _Kind] = {}
     for path, shape in shapes.items():
         ends = _ends(model.get_submodule(path), axes.get(path, {}), sizes, final)
         if ends is not None:
             kind = _Kind(model.get_submodule(path), path, shape, *ends, channels_last)
-            key = (type(kind.module), *_settings(kind.module), _rest(kind), kind.ins, kind.outs, kind.sides)
+            key = (*alike(kind.module, shape), kind.ins, kind.outs, kind.sides)
             known = found.get(key)
-            found[key] = kind if known is None else _Kind(**{**vars(known), "count": known.count + 1})
+            found[key] = kind if known is None else replace(known, count=known.count + 1)
     return list(found.values())
-
-
-def _settings(module: nn.Module) -> tuple[object, ...]:
-    return tuple(getattr(module, name, None) for name in ("kernel_size", "stride", "padding", "dilation", "transposed"))
-
-
-def _rest(kind: _Kind) -> tuple[int, ...]:
-    """The input's shape without its channels."""
-    channels = len(kind.shape) - (1 + len(kind.module.kernel_size) if isinstance(kind.module, _ConvNd) else 1)
-    return kind.shape[:channels] + kind.shape[channels + 1 :]
 
 
 def _ends(
     module: nn.Module, axes: Mapping[str, SizeAxis], sizes: Sequence[int], final: Sequence[int]
 ) -> tuple[int, int, tuple[_Side, ...]] | None:
     """Input and output width near the final ones, and which of them can move; None if neither can."""
-    names = ("in_channels", "out_channels") if isinstance(module, _ConvNd) else ("in_features", "out_features")
-    if isinstance(module, nn.RNNBase):
-        names = ("input_size", "hidden_size")
-        if module.num_layers > 1 or module.bidirectional or module.proj_size:
-            return None
+    if isinstance(module, nn.RNNBase) and (module.num_layers > 1 or module.bidirectional or module.proj_size):
+        return None
+    names = width_names(module)
     full = [int(getattr(module, name)) for name in names]
     groups = int(getattr(module, "groups", 1))
     depthwise = groups > 1

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from apical import Grower, Structure, resize_, trace
-from apical.budget import BoundBudget, Budget, LatencyTable, measure_latency_table
-from apical.budget import _latency as latency_module
-from apical.budget._latency import LayerTable, time_ms
+from apical import Grower, trace
+from apical.budget import BoundBudget, Budget, LatencyTable
+from apical.budget._latency import LayerTable
 from apical.errors import BudgetError
 from apical.structure import SizeAxis, SkippableBlock
+from apical.timing import _latency_table, measure_latency_table
+from apical.timing._clock import time_ms
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
@@ -34,18 +34,8 @@ def net() -> nn.Module:
     )  # fmt: skip
 
 
-def builder(model: nn.Module, structure: Structure) -> Callable[..., nn.Module]:
-    def resized(keep: Mapping[str, list[int]], skip: tuple[str, ...]) -> nn.Module:
-        twin = copy.deepcopy(model)
-        resize_(twin, structure, keep, skip)
-        return twin
-
-    return resized
-
-
-def measured(model: nn.Module) -> LatencyTable:
-    structure = trace(model, EXAMPLE)
-    return measure_latency_table(model, structure, (EXAMPLE,), builder(model, structure))
+def measured(model: nn.Module, example: torch.Tensor = EXAMPLE) -> LatencyTable:
+    return measure_latency_table(model, trace(model, example), (example,))
 
 
 @pytest.fixture
@@ -62,7 +52,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         calls.append(0.001 * sum(p.numel() for p in layer.parameters()) * (1.2 if len(calls) % 3 else 1.0))
         return calls[-1] + (0.05 if isinstance(run, partial) else 0.0)
 
-    monkeypatch.setattr(latency_module, "time_ms", cost)
+    monkeypatch.setattr(_latency_table, "time_ms", cost)
     return calls
 
 
@@ -124,14 +114,9 @@ def test_an_impossible_latency_is_refused_before_anything_changes(counted: list[
 
 def test_the_same_layers_are_measured_once(counted: list[float]) -> None:
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6)))
-    table = measured_with(model, torch.zeros(1, 8, 8, 8))
+    table = measured(model, torch.zeros(1, 8, 8, 8))
     assert len(table.layers) == 6
     assert len(counted) < 2 * 16 + 4 + 7  # 4 x 4 for the five alike, 4 for the last, 7 whole networks
-
-
-def measured_with(model: nn.Module, example: torch.Tensor) -> LatencyTable:
-    structure = trace(model, example)
-    return measure_latency_table(model, structure, (example,), builder(model, structure))
 
 
 def test_tables_survive_json(counted: list[float]) -> None:
@@ -182,7 +167,7 @@ def test_layers_that_take_the_same_time_at_every_width_are_scaled_by_the_median(
 
 @pytest.fixture
 def patched_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency_module, "time_ms", lambda *_, **__: 1.0)
+    monkeypatch.setattr(_latency_table, "time_ms", lambda *_, **__: 1.0)
 
 
 def test_nothing_to_measure_is_an_error() -> None:
@@ -195,7 +180,7 @@ def test_nothing_to_measure_is_an_error() -> None:
             return x @ self.weight
 
     with pytest.raises(BudgetError, match="give a budget in MACs or parameters"):
-        measure_latency_table(Scale(), trace(net(), EXAMPLE), (torch.zeros(1, 3),), lambda *_: Scale())
+        measure_latency_table(Scale(), trace(net(), EXAMPLE), (torch.zeros(1, 3),))
 
 
 def test_times_are_medians_of_several_calls() -> None:
