@@ -19,7 +19,7 @@ from apical.resizing._culprit import Culprit, culprit
 from apical.resizing._dry_run import Example, Testbed, confirm
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
-from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
+from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure, stated
 
 MAX_TRIALS = 60
 MAX_ATTRIBUTES = 6
@@ -84,9 +84,7 @@ class _Bench:
         known = {(a.module, a.attribute) for a in (*self.structure.attributes, *chain(*taken))}
         counts = {len(m.positions[0]) for m in self.group.members}
         for path in where.modules:
-            for name, value in vars(self.twin.get_submodule(path)).items():
-                if name.startswith("_") or isinstance(value, bool) or not isinstance(value, int):
-                    continue
+            for name, value in _integers(self.twin.get_submodule(path)).items():
                 per_unit, rest = divmod(value, self.group.size)
                 if (path, name) not in known and value and not rest and any(n % per_unit == 0 for n in counts):
                     axis = SizeAxis(0, ((self.index, per_unit),))
@@ -96,7 +94,16 @@ class _Bench:
         if self.group.role != "stream":
             return [path]
         modules = [(p, m) for p, m in self.twin.named_modules() if _kind(p) == _kind(path)]
-        return [p for p, m in modules if vars(m).get(name) == value]
+        return [p for p, m in modules if stated(m, name) == value]
+
+
+def _integers(module: nn.Module) -> dict[str, int]:
+    """The integers among a module's public attributes, then those of plain objects that it holds (``config.heads``)."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    for holder, value in list(own.items()):
+        if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor)) and not callable(value):
+            own.update({f"{holder}.{name}": v for name, v in vars(value).items() if not name.startswith("_")})
+    return {name: v for name, v in own.items() if isinstance(v, int) and not isinstance(v, bool)}
 
 
 def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:

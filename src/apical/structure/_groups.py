@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,16 @@ OWN_SIZES = "_apical_sizes"  # where a resized module names further attributes o
 
 def stated_sizes(module: nn.Module) -> dict[str, int]:
     """The integer attributes in which a module says how large it is."""
-    own = vars(module)
-    names = dict.fromkeys((*SIZE_ATTRIBUTES, *own.get(OWN_SIZES, ())))
-    return {name: v for name in names if isinstance(v := own.get(name), int) and not isinstance(v, bool)}
+    names = dict.fromkeys((*SIZE_ATTRIBUTES, *vars(module).get(OWN_SIZES, ())))
+    return {name: v for name in names if isinstance(v := stated(module, name), int) and not isinstance(v, bool)}
+
+
+def stated(module: nn.Module, name: str) -> Any:
+    """A plain attribute, also of an object that the module holds (``config.num_heads``); None if it is not there."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, "__dict__", {}).get(part)
+    return value
 
 
 @dataclass(frozen=True)
