@@ -187,28 +187,38 @@ def timm_sample(timm: Any) -> dict[str, Case]:
 
 def _of_timm(name: str) -> Case:
     def build(timm: Any) -> tuple[nn.Module, dict[str, Any]]:
-        model = timm.create_model(name)
-        config = model.pretrained_cfg
-        channels, *size = config["input_size"]
-        for side in ((64, 64), (96, 96), tuple(size)):  # convolutional networks take any size
-            x = torch.randn(2, channels, *side)
+        own = timm.models.get_pretrained_cfg(name).input_size[1:]
+        # Convolutional networks take images of any size, others when they are told at once.
+        for side, options in (
+            (64, {}),
+            (64, {"img_size": 64}),
+            (96, {"img_size": 96}),
+            (128, {"img_size": 128}),
+            (0, {}),
+        ):
             try:
+                model = timm.create_model(name, **options)
+                x = torch.randn(2, 3, *((side, side) if side else own))
                 with torch.no_grad():
                     model.eval()(x)
             except Exception:  # noqa: BLE001 (whatever the model raises for a size that it cannot take)
                 continue
             return model, {"x": x}
-        raise RuntimeError("runs at neither 64 or 96 pixels nor its own size")
+        raise RuntimeError("runs at neither 64, 96 or 128 pixels nor its own size")
 
     return build
 
 
+class TooLong(BaseException):
+    """Not an `Exception`: those that a forward pass raises are an answer to the dry run."""
+
+
 @contextmanager
 def limit(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` after so many seconds."""
+    """Raise `TooLong` after so many seconds."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"took longer than {seconds} s")
+        raise TooLong(f"took longer than {seconds} s")
 
     old = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
@@ -238,7 +248,7 @@ def measure(library: str, module: Any, name: str, build: Case, seconds: int) -> 
                 return Finding(**known, problem=f"refused: {error}", seconds=round(time.perf_counter() - start, 1))
             known["problem"] = _tried(model, structure, inputs, library)
             known["wrong"] = bool(known["problem"])
-    except TimeoutError as error:
+    except TooLong as error:
         known["problem"] = str(error)
     except Exception as error:  # noqa: BLE001 (one model must not end the others)
         known |= {"problem": f"{type(error).__name__}: {error}"[:300], "wrong": known.get("removable") is not None}
