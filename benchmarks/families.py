@@ -23,7 +23,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -38,6 +38,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import apical  # noqa: E402
 from apical.errors import TraceError  # noqa: E402
+from apical.resizing._widened import Widened  # noqa: E402
 from structure.contract import generic_, random_keep, random_skip, relative_error, zeroed  # noqa: E402
 from torchvision_shim import import_torchvision  # noqa: E402
 
@@ -186,28 +187,38 @@ def timm_sample(timm: Any) -> dict[str, Case]:
 
 def _of_timm(name: str) -> Case:
     def build(timm: Any) -> tuple[nn.Module, dict[str, Any]]:
-        model = timm.create_model(name)
-        config = model.pretrained_cfg
-        channels, *size = config["input_size"]
-        for side in ((96, 96), tuple(size)):  # convolutional networks take any size
-            x = torch.randn(2, channels, *side)
+        own = timm.models.get_pretrained_cfg(name).input_size[1:]
+        # Convolutional networks take images of any size, others when they are told at once.
+        for side, options in (
+            (64, {}),
+            (64, {"img_size": 64}),
+            (96, {"img_size": 96}),
+            (128, {"img_size": 128}),
+            (0, {}),
+        ):
             try:
+                model = timm.create_model(name, **options)
+                x = torch.randn(2, 3, *((side, side) if side else own))
                 with torch.no_grad():
                     model.eval()(x)
             except Exception:  # noqa: BLE001 (whatever the model raises for a size that it cannot take)
                 continue
             return model, {"x": x}
-        raise RuntimeError("runs at neither 96 pixels nor its own size")
+        raise RuntimeError("runs at neither 64, 96 or 128 pixels nor its own size")
 
     return build
 
 
+class TooLong(BaseException):
+    """Not an `Exception`: those that a forward pass raises are an answer to the dry run."""
+
+
 @contextmanager
 def limit(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` after so many seconds."""
+    """Raise `TooLong` after so many seconds."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"took longer than {seconds} s")
+        raise TooLong(f"took longer than {seconds} s")
 
     old = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
@@ -237,7 +248,7 @@ def measure(library: str, module: Any, name: str, build: Case, seconds: int) -> 
                 return Finding(**known, problem=f"refused: {error}", seconds=round(time.perf_counter() - start, 1))
             known["problem"] = _tried(model, structure, inputs, library)
             known["wrong"] = bool(known["problem"])
-    except TimeoutError as error:
+    except TooLong as error:
         known["problem"] = str(error)
     except Exception as error:  # noqa: BLE001 (one model must not end the others)
         known |= {"problem": f"{type(error).__name__}: {error}"[:300], "wrong": known.get("removable") is not None}
@@ -270,14 +281,16 @@ def _tried(model: nn.Module, structure: apical.Structure, inputs: Mapping[str, A
     twin, tolerance = generic_(copy.deepcopy(model)), 1e-8
     wide = tree_map(lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, dict(inputs))
     try:
-        _outputs(twin, wide, library)
+        with Widened():
+            _outputs(twin, wide, library)
     except RuntimeError:  # kernels that know no float64
         twin, wide, tolerance = twin.float(), dict(inputs), 1e-3
     for seed in (0, 1):
         keep, skip = random_keep(structure, seed), random_skip(structure, seed)
         small = copy.deepcopy(twin)
         apical.resize_(small, structure, keep, skip)
-        error = relative_error(*(_outputs(m, wide, library) for m in (small, zeroed(twin, structure, keep, skip))))
+        with Widened() if tolerance == 1e-8 else nullcontext():
+            error = relative_error(*(_outputs(m, wide, library) for m in (small, zeroed(twin, structure, keep, skip))))
         if not error < tolerance:
             return f"removed and gated differ by {error:.2g}"
         small = copy.deepcopy(model).train()
@@ -330,14 +343,22 @@ _LIMITS = """\
   would be a product of both choices. A position belongs to one group here, so that every tensor's kept part is a plain
   list of positions and every cost a product of sums. With a single key head there is no such conflict: then the query
   heads are the units, and the key head stays.
-- **Experts** behind a router with softmax and top-k: without one of them the others get its tokens, so a gate of zero
-  does not equal its absence. A hidden unit of stacked experts is the same position in each of them. With transformers'
-  default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no multiple of 16 bytes; pass
-  `experts_implementation="batched_mm"`, as was done for Mixtral here.
-- **Heads of Phi-3**: its forward pass cuts queries, keys and values at positions that it computes from the model's
-  config, which all layers share. The fused `gate_up_proj` follows.
-- **Blocks of Mamba**: the residual is cast to float32, so that in float64 a block is not the identity to 1e-10.
+- **Experts** behind a router with softmax and top-k: without one of them the others get its tokens. A gate multiplies
+  weights, and no factor on the router's row makes an expert absent: a row of zero gives it a score of 0, not of minus
+  infinity, and a router without bias has nothing to which minus infinity could be added. So a gate of zero does not
+  equal the expert's absence. What would: a group whose dry run masks the router's scores, and that keeps at least as
+  many units as the router picks. Groups know neither so far. A hidden unit of stacked experts is the same position in
+  each of them. With transformers' default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no
+  multiple of 16 bytes; pass `experts_implementation="batched_mm"`, as was done for Mixtral here.
 - **The embedding of FNet**, which a Fourier transform mixes.
+
+Not listed, since they were not measured again after a change: T5 and SegFormer crashed here for one of two random
+choices. The dry run had removed equally many units everywhere, and now removes different numbers; with it both pass the
+two choices, and more of them is frozen. The rows of Mamba and Phi-3 are the newest, then those of BERT, RoBERTa,
+DistilBERT, BART, Mixtral, FNet and Llama with one key head; the others (but for Llama, Qwen2 and Qwen3) were measured
+before that change, which can only freeze more, and before branches of several modules became blocks. Of timm's sample
+of 80 the first 25 names were measured, at 64 pixels or the smallest of 96, 128 and their own size that they take, on
+one thread of a machine that was busy with other work; what took longer than 100 s there says nothing about the model.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
+from apical.resizing._install import Installation
 from structure.expectations import reasons_of, traced
 from structure.nets import vectors
 
@@ -41,6 +43,28 @@ class Gpt2Attention(nn.Module):
         q, k, v = (part.view(shape).transpose(1, 2) for part in self.c_attn(x).split(self.split_size, dim=2))
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return self.c_proj(y.reshape(*x.shape[:2], self.split_size))
+
+
+class FusedAttention(nn.Module):
+    """As in Phi-3: where queries end is computed from a config that all layers share, where keys end is not."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config, self.head_width, self.key_heads = config, 3, config.heads
+        self.qkv, self.out = nn.Linear(8, 9 * config.heads, bias=False), nn.Linear(3 * config.heads, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
+        queries, keys = self.config.heads * self.head_width, self.key_heads * self.head_width
+        parts = (qkv[..., :queries], qkv[..., queries : queries + keys], qkv[..., queries + keys :])
+        q, k, v = (part.view(*x.shape[:2], -1, self.head_width).transpose(1, 2) for part in parts)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return x + self.out(y.reshape(*x.shape[:2], -1))
+
+
+def fused_attention() -> nn.Sequential:
+    config = SimpleNamespace(heads=5, other=5)
+    return nn.Sequential(FusedAttention(config), FusedAttention(config), nn.Linear(8, 2))
 
 
 class SizesFromInput(nn.Module):
@@ -90,6 +114,40 @@ def test_an_attribute_of_its_own_is_saved_and_loaded(tmp_path: Path) -> None:
     apical.save(loaded, tmp_path / "again")
     again = apical.load(Gpt2Attention(12, 6), tmp_path / "again")
     assert torch.equal(again(*vectors(2, 5, 12)), model(*vectors(2, 5, 12)))
+
+
+def test_a_size_in_a_config_that_layers_share_follows_in_each_of_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = fused_attention(), vectors(2, 4, 8)
+    structure = traced(model, x)
+    assert [(g.name, g.size) for g in structure.groups] == [("0.qkv", 5), ("1.qkv", 5)]
+    found = {f"{a.module}.{a.attribute}" for a in structure.attributes}
+    assert {"0.config.heads", "0.key_heads", "1.config.heads", "1.key_heads"} <= found
+    store = apical.DormantStore()
+    small = copy.deepcopy(model)
+    shared = small[0].config
+    apical.resize_(small, structure, {"0.qkv": [1, 4], "1.qkv": [0]}, store=store)
+    assert [small[0].config.heads, small[1].config.heads, shared.heads] == [2, 1, 5]
+    loaded = apical.load(fused_attention(), apical.save(small, tmp_path / "small"))
+    assert torch.equal(loaded(*x), small(*x))
+    apical.resize_(small, structure, {}, store=store)
+    assert torch.equal(small(*x), model(*x))
+
+
+def test_a_failed_resize_leaves_a_shared_config_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fused_attention()
+    structure, config = traced(model, vectors(2, 4, 8)), model[0].config
+    changed = Installation.attribute
+
+    def fail(self: Installation, module: nn.Module, name: str, value: int) -> None:
+        changed(self, module, name, value)
+        if module is model[1]:
+            raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(Installation, "attribute", fail)
+    with pytest.raises(apical.ApicalError, match="the disk is full"):
+        apical.resize_(model, structure, {"0.qkv": [1], "1.qkv": [1]})
+    assert model[0].config is model[1].config is config
 
 
 def test_a_size_that_is_in_no_attribute_is_named_with_its_line() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from structure.expectations import OUTPUT, Groups, expect, members_of, traced
+from structure.expectations import OUTPUT, Groups, expect, members_of, site, traced
 from structure.nets import (
     Net,
     PreActivation,
@@ -253,3 +253,14 @@ def test_attributes_follow() -> None:
         "0.0.out_channels": 6, "0.1.num_features": 6, "1.0.groups": 3, "1.0.in_channels": 6, "1.0.out_channels": 9,
         "1.1.num_features": 9, "2.in_channels": 9,
     }  # fmt: skip
+
+
+def test_a_fixed_filter_holds_no_gate() -> None:
+    """A blur is a depthwise convolution with a buffer, which is not trained."""
+
+    def blurred(m: Any, x: torch.Tensor) -> torch.Tensor:
+        x = m.bn(m.a(x)).relu()
+        return m.b(F.conv2d(x, m.filter, groups=x.shape[1]))
+
+    net = Net(blurred, a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 2), filter=torch.rand(6, 1, 3, 3))
+    assert site(traced(net, image()), "a") == "bn.weight bn.bias"

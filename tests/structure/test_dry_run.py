@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
+from apical.resizing import zero_gates_
+from apical.resizing._copying import sharing_copy
 from apical.structure import ChannelGroup, Structure
 from structure.expectations import OUTPUT, reasons_of, traced
-from structure.nets import Net, conv, image, unit
+from structure.nets import Net, conv, image, unit, vectors
 
 
 def plus_ones(m: Any, x: Tensor) -> Tensor:
@@ -109,3 +113,72 @@ def test_a_view_that_fits_half_of_the_units_by_chance_is_found_out() -> None:
     net = Net(forward, q=nn.Linear(3, 16), out=nn.Linear(16, 2), v=nn.Linear(3, 16), other=nn.Linear(16, 2), free=free)
     structure = apical.trace(net, torch.randn(4, 3))
     assert [g.name for g in structure.groups] == ["free.0"]
+
+
+class CastResidual(nn.Module):
+    """As in Mamba: the residual is kept in float32, whatever the model's type."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, 7), nn.Linear(7, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.float32) + self.outer(F.silu(self.inner(x)))
+
+
+def test_a_residual_that_is_cast_to_float32_is_an_identity() -> None:
+    net, (x,) = nn.Sequential(nn.Linear(5, 6), CastResidual(6), CastResidual(6), nn.Linear(6, 2)), vectors(4, 5)
+    structure = apical.trace(net, x)
+    assert [b.name for b in structure.blocks] == ["1", "2"]
+    gated = copy.deepcopy(net)
+    zero_gates_(gated, structure, {}, ("1",))
+    apical.resize_(net, structure, {}, ["1"])
+    assert torch.equal(net(x), gated(x))
+
+
+class FixedForLargeImages(nn.Module):
+    """Computes with all its channels by name, but only where images are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        if x.shape[-1] > 100:
+            x = x.view(x.shape[0], 3, 2, *x.shape[2:]).flatten(1, 2)
+        return self.head(self.b(x).relu())
+
+
+def test_what_breaks_on_large_images_only_is_found_out() -> None:
+    structure = traced(FixedForLargeImages(), (torch.randn(1, 3, 128, 128),))
+    assert [g.name for g in structure.groups] == ["b"]
+    assert "the forward pass fails" in reasons_of(structure)["a"]
+
+
+def test_small_images_are_tried_first() -> None:
+    seen: set[int] = set()
+
+    def note(m: Any, x: Tensor) -> Tensor:
+        seen.add(x.shape[-1])
+        return m.b(m.a(x).relu())
+
+    net = Net(note, a=conv(3, 6), b=conv(6, 2))
+    apical.trace(net, torch.randn(1, 3, 96, 160))  # one side is too short to be cut
+    assert seen == {160}
+    apical.trace(net, torch.randn(1, 3, 144, 160))
+    assert seen == {64, 160}
+
+
+def test_a_sharing_copy_can_be_resized_and_written_into_where_it_says_so() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    before = copy.deepcopy(net.state_dict())
+    structure = traced(net, vectors(4, 3))
+    twin = sharing_copy(net, ["0.weight"])
+    twin[0].weight.data.zero_()
+    twin.train()(torch.randn(4, 3))  # moves the statistics of its own norm
+    assert twin[3].weight.data_ptr() == net[3].weight.data_ptr()
+    apical.resize_(twin, structure, {"0": [0]})
+    assert all(torch.equal(v, before[name]) for name, v in net.state_dict().items())
+    assert type(net[3].weight) is nn.Parameter
+    net(torch.randn(4, 3)).sum().backward()

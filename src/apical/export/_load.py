@@ -24,7 +24,7 @@ from apical.export._format import (
 )
 from apical.quantize import SCALES, QuantizedTensor, unpack
 from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
-from apical.structure import TensorSpec, lies_in, module_refresh, tensor_specs
+from apical.structure import TensorSpec, lies_in, module_refresh, stated, tensor_specs
 
 _ATTEMPTS = 20  # at reading a folder that others keep saving to
 _UNREADABLE = (SafetensorError, OSError, RuntimeError)  # the last one of torch, if a file goes while it is opened
@@ -163,8 +163,8 @@ def _attribute_problems(modules: Mapping[str, nn.Module], saved: Architecture) -
     problems = []
     for path, values in saved.attributes.items():
         for name, value in values.items():
-            most = vars(modules[path]).get(name) if path in modules else None
-            if isinstance(most, bool) or not isinstance(most, int) or name.startswith("_"):
+            most = stated(modules[path], name) if path in modules else None
+            if isinstance(most, bool) or not isinstance(most, int) or name.startswith("_") or "._" in name:
                 problems.append(f"{path}.{name} is {value}, the model states no such size")
             elif not min(1, most) <= value <= most:
                 problems.append(f"{path}.{name} is {value}, the model has {most}")

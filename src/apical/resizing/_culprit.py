@@ -10,7 +10,10 @@ from types import FrameType
 import torch
 from torch import nn
 
+from apical import structure
+
 TORCH = str(Path(torch.__file__).parent)
+NOT_USERS = (TORCH, str(Path(__file__).parent), str(Path(structure.__file__).parent))  # torch, and what stands between
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def culprit(problem: BaseException, model: nn.Module) -> Culprit | None:
         trace = trace.tb_next
     if not modules:
         return None
-    own = [f for f in frames if not f[0].f_code.co_filename.startswith(TORCH)]
+    own = [f for f in frames if not f[0].f_code.co_filename.startswith(NOT_USERS)]
     frame, line, instruction = (own or frames)[-1]
     file = frame.f_code.co_filename
     code = linecache.getline(file, line).strip()
@@ -69,7 +72,7 @@ def explained(problem: BaseException, model: nn.Module) -> str:
     lines = str(problem).strip().splitlines()
     text = f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
     where = culprit(problem, model)
-    if where is None or where.place[0].startswith(TORCH):
+    if where is None or where.place[0].startswith(NOT_USERS):
         return text
     advice = "read the size from the tensor or from a layer's weight there"
     if any(word in where.code for word in SIZES_IN_CODE):

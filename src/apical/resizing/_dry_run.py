@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import explained
-from apical.resizing._gates import zero_gates_
+from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
 from apical.resizing._stand_in import bind_blocks
+from apical.resizing._widened import Widened
 from apical.structure import (
     ChannelGroup,
     CostTerm,
@@ -31,22 +32,25 @@ from apical.structure import (
     steady_training,
 )
 
+SMALL_SIDE = 64  # pixels; the least that networks of five halvings take with something left to compare
+NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 Part = ChannelGroup | SkippableBlock
 Refuted = dict[tuple[type, str], str]  # a group and a block may have the same name
 
 
 @dataclass(frozen=True)
 class Example:
-    """One call of the model."""
+    """One call of the model; ``widened``: in float64 also where the model asks for less."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     state_outputs: tuple[int | str, ...] = ()
+    widened: bool = False
 
     def run(self, model: nn.Module, training: bool = False, seed: int = 0) -> list[Tensor]:
         """All output tensors but carried states; in training mode without dropout and other chance."""
         mode = steady_training(model) if training else nullcontext()
-        with quiet_rng(), torch.no_grad(), mode:
+        with quiet_rng(), torch.no_grad(), mode, Widened() if self.widened else nullcontext():
             torch.manual_seed(seed)
             args, kwargs = own((self.args, self.kwargs))  # a model may write into its inputs
             outputs: Any = model(*args, **kwargs)
@@ -69,21 +73,37 @@ class Testbed:
         example: one call of it.
         tolerance: largest relative difference.
         modes: whether in training mode: eval mode, and then training mode if results can be compared there.
+        same_modes: whether the model computes the same in training mode, so that what is expected is the same, too.
+        note: why not in training mode.
     """
 
     model: nn.Module
     example: Example
     tolerance: float
     modes: tuple[bool, ...] = (False, True)
+    same_modes: bool = False
+    note: str = ""
 
 
-def confirm(structure: Structure, model: nn.Module, example: Example) -> Structure:
-    """The structure without what the dry run refutes; ``model`` is a copy that may be used freely."""
-    bed, note = _with_training(testbed(model, example))
-    structure = replace(structure, notes=(*structure.notes, *note))
-    structure = bind_blocks(structure, bed.model, bed.example.run, zero_gates_, bed.tolerance)
-    parts: list[Part] = [*structure.groups, *structure.blocks]
+def confirm(structure: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:
+    """The structure without what the dry run refutes.
+
+    Args:
+        structure: with proposed groups and blocks.
+        bed: what everything that stays is compared on.
+        quick: the same with smaller inputs, to find there first what must go.
+    """
+    structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
+    structure = bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
     refuted: Refuted = {}
+    for place in (quick, bed) if quick else (bed,):
+        _refute_all(structure, place, refuted)
+    return without(structure, refuted)
+
+
+def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
+    """Note every part that disagrees, alone or with others, beside those that are refuted already."""
+    parts: list[Part] = [*structure.groups, *structure.blocks]
 
     def refute(candidates: Sequence[Part], count: Count) -> None:
         reason = _disagreement(structure, bed, candidates, count)
@@ -121,7 +141,6 @@ def confirm(structure: Structure, model: nn.Module, example: Example) -> Structu
         settled(structure.blocks, _half)
     if not (settled(parts, _half) and settled(parts, _odd)):  # all together, in two numbers
         refuted.update({_key(p): "refuted together with others" for p in parts if _key(p) not in refuted})
-    return without(structure, refuted)
 
 
 def _first_conflict(candidates: Sequence[Part], disagree: Callable[[Sequence[Part]], bool]) -> int:
@@ -157,31 +176,68 @@ def _refute_alike(candidates: Sequence[Part], refute: Callable[[Sequence[Part]],
 
 
 def testbed(model: nn.Module, example: Example) -> Testbed:
-    """A float64 copy with nothing trivially zero (a float32 copy where the model cannot run in float64)."""
+    """The model in float64 with nothing trivially zero (in its own types where it cannot run in float64).
+
+    Args:
+        model: a copy in eval mode, which becomes the testbed's.
+        example: one call.
+    """
     check_runs(model, example.args, example.kwargs)
-    twin = _disturbed(copy.deepcopy(model).double())
-    wide = Example(_double(example.args), _double(example.kwargs), example.state_outputs)
-    noisy = Example(_noisy(wide.args), _noisy(wide.kwargs), example.state_outputs)
-    for trial in (noisy, wide):  # examples are often zeros, at which much is equal that is not the same
+    types = {name: t.dtype for name, t in _tensors(model).items()}
+    twin = _disturbed(model.double())
+    wide = replace(example, args=_double(example.args), kwargs=_double(example.kwargs), widened=True)
+    noisy = replace(wide, args=_noisy(wide.args), kwargs=_noisy(wide.kwargs))
+    # Examples are often zeros, at which much is equal that is not the same; some kernels know no float64.
+    for trial in (noisy, replace(noisy, widened=False), wide, replace(wide, widened=False)):
         try:
             if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
-                return Testbed(twin, trial, 1e-10)
+                return _with_training(Testbed(twin, trial, 1e-10))
         except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
             continue
-    return Testbed(_disturbed(copy.deepcopy(model)), example, 1e-3)
+    for name, tensor in _tensors(twin).items():
+        tensor.data = tensor.data.to(types[name])
+    return _with_training(Testbed(twin, example, 1e-3))
 
 
-def _with_training(bed: Testbed) -> tuple[Testbed, tuple[str, ...]]:
-    """The testbed, without training mode, and a note, if that cannot be compared: it fails, or chance decides."""
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _with_training(bed: Testbed) -> Testbed:
+    """The testbed, without training mode, and with a note, if that cannot be compared: it fails, or chance decides."""
     try:
-        first, again = (bed.example.run(copy.deepcopy(bed.model), True, seed) for seed in (0, 1))
+        first, again = (bed.example.run(sharing_copy(bed.model), True, seed) for seed in (0, 1))
         if _difference(first, again, 0.0) is None:
-            return bed, ()
+            return replace(bed, same_modes=_difference(bed.example.run(bed.model), first, 0.0) is None)
         problem = "its results differ from run to run"
     except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
         problem = first_line(error)
     note = f"gates and removal were compared in eval mode only, not in training mode: {problem}"
-    return replace(bed, modes=(False,)), (note,)
+    return replace(bed, modes=(False,), note=note)
+
+
+def smaller(bed: Testbed) -> Testbed | None:
+    """The testbed with images cut to `SMALL_SIDE` pixels, if they are much larger and the model takes those.
+
+    What a part does to the result hardly depends on the size of an image, but the time does.
+    """
+    leaves = torch.utils._pytree.tree_leaves((bed.example.args, bed.example.kwargs))
+    images = [v for v in leaves if isinstance(v, Tensor) and v.dim() == 4]
+    if not images or min(min(v.shape[2:]) for v in images) < 2 * SMALL_SIDE:
+        return None
+
+    def cut(value: Any) -> Any:
+        is_image = isinstance(value, Tensor) and value.dim() == 4
+        return value[..., :SMALL_SIDE, :SMALL_SIDE].contiguous() if is_image else value
+
+    args, kwargs = torch.utils._pytree.tree_map(cut, (bed.example.args, bed.example.kwargs))
+    quick = replace(bed, example=replace(bed.example, args=args, kwargs=kwargs))
+    try:
+        for training in bed.modes:
+            quick.example.run(sharing_copy(bed.model), training)
+    except Exception:  # noqa: BLE001 (the model takes no other size, whatever it raises)
+        return None
+    return quick
 
 
 def _double(tree: Any) -> Any:
@@ -208,7 +264,10 @@ def _disturbed(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
 
     def noise(tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor)
+        drawn = torch.randn(min(tensor.numel(), NOISE), generator=generator, dtype=torch.float32, device="cpu")
+        if tensor.numel() > NOISE:  # a prime length, so that no two rows get the same
+            drawn = drawn.repeat(-(-tensor.numel() // NOISE))[: tensor.numel()]
+        return drawn.view(tensor.shape).to(tensor)
 
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel():
@@ -242,25 +301,42 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], cou
             keep[part.name] = sorted(order[: count(part.size, shift)])
     skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
     inexact = {p.name: keep[p.name] for p in parts if isinstance(p, ChannelGroup) and not p.exact}
-    gated, removed = copy.deepcopy(bed.model), copy.deepcopy(bed.model)
-    zero_gates_(gated, structure, {name: kept for name, kept in keep.items() if name not in inexact}, skip)
-    for training in bed.modes:
+    found = _without(structure, bed, keep, skip)  # before the gated copy is made: one changed copy at a time
+    if isinstance(failed := found[False], str):
+        return failed
+    gated = gated_copy(bed.model, structure, {name: kept for name, kept in keep.items() if name not in inexact}, skip)
+    if inexact:
+        resize_(gated, structure, inexact)
+    expected: list[Tensor] = []
+    for training, outputs in found.items():
         where = "in training mode " if training else ""
-        try:
-            if not training:
-                resize_(removed, structure, keep, skip)
-            found = bed.example.run(removed, training)
-            if inexact and not training:
-                resize_(gated, structure, inexact)
+        if isinstance(outputs, str):
+            return where + outputs
+        if not (training and bed.same_modes):
             expected = bed.example.run(gated, training)
-        except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
-            return f"{where}without some of it the forward pass fails: {explained(problem, removed)}"
-        reason = _difference(expected, found, bed.tolerance)
+        reason = _difference(expected, outputs, bed.tolerance)
         if reason is None and inexact:
-            reason = _other_shapes(bed.example.run(bed.model, training), found)
+            reason = _other_shapes(bed.example.run(bed.model, training), outputs)
         if reason is not None:
             return where + reason
     return None
+
+
+def _without(
+    structure: Structure, bed: Testbed, keep: Mapping[str, Sequence[int]], skip: tuple[str, ...]
+) -> dict[bool, list[Tensor] | str]:
+    """The smaller model's outputs in each mode, or why it fails there."""
+    removed = sharing_copy(bed.model)
+    found: dict[bool, list[Tensor] | str] = {}
+    for training in bed.modes:
+        try:
+            if not found:
+                resize_(removed, structure, keep, skip)
+            found[training] = bed.example.run(removed, training)
+        except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
+            found[training] = f"without some of it the forward pass fails: {explained(problem, removed)}"
+            break
+    return found
 
 
 def _half(size: int, shift: int) -> int:

@@ -7,7 +7,6 @@ the other, until the forward pass runs and equals the gated one. Nothing is gues
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +14,12 @@ from itertools import chain, combinations
 
 from torch import Tensor, nn
 
+from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit
-from apical.resizing._dry_run import Example, confirm, testbed
-from apical.resizing._gates import zero_gates_
+from apical.resizing._dry_run import Example, Testbed, confirm
+from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
-from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
+from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure, stated
 
 MAX_TRIALS = 60
 MAX_ATTRIBUTES = 6
@@ -53,7 +53,7 @@ class _Bench:
         """Remove some units, with these attributes following, and compare with their gates at zero."""
         self.left -= 1
         structure = replace(self.structure, attributes=(*self.structure.attributes, *chain(*steps)))
-        model = copy.deepcopy(self.twin)
+        model = sharing_copy(self.twin)
         try:
             resize_(model, structure, self.keeps[which])
             found = self.example.run(model)
@@ -65,9 +65,7 @@ class _Bench:
 
     def _gated(self, which: int) -> list[Tensor]:
         if which not in self._expected:
-            gated = copy.deepcopy(self.twin)
-            if self.group.exact:
-                zero_gates_(gated, self.structure, self.keeps[which])
+            gated = gated_copy(self.twin, self.structure, self.keeps[which] if self.group.exact else {})
             self._expected[which] = self.example.run(gated)
         return self._expected[which]
 
@@ -86,9 +84,7 @@ class _Bench:
         known = {(a.module, a.attribute) for a in (*self.structure.attributes, *chain(*taken))}
         counts = {len(m.positions[0]) for m in self.group.members}
         for path in where.modules:
-            for name, value in vars(self.twin.get_submodule(path)).items():
-                if name.startswith("_") or isinstance(value, bool) or not isinstance(value, int):
-                    continue
+            for name, value in _integers(self.twin.get_submodule(path)).items():
                 per_unit, rest = divmod(value, self.group.size)
                 if (path, name) not in known and value and not rest and any(n % per_unit == 0 for n in counts):
                     axis = SizeAxis(0, ((self.index, per_unit),))
@@ -98,27 +94,36 @@ class _Bench:
         if self.group.role != "stream":
             return [path]
         modules = [(p, m) for p, m in self.twin.named_modules() if _kind(p) == _kind(path)]
-        return [p for p, m in modules if vars(m).get(name) == value]
+        return [p for p, m in modules if stated(m, name) == value]
 
 
-def follow(proposed: Structure, confirmed: Structure, model: nn.Module, example: Example) -> Structure:
+def _integers(module: nn.Module) -> dict[str, int]:
+    """The integers among a module's public attributes, then those of plain objects that it holds (``config.heads``)."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    for holder, value in list(own.items()):
+        if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor)) and not callable(value):
+            own.update({f"{holder}.{name}": v for name, v in vars(value).items() if not name.startswith("_")})
+    return {name: v for name, v in own.items() if isinstance(v, int) and not isinstance(v, bool)}
+
+
+def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:
     """The confirmed structure, with the groups that only an attribute of a size of its own had kept from resizing.
 
     Args:
         proposed: the structure before the dry run.
         confirmed: the same after it.
-        model: a copy that may be used freely, in eval mode.
-        example: one call.
+        bed: what was compared on.
+        quick: the same with smaller inputs.
     """
     held = {g.name for g in confirmed.groups}
     broken = {f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted"))}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
     if not groups:
         return confirmed
-    bed = testbed(model, example)
+    small = quick or bed
     found: dict[str, Step] = {}
     for group in groups:
-        bench = _Bench(proposed, bed.model, bed.example, bed.tolerance, group)
+        bench = _Bench(proposed, small.model, small.example, small.tolerance, group)
         known = [_transferred(found[other], other, bench) for other in found if _kind(other) == _kind(group.name)]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
         result = ready or (() if known else _search(bench))
@@ -127,7 +132,7 @@ def follow(proposed: Structure, confirmed: Structure, model: nn.Module, example:
     extra = dict.fromkeys(axis for axes in found.values() for axis in axes)
     if not extra:
         return confirmed
-    return confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), model, example)
+    return confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
 
 
 def _search(bench: _Bench) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from apical.resizing._copying import sharing_copy
 from apical.resizing._install import lookup
 from apical.resizing._selection import check_selection
 from apical.structure import Keep, Structure
@@ -28,3 +29,12 @@ def zero_gates_(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[
         if block.name in selection.skip:
             for name in block.gate_site:
                 lookup(model, name).zero_()
+
+
+def gated_copy(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[str, ...] = ()) -> nn.Module:
+    """A copy with these gates at zero (see `zero_gates_`) that shares all other parameters with the model."""
+    written = {part.tensor for group in structure.groups if group.name in keep for part in group.gate_site}
+    written.update(name for block in structure.blocks if block.name in skip for name in block.gate_site)
+    gated = sharing_copy(model, written)
+    zero_gates_(gated, structure, keep, skip)
+    return gated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,10 +53,14 @@ class Installation:
         return old
 
     def attribute(self, module: nn.Module, name: str, value: int) -> None:
-        """Set an integer attribute; one without a usual name is noted in the module, so that it can be saved."""
-        old = getattr(module, name)
-        self.on_undo(lambda: vars(module).__setitem__(name, old))
-        setattr(module, name, value)
+        """Set an integer attribute; one without a usual name is noted in the module, so that it can be saved.
+
+        Of an object that the module holds (``config.num_heads``), which others may hold too, it gets a copy.
+        """
+        holder, _, inner = name.partition(".")
+        old = getattr(module, holder)
+        self.on_undo(lambda: vars(module).__setitem__(holder, old))
+        setattr(module, holder, _changed_copy(old, inner, value) if inner else value)
         noted = vars(module).get(OWN_SIZES, ())
         if name not in (*SIZE_ATTRIBUTES, *noted):
             vars(module)[OWN_SIZES] = (*noted, name)
@@ -89,6 +94,12 @@ class Installation:
             optimizer.state.update(state)
 
         self.on_undo(restore)
+
+
+def _changed_copy(holder: Any, name: str, value: int) -> Any:
+    other = copy.copy(holder)
+    setattr(other, name, value)
+    return other
 
 
 @contextmanager

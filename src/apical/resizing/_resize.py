@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -331,7 +332,7 @@ class _Resize:
             if self._absent(spec.module):
                 continue
             module, value = model.get_submodule(spec.module), spec.axis.length(sizes)
-            if getattr(module, spec.attribute) != value:
+            if attrgetter(spec.attribute)(module) != value:
                 install.attribute(module, spec.attribute, value)
                 found[f"{spec.module}.{spec.attribute}".lstrip(".")] = value
         for path in self._touched_modules():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -81,7 +80,7 @@ def stand_in(returns: Returned | None, replaced: nn.Module) -> nn.Module:
 
 
 def bind_blocks(
-    structure: Structure, model: nn.Module, run: Callable[[nn.Module], object], zero_: Callable[..., None],
+    structure: Structure, model: nn.Module, run: Callable[[nn.Module], object], gated: Callable[..., nn.Module],
     tolerance: float,
 ) -> Structure:  # fmt: skip
     """The structure whose blocks say what their stand-ins return; blocks that cannot say it stay, with a note.
@@ -93,15 +92,14 @@ def bind_blocks(
         structure: with proposed blocks.
         model: a testbed; it is not changed.
         run: calls it.
-        zero_: zeroes the gates of blocks.
+        gated: makes a copy in which the gates of some blocks are zero.
         tolerance: of comparing an output with an input.
     """
     found: dict[str, SkippableBlock] = {}
     problems: dict[str, str] = {}
     for part in (structure.blocks[::2], structure.blocks[1::2]):
         if part:
-            twin = copy.deepcopy(model)
-            zero_(twin, structure, {}, tuple(b.name for b in part))
+            twin = gated(model, structure, {}, tuple(b.name for b in part))
             _observe(twin, part, run, tolerance, found, problems)
     for block in structure.blocks:
         if block.name not in found:

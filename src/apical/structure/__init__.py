@@ -3,7 +3,7 @@
 from apical.structure._analyse import OUTPUT, propose, tensor_specs
 from apical.structure._call import Call, ExampleInputs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
-from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES, stated_sizes
+from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES, stated, stated_sizes
 from apical.structure._manual import HandGroups, describe
 from apical.structure._quiet import quiet, quiet_rng
 from apical.structure._registry import module_refresh, register_module, register_op
@@ -66,6 +66,7 @@ __all__ = [
     "register_op",
     "returned",
     "returned_zeros",
+    "stated",
     "stated_sizes",
     "steady_training",
     "tensor_specs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,16 @@ OWN_SIZES = "_apical_sizes"  # where a resized module names further attributes o
 
 def stated_sizes(module: nn.Module) -> dict[str, int]:
     """The integer attributes in which a module says how large it is."""
-    own = vars(module)
-    names = dict.fromkeys((*SIZE_ATTRIBUTES, *own.get(OWN_SIZES, ())))
-    return {name: v for name in names if isinstance(v := own.get(name), int) and not isinstance(v, bool)}
+    names = dict.fromkeys((*SIZE_ATTRIBUTES, *vars(module).get(OWN_SIZES, ())))
+    return {name: v for name in names if isinstance(v := stated(module, name), int) and not isinstance(v, bool)}
+
+
+def stated(module: nn.Module, name: str) -> Any:
+    """A plain attribute, also of an object that the module holds (``config.num_heads``); None if it is not there."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, "__dict__", {}).get(part)
+    return value
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,11 @@ def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
         written[labels[walk.axes[key]]] = True
     for reading in walk.readings:
         read[labels[reading.ids[reading.ids >= 0]]] = True
-    for label in labels.unique().tolist():
-        if not written[label]:
-            reasons.setdefault(label, "no layer that can shrink writes it")
-        elif not read[label]:
-            reasons.setdefault(label, "no later layer reads it through a weight")
+    every = labels.unique()
+    for label in every[~written[every]].tolist():
+        reasons.setdefault(label, "no layer that can shrink writes it")
+    for label in every[written[every] & ~read[every]].tolist():
+        reasons.setdefault(label, "no later layer reads it through a weight")
     return reasons
 
 
@@ -128,9 +136,9 @@ def _membership(walk: Walk, labels: Tensor, alive: Tensor) -> Membership:
     members: Membership = defaultdict(lambda: defaultdict(list))
     for key, ids in walk.axes.items():
         own = labels[ids]
-        for position, label in enumerate(own.tolist()):
-            if alive[label]:
-                members[label][key].append(position)
+        positions = alive[own].nonzero().reshape(-1)
+        for position, label in zip(positions.tolist(), own[positions].tolist(), strict=True):
+            members[label][key].append(position)
     return members
 
 
@@ -151,12 +159,15 @@ def _alike(
             own = ids.reshape(-1)
             code.index_add_(0, labels[own[own >= 0]], salt.expand(int((own >= 0).sum())))
     salts = {key: int(torch.randint(1, 2**62, (1,), generator=generator, device="cpu")) for key in walk.axes}
+    together: dict[frozenset[AxisKey], list[int]] = defaultdict(list)
     for label, keys in sites.items():
-        code[label] ^= sum(salts.get(k, 0) for k in keys) % 2**62
+        together[frozenset(keys)].append(label)
+    for site, own_labels in together.items():
+        code[torch.tensor(own_labels, device="cpu")] ^= sum(salts.get(k, 0) for k in site) % 2**62
     parts: dict[tuple[int, bool], list[int]] = defaultdict(list)
-    for label in labels.unique().tolist():
-        if alive[label]:
-            parts[(int(code[label]), label in averaged)].append(label)
+    every = labels[alive[labels]].unique()
+    for label, mark in zip(every.tolist(), code[every].tolist(), strict=True):
+        parts[(mark, label in averaged)].append(label)
     order = {
         int(label): i
         for i, label in enumerate(torch.cat([labels[walk.axes[k]] for k in walk.producers]).tolist()[::-1])

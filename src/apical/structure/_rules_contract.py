@@ -59,17 +59,17 @@ def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, tr
     if groups == 1:
         ids, zeros = _dense_convolution(walk, x, weight, incoming, pixels, transposed)
     else:
-        ids, zeros = _grouped_convolution(walk, weight, incoming, groups, pixels, transposed)
+        ids, zeros = _grouped_convolution(walk, x, weight, incoming, groups, pixels, transposed)
     for path in _owners(walk, weight):
         walk.attribute("in_channels", incoming, path=path)
         walk.attribute("out_channels", ids, path=path)
-    zeros |= _add_bias(walk, bias, ids)
-    return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), zeros)
+    added = _add_bias(walk, bias, ids)
+    return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), None if zeros is None else zeros | added)
 
 
 def _dense_convolution(
     walk: Walk, x: Value, weight: ParamValue, incoming: Tensor | None, pixels: int, transposed: bool
-) -> tuple[Tensor, frozenset[AxisKey]]:
+) -> tuple[Tensor, Zeros]:
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     ids, out_key = _weight_axis(walk, weight, out_dim, produce=True)
     columns, in_key = _weight_axis(walk, weight, in_dim)
@@ -79,9 +79,12 @@ def _dense_convolution(
 
 
 def _grouped_convolution(
-    walk: Walk, weight: ParamValue, incoming: Tensor | None, groups: int, pixels: int, transposed: bool
-) -> tuple[Tensor, frozenset[AxisKey]]:
-    """Group by group: a convolution group's input and output channels are one unit."""
+    walk: Walk, x: Value, weight: ParamValue, incoming: Tensor | None, groups: int, pixels: int, transposed: bool
+) -> tuple[Tensor, Zeros]:
+    """Group by group: a convolution group's input and output channels are one unit.
+
+    A filter that is a buffer (a blur) is not trained, and holds no gate: its result is zero where its input is.
+    """
     rows, key = _weight_axis(walk, weight, 0)  # (out,), or (in,) when transposed
     walk.meet_rows(rows.view(groups, -1))
     if incoming is None:
@@ -96,7 +99,7 @@ def _grouped_convolution(
     walk.cost(pixels * weight.shape[1], rows)
     for path in _owners(walk, weight):
         walk.attribute("groups", rows.view(groups, -1)[:, 0], path=path)
-    return ids, frozenset([key])
+    return ids, frozenset([key]) if walk.is_parameter(weight.name) else x.zeros
 
 
 def _weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False) -> tuple[Tensor, AxisKey]:
