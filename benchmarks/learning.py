@@ -11,6 +11,7 @@ Methods:
     uniform        a fixed network, all widths by one ratio
     hand           a fixed network by the best rule we had before (decision 017): without early blocks, the rest by one
                    ratio; where there are no blocks, the widths that minimise the sum of N / n (full over present width)
+    scs            the paper's version (`ScsConfig`)
     same-macs      the network that `learned` ended with, trained from the start for the same training MACs
     hand-same-macs the hand rule's network, trained for as many MACs as `learned` was
     dense          the whole network
@@ -39,6 +40,7 @@ from trial import BATCH, HELD_OUT, TRAIN, Fixed, Images, Make, load, run
 import apical
 from apical.baselines import uniform_keep
 from apical.budget import BoundBudget, Budget
+from apical.growth import ScsConfig
 from apical.growth._allocation import expected_values, moved, rates, unit_prices
 from apical.growth._widths import Limits, fit
 from apical.models import CifarResNet, MobileNetV1, vgg16
@@ -89,7 +91,7 @@ GROWN: dict[str, dict[str, Any]] = {
     "one-ratio": {"damping": 0.0, "grow_depth": False, "seed_style": "small"},
 }
 SAME_MACS = ("same-macs", "hand-same-macs")
-METHODS = [*GROWN, "uniform", "hand", *SAME_MACS, "dense"]
+METHODS = [*GROWN, "scs", "uniform", "hand", *SAME_MACS, "dense"]
 
 
 def fixed(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor, widths: dict[str, int],
@@ -109,6 +111,9 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
             steps = setting.train // BATCH
             return apical.Grower(model, optimizer, (example,), setting.budget, setting.epochs, seed=seed,
                                  steps_per_epoch=steps, **(GROWN[method] | options))  # fmt: skip
+        if method == "scs":
+            return apical.Grower(model, optimizer, (example,), setting.budget, setting.epochs,
+                                 ScsConfig(seed=seed, **options))  # fmt: skip
         structure = apical.trace(model, (example,))
         if method == "same-macs":
             assert learned is not None
