@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 import apical
 from apical.cli import main
 from apical.errors import ConfigError, LoadError, SaveError
+from apical.export import load_quantized
 from apical.recipes import apply_settings, get_recipe
 from apical.runs import _hub as hub
 from apical.runs import from_pretrained, load_run, push_to_hub, run
@@ -38,6 +39,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that must not be changed."""
     folder = tmp_path_factory.mktemp("private-place") / "tiny"
     config = apply_settings(get_recipe("digits"), ["data.path=synthetic", *TINY])
+    run(config, folder, progress=make_progress("quiet"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bits") / "tiny"
+    config = apply_settings(get_recipe("digits"), ["data.path=synthetic", *TINY, "budget=60% macs, 17% size"])
     run(config, folder, progress=make_progress("quiet"))
     return folder
 
@@ -70,6 +79,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     found = Server(tmp_path / "server")
     monkeypatch.setitem(sys.modules, "huggingface_hub", found)
     return found
+
+
+def test_a_pushed_run_with_bits_comes_back_packed_and_the_same(with_bits: Path, server: Server) -> None:
+    push_to_hub(with_bits, "me/bits")
+    model, (ours, full, example) = from_pretrained("me/bits"), load_run(with_bits)
+    assert torch.equal(model(example[0]), ours(example[0]))
+    assert load_quantized(server.place / "me/bits") == load_quantized(with_bits) != {}
+    size = (server.place / "me/bits/model.safetensors").stat().st_size
+    whole = 4 * sum(p.numel() for p in full.parameters())
+    assert (
+        f"| file of the weights | {size:,} bytes | {whole:,} bytes |"
+        in (server.place / "me/bits/README.md").read_text()
+    )
 
 
 def test_a_pushed_run_comes_back_as_the_same_network(finished: Path, server: Server) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from apical.budget import DeviceTable, NetworkCost, Setting, allreduce_bytes, memory_bytes, project
 from apical.cli import main
+from apical.data import TokenStream
 from apical.errors import ApicalError, ConfigError
 from apical.recipes import apply_settings, get_recipe
 from apical.resizing import trace
@@ -169,7 +170,7 @@ def test_a_plan_does_not_touch_the_model() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["folder"], "nothing is known of the data ''"),
+        (["folder"], "not enough is known of the data ''"),
         (["digits", "--input", "8x8"], "expected one image, 1 x channels x height x width"),
         (["digits", "--input", "3x32x32"], "expected one image, 1 x channels x height x width"),
         (["digits", "--write-table", "t.json"], "add --measure"),
@@ -179,13 +180,40 @@ def test_a_plan_does_not_touch_the_model() -> None:
         (["resnet20", "--input", "3x32x32"], "the first number of each --input must be 1"),
         (["resnet20", "--input", "1x3x32x32", "--classes", "7"], "--classes belong to a RECIPE"),
         (["digit"], "there is no model or recipe 'digit'; did you mean 'digits'?"),
-        (["wikitext2-lstm"], "only those of classification can be planned"),
+        (["wikitext2-lstm", "--input", "1x3x32x32"], "as large as --set data.bptt=N says"),
+        (["wikitext2-lstm", "--set", "data.path=mine"], "--images (windows) and --classes (size of the vocabulary)"),
+        (["camvid-deeplabv3-small", "--input", "1x3x32x32"], "as large as --set data.crop=N says"),
+        (["camvid-deeplabv3-small"], "--images 367 --classes 11"),
         (["resnet20", "--input", "1x3x32x32", "--budget", "0.001% macs"], "budget"),
     ],
 )
 def test_wrong_input_is_named(arguments: list[str], message: str) -> None:
     result = planned(*arguments)
     assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
+def test_texts_and_masks_that_are_described() -> None:
+    text = get_recipe("ptb-lstm-small")
+    stream = TokenStream(torch.zeros(929_589, dtype=torch.int64), 20, 20, drop_last=True)
+    assert data_facts(text) == (20 * len(stream), {"vocab_size": 10_000, "bptt": 20})
+    assert data_facts(apply_settings(text, ["data.max_words=500"]))[1]["vocab_size"] == 500
+    assert data_facts(apply_settings(text, ["data.unit=bytes"]), 70)[1]["vocab_size"] == 256
+    images, facts = data_facts(get_recipe("voc-deeplabv3-resnet50"))
+    assert (images, len(facts["classes"]), facts["image_shape"]) == (1_464, 21, [3, 513, 513])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ptb-lstm-small", "--classes", "30", "--images", "40", "--set", "data.bptt=6"],
+        ["camvid-deeplabv3-small", "--classes", "4", "--images", "40", "--set", "data.crop=32"],
+    ],
+)
+def test_recipes_of_text_and_masks(arguments: list[str]) -> None:
+    result = planned(*arguments, "--epochs", "3", "--set", "batch_size=4", "--memory", "--measure", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    for part in ("3 epochs", "40 examples an epoch", "step ms", "memory: "):
+        assert part in result.output
 
 
 def test_data_that_is_described() -> None:

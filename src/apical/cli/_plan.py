@@ -39,8 +39,16 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of training.")
 @click.option("--model", help="With RECIPE, another model: torchvision:resnet152, package.module:callable, ...")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change any setting, as in apical train.")
-@click.option("--images", type=click.IntRange(min=1), help="Training examples of an epoch, where they are not known.")
-@click.option("--classes", type=click.IntRange(min=1), help="Number of classes, for a RECIPE whose data is not known.")
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    help="Training examples of an epoch (of text: windows), where they are not known.",
+)
+@click.option(
+    "--classes",
+    type=click.IntRange(min=1),
+    help="Number of classes (of text: of tokens), for a RECIPE whose data is not known.",
+)
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="How many train together.")
 @click.option("--memory", is_flag=True, help="Run each network once for its activations.")
 @click.option("--measure", is_flag=True, help="Time steps on this machine (a few of several networks).")
@@ -58,6 +66,7 @@ def plan_command(target: str, as_json: bool, **options: Any) -> None:
     Examples:
       apical plan digits --measure
       apical plan imagenet-resnet50 --model torchvision:resnet152 --processes 8 --memory
+      apical plan gpt-wikitext2 --measure
       apical plan my_package.nets:Net --input 1x3x32x32 --budget "50% macs" --epochs 100
       apical plan my_package.nets:Net --input 1x3x32x32 --images 50000 --measure --write-table this-machine.json
     """

@@ -13,14 +13,13 @@ import torch
 from apical.errors import CheckpointError, ConfigError
 from apical.growth import GrowthConfig
 from apical.recipes import RunConfig
-from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
-from apical.recipes._fields import parse_freely
-from apical.runs._methods import check_method, growth_settings, methods, resolve_method
-from apical.runs._run import run
-from apical.runs._stored import load_run, read_config
 from apical.recipes._settings import reproducing_command
 from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
+from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
+from apical.runs._methods import check_method, growth_settings, resolve_method
+from apical.runs._run import run
+from apical.runs._stored import load_run, read_config
 from apical.timing._networks import network_samples_ms
 from apical.training import Progress, TrainingConfig, seed_everything
 from apical.training._amp import settle_amp
@@ -154,8 +153,10 @@ def compare(
     planned = plan(config, methods, seeds, out, options)
     if config.training.amp == "auto":
         training = _one_amp(config, [item.folder for item in planned], message)
-        planned = [replace(item, config=replace(item.config, training=replace(item.config.training, amp=training.amp)))
-                   for item in planned]
+        planned = [
+            replace(item, config=replace(item.config, training=replace(item.config.training, amp=training.amp)))
+            for item in planned
+        ]
         config = replace(config, training=training)
     if waiting := [item for item in planned if to_be_measured(item.config)]:
         divisor = _one_divisor(waiting, message)

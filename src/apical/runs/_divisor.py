@@ -14,11 +14,10 @@ from apical._reading import read_text
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import choose_divisor
-from apical.recipes import RunConfig
-from apical.runs._methods import growth_settings
-from apical.recipes import Facts
+from apical.recipes import Facts, RunConfig
 from apical.recipes._task_kind import task_kind
 from apical.resizing import trace
+from apical.runs._methods import growth_settings
 from apical.training import processes
 from apical.training._config import resolve_device
 from apical.training._learner import apply_memory_format_, autocast

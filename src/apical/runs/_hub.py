@@ -173,9 +173,10 @@ def card(run: RunRecord, repo: str, *, program: bool, picture: bool) -> str:
     if picture:
         lines += [f"![Widths by epoch]({PICTURE})", "", "A row for each group of channels, a column for each epoch; "
                   "the darker, the nearer to the full width; white is absent.", ""]  # fmt: skip
-    lines += ["## Load it", "", "```python", "from apical.runs import from_pretrained", "", f"model = {call}", "```", ""]
+    code = ["from apical.runs import from_pretrained", "", f"model = {call}"]
+    lines += ["## Load it", "", "```python", *code, "```", ""]
     if program:
-        lines += [f"Without apical, if you trust the file: `torch.export.load(\"{PROGRAM}\").module()`.", ""]
+        lines += [f'Without apical, if you trust the file: `torch.export.load("{PROGRAM}").module()`.', ""]
     if summary.get("command"):
         lines += ["## Repeat it", "", "```console", str(summary["command"]), "```", ""]
     lines += ["`report.html` shows the whole run.", ""]
@@ -194,6 +195,9 @@ def _table(run: RunRecord) -> list[str]:
         if isinstance(summary.get(name), int) and isinstance(full.get(name), int):
             share = f"{summary[name]:,} ({100 * summary[name] / max(1, full[name]):.1f} %)"
             rows.append((label, share, f"{full[name]:,}"))
+    size = summary.get("weights_bytes")  # of weights with bits
+    if isinstance(size, int) and isinstance(full.get("num_params"), int):
+        rows.append(("file of the weights", f"{size:,} bytes", f"{4 * full['num_params']:,} bytes"))
     trained = summary.get("train_macs_fraction")
     if isinstance(trained, (int, float)):
         rows.append(("multiply-adds of the training", f"{100 * trained:.1f} %", "100 %"))
@@ -242,8 +246,8 @@ def _fetched(source: str | Path, revision: str | None) -> Path:
         raise
     except Exception as error:  # clients of servers fail in many ways
         raise LoadError(
-            f"there is no folder {source}, and it cannot be fetched from the Hub: {type(error).__name__}: {error}. Check "
-            "the name, the network, and for private ones `hf auth login`."
+            f"there is no folder {source}, and it cannot be fetched from the Hub: {type(error).__name__}: {error}. "
+            "Check the name, the network, and for private ones `hf auth login`."
         ) from error
     return Path(str(fetched))
 

@@ -15,8 +15,8 @@ from apical._checks import nearest
 from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.recipes._model import import_callable
-from apical.runs._template import template_facts
 from apical.reporting import growth_pixels
+from apical.runs._template import template_facts
 from apical.training import GrowthMethod, Logger, Metric, PacedProgress, Progress, TensorBoardLogger
 from apical.training._loggers import require_tensorboard
 from apical.training._run_folder import plain, write_text
@@ -34,8 +34,16 @@ LOGGERS: dict[str, tuple[Callable[[], object], LoggerFactory]] = {
 }
 """By name: what refuses at once if its package is missing, and the factory."""
 
-_SECTIONS = {"train": "train", "eval": "eval", "macs": "cost", "params": "cost", "num": "cost", "peak": "cost",
-             "blocks": "cost", "lr": "train"}
+_SECTIONS = {
+    "train": "train",
+    "eval": "eval",
+    "macs": "cost",
+    "params": "cost",
+    "num": "cost",
+    "peak": "cost",
+    "blocks": "cost",
+    "lr": "train",
+}
 _PIXELS = 8  # a unit of the growth picture
 
 
@@ -129,8 +137,11 @@ class LoggedProgress:
         """The summary as text, and its test results as numbers."""
         self._display.summary(summary)
         short = {name: value for name, value in summary.items() if name not in ("template", "widths")}
-        numbers = {f"test/{name[5:]}": float(value) for name, value in summary.items()
-                   if name.startswith("test_") and isinstance(value, (int, float))}
+        numbers = {
+            f"test/{name[5:]}": float(value)
+            for name, value in summary.items()
+            if name.startswith("test_") and isinstance(value, (int, float))
+        }
         epoch = int(summary.get("epochs") or 0)
         self._tell(lambda logger: logger.scalars(numbers, epoch))
         self._tell(lambda logger: logger.text("summary", json.dumps(plain(short), indent=2)))

@@ -26,7 +26,6 @@ from apical.baselines import (
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.recipes import RunConfig
-from apical._checks import build, nearest
 from apical.training import GrowthMethod, MethodFactory
 
 T = TypeVar("T")

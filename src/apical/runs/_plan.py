@@ -33,6 +33,10 @@ KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
     "digits": (1_437, 10, (1, 8, 8)),
 }
 """Training images, classes and image shape of public data sets, so that a run can be planned without its data."""
+KNOWN_MASKS: dict[str, tuple[int, int]] = {"VOC2012": (1_464, 21)}
+"""Images of the list ``train``, and classes with the background; images are as large as the recipe's crop."""
+KNOWN_TEXT: dict[str, tuple[int, int]] = {"ptb": (929_589, 10_000), "wikitext-2": (2_088_628, 33_278)}
+"""Training tokens, an end of line being one, and size of the vocabulary."""
 FURTHER = 1.25  # a network is timed if it has so many times the MACs of the last one
 
 
@@ -44,7 +48,7 @@ class Planned:
         config: how it is trained.
         name: of the model.
         model: the full one.
-        example: the arguments of a call with one example: tensors whose first dimension is 1.
+        example: the arguments of a call with one example.
         structure: of the model.
         plan: its networks.
     """
@@ -78,25 +82,60 @@ class Prices:
 def data_facts(
     config: RunConfig, images: int | None = None, classes: int | None = None, shape: tuple[int, ...] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Number of training images of an epoch, and what the model must know about the data.
+    """Number of training examples of an epoch, and what the model must know about the data.
+
+    Args:
+        config: the run.
+        images: training examples, where they are not known: images, or windows of ``data.bptt`` tokens.
+        classes: number of classes, or size of the vocabulary.
+        shape: of an image, channels first; those of a segmentation are ``data.crop`` large.
 
     Raises:
-        ConfigError: the recipe is no classification, or its data is not known and not described.
+        ConfigError: the data is not known and not described, or the shape is not asked for.
     """
-    if config.task != "classification":
-        raise ConfigError(
-            f"of the recipes only those of classification can be planned so far; {config.recipe} is {config.task}. "
-            "Name the model itself, with an example: apical plan MODEL --input 1x128:int64:32000"
-        )
-    known = KNOWN_DATA.get(str(config.data.path).rstrip("/").rsplit("/", 1)[-1])
-    if known is None and None in (images, classes, shape):
-        raise ConfigError(
-            f"nothing is known of the data {config.data.path!r} (known: {', '.join(KNOWN_DATA)}); give --images, "
-            "--classes and --input, such as --images 50000 --classes 10 --input 1x3x32x32"
-        )
-    number, count, size = known or (0, 0, (0, 0, 0))
-    number, count = images or round(number * (1 - config.data.validation_fraction)), classes or count
-    return number, {"classes": [str(i) for i in range(count)], "image_shape": list(shape or size)}
+    name = str(config.data.path).rstrip("/").rsplit("/", 1)[-1]
+    size = {"language": "bptt", "segmentation": "crop"}.get(config.task)
+    if size is not None and shape is not None:
+        raise ConfigError(f"{config.recipe} takes no --input; its examples are as large as --set data.{size}=N says")
+    if config.task == "language":
+        number, count = images or _windows(config, name), classes or _vocabulary(config, name)
+        facts: dict[str, Any] = {"vocab_size": count, "bptt": config.data.bptt}
+        known = list(KNOWN_TEXT)
+        missing = "--images (windows) and --classes (size of the vocabulary), such as --images 20000 --classes 10000"
+    elif config.task == "segmentation":
+        number, count = KNOWN_MASKS.get(name, (0, 0)) if config.data.train_list == "train" else (0, 0)
+        number, count = images or number, classes or config.data.num_classes or count
+        facts = {"classes": [str(i) for i in range(count)], "image_shape": [3, config.data.crop, config.data.crop]}
+        known, missing = list(KNOWN_MASKS), "--images and --classes, such as --images 367 --classes 11"
+    else:
+        number, count, pixels = KNOWN_DATA.get(name, (0, 0, None))
+        number, count = images or round(number * (1 - config.data.validation_fraction)), classes or count
+        facts = {"classes": [str(i) for i in range(count)], "image_shape": list(shape or pixels or ())}
+        known = list(KNOWN_DATA)
+        missing = "--images, --classes and --input, such as --images 50000 --classes 10 --input 1x3x32x32"
+        number = number if facts["image_shape"] else 0
+    if not number or not count:
+        raise ConfigError(f"not enough is known of the data {config.data.path!r} (known: {', '.join(known)}); "
+                          f"give {missing}")  # fmt: skip
+    return number, facts
+
+
+def _windows(config: RunConfig, name: str) -> int:
+    """Windows of all streams in an epoch of a known text; 0 of others."""
+    if name not in KNOWN_TEXT or config.data.unit != "words":
+        return 0
+    streams, tokens = config.training.batch_size, KNOWN_TEXT[name][0]
+    tokens = tokens if config.data.limit is None else min(tokens, config.data.limit)
+    windows: int = max(0, tokens // streams - 1) // config.data.bptt
+    return windows * streams
+
+
+def _vocabulary(config: RunConfig, name: str) -> int:
+    if config.data.unit == "bytes":
+        return 256
+    if name not in KNOWN_TEXT or config.data.limit is not None:  # of a part of the text
+        return 0
+    return min(KNOWN_TEXT[name][1], config.data.max_words or KNOWN_TEXT[name][1])
 
 
 def plan_recipe(config: RunConfig, facts: Mapping[str, Any]) -> Planned:
@@ -198,7 +237,7 @@ def _time_step(
 ) -> float:
     """Median seconds of a training step."""
     optimizer = build_optimizer(model, config.training.optimizer)
-    inputs = batch_of(example, batch, device)
+    inputs = batch_of(example, batch, device, task_kind(config.task).batch_dim)
     if config.training.channels_last and inputs[0].ndim == 4:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
@@ -233,6 +272,6 @@ def activation_bytes(model: nn.Module, example: tuple[Tensor, ...], config: RunC
         return tensor
 
     with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = _loss(model, batch_of(example, 2, torch.device("cpu")), config)
+        loss = _loss(model, batch_of(example, 2, torch.device("cpu"), task_kind(config.task).batch_dim), config)
     del loss
     return sum(kept.values()) // 2

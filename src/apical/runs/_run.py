@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from apical._reading import read_text
-from apical.errors import ConfigError
-from apical.export import load, save
-from apical.recipes import RunConfig
+from apical.export import save
+from apical.recipes import Prepared, RunConfig
+from apical.recipes._settings import reproducing_command
+from apical.recipes._task_kind import task_kind
+from apical.reporting import write_report
 from apical.runs._divisor import settle_divisor
 from apical.runs._live import LoggedProgress, LoggerFactory
 from apical.runs._methods import method_factory, resolve_method
-from apical.recipes._settings import reproducing_command
-from apical.recipes import Prepared, Serving
-from apical.recipes._task_kind import task_kind
 from apical.runs._template import layer_facts, template_facts
-from apical.runs._trust import refuse_absurd, require_trusted
+from apical.runs._trust import require_trusted
 from apical.runs._weights import load_initial_weights_
-from apical.reporting import write_report
 from apical.structure import Structure
 from apical.training import GrowthMethod, Progress, TrainingResult, make_progress, processes, seed_everything, train
 from apical.training._amp import settle_amp

@@ -43,9 +43,9 @@ def network_samples_ms(
     return found
 
 
-def batch_of(example: tuple[Tensor, ...], size: int, device: torch.device) -> tuple[Tensor, ...]:
-    """So many examples from one: noise, or the same whole numbers again and again."""
-    repeated = [value.to(device).repeat_interleave(size, 0) for value in example]
+def batch_of(example: tuple[Tensor, ...], size: int, device: torch.device, along: int = 0) -> tuple[Tensor, ...]:
+    """So many examples from one, along a dimension: noise, or the same whole numbers again and again."""
+    repeated = [value.to(device).repeat_interleave(size, along) for value in example]
     return tuple(torch.randn_like(x) if x.is_floating_point() else x for x in repeated)
 
 
