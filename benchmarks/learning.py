@@ -113,7 +113,7 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
                                  steps_per_epoch=steps, **(GROWN[method] | options))  # fmt: skip
         if method == "scs":
             return apical.Grower(model, optimizer, (example,), setting.budget, setting.epochs,
-                                 ScsConfig(seed=seed, **options))  # fmt: skip
+                                 ScsConfig(seed=seed, **options), steps_per_epoch=setting.train // BATCH)  # fmt: skip
         structure = apical.trace(model, (example,))
         if method == "same-macs":
             assert learned is not None
@@ -191,11 +191,11 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
                   train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp)  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")
-    shown = ("macs_fraction", "widths", "skipped", "loss")
+    shown = ("macs_fraction", "widths", "skipped", "loss", "born", "returned", "died")
     return record | {
         "epochs": epochs,
-        "last": {name: history[-1][name] for name in shown},
-        "trajectory": [{name: epoch[name] for name in shown} for epoch in history],
+        "last": {name: history[-1][name] for name in shown if name in history[-1]},
+        "trajectory": [{name: epoch[name] for name in shown if name in epoch} for epoch in history],
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "apical": apical.__version__},
     }
 
