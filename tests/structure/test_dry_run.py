@@ -156,6 +156,32 @@ def test_what_breaks_on_large_images_only_is_found_out() -> None:
     assert "the forward pass fails" in reasons_of(structure)["a"]
 
 
+class FixedForSmallImages(FixedForLargeImages):
+    """The other way about: what it computes where images are small breaks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        if x.shape[-1] < 100:
+            x = x.view(x.shape[0], 3, 2, *x.shape[2:]).flatten(1, 2)
+        return self.head(self.b(x).relu())
+
+
+def test_what_breaks_on_small_images_only_stays() -> None:
+    structure = traced(FixedForSmallImages(), (torch.randn(1, 3, 128, 128),))
+    assert [g.name for g in structure.groups] == ["a", "b"]
+
+
+def deviation(m: Any, x: Tensor) -> Tensor:
+    x = m.b(m.a(x).relu()).relu()
+    return m.head(torch.cat([x.mean((2, 3)), x.std((2, 3))], 1))
+
+
+def test_images_are_not_cut_to_where_nothing_is_left_to_compare() -> None:
+    """The deviation of the single pixel that 64 pixels would leave is NaN."""
+    net = Net(deviation, a=nn.Conv2d(3, 6, 8, 8), b=nn.Conv2d(6, 5, 8, 8), head=nn.Linear(10, 2))
+    assert [g.name for g in traced(net, (torch.randn(1, 3, 128, 128),)).groups] == ["a", "b"]
+
+
 def test_small_images_are_tried_first() -> None:
     seen: set[int] = set()
 

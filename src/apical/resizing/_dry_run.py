@@ -33,6 +33,7 @@ from apical.structure import (
 )
 
 SMALL_SIDE = 64  # pixels; the least that networks of five halvings take with something left to compare
+APART, TOGETHER = "cannot change apart from another part", "refuted together with others"
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 Part = ChannelGroup | SkippableBlock
 Refuted = dict[tuple[type, str], str]  # a group and a block may have the same name
@@ -91,14 +92,29 @@ def confirm(structure: Structure, bed: Testbed, quick: Testbed | None = None) ->
     Args:
         structure: with proposed groups and blocks.
         bed: what everything that stays is compared on.
-        quick: the same with smaller inputs, to find there first what must go.
+        quick: the same with smaller inputs, to find there first what must go, and witnesses of it are tried again.
     """
     structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
     structure = bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
     refuted: Refuted = {}
-    for place in (quick, bed) if quick else (bed,):
-        _refute_all(structure, place, refuted)
+    if quick:
+        _refute_all(structure, quick, refuted)
+        _readmit(structure, bed, refuted)
+    _refute_all(structure, bed, refuted)
     return without(structure, refuted)
+
+
+def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
+    """Forget what was refuted elsewhere if the first part of its kind, refuted for such a reason, agrees here."""
+    alike: dict[tuple[type, str, str], list[Part]] = {}
+    for part in (*structure.groups, *structure.blocks):
+        reason = refuted.get(_key(part), TOGETHER)
+        if not reason.startswith((APART, TOGETHER)):  # alone those agree everywhere
+            alike.setdefault((type(part), _kind(part.name), _kind(reason)), []).append(part)
+    for parts in alike.values():
+        if _disagreement(structure, bed, parts[:1], _half) is None:
+            for part in parts:
+                del refuted[_key(part)]
 
 
 def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
@@ -125,7 +141,7 @@ def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
             part = candidates[
                 _first_conflict(candidates, lambda some: _disagreement(structure, bed, some, count) is not None)
             ]
-            refuted[_key(part)] = f"cannot change apart from another part: {reason}"
+            refuted[_key(part)] = f"{APART}: {reason}"
             refute([c for c in candidates if c is not part], count)
 
     def settled(candidates: Sequence[Part], count: Count) -> bool:
@@ -140,7 +156,7 @@ def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
         settled(structure.groups, _half)
         settled(structure.blocks, _half)
     if not (settled(parts, _half) and settled(parts, _odd)):  # all together, in two numbers
-        refuted.update({_key(p): "refuted together with others" for p in parts if _key(p) not in refuted})
+        refuted.update({_key(p): TOGETHER for p in parts if _key(p) not in refuted})
 
 
 def _first_conflict(candidates: Sequence[Part], disagree: Callable[[Sequence[Part]], bool]) -> int:
@@ -233,8 +249,9 @@ def smaller(bed: Testbed) -> Testbed | None:
     args, kwargs = torch.utils._pytree.tree_map(cut, (bed.example.args, bed.example.kwargs))
     quick = replace(bed, example=replace(bed.example, args=args, kwargs=kwargs))
     try:
-        for training in bed.modes:
-            quick.example.run(sharing_copy(bed.model), training)
+        outputs = [t for training in bed.modes for t in quick.example.run(sharing_copy(bed.model), training)]
+        if not all(bool(t.isfinite().all()) for t in outputs):
+            return None  # such as the deviation of a single pixel
     except Exception:  # noqa: BLE001 (the model takes no other size, whatever it raises)
         return None
     return quick
