@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -208,3 +210,30 @@ def test_a_sharing_copy_can_be_resized_and_written_into_where_it_says_so() -> No
     assert all(torch.equal(v, before[name]) for name, v in net.state_dict().items())
     assert type(net[3].weight) is nn.Parameter
     net(torch.randn(4, 3)).sum().backward()
+
+
+def counted_in_a_buffer(m: Any, x: Tensor) -> Tensor:
+    m.calls.buffer += 1
+    return m.b(m.a(x).relu()) * m.calls.buffer
+
+
+def counted(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        m.calls.count += 1
+    return m.b(m.a(x).relu()) * m.calls.count
+
+
+def counted_in_training(m: Any, x: Tensor) -> Tensor:
+    return counted(m, x) if m.training else m.b(m.a(x).relu())
+
+
+@pytest.mark.parametrize("forward", [counted, counted_in_a_buffer, counted_in_training])
+def test_copies_do_not_share_what_the_forward_pass_writes_into(forward: Callable[..., Tensor]) -> None:
+    calls = nn.Module()
+    calls.count = nn.Parameter(torch.ones(()), requires_grad=False)
+    calls.register_buffer("buffer", torch.ones(()))
+    net = Net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2), calls=calls)
+    structure = apical.trace(net, torch.randn(4, 3))
+    assert [g.name for g in structure.groups] == ["a"]
+    assert structure.notes == ()
+    assert calls.count == calls.buffer == 1

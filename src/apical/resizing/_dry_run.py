@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.resizing._copying import sharing_copy
+from apical.resizing._copying import keep_apart_, sharing_copy, versions
 from apical.resizing._culprit import explained
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
@@ -106,14 +106,15 @@ def confirm(structure: Structure, bed: Testbed, quick: Testbed | None = None) ->
 
 def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
     """Forget what was refuted elsewhere if the first part of its kind, refuted for such a reason, agrees here."""
+    parts: list[Part] = [*structure.groups, *structure.blocks]
     alike: dict[tuple[type, str, str], list[Part]] = {}
-    for part in (*structure.groups, *structure.blocks):
+    for part in parts:
         reason = refuted.get(_key(part), TOGETHER)
         if not reason.startswith((APART, TOGETHER)):  # alone those agree everywhere
             alike.setdefault((type(part), _kind(part.name), _kind(reason)), []).append(part)
-    for parts in alike.values():
-        if _disagreement(structure, bed, parts[:1], _half) is None:
-            for part in parts:
+    for same in alike.values():
+        if _disagreement(structure, bed, same[:1], _half) is None:
+            for part in same:
                 del refuted[_key(part)]
 
 
@@ -206,12 +207,17 @@ def testbed(model: nn.Module, example: Example) -> Testbed:
     # Examples are often zeros, at which much is equal that is not the same; some kernels know no float64.
     for trial in (noisy, replace(noisy, widened=False), wide, replace(wide, widened=False)):
         try:
+            before = versions(twin)
             if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
+                keep_apart_(twin, before)
                 return _with_training(Testbed(twin, trial, 1e-10))
         except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
             continue
     for name, tensor in _tensors(twin).items():
         tensor.data = tensor.data.to(types[name])
+    before = versions(twin)
+    example.run(twin)
+    keep_apart_(twin, before)
     return _with_training(Testbed(twin, example, 1e-3))
 
 
@@ -222,9 +228,15 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _with_training(bed: Testbed) -> Testbed:
     """The testbed, without training mode, and with a note, if that cannot be compared: it fails, or chance decides."""
     try:
-        first, again = (bed.example.run(sharing_copy(bed.model), True, seed) for seed in (0, 1))
+        before = versions(bed.model)
+        first = bed.example.run(sharing_copy(bed.model), True)
+        if keep_apart_(bed.model, before):
+            first = bed.example.run(sharing_copy(bed.model), True)
+        again = bed.example.run(sharing_copy(bed.model), True, seed=1)
         if _difference(first, again, 0.0) is None:
-            return replace(bed, same_modes=_difference(bed.example.run(bed.model), first, 0.0) is None)
+            twin = sharing_copy(bed.model)  # in the order of a comparison, for models that carry a state on
+            evaluated, trained = bed.example.run(twin), bed.example.run(twin, True)
+            return replace(bed, same_modes=_difference(evaluated, trained, 0.0) is None)
         problem = "its results differ from run to run"
     except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
         problem = first_line(error)
