@@ -237,3 +237,14 @@ def test_copies_do_not_share_what_the_forward_pass_writes_into(forward: Callable
     assert [g.name for g in structure.groups] == ["a"]
     assert structure.notes == ()
     assert calls.count == calls.buffer == 1
+
+
+def test_tracing_on_the_cpu_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all runs of a script that traces first would draw the same numbers there, whatever their seeds."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    net, x = nn.Sequential(conv(3, 6), nn.ReLU(), nn.Dropout(), conv(6, 2)), image()
+    before = torch.get_rng_state()
+    apical.trace(net, x)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)

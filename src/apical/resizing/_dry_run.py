@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,8 +51,7 @@ class Example:
     def run(self, model: nn.Module, training: bool = False, seed: int = 0) -> list[Tensor]:
         """All output tensors but carried states; in training mode without dropout and other chance."""
         mode = steady_training(model) if training else nullcontext()
-        with quiet_rng(), torch.no_grad(), mode, Widened() if self.widened else nullcontext():
-            torch.manual_seed(seed)
+        with quiet_rng(), torch.no_grad(), mode, Widened() if self.widened else nullcontext(), _seeded(model, seed):
             args, kwargs = own((self.args, self.kwargs))  # a model may write into its inputs
             outputs: Any = model(*args, **kwargs)
         if isinstance(outputs, dict):
@@ -60,6 +59,21 @@ class Example:
         elif isinstance(outputs, (tuple, list)):
             outputs = [v for i, v in enumerate(outputs) if i not in self.state_outputs]
         return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Random numbers from a seed where the model is; GPUs' states are put back, and left alone by a model on the CPU.
+
+    ``torch.manual_seed`` seeds every GPU, even one that is not in use yet.
+    """
+    if all(t.device.type == "cpu" for t in _tensors(model).values()):
+        torch.default_generator.manual_seed(seed)
+        yield
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 Count = Callable[[int, int], int]  # how many of so many units stay, by a shift that differs between groups
