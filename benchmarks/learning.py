@@ -18,7 +18,8 @@ Methods:
 
 Training is that of `trial.py`: 20,000 images of CIFAR-10, SGD with Nesterov momentum, bfloat16 autocast, crops and
 flips; accuracy on 5,000 held-out training images. MobileNetV1 sees 8,000 photos of ten classes at 64x64 in float32,
-and is judged on the other 1,469 training photos. The test images are not read.
+and is judged on the other 1,469 training photos. The vision transformer is trained with AdamW. The test images are not
+read.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from apical.budget import BoundBudget, Budget
 from apical.growth import ScsConfig
 from apical.growth._allocation import expected_values, moved, rates, unit_prices
 from apical.growth._widths import Limits, fit
-from apical.models import CifarResNet, MobileNetV1, vgg16
+from apical.models import CifarResNet, MobileNetV1, ViT, vgg16
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Setting:
         train: how many, from the first on, are trained on.
         held_out: how many, from the last on, accuracy is measured on.
         amp: bfloat16 autocast.
+        adam: AdamW instead of SGD.
     """
 
     build: Callable[[], nn.Module]
@@ -71,6 +73,7 @@ class Setting:
     train: int = TRAIN.stop
     held_out: int = -HELD_OUT.start
     amp: bool = True
+    adam: bool = False
 
 
 EARLY = ("layer1.0", "layer1.1", "layer1.2", "layer2.2")
@@ -84,6 +87,7 @@ SETTINGS = {
         lambda: MobileNetV1(num_classes=10), 2, 8, "50% macs", data="imagenette128",
         train=8_000, held_out=1_469, amp=False,
     ),
+    "vit-32": Setting(lambda: ViT(10, embedding_size=128, num_layers=6, num_heads=4), 1, 8, "50% macs", adam=True),
 }  # fmt: skip
 GROWN: dict[str, dict[str, Any]] = {
     "learned": {},
@@ -113,7 +117,7 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
                                  steps_per_epoch=steps, **(GROWN[method] | options))  # fmt: skip
         if method == "scs":
             return apical.Grower(model, optimizer, (example,), setting.budget, setting.epochs,
-                                 ScsConfig(seed=seed, **options))  # fmt: skip
+                                 ScsConfig(seed=seed, **options), steps_per_epoch=setting.train // BATCH)  # fmt: skip
         structure = apical.trace(model, (example,))
         if method == "same-macs":
             assert learned is not None
@@ -187,15 +191,17 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
             raise SystemExit(f"{method} needs the learned run of the same seed first")
         learned = found[0]["last"]
         epochs = max(2, round(found[0]["train_macs"] / learned["macs_fraction"]))
-    outcome = run(data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
-                  train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp)  # fmt: skip
+    outcome = run(
+        data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
+        train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp, adam=setting.adam,
+    )  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")
-    shown = ("macs_fraction", "widths", "skipped", "loss")
+    shown = ("macs_fraction", "widths", "skipped", "loss", "born", "returned", "died")
     return record | {
         "epochs": epochs,
-        "last": {name: history[-1][name] for name in shown},
-        "trajectory": [{name: epoch[name] for name in shown} for epoch in history],
+        "last": {name: history[-1][name] for name in shown if name in history[-1]},
+        "trajectory": [{name: epoch[name] for name in shown if name in epoch} for epoch in history],
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "apical": apical.__version__},
     }
 

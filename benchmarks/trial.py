@@ -96,7 +96,7 @@ def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimize
 
 def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False,
         build: Callable[[], nn.Module] | None = None, train: slice = TRAIN, held_out: slice = HELD_OUT,
-        amp: bool = True) -> Outcome:  # fmt: skip
+        amp: bool = True, adam: bool = False) -> Outcome:  # fmt: skip
     """Train one network by the method that ``make`` returns, and measure it on the held-out images.
 
     Args:
@@ -110,12 +110,14 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         train: which images are trained on.
         held_out: which images accuracy is measured on.
         amp: bfloat16 autocast.
+        adam: AdamW (learning rate 1e-3, weight decay 0.05, gradients clipped to norm 1) instead of SGD.
     """
     images, labels = data
     inputs, targets = images[train], labels[train]
     torch.manual_seed(seed)
     model = CifarResNet(depth=depth, in_channels=inputs.shape[1]) if build is None else build()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = sgd_or_adamw(model, adam)
+    peak = optimizer.param_groups[0]["lr"]
     method = make(model, optimizer, inputs[:1].contiguous())
     steps, records = len(inputs) // BATCH, []
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
@@ -124,13 +126,15 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         order, losses = torch.randperm(len(inputs), generator=generator), []
         for step, batch in enumerate(order[: steps * BATCH].split(BATCH)):
             for group in optimizer.param_groups:
-                group["lr"] = 0.1 * cosine(epoch + step / steps, epochs)
+                group["lr"] = peak * cosine(epoch + step / steps, epochs)
             crop = inputs.shape[-1] // 8  # pixels of padding
             x = random_flip(random_crop(inputs[batch], crop, generator), generator) if augment else inputs[batch]
             with torch.autocast("cpu", torch.bfloat16, enabled=amp):
                 loss = nn.functional.cross_entropy(model(x), targets[batch])
             optimizer.zero_grad()
             loss.backward()
+            if adam:
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             losses.append(loss.item())
             if hasattr(method, "end_step"):
@@ -139,6 +143,13 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
     seconds = time.perf_counter() - start
     method.finish()
     return outcome(accuracy(model, images[held_out], labels[held_out], amp), records, seconds)
+
+
+def sgd_or_adamw(model: nn.Module, adam: bool) -> torch.optim.Optimizer:
+    """The optimizer, at its highest learning rate."""
+    if adam:
+        return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
 def outcome(judged: float, records: list[dict[str, Any]], seconds: float) -> Outcome:
