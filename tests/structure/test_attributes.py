@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +49,7 @@ class Gpt2Attention(nn.Module):
 class FusedAttention(nn.Module):
     """As in Phi-3: where queries end is computed from a config that all layers share, where keys end is not."""
 
-    def __init__(self, config: SimpleNamespace) -> None:
+    def __init__(self, config: SimpleNamespace | FixedConfig) -> None:
         super().__init__()
         self.config, self.head_width, self.key_heads = config, 3, config.heads
         self.qkv, self.out = nn.Linear(8, 9 * config.heads, bias=False), nn.Linear(3 * config.heads, 8)
@@ -65,6 +66,11 @@ class FusedAttention(nn.Module):
 def fused_attention() -> nn.Sequential:
     config = SimpleNamespace(heads=5, other=5)
     return nn.Sequential(FusedAttention(config), FusedAttention(config), nn.Linear(8, 2))
+
+
+@dataclass(frozen=True)
+class FixedConfig:
+    heads: int = 5
 
 
 class SizesFromInput(nn.Module):
@@ -132,6 +138,14 @@ def test_a_size_in_a_config_that_layers_share_follows_in_each_of_them(tmp_path: 
     assert torch.equal(loaded(*x), small(*x))
     apical.resize_(small, structure, {}, store=store)
     assert torch.equal(small(*x), model(*x))
+
+
+def test_a_size_in_a_frozen_config_follows() -> None:
+    net = nn.Sequential(FusedAttention(FixedConfig()), nn.Linear(8, 2))
+    structure = traced(net, vectors(2, 4, 8))
+    assert [(g.name, g.size) for g in structure.groups] == [("0.qkv", 5)]
+    apical.resize_(net, structure, {"0.qkv": [1, 4]})
+    assert net[0].config == FixedConfig(2)
 
 
 def test_a_failed_resize_leaves_a_shared_config_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -156,6 +158,32 @@ def test_what_breaks_on_large_images_only_is_found_out() -> None:
     assert "the forward pass fails" in reasons_of(structure)["a"]
 
 
+class FixedForSmallImages(FixedForLargeImages):
+    """The other way about: what it computes where images are small breaks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        if x.shape[-1] < 100:
+            x = x.view(x.shape[0], 3, 2, *x.shape[2:]).flatten(1, 2)
+        return self.head(self.b(x).relu())
+
+
+def test_what_breaks_on_small_images_only_stays() -> None:
+    structure = traced(FixedForSmallImages(), (torch.randn(1, 3, 128, 128),))
+    assert [g.name for g in structure.groups] == ["a", "b"]
+
+
+def deviation(m: Any, x: Tensor) -> Tensor:
+    x = m.b(m.a(x).relu()).relu()
+    return m.head(torch.cat([x.mean((2, 3)), x.std((2, 3))], 1))
+
+
+def test_images_are_not_cut_to_where_nothing_is_left_to_compare() -> None:
+    """The deviation of the single pixel that 64 pixels would leave is NaN."""
+    net = Net(deviation, a=nn.Conv2d(3, 6, 8, 8), b=nn.Conv2d(6, 5, 8, 8), head=nn.Linear(10, 2))
+    assert [g.name for g in traced(net, (torch.randn(1, 3, 128, 128),)).groups] == ["a", "b"]
+
+
 def test_small_images_are_tried_first() -> None:
     seen: set[int] = set()
 
@@ -182,3 +210,41 @@ def test_a_sharing_copy_can_be_resized_and_written_into_where_it_says_so() -> No
     assert all(torch.equal(v, before[name]) for name, v in net.state_dict().items())
     assert type(net[3].weight) is nn.Parameter
     net(torch.randn(4, 3)).sum().backward()
+
+
+def counted_in_a_buffer(m: Any, x: Tensor) -> Tensor:
+    m.calls.buffer += 1
+    return m.b(m.a(x).relu()) * m.calls.buffer
+
+
+def counted(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        m.calls.count += 1
+    return m.b(m.a(x).relu()) * m.calls.count
+
+
+def counted_in_training(m: Any, x: Tensor) -> Tensor:
+    return counted(m, x) if m.training else m.b(m.a(x).relu())
+
+
+@pytest.mark.parametrize("forward", [counted, counted_in_a_buffer, counted_in_training])
+def test_copies_do_not_share_what_the_forward_pass_writes_into(forward: Callable[..., Tensor]) -> None:
+    calls = nn.Module()
+    calls.count = nn.Parameter(torch.ones(()), requires_grad=False)
+    calls.register_buffer("buffer", torch.ones(()))
+    net = Net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2), calls=calls)
+    structure = apical.trace(net, torch.randn(4, 3))
+    assert [g.name for g in structure.groups] == ["a"]
+    assert structure.notes == ()
+    assert calls.count == calls.buffer == 1
+
+
+def test_tracing_on_the_cpu_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all runs of a script that traces first would draw the same numbers there, whatever their seeds."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    net, x = nn.Sequential(conv(3, 6), nn.ReLU(), nn.Dropout(), conv(6, 2)), image()
+    before = torch.get_rng_state()
+    apical.trace(net, x)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)

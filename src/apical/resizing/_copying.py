@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
 
+class WrittenParameter(nn.Parameter):
+    """A parameter that the forward pass writes into (a count, a weight that is kept normalised): no copy shares it."""
+
+
+def versions(model: nn.Module) -> dict[nn.Parameter, int]:
+    """How often each parameter was written into, by it or by those that share its memory."""
+    return {p: 0 if p.is_inference() else p._version for p in model.parameters()}
+
+
+def keep_apart_(model: nn.Module, before: Mapping[nn.Parameter, int]) -> bool:
+    """Let copies have their own of each parameter that was written into since; whether there are any."""
+    now = versions(model)
+    written = [p for p, version in before.items() if now[p] != version and type(p) is nn.Parameter]
+    for parameter in written:
+        parameter.__class__ = WrittenParameter
+    return bool(written)
+
+
 def sharing_copy(model: nn.Module, own: Collection[str] = ()) -> nn.Module:
     """A deep copy whose parameters share their memory with the model's, but for those that are named.
+
+    Those of a class of their own are not shared either (`keep_apart_`).
 
     Buffers, which a forward pass may write into, are the copy's own. The parameters are other objects, so that the
     copy can be resized; only their values must be left alone.

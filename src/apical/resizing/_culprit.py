@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -12,8 +13,8 @@ from torch import nn
 
 from apical import structure
 
-TORCH = str(Path(torch.__file__).parent)
-NOT_USERS = (TORCH, str(Path(__file__).parent), str(Path(structure.__file__).parent))  # torch, and what stands between
+# Torch, and what stands between; whole names of folders, since torchvision's begins like torch's.
+NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__, structure.__file__))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.resizing._copying import sharing_copy
+from apical.resizing._copying import keep_apart_, sharing_copy, versions
 from apical.resizing._culprit import explained
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
@@ -33,6 +33,7 @@ from apical.structure import (
 )
 
 SMALL_SIDE = 64  # pixels; the least that networks of five halvings take with something left to compare
+APART, TOGETHER = "cannot change apart from another part", "refuted together with others"
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 Part = ChannelGroup | SkippableBlock
 Refuted = dict[tuple[type, str], str]  # a group and a block may have the same name
@@ -50,8 +51,7 @@ class Example:
     def run(self, model: nn.Module, training: bool = False, seed: int = 0) -> list[Tensor]:
         """All output tensors but carried states; in training mode without dropout and other chance."""
         mode = steady_training(model) if training else nullcontext()
-        with quiet_rng(), torch.no_grad(), mode, Widened() if self.widened else nullcontext():
-            torch.manual_seed(seed)
+        with quiet_rng(), torch.no_grad(), mode, Widened() if self.widened else nullcontext(), _seeded(model, seed):
             args, kwargs = own((self.args, self.kwargs))  # a model may write into its inputs
             outputs: Any = model(*args, **kwargs)
         if isinstance(outputs, dict):
@@ -59,6 +59,21 @@ class Example:
         elif isinstance(outputs, (tuple, list)):
             outputs = [v for i, v in enumerate(outputs) if i not in self.state_outputs]
         return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Random numbers from a seed where the model is; GPUs' states are put back, and left alone by a model on the CPU.
+
+    ``torch.manual_seed`` seeds every GPU, even one that is not in use yet.
+    """
+    if all(t.device.type == "cpu" for t in _tensors(model).values()):
+        torch.default_generator.manual_seed(seed)
+        yield
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 Count = Callable[[int, int], int]  # how many of so many units stay, by a shift that differs between groups
@@ -91,14 +106,30 @@ def confirm(structure: Structure, bed: Testbed, quick: Testbed | None = None) ->
     Args:
         structure: with proposed groups and blocks.
         bed: what everything that stays is compared on.
-        quick: the same with smaller inputs, to find there first what must go.
+        quick: the same with smaller inputs, to find there first what must go, and witnesses of it are tried again.
     """
     structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
     structure = bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
     refuted: Refuted = {}
-    for place in (quick, bed) if quick else (bed,):
-        _refute_all(structure, place, refuted)
+    if quick:
+        _refute_all(structure, quick, refuted)
+        _readmit(structure, bed, refuted)
+    _refute_all(structure, bed, refuted)
     return without(structure, refuted)
+
+
+def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
+    """Forget what was refuted elsewhere if the first part of its kind, refuted for such a reason, agrees here."""
+    parts: list[Part] = [*structure.groups, *structure.blocks]
+    alike: dict[tuple[type, str, str], list[Part]] = {}
+    for part in parts:
+        reason = refuted.get(_key(part), TOGETHER)
+        if not reason.startswith((APART, TOGETHER)):  # alone those agree everywhere
+            alike.setdefault((type(part), _kind(part.name), _kind(reason)), []).append(part)
+    for same in alike.values():
+        if _disagreement(structure, bed, same[:1], _half) is None:
+            for part in same:
+                del refuted[_key(part)]
 
 
 def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
@@ -125,7 +156,7 @@ def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
             part = candidates[
                 _first_conflict(candidates, lambda some: _disagreement(structure, bed, some, count) is not None)
             ]
-            refuted[_key(part)] = f"cannot change apart from another part: {reason}"
+            refuted[_key(part)] = f"{APART}: {reason}"
             refute([c for c in candidates if c is not part], count)
 
     def settled(candidates: Sequence[Part], count: Count) -> bool:
@@ -140,7 +171,7 @@ def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
         settled(structure.groups, _half)
         settled(structure.blocks, _half)
     if not (settled(parts, _half) and settled(parts, _odd)):  # all together, in two numbers
-        refuted.update({_key(p): "refuted together with others" for p in parts if _key(p) not in refuted})
+        refuted.update({_key(p): TOGETHER for p in parts if _key(p) not in refuted})
 
 
 def _first_conflict(candidates: Sequence[Part], disagree: Callable[[Sequence[Part]], bool]) -> int:
@@ -190,12 +221,17 @@ def testbed(model: nn.Module, example: Example) -> Testbed:
     # Examples are often zeros, at which much is equal that is not the same; some kernels know no float64.
     for trial in (noisy, replace(noisy, widened=False), wide, replace(wide, widened=False)):
         try:
+            before = versions(twin)
             if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
+                keep_apart_(twin, before)
                 return _with_training(Testbed(twin, trial, 1e-10))
         except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
             continue
     for name, tensor in _tensors(twin).items():
         tensor.data = tensor.data.to(types[name])
+    before = versions(twin)
+    example.run(twin)
+    keep_apart_(twin, before)
     return _with_training(Testbed(twin, example, 1e-3))
 
 
@@ -206,9 +242,15 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _with_training(bed: Testbed) -> Testbed:
     """The testbed, without training mode, and with a note, if that cannot be compared: it fails, or chance decides."""
     try:
-        first, again = (bed.example.run(sharing_copy(bed.model), True, seed) for seed in (0, 1))
+        before = versions(bed.model)
+        first = bed.example.run(sharing_copy(bed.model), True)
+        if keep_apart_(bed.model, before):
+            first = bed.example.run(sharing_copy(bed.model), True)
+        again = bed.example.run(sharing_copy(bed.model), True, seed=1)
         if _difference(first, again, 0.0) is None:
-            return replace(bed, same_modes=_difference(bed.example.run(bed.model), first, 0.0) is None)
+            twin = sharing_copy(bed.model)  # in the order of a comparison, for models that carry a state on
+            evaluated, trained = bed.example.run(twin), bed.example.run(twin, True)
+            return replace(bed, same_modes=_difference(evaluated, trained, 0.0) is None)
         problem = "its results differ from run to run"
     except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
         problem = first_line(error)
@@ -233,8 +275,9 @@ def smaller(bed: Testbed) -> Testbed | None:
     args, kwargs = torch.utils._pytree.tree_map(cut, (bed.example.args, bed.example.kwargs))
     quick = replace(bed, example=replace(bed.example, args=args, kwargs=kwargs))
     try:
-        for training in bed.modes:
-            quick.example.run(sharing_copy(bed.model), training)
+        outputs = [t for training in bed.modes for t in quick.example.run(sharing_copy(bed.model), training)]
+        if not all(bool(t.isfinite().all()) for t in outputs):
+            return None  # such as the deviation of a single pixel
     except Exception:  # noqa: BLE001 (the model takes no other size, whatever it raises)
         return None
     return quick

@@ -98,7 +98,7 @@ class Installation:
 
 def _changed_copy(holder: Any, name: str, value: int) -> Any:
     other = copy.copy(holder)
-    setattr(other, name, value)
+    object.__setattr__(other, name, value)  # also of a frozen dataclass
     return other
 
 
