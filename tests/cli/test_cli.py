@@ -116,6 +116,8 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["inspect", "apical.models.resnet20", "--input", "1x3x8x8"], "did you mean 'apical.models:resnet20'?"),
         (["train", "digits", "--model", "my_nets.Net"], "did you mean 'my_nets:Net'?"),
         (["inspect", "resnet21", "--input", "1x3x8x8"], "did you mean 'resnet20'?"),
+        (["inspect", "apical.models.resnet20"], "did you mean 'apical.models:resnet20'?"),
+        (["inspect", "UNet"], "UNet needs an example: add --input"),
         (["inspect", "apical.models:resnet20", "--input", "1x1x8x8"], "expected input"),
         (["inspect", "apical.models:resnet20", "--input", "1x3xa"], "not like 1x3x224x224"),
         (["inspect", "apical.models:resnet20", "--input", "3:int9"], "is none of float32"),
@@ -301,6 +303,19 @@ def test_inspect_knows_models_by_the_names_that_training_takes() -> None:
     by_callable = apical("inspect", "apical.models:resnet20", "--input", "1x3x16x16", "--json")
     assert by_name.exit_code == 0, by_name.output
     assert json.loads(by_name.stdout)["groups"] == json.loads(by_callable.stdout)["groups"]
+
+
+@pytest.mark.parametrize(("name", "shape"), [("resnet20", "1x3x32x32"), ("apical.models:vit_small", "1x3x32x32")])
+def test_inspect_and_plan_know_the_images_of_models_known_by_name(name: str, shape: str) -> None:
+    options = ["--kwargs", '{"width": 4}'] if name == "resnet20" else ["--kwargs", '{"num_layers": 1}']
+    without, given = apical("inspect", name, *options, "--json"), apical("inspect", name, *options, "--input", shape,
+                                                                          "--json")  # fmt: skip
+    assert without.exit_code == 0, without.output
+    assert json.loads(without.stdout) == json.loads(given.stdout)
+    assert f"--input {shape}, as {name} usually takes it" in without.stderr
+    planned = apical("plan", name, *options, "--epochs", "2", "--budget", "50% macs", "--json")
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["full_macs"] == json.loads(given.stdout)["macs"]
 
 
 def test_inspect_draws_whole_numbers_for_embeddings() -> None:

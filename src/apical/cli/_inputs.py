@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apical.errors import ConfigError
+
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _EXAMPLE = "1x3x224x224, 8x128:int64:32000 or 4x16:bool"
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
@@ -67,6 +69,25 @@ def parse_inputs(_ctx: click.Context, _param: click.Parameter, values: tuple[str
         except ValueError as error:
             raise click.BadParameter(f"{value!r}: {error}; write for example {_EXAMPLE}") from error
     return tuple(specs)
+
+
+def built(target: str, options: dict[str, Any], specs: tuple[InputSpec, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The model that a command names, and the arguments of a call: those of ``--input``, or one image as it usually is.
+
+    Raises:
+        ConfigError: there is no such model, it does not take these options, or its input is not known.
+    """
+    from apical.recipes._model import call_builder, find_builder, usual_input
+
+    build, implied = find_builder(target)
+    model = call_builder(build, {**implied, **options}, target)
+    if not specs:
+        shape = usual_input(target, model, options)
+        if shape is None:
+            raise ConfigError(f"{target} needs an example: add --input, such as --input 1x3x32x32 or 1x128:int64:32000")
+        specs = (InputSpec(shape),)
+        click.echo(f"--input {'x'.join(map(str, shape))}, as {target} usually takes it", err=True)
+    return model, tuple(spec.tensor() for spec in specs)
 
 
 def parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apical.cli._inputs import InputSpec, parse_inputs, parse_object
+from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object
 
 if TYPE_CHECKING:
     from apical.structure import Structure
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     "inputs",
     metavar="SHAPE[:DTYPE[:VALUES]]",
     multiple=True,
-    required=True,
     callback=parse_inputs,
-    help="One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2).",
+    help="One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2). "
+    "Models of apical, torchvision and timm that take images need none.",
 )
 @click.option(
     "--kwargs",
@@ -52,8 +52,9 @@ def inspect_command(
 
     \b
     Examples:
-      apical inspect resnet20 --input 1x3x32x32 --html resnet20.html
-      apical inspect torchvision:resnet50 --input 1x3x224x224
+      apical inspect resnet20 --html resnet20.html
+      apical inspect torchvision:resnet50
+      apical inspect apical.models:resnet50 --input 1x3x160x160
       apical inspect my_package.nets:Transformer --input 1x128:int64:32000 --kwargs '{"depth": 4}'
 
     Next: put `apical.Grower(model, optimizer, example_inputs=..., budget="50% macs", epochs=...)` around your own
@@ -63,16 +64,14 @@ def inspect_command(
 
     from apical.errors import ConfigError
     from apical.recipes import recipes
-    from apical.recipes._model import call_builder, find_builder
     from apical.resizing import trace
 
     if target in recipes():
         raise ConfigError(f"{target} is a recipe, not a model; apical plan {target} shows its model's cost and what is "
                           f"frozen, apical train {target} --list-settings names the model")  # fmt: skip
     torch.manual_seed(0)
-    build, implied = find_builder(target)
-    model = call_builder(build, {**implied, **kwargs}, target)
-    structure = trace(model, tuple(spec.tensor() for spec in inputs))
+    model, example = built(target, kwargs, inputs)
+    structure = trace(model, example)
     if page is not None:
         from apical.reporting import write_architecture
 

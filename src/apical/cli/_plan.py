@@ -12,7 +12,7 @@ import click
 
 from apical._atomic import atomic_file
 from apical._reading import read_text
-from apical.cli._inputs import InputSpec, parse_inputs, parse_object
+from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     metavar="SHAPE[:DTYPE[:VALUES]]",
     multiple=True,
     callback=parse_inputs,
-    help="One example, such as 1x3x32x32: of a MODEL (again for further arguments), or of a RECIPE whose data is "
-    "not known.",
+    help="One example, such as 1x3x32x32: of a MODEL that is not known by name (again for further arguments), or of a "
+    "RECIPE whose data is not known.",
 )
 @click.option(
     "--kwargs", metavar="JSON", default="{}", callback=parse_object, help="Keyword arguments of MODEL's callable."
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 def plan_command(target: str, as_json: bool, **options: Any) -> None:
     """Say what a training will cost before it begins: every epoch's network, the sums, and what cannot change.
 
-    RECIPE is one of `apical train`; MODEL is what `apical inspect` takes, with an example --input. Nothing is trained
+    RECIPE is one of `apical train`; MODEL is what `apical inspect` takes. Nothing is trained
     and no data is read. Minutes need step times: --measure takes them on this machine, --device-table from another one.
 
     \b
@@ -110,7 +110,6 @@ def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None
     from apical import models
     from apical._checks import nearest
     from apical.recipes import ModelConfig, get_recipe, recipes
-    from apical.recipes._model import call_builder, find_builder
     from apical.runs._plan import plan_model
 
     odd = [f"--{name}" for name in ("model", "classes") if options[name] is not None]
@@ -122,18 +121,15 @@ def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None
             f"there is no model or recipe {target!r}{nearest(target, known, '.')} `apical train` lists the recipes; "
             f"the models are {', '.join(models.__all__)}, torchvision:NAME, timm:NAME and package.module:callable"
         )
-    build, implied = find_builder(target)
     specs = options["inputs"]
-    if not specs:
-        raise ConfigError(f"{target} needs an example: add --input, such as --input 1x3x32x32 or 1x128:int64:32000")
     if any(spec.shape[0] != 1 for spec in specs):
         raise ConfigError(
             "a plan counts what one example costs, so the first number of each --input must be 1: --input 1x3x32x32"
         )
     config = _changed(dataclasses.replace(get_recipe("folder"), model=ModelConfig(target)), options)
     torch.manual_seed(config.training.seed)
-    model = call_builder(build, {**implied, **options["kwargs"]}, target)
-    return plan_model(config, model, tuple(spec.tensor() for spec in specs)), options["images"]
+    model, example = built(target, options["kwargs"], specs)
+    return plan_model(config, model, example), options["images"]
 
 
 def _changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:

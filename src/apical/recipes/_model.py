@@ -64,6 +64,48 @@ def build_model(config: ModelConfig, **facts: Any) -> nn.Module:
     return call_builder(call, {**arguments, **known, **config.options}, config.name)
 
 
+_SIZES = {
+    32: ("CifarResNet", "resnet20", "resnet56", "CifarVGG16", "vgg16", "ViT", "vit_small", "WideResNet", "wrn28_10"),
+    224: ("MobileNetV1", "mobilenet_v1", "ResNet", "resnet18", "resnet34", "resnet50", "resnet101"),
+}
+"""Pixels of a side, for which the models of `apical.models` that take images are meant."""
+
+
+def usual_input(name: str, model: nn.Module, options: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Shape of one image as a model known by name usually takes it: (1, channels, height, width).
+
+    Args:
+        name: of `apical.models`, torchvision or timm, as in `ModelConfig`.
+        model: what was built.
+        options: the keyword arguments that it was built with.
+
+    Returns:
+        The shape; None of a model that is not known, or takes no single image.
+
+    Example:
+        >>> usual_input("resnet20", build_model(ModelConfig("resnet20")), {})
+        (1, 3, 32, 32)
+    """
+    library, _, rest = name.rpartition(":")
+    if library in ("", "apical.models"):
+        size = options.get("image_size") or next((size for size, names in _SIZES.items() if rest in names), None)
+        return None if size is None else (1, options.get("in_channels", 3), size, size)
+    if library == "timm":
+        facts: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+        channels, *sides = facts.get("input_size") or (3,)
+        if "img_size" in options:
+            sides = [options["img_size"]] * 2 if isinstance(options["img_size"], int) else [*options["img_size"]]
+        return (1, options.get("in_chans", channels), *sides) if sides else None
+    if library == "torchvision":
+        try:  # of the weights, whose preprocessing says what was trained on
+            transforms = _import("torchvision.models", name).get_model_weights(rest).DEFAULT.transforms
+            side = transforms.keywords["crop_size"]
+        except (AttributeError, KeyError, TypeError, ValueError):  # a class, or of videos or detection
+            return None
+        return (1, 3, side, side) if isinstance(side, int) else None
+    return None
+
+
 def check_outputs(model: nn.Module, example: Tensor, num_classes: int, name: str) -> None:
     """Refuse a model that does not run on the images, or gives something else than a logit per class.
 
