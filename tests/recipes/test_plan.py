@@ -176,7 +176,7 @@ def test_a_plan_does_not_touch_the_model() -> None:
         (["digits", "--write-table", "t.json"], "add --measure"),
         (["digits", "--device-table", "nowhere.json"], "cannot be read"),
         (["digits", "--kwargs", '{"a": 1}'], "write --set model.NAME=VALUE"),
-        (["resnet20"], "resnet20 needs an example: add --input"),
+        (["UNet"], "UNet needs an example: add --input"),
         (["resnet20", "--input", "3x32x32"], "the first number of each --input must be 1"),
         (["resnet20", "--input", "1x3x32x32", "--classes", "7"], "--classes belong to a RECIPE"),
         (["digit"], "there is no model or recipe 'digit'; did you mean 'digits'?"),
