@@ -21,6 +21,36 @@ vocabulary. Kept in config.json under `input`, so that a run's model is rebuilt 
 
 
 @dataclass(frozen=True)
+class Described:
+    """What is told of data that is not at hand, so that a run can be planned without it; None where nothing is.
+
+    Attributes:
+        images: training examples of an epoch: images, or windows of a text.
+        classes: their number, or the size of a vocabulary.
+        shape: of an image, channels first.
+    """
+
+    images: int | None = None
+    classes: int | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def last_name(path: Any) -> str:
+    """By what public data sets are known: the last part of a path.
+
+    Example:
+        >>> last_name("/data/cifar10/")
+        'cifar10'
+    """
+    return str(path).rstrip("/").rsplit("/", 1)[-1]
+
+
+def not_known(path: Any, known: Mapping[str, Any], give: str) -> ConfigError:
+    """The error of data that is neither known nor described."""
+    return ConfigError(f"not enough is known of the data {path!r} (known: {', '.join(known)}); give {give}")
+
+
+@dataclass(frozen=True)
 class Prepared:
     """Data that is ready to be trained on.
 
@@ -71,6 +101,7 @@ class TaskKind:
     Attributes:
         data: the dataclass of its data settings; it has a `path`.
         prepare: reads or opens the data of such settings.
+        foreseen: what is known of such data without it: training examples of an epoch, and facts.
         template: the full-size model for facts, from torch's global random state, checked against them.
         example: the arguments of one call, for tracing; MACs are counted for this call and are those of one of the
             `samples` of a `BatchResult`.
@@ -81,6 +112,7 @@ class TaskKind:
 
     data: type
     prepare: Callable[[Any, TrainingConfig], Prepared]
+    foreseen: Callable[[Any, TrainingConfig, Described], tuple[int, Facts]]
     template: Callable[[ModelConfig, Facts], nn.Module]
     example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
     serving: Callable[[nn.Module, Facts], Serving] | None = None

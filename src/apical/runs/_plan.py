@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from apical.budget import DeviceTable, NetworkCost, Setting, project, totals
-from apical.errors import ConfigError
 from apical.growth import Grower, Plan
 from apical.recipes import RunConfig
-from apical.recipes._task_kind import task_kind
+from apical.recipes._task_kind import Described, Facts, task_kind
 from apical.resizing import resize_
 from apical.runs._divisor import require_divisor
 from apical.structure import Structure
@@ -26,17 +25,6 @@ from apical.training._learner import autocast
 from apical.training._optimizer import build_optimizer
 from apical.training._results import describe_device
 
-KNOWN_DATA: dict[str, tuple[int, int, tuple[int, int, int]]] = {
-    "imagenet": (1_281_167, 1000, (3, 224, 224)),
-    "cifar10": (50_000, 10, (3, 32, 32)),
-    "fashion-mnist": (60_000, 10, (1, 28, 28)),
-    "digits": (1_437, 10, (1, 8, 8)),
-}
-"""Training images, classes and image shape of public data sets, so that a run can be planned without its data."""
-KNOWN_MASKS: dict[str, tuple[int, int]] = {"VOC2012": (1_464, 21)}
-"""Images of the list ``train``, and classes with the background; images are as large as the recipe's crop."""
-KNOWN_TEXT: dict[str, tuple[int, int]] = {"ptb": (929_589, 10_000), "wikitext-2": (2_088_628, 33_278)}
-"""Training tokens, an end of line being one, and size of the vocabulary."""
 FURTHER = 1.25  # a network is timed if it has so many times the MACs of the last one
 
 
@@ -81,7 +69,7 @@ class Prices:
 
 def data_facts(
     config: RunConfig, images: int | None = None, classes: int | None = None, shape: tuple[int, ...] | None = None
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, Facts]:
     """Number of training examples of an epoch, and what the model must know about the data.
 
     Args:
@@ -93,49 +81,7 @@ def data_facts(
     Raises:
         ConfigError: the data is not known and not described, or the shape is not asked for.
     """
-    name = str(config.data.path).rstrip("/").rsplit("/", 1)[-1]
-    size = {"language": "bptt", "segmentation": "crop"}.get(config.task)
-    if size is not None and shape is not None:
-        raise ConfigError(f"{config.recipe} takes no --input; its examples are as large as --set data.{size}=N says")
-    if config.task == "language":
-        number, count = images or _windows(config, name), classes or _vocabulary(config, name)
-        facts: dict[str, Any] = {"vocab_size": count, "bptt": config.data.bptt}
-        known = list(KNOWN_TEXT)
-        missing = "--images (windows) and --classes (size of the vocabulary), such as --images 20000 --classes 10000"
-    elif config.task == "segmentation":
-        number, count = KNOWN_MASKS.get(name, (0, 0)) if config.data.train_list == "train" else (0, 0)
-        number, count = images or number, classes or config.data.num_classes or count
-        facts = {"classes": [str(i) for i in range(count)], "image_shape": [3, config.data.crop, config.data.crop]}
-        known, missing = list(KNOWN_MASKS), "--images and --classes, such as --images 367 --classes 11"
-    else:
-        number, count, pixels = KNOWN_DATA.get(name, (0, 0, None))
-        number, count = images or round(number * (1 - config.data.validation_fraction)), classes or count
-        facts = {"classes": [str(i) for i in range(count)], "image_shape": list(shape or pixels or ())}
-        known = list(KNOWN_DATA)
-        missing = "--images, --classes and --input, such as --images 50000 --classes 10 --input 1x3x32x32"
-        number = number if facts["image_shape"] else 0
-    if not number or not count:
-        raise ConfigError(f"not enough is known of the data {config.data.path!r} (known: {', '.join(known)}); "
-                          f"give {missing}")  # fmt: skip
-    return number, facts
-
-
-def _windows(config: RunConfig, name: str) -> int:
-    """Windows of all streams in an epoch of a known text; 0 of others."""
-    if name not in KNOWN_TEXT or config.data.unit != "words":
-        return 0
-    streams, tokens = config.training.batch_size, KNOWN_TEXT[name][0]
-    tokens = tokens if config.data.limit is None else min(tokens, config.data.limit)
-    windows: int = max(0, tokens // streams - 1) // config.data.bptt
-    return windows * streams
-
-
-def _vocabulary(config: RunConfig, name: str) -> int:
-    if config.data.unit == "bytes":
-        return 256
-    if name not in KNOWN_TEXT or config.data.limit is not None:  # of a part of the text
-        return 0
-    return min(KNOWN_TEXT[name][1], config.data.max_words or KNOWN_TEXT[name][1])
+    return task_kind(config.task).foreseen(config.data, config.training, Described(images, classes, shape))
 
 
 def plan_recipe(config: RunConfig, facts: Mapping[str, Any]) -> Planned:

@@ -6,9 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from apical.recipes._model import ModelConfig, build_model, check_outputs
-from apical.recipes._task_kind import Facts, Prepared, TaskKind, register_task
+from apical.recipes._task_kind import Described, Facts, Prepared, TaskKind, last_name, not_known, register_task
 from apical.recipes.tasks.classification._data import DataConfig, prepare_data
 from apical.training import Classification, TrainingConfig
+
+KNOWN: dict[str, tuple[int, int, tuple[int, int, int]]] = {
+    "imagenet": (1_281_167, 1000, (3, 224, 224)),
+    "cifar10": (50_000, 10, (3, 32, 32)),
+    "fashion-mnist": (60_000, 10, (1, 28, 28)),
+    "digits": (1_437, 10, (1, 8, 8)),
+}
+"""Training images, classes and image shape of public data sets."""
 
 
 def _prepare(config: DataConfig, training: TrainingConfig) -> Prepared:
@@ -16,6 +24,16 @@ def _prepare(config: DataConfig, training: TrainingConfig) -> Prepared:
     facts = {"classes": list(data.classes), "image_shape": list(data.image_shape)}
     task, notes = Classification(training.label_smoothing), {"data_in_memory": data.in_memory}
     return Prepared(data.loaders, task, facts, notes, remarks=data.remarks)
+
+
+def _foreseen(config: DataConfig, _: TrainingConfig, told: Described) -> tuple[int, Facts]:
+    number, classes, pixels = KNOWN.get(last_name(config.path), (0, 0, ()))
+    number, classes = told.images or round(number * (1 - config.validation_fraction)), told.classes or classes
+    shape = told.shape or pixels
+    if not number or not classes or not shape:
+        give = "--images, --classes and --input, such as --images 50000 --classes 10 --input 1x3x32x32"
+        raise not_known(config.path, KNOWN, give)
+    return number, {"classes": [str(i) for i in range(classes)], "image_shape": list(shape)}
 
 
 def _template(config: ModelConfig, facts: Facts) -> nn.Module:
@@ -30,4 +48,4 @@ def _example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
     return (torch.zeros(1, *facts["image_shape"], device=device),)  # (1, channels, height, width)
 
 
-register_task("classification", TaskKind(DataConfig, _prepare, _template, _example))
+register_task("classification", TaskKind(DataConfig, _prepare, _foreseen, _template, _example))

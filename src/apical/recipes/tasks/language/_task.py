@@ -15,7 +15,16 @@ from torch.utils import _pytree as pytree
 from apical.data import Corpus, TokenStream, read_bytes, read_corpus
 from apical.errors import ConfigError, TrainingError
 from apical.recipes._model import ModelConfig, build_model
-from apical.recipes._task_kind import Facts, Prepared, Serving, TaskKind, register_task
+from apical.recipes._task_kind import (
+    Described,
+    Facts,
+    Prepared,
+    Serving,
+    TaskKind,
+    last_name,
+    not_known,
+    register_task,
+)
 from apical.training import BatchResult, Loaders, Metric, TrainingConfig
 from apical.training._config import resolve_device
 
@@ -138,6 +147,27 @@ def _notes(corpus: Corpus, config: TextConfig) -> Mapping[str, Any]:
     }
 
 
+KNOWN: dict[str, tuple[int, int]] = {"ptb": (929_589, 10_000), "wikitext-2": (2_088_628, 33_278)}
+"""Training tokens, an end of line being one, and size of the vocabulary, of public texts."""
+
+
+def _foreseen(config: TextConfig, training: TrainingConfig, told: Described) -> tuple[int, Facts]:
+    """Windows of all streams in an epoch, and the vocabulary."""
+    if told.shape is not None:
+        raise ConfigError("a text takes no --input; its windows are as large as --set data.bptt=N says")
+    tokens, words = KNOWN.get(last_name(config.path), (0, 0)) if config.unit == "words" else (0, 256)
+    if config.limit is not None:
+        tokens = min(tokens, config.limit)
+        words = words if config.unit == "bytes" else 0  # of a part of the text it is not known
+    windows = max(0, tokens // training.batch_size - 1) // config.bptt
+    number = told.images or windows * training.batch_size
+    vocabulary = told.classes or min(words, config.max_words or words)
+    if not number or not vocabulary:
+        give = "--images (windows) and --classes (size of the vocabulary), such as --images 20000 --classes 10000"
+        raise not_known(config.path, KNOWN, give)
+    return number, {"vocab_size": vocabulary, "bptt": config.bptt}
+
+
 def _template(config: ModelConfig, facts: Facts) -> nn.Module:
     model = build_model(config, vocab_size=facts["vocab_size"], context_length=facts["bptt"])
     _check_outputs(model, facts, config.name)
@@ -187,4 +217,4 @@ def _serving(model: nn.Module, facts: Facts) -> Serving:
     return Serving((tokens, state), 1, *names)
 
 
-register_task("language", TaskKind(TextConfig, _prepare, _template, _example, _serving, batch_dim=1))
+register_task("language", TaskKind(TextConfig, _prepare, _foreseen, _template, _example, _serving, batch_dim=1))

@@ -10,8 +10,22 @@ from torch import Tensor, nn
 
 from apical.errors import ConfigError
 from apical.recipes._model import ModelConfig, build_model
-from apical.recipes._task_kind import Facts, TaskKind, register_task
+from apical.recipes._task_kind import Described, Facts, TaskKind, last_name, not_known, register_task
 from apical.recipes.tasks.segmentation._data import SegmentationData, prepare
+from apical.training import TrainingConfig
+
+KNOWN: dict[str, tuple[int, int]] = {"VOC2012": (1_464, 21)}
+"""Images of the list ``train``, and classes with the background, of public data sets."""
+
+
+def _foreseen(config: SegmentationData, _: TrainingConfig, told: Described) -> tuple[int, Facts]:
+    if told.shape is not None:
+        raise ConfigError("a segmentation takes no --input; its images are as large as --set data.crop=N says")
+    number, classes = KNOWN.get(last_name(config.path), (0, 0)) if config.train_list == "train" else (0, 0)
+    number, classes = told.images or number, told.classes or config.num_classes or classes
+    if not number or not classes:
+        raise not_known(config.path, KNOWN, "--images and --classes, such as --images 367 --classes 11")
+    return number, {"classes": [str(i) for i in range(classes)], "image_shape": [3, config.crop, config.crop]}
 
 
 def _template(config: ModelConfig, facts: Facts) -> nn.Module:
@@ -67,5 +81,6 @@ def without_auxiliary_head(model: nn.Module) -> nn.Module:
 
 
 register_task(
-    "segmentation", TaskKind(SegmentationData, prepare, _template, _example, for_inference=without_auxiliary_head)
+    "segmentation",
+    TaskKind(SegmentationData, prepare, _foreseen, _template, _example, for_inference=without_auxiliary_head),
 )
