@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from apical.errors import ApicalError, ConfigError, DataError
 from apical.recipes import DataConfig, ModelConfig, build_model
-from apical.recipes._model import check_outputs, import_callable
+from apical.recipes._model import check_outputs, import_callable, usual_input
 from apical.recipes.tasks.classification import prepare_data
 from apical.training import TrainingConfig
 from photo_folder import write_image_folder
@@ -71,6 +72,28 @@ def test_torchvision_models_by_name() -> None:
     assert build_model(ModelConfig("torchvision:resnet18"), num_classes=7, in_channels=3).fc.out_features == 7
     with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
         build_model(ModelConfig("torchvision:resnet118"), num_classes=7, in_channels=3)
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif(not has_torchvision(), reason="needs torchvision")
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("torchvision:resnet18", {}, (1, 3, 224, 224)),
+        ("torchvision:ResNet", {}, None),
+        ("timm:resnet18", {}, (1, 3, 224, 224)),
+        ("timm:vit_tiny_patch16_224", {"img_size": 64, "in_chans": 1}, (1, 1, 64, 64)),
+        ("my_package:Net", {}, None),
+    ],
+)
+def test_the_usual_image_of_a_model_known_by_name(
+    name: str, options: dict[str, Any], shape: tuple[int, ...] | None
+) -> None:
+    import_torchvision()
+    model = nn.Identity()
+    if name.startswith("timm:"):
+        model = pytest.importorskip("timm").create_model(name.removeprefix("timm:"), **options)
+    assert usual_input(name, model, options) == shape
 
 
 @pytest.mark.zoo
