@@ -42,17 +42,18 @@ def unit_prices(
         skip: blocks that are left out.
         multipliers: λ, of each limit.
     """
-    names = [g.name for g in bound.structure.groups]
-    sizes = [g.size for g in bound.structure.groups]
+    structure = bound.structure
+    names = [g.name for g in structure.groups]
     present = dict(zip(names, counts, strict=True))
 
     def cost(name: str, n: int) -> float:
-        loads = bound.loads({**present, name: n}, skip)
+        loads = bound.loads(structure.with_width(present, name, n), skip)
         return sum(weight * load for weight, load in zip(multipliers, loads, strict=True))
 
     prices = []
-    for name, n, s, size in zip(names, counts, step, sizes, strict=True):
-        more, fewer = min(size, n + s), max(0, n - s)
+    for i, (name, n, s) in enumerate(zip(names, counts, step, strict=True)):
+        wider = min(structure.groups[i].size, n + s)
+        more, fewer = structure.attainable([*counts[:i], wider, *counts[i + 1 :]])[i], max(0, n - s)
         prices.append(max(0.0, cost(name, more) - cost(name, fewer)) / max(1, more - fewer))
     return prices
 

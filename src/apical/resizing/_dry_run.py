@@ -421,9 +421,16 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: 
 
 def without(structure: Structure, refuted: Mapping[tuple[type, str], str]) -> Structure:
     """The structure with some groups and blocks frozen."""
+    for group in structure.groups:  # what cannot leave holds what it needs
+        if group.needs is not None and _key(group) in refuted:
+            refuted = {(ChannelGroup, group.needs.group): refuted[_key(group)]} | dict(refuted)
     if not refuted:
         return structure
-    groups = tuple(g for g in structure.groups if _key(g) not in refuted)
+    groups = tuple(
+        replace(g, needs=None) if g.needs is not None and (ChannelGroup, g.needs.group) in refuted else g
+        for g in structure.groups
+        if _key(g) not in refuted
+    )
     index = {g.name: i for i, g in enumerate(groups)}
     where = [index.get(g.name) for g in structure.groups]
 
