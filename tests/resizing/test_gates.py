@@ -20,7 +20,7 @@ from apical.resizing import without, zero_gates_
 from apical.structure import ChannelGroup, Structure
 
 VOCABULARY, EMBEDDING, UNITS = 11, 4, (6, 5)
-KINDS = {"lstm": 4, "gru": 3}
+KINDS = {"lstm": "ifgo", "gru": "rzn"}
 both = pytest.mark.parametrize("kind", KINDS)
 TOKENS = torch.arange(14).view(7, 2) % VOCABULARY
 
@@ -37,21 +37,19 @@ def traced(request: pytest.FixtureRequest) -> tuple[str, Structure]:
 
 
 def some_of(structure: Structure, seed: int) -> dict[str, list[int]]:
-    """Any units of every group, gates of absent hidden units among them."""
+    """Any units of every group, some of the present and of the absent units' gates."""
     draw = random.Random(seed)
-    while True:
-        keep = {g.name: sorted(draw.sample(range(g.size), draw.randint(1, g.size))) for g in structure.groups}
-        if all(len(kept) for kept in nested(structure, keep).values()):
-            return keep
+    keep = {g.name: sorted(draw.sample(range(g.size), draw.randint(1, g.size))) for g in structure.groups}
+    for group in structure.groups:
+        if group.needs is not None:
+            keep[group.name] = sorted({*keep[group.name], draw.choice(keep[group.needs.group])})
+    return keep
 
 
 def nested(structure: Structure, keep: dict[str, list[int]]) -> dict[str, list[int]]:
     """The slow way to say what stays: a gate needs its hidden unit."""
-    found = dict(keep)
-    for kind in ("layers.0", "layers.1"):
-        each = structure.group(f"{kind}:gates").size // structure.group(kind).size
-        found[f"{kind}:gates"] = [k for k in keep[f"{kind}:gates"] if k // each in keep[kind]]
-    return found
+    names = [group.name for group in structure.groups]
+    return {name: [u for u in keep[name] if u in keep[name.partition(":")[0]]] for name in names}
 
 
 def outputs(model: nn.Module) -> Tensor:
@@ -60,21 +58,17 @@ def outputs(model: nn.Module) -> Tensor:
     return logits
 
 
-def test_gates_are_a_group_beside_the_hidden_units(traced: tuple[str, Structure]) -> None:
+def test_each_kind_of_gate_is_a_group_beside_the_hidden_units(traced: tuple[str, Structure]) -> None:
     kind, structure = traced
-    sizes = {g.name: g.size for g in structure.groups}
-    each = KINDS[kind]
-    assert sizes == {
-        "embedding": 4,
-        "layers.0": 6,
-        "layers.0:gates": 6 * each,
-        "layers.1": 5,
-        "layers.1:gates": 5 * each,
-    }
-    gates = structure.group("layers.1:gates")
-    assert gates.needs is not None
-    assert (gates.needs.group, gates.needs.units) == ("layers.1", tuple(u for u in range(5) for _ in range(each)))
-    assert {(p.tensor, p.dim) for p in gates.gate_site} == {(f"layers.1.weight_{w}_l0", 0) for w in ("ih", "hh")}
+    letters = KINDS[kind]
+    layers = {f"layers.{i}{gate}": n for i, n in enumerate(UNITS) for gate in ("", *(f":{x}" for x in letters))}
+    assert {g.name: g.size for g in structure.groups} == {"embedding": EMBEDDING, **layers}
+    last = structure.group(f"layers.1:{letters[-1]}")
+    assert last.needs is not None
+    assert (last.needs.group, last.needs.units) == ("layers.1", tuple(range(5)))
+    rows = tuple((5 * (len(letters) - 1) + u,) for u in range(5))
+    sites = {(p.tensor, p.dim, p.positions) for p in last.gate_site}
+    assert sites == {(f"layers.1.weight_{w}_l0", 0, rows) for w in ("ih", "hh")}
     assert Structure.from_dict(structure.to_dict()) == structure
 
 
@@ -93,35 +87,30 @@ def test_removal_is_a_gate_of_zero_and_costs_what_is_said(traced: tuple[str, Str
 
 def test_multiply_adds_are_those_that_torch_counts(traced: tuple[str, Structure]) -> None:
     kind, structure = traced
-    model = built(kind)
-    keep = {"layers.0": [0, 2, 3, 5], "layers.0:gates": range(1, 4 * KINDS[kind]), "layers.1:gates": range(2, 9)}
+    model, (first, second) = built(kind), KINDS[kind][:2]
+    keep = {"layers.0": [0, 2, 3, 5], f"layers.0:{first}": range(1, 4), f"layers.1:{second}": range(1, 3)}
     apical.resize_(model, structure, keep)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # which misses torch's fused layers on the CPU
         outputs(model)
     assert 2 * structure.macs(keep) == counter.get_total_flops()
 
 
 def test_zeroed_weights_of_a_gate_are_its_absence(traced: tuple[str, Structure]) -> None:
     kind, structure = traced
-    model, small, each = built(kind), built(kind), KINDS[kind]
-    gates = [
-        k for k in range(6 * each) if k not in (1, 5, 2 * each)
-    ]  # of units 0, 1 and 2 (rows k % each of k // each)
+    model, small, letter = built(kind), built(kind), KINDS[kind][1]
     with torch.no_grad():
-        for k in (1, 5, 2 * each):
-            row = k % each * 6 + k // each
-            model.layers[0].weight_ih_l0[row] = 0
-            model.layers[0].weight_hh_l0[row] = 0
-    apical.resize_(small, structure, {"layers.0:gates": gates})
+        for unit in (1, 4):
+            model.layers[0].weight_ih_l0[6 + unit] = 0
+            model.layers[0].weight_hh_l0[6 + unit] = 0
+    apical.resize_(small, structure, {f"layers.0:{letter}": [0, 2, 3, 5]})
     torch.testing.assert_close(outputs(small), outputs(model), rtol=1e-12, atol=1e-12)
 
 
 def test_hidden_units_take_their_gates_along(traced: tuple[str, Structure]) -> None:
     kind, structure = traced
-    model, each = built(kind), KINDS[kind]
+    model = built(kind)
     report = apical.resize_(model, structure, {"layers.0": [1, 4]})
-    assert report.sizes["layers.0:gates"] == 2 * each
-    assert set(model.layers[0].gate_counts().values()) == {2}
+    assert model.layers[0].gate_counts() == dict.fromkeys(KINDS[kind], 2)
     assert structure.macs({"layers.0": 2}) == structure.macs({"layers.0": [1, 4]}) == structure.macs(report.sizes)
 
 
@@ -147,29 +136,28 @@ def test_what_left_comes_back_to_the_bit_with_its_moments(kind: str, optimizer_t
 
 def test_gates_of_absent_units_alone_are_refused(traced: tuple[str, Structure]) -> None:
     kind, structure = traced
-    model = built(kind)
-    with pytest.raises(ResizeError, match=r"'layers\.0:gates': none of the units that it needs"):
-        apical.resize_(model, structure, {"layers.0": [0], "layers.0:gates": [KINDS[kind]]})
+    model, name = built(kind), f"layers.0:{KINDS[kind][0]}"
+    with pytest.raises(ResizeError, match=f"group '{name}': none of the units of 'layers.0' that it needs stays"):
+        apical.resize_(model, structure, {"layers.0": [0], name: [1]})
 
 
 def test_widths_never_exceed_what_they_need(traced: tuple[str, Structure]) -> None:
     kind, structure = traced
-    each = KINDS[kind]
-    assert structure.attainable([4, 2, 6 * each, 5, 7]) == [4, 2, 2 * each, 5, 7]
+    letters = KINDS[kind]
+    assert structure.attainable([4, 2, *[6] * len(letters), 5, *[3] * len(letters)]) == [
+        4, 2, *[2] * len(letters), 5, *[3] * len(letters)]  # fmt: skip
     full = {g.name: g.size for g in structure.groups}
-    assert structure.macs(full | {"layers.0": 2}) == structure.macs(full | {"layers.0": 2, "layers.0:gates": 2 * each})
+    assert structure.macs(full | {"layers.0": 2}) == structure.macs({"layers.0": [0, 3]})
 
 
 def test_a_layer_whose_gates_are_refuted_keeps_its_units(traced: tuple[str, Structure]) -> None:
-    _, structure = traced
-    frozen = without(structure, {(ChannelGroup, "layers.0:gates"): "why"})
-    assert {g.name for g in frozen.groups} == {"embedding", "layers.1", "layers.1:gates"}
-    assert {f.name: f.reason for f in frozen.frozen if f.reason == "why"} == {
-        "layers.0": "why",
-        "layers.0:gates": "why",
-    }
+    kind, structure = traced
+    name = f"layers.0:{KINDS[kind][2]}"
+    frozen = without(structure, {(ChannelGroup, name): "why"})
+    assert [g.name for g in frozen.groups if g.name in ("layers.0", name)] == []
+    assert {f.name: f.reason for f in frozen.frozen if f.reason == "why"} == {"layers.0": "why", name: "why"}
     free = without(structure, {(ChannelGroup, "layers.0"): "why"})
-    assert free.group("layers.0:gates").needs is None
+    assert free.group(name).needs is None
 
 
 @both

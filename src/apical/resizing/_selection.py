@@ -63,9 +63,9 @@ def check_selection(structure: Structure, keep: Keep, skip: Iterable[str]) -> Se
     if not problems:
         chosen = _with_what_they_need(structure, chosen)
         problems += [
-            f"group {name!r}: none of the units that it needs of another group stays"
-            for name in chosen
-            if not chosen[name]
+            f"group {g.name!r}: none of the units of {g.needs.group!r} that it needs stays"
+            for g in structure.groups
+            if g.needs is not None and not chosen[g.name]
         ]
     if problems:
         raise ResizeError("the model was not changed, because\n" + "\n".join(f"  - {p}" for p in problems))

@@ -177,32 +177,38 @@ def _alike(
     return sorted(parts.values(), key=lambda part: -max(order.get(label, -1) for label in part))
 
 
-def _needs_by_label(walk: Walk, labels: Tensor) -> dict[int, int]:
-    """For each label that is there only while another is, that other."""
-    pairs = [(labels[a].tolist(), labels[b].tolist()) for a, b in walk.needs]
-    return {own: needed for a, b in pairs for own, needed in zip(a, b, strict=True) if own != needed}
+def _needs_by_label(walk: Walk, labels: Tensor) -> dict[int, tuple[str, int]]:
+    """For each label that is there only while another is: what such units are called, and that other."""
+    found: dict[int, tuple[str, int]] = {}
+    for kind, own, needed in walk.needs:
+        pairs = zip(labels[own].tolist(), labels[needed].tolist(), strict=True)
+        found |= {a: (kind, b) for a, b in pairs if a != b}
+    return found
 
 
-def _by_needs(parts: list[list[int]], needs: Mapping[int, int]) -> list[list[int]]:
-    """Parts divided further, so that the units of one need those of one other part, or none."""
+def _by_needs(parts: list[list[int]], needs: Mapping[int, tuple[str, int]]) -> list[list[int]]:
+    """Parts divided further, so that the units of one are of one kind and need those of one other part, or none."""
     part_of = {label: i for i, part in enumerate(parts) for label in part}
     divided: list[list[int]] = []
     for part in parts:
-        by_part: dict[int | None, list[int]] = defaultdict(list)
+        alike: dict[tuple[str, int | None], list[int]] = defaultdict(list)
         for label in part:
-            by_part[part_of.get(needs[label]) if label in needs else None].append(label)
-        divided += by_part.values()
+            kind, needed = needs.get(label, ("", -1))
+            alike[kind, part_of.get(needed)].append(label)
+        divided += alike.values()
     return divided
 
 
-def _with_needs(walk: Walk, groups: list[ChannelGroup], labels: Tensor, needs: Mapping[int, int]) -> list[ChannelGroup]:
+def _with_needs(
+    walk: Walk, groups: list[ChannelGroup], labels: Tensor, needs: Mapping[int, tuple[str, int]]
+) -> list[ChannelGroup]:
     """The groups, with what their units need if that can go at all."""
     place = units_by_label(walk, groups, labels)  # label -> (group, unit)
     needed: dict[int, dict[int, int]] = defaultdict(dict)
     names: dict[int, str] = {}
     for label, (group, unit) in place.items():
-        if label in needs and needs[label] in place:
-            other, needed[group][unit] = place[needs[label]]
+        if label in needs and needs[label][1] in place:
+            other, needed[group][unit] = place[needs[label][1]]
             names[group] = groups[other].name
     return [
         replace(g, needs=Needs(names[i], tuple(needed[i][u] for u in range(g.size)))) if i in names else g
@@ -217,7 +223,7 @@ def _group(
     sites: Mapping[int, set[AxisKey]],
     taken: dict[str, int],
     summed: set[int],
-    needs: Mapping[int, int],
+    needs: Mapping[int, tuple[str, int]],
 ) -> ChannelGroup | str:
     """The group of these alike units, or the reason why they are frozen."""
     keys = list(membership[units[0]])
@@ -225,8 +231,7 @@ def _group(
     def place(label: int) -> list[int]:
         return next((membership[label][k] for k in walk.producers if k in membership[label]), [0])
 
-    # what one unit of another group needs lies together: the first units of both belong together
-    order = sorted(units, key=lambda u: (place(needs[u]) if needs.get(u) in membership else [], place(u)))
+    order = sorted(units, key=place)
     slices = {key: ParamSlice(*key, tuple(tuple(membership[u][key]) for u in order)) for key in keys}
     gate = tuple(slices[k] for k in keys if k in sites[units[0]])
     if not gate:
@@ -235,7 +240,7 @@ def _group(
         return "all its channels must go together (or there is only one)"
     writers = [k for k in walk.producers if k in slices]
     path = writers[0][0].rpartition(".")[0] or writers[0][0]
-    path += ":gates" if units[0] in needs else ""
+    path += f":{needs[units[0]][0]}" if units[0] in needs else ""
     taken[path] += 1
     name = path if taken[path] == 1 else f"{path}:{taken[path]}"
     stream = len(writers) > 1 and any(u in summed for u in units)

@@ -1,7 +1,7 @@
 """Rules for recurrent layers: a hidden unit is its state, its gate rows, its recurrent column and its readers.
 
 In a layer that says which gate of which unit each of its rows is (buffers ``units``, ``row_units`` and ``row_gates``,
-as in `apical.models.GatedLSTM`), a row is a unit of a group of its own, which needs its hidden unit.
+as in `apical.models.GatedLSTM`), the rows of each gate are a group of their own, and each needs its hidden unit.
 
 Sources: Wen et al., *Learning Intrinsic Sparse Structures within Long Short-Term Memory*, ICLR 2018; Lobacheva et al.,
 *Structured Sparsification of Gated Recurrent Neural Networks*, AAAI 2020.
@@ -23,6 +23,7 @@ from apical.structure._values import AnyValue, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+GATE_NAMES = {4: "ifgo", 3: "rzn"}
 STATE = "meets a recurrent state of fixed size"
 
 
@@ -46,7 +47,8 @@ def _separate_units(walk: Walk, w_ih: ParamValue, w_hh: ParamValue, gates: int) 
     for other in (w_hh.name, named["row_units"], named["row_gates"]):
         walk.meet(rows, walk.axis(other, 0), STATE)
     walk.read(rows, frozenset([(w_ih.name, 0), (w_hh.name, 0)]), None)
-    walk.needs.append((rows, units.repeat(gates)))
+    for letter, own in zip(GATE_NAMES[gates], rows.chunk(gates), strict=True):
+        walk.needs.append((letter, own, units))
     return units
 
 

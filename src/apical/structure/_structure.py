@@ -85,14 +85,10 @@ class Structure:
         return {b.name: i for i, b in enumerate(self.blocks)}
 
     @cached_property
-    def _needing(self) -> tuple[tuple[int, int, int], ...]:
-        """(group, the group that it needs, units of it for each unit of that)"""
+    def _needing(self) -> tuple[tuple[int, int], ...]:
+        """(group, the group that it needs)"""
         order = self._group_order
-        return tuple(
-            (i, order[g.needs.group], g.size // self.group(g.needs.group).size)
-            for i, g in enumerate(self.groups)
-            if g.needs is not None
-        )
+        return tuple((i, order[g.needs.group]) for i, g in enumerate(self.groups) if g.needs is not None)
 
     def attainable(self, counts: Sequence[Number]) -> list[Number]:
         """Widths of all groups, in their order, none larger than the group that it needs allows.
@@ -102,14 +98,14 @@ class Structure:
             >>> from apical.models import LSTMLanguageModel
             >>> model = LSTMLanguageModel(vocab_size=9, embedding_size=4, hidden_sizes=(6,), gates=True)
             >>> structure = apical.trace(model, torch.zeros(5, 1, dtype=torch.long))
-            >>> [(g.name, g.size) for g in structure.groups]
-            [('embedding', 4), ('layers.0', 6), ('layers.0:gates', 24)]
-            >>> structure.attainable([4, 3, 20])  # three hidden units have twelve gates
-            [4, 3, 12]
+            >>> [g.name for g in structure.groups]
+            ['embedding', 'layers.0', 'layers.0:i', 'layers.0:f', 'layers.0:g', 'layers.0:o']
+            >>> structure.attainable([4, 3, 6, 3, 2, 1])  # three hidden units have at most three input gates
+            [4, 3, 3, 3, 2, 1]
         """
         found = list(counts)
-        for group, needed, each in self._needing:
-            found[group] = min(found[group], each * found[needed])
+        for group, needed in self._needing:
+            found[group] = min(found[group], found[needed])
         return found
 
     def with_width(self, counts: Mapping[str, int], name: str, width: int) -> dict[str, int]:
@@ -123,7 +119,7 @@ class Structure:
     def _without_needed(self, keep: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same choice without units whose needed unit is not kept, where positions say which those are."""
         found = dict(keep)
-        for group, needed, _ in self._needing:
+        for group, needed in self._needing:
             name, needs = self.groups[group].name, self.groups[group].needs
             kept, there = keep.get(name), keep.get(self.groups[needed].name)
             if needs is not None and not (
@@ -139,8 +135,8 @@ class Structure:
             if name not in self._group_order:
                 self.group(name)
             sizes[self._group_order[name]] = int(kept) if isinstance(kept, Integral) else len(kept)
-        for group, needed, each in self._needing:
-            sizes[group] = min(sizes[group], each * sizes[needed])
+        for group, needed in self._needing:
+            sizes[group] = min(sizes[group], sizes[needed])
         return model.price(sizes, [self._block_index(name) for name in skip])
 
     def _block_index(self, name: str) -> int:

@@ -45,7 +45,7 @@ class Needs:
 
     Attributes:
         group: name of the other group, whose units need none themselves.
-        units: ``units[k]`` is the unit of that group which unit ``k`` needs; each is needed by as many units.
+        units: ``units[k]`` is the unit of that group which unit ``k`` needs; all are different.
     """
 
     group: str
