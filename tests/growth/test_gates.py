@@ -109,7 +109,7 @@ def test_a_unit_costs_its_share_of_gates_and_a_gate_what_one_fewer_saves() -> No
     for gate in "ifgo":
         assert prices[f"rnn:{gate}"] == pytest.approx(row / limit), gate
     # two biases of four gates, a column of the recurrent matrix and of the head, and 2.5 rows
-    assert prices["rnn"] == pytest.approx((8 + 20 + 2 + 2.5 * row) / limit, rel=0.05)
+    assert prices["rnn"] == pytest.approx((8 + 20 + 2 + 2.5 * row) / limit, rel=0.02)
 
 
 def test_no_gate_is_present_without_its_unit_at_any_time() -> None:

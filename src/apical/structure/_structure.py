@@ -85,8 +85,8 @@ class Structure:
         return {b.name: i for i, b in enumerate(self.blocks)}
 
     @cached_property
-    def _needing(self) -> tuple[tuple[int, int], ...]:
-        """(group, the group that it needs)"""
+    def needing(self) -> tuple[tuple[int, int], ...]:
+        """Which groups need another: pairs (group, the group that it needs), by their places in `groups`."""
         order = self._group_order
         return tuple((i, order[g.needs.group]) for i, g in enumerate(self.groups) if g.needs is not None)
 
@@ -104,22 +104,14 @@ class Structure:
             [4, 3, 3, 3, 2, 1]
         """
         found = list(counts)
-        for group, needed in self._needing:
+        for group, needed in self.needing:
             found[group] = min(found[group], found[needed])
-        return found
-
-    def with_width(self, counts: Mapping[str, int], name: str, width: int) -> dict[str, int]:
-        """The same widths but one; units that need those of this group leave or come with them, in proportion."""
-        found = {**counts, name: width}
-        for group in self.groups:
-            if group.needs is not None and group.needs.group == name and counts[name]:
-                found[group.name] = min(group.size, round(counts[group.name] * width / counts[name]))
         return found
 
     def _without_needed(self, keep: Mapping[str, Any]) -> Mapping[str, Any]:
         """The same choice without units whose needed unit is not kept, where positions say which those are."""
         found = dict(keep)
-        for group, needed in self._needing:
+        for group, needed in self.needing:
             name, needs = self.groups[group].name, self.groups[group].needs
             kept, there = keep.get(name), keep.get(self.groups[needed].name)
             if needs is not None and not (
@@ -131,11 +123,11 @@ class Structure:
 
     def _price(self, model: CostModel, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> int:
         sizes = model.full_sizes.copy()
-        for name, kept in (self._without_needed(keep or {}) if self._needing else keep or {}).items():
+        for name, kept in (self._without_needed(keep or {}) if self.needing else keep or {}).items():
             if name not in self._group_order:
                 self.group(name)
             sizes[self._group_order[name]] = int(kept) if isinstance(kept, Integral) else len(kept)
-        for group, needed in self._needing:
+        for group, needed in self.needing:
             sizes[group] = min(sizes[group], sizes[needed])
         return model.price(sizes, [self._block_index(name) for name in skip])
 
