@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from apical.errors import ConfigError
 from apical.models import GatedGRU, GatedLSTM, LSTMLanguageModel, split_gates_
-from apical.models._gates import _gru_steps, _lstm_steps, _run
+from apical.models._gates import _gru, _lstm, _run
 
-KINDS = {"lstm": (nn.LSTM, GatedLSTM, _lstm_steps, 4), "gru": (nn.GRU, GatedGRU, _gru_steps, 3)}
+KINDS = {"lstm": (nn.LSTM, GatedLSTM, _lstm, 4), "gru": (nn.GRU, GatedGRU, _gru, 3)}
 INPUTS, HIDDEN, STEPS, BATCH = 3, 5, 7, 2
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -95,6 +95,34 @@ def test_gradients_of_what_is_left_are_those_with_zero_weights(kind: str) -> Non
         whole = getattr(theirs, name).grad
         expected = whole[rows] if name.startswith("weight") else whole
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@both
+def test_gradients_written_out_are_those_of_autograd(kind: str) -> None:
+    """Also those of the states, and against finite differences."""
+    _, ours = without_rows(kind, [1, 2, 5, 9, 13])
+    x, state = torch.randn(3, BATCH, INPUTS, dtype=torch.float64), state_of(kind, 1, BATCH, HIDDEN)
+    leaves = [t.requires_grad_() for t in (x, *flat(state), *ours.parameters())]
+
+    def gradients() -> tuple[Tensor, ...]:
+        results = flat(ours(x, state))
+        return torch.autograd.grad(sum(r.sin().sum() for r in results), leaves)
+
+    by_hand = gradients()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apical.models._gated_steps.written_out", lambda: False)
+        by_autograd = gradients()
+    for a, b in zip(by_hand, by_autograd, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *given: flat(ours(given[0], state))[0], (x,))
+
+
+def test_functional_transforms_see_every_operation() -> None:
+    _, ours = without_rows("lstm", [0, 6, 12])
+    x = torch.randn(3, BATCH, INPUTS, dtype=torch.float64)
+    found = torch.func.grad(lambda given: ours(given)[0].sum())(x)
+    expected = torch.autograd.grad(ours(x.requires_grad_())[0].sum(), x)[0]
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_constant_gate_is_what_its_bias_says_and_its_bias_is_trained() -> None:

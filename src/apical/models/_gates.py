@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from apical.errors import ConfigError
+from apical.models._gated_steps import gru_steps, lstm_steps
 
 State = tuple[Tensor, Tensor] | Tensor | None
 
@@ -64,7 +65,7 @@ class GatedLSTM(nn.LSTM):
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that nn.LSTM gives it)
         """Outputs and the pair of states, as `nn.LSTM` gives them; packed sequences only while all gates are there."""
-        return super().forward(input, hx) if _is_whole(self, 4) else _run(self, input, hx, _lstm_steps)
+        return super().forward(input, hx) if _is_whole(self, 4) else _run(self, input, hx, _lstm)
 
     def flatten_parameters(self) -> None:
         """For the fused kernels, which need all rows."""
@@ -124,7 +125,7 @@ class GatedGRU(nn.GRU):
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that nn.GRU gives it)
         """Outputs and the state, as `nn.GRU` gives them; packed sequences only while all gates are there."""
-        return super().forward(input, hx) if _is_whole(self, 3) else _run(self, input, hx, _gru_steps)
+        return super().forward(input, hx) if _is_whole(self, 3) else _run(self, input, hx, _gru)
 
     def flatten_parameters(self) -> None:
         """For the fused kernels, which need all rows."""
@@ -239,40 +240,19 @@ def _run(layer: Any, x: Any, given: Any, steps: Steps) -> Any:
     return outputs, states if count == 2 else states[0]
 
 
-def _lstm_steps(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _lstm(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """x (T, B, inputs), states (B, hidden) each; the outputs (T, B, hidden) and the states after the last step."""
     h, c = states
-    from_x = F.linear(x, layer.weight_ih_l0)  # (T, B, rows)
-    bias = _constants(layer, x, layer.bias_ih_l0 + layer.bias_hh_l0 if layer.bias else None)  # (B, 4 · hidden)
-    weight = layer.weight_hh_l0.t()  # (hidden, rows)
-    outputs = []
-    for now in from_x:
-        all_gates = bias.index_add(1, place, torch.addmm(now, h, weight).to(bias.dtype))
-        i, f, g, o = all_gates.chunk(4, 1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        outputs.append(h)
-    return torch.stack(outputs), (h, c)
+    bias = layer.bias_ih_l0 + layer.bias_hh_l0 if layer.bias else x.new_zeros(4 * layer.hidden_size)
+    outputs, cell = lstm_steps(F.linear(x, layer.weight_ih_l0), h, c, layer.weight_hh_l0, bias, place)
+    return outputs, (outputs[-1], cell)
 
 
-def _gru_steps(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _gru(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """x (T, B, inputs), one state (B, hidden); the outputs (T, B, hidden) and the state after the last step."""
-    (h,) = states
-    ours, theirs = (layer.bias_ih_l0, layer.bias_hh_l0) if layer.bias else (None, None)
-    from_x = _constants(layer, x, ours).expand(len(x), -1, -1)
-    from_x = from_x.index_add(2, place, F.linear(x, layer.weight_ih_l0).to(from_x.dtype))  # (T, B, 3 · hidden)
-    bias, weight = _constants(layer, x, theirs), layer.weight_hh_l0.t()
-    outputs = []
-    for now in from_x:
-        from_h = bias.index_add(1, place, (h @ weight).to(bias.dtype))  # (B, 3 · hidden)
-        (r, z, n), (hr, hz, hn) = now.chunk(3, 1), from_h.chunk(3, 1)
-        n = (n + (r + hr).sigmoid() * hn).tanh()
-        h = n + (z + hz).sigmoid() * (h - n)
-        outputs.append(h)
-    return torch.stack(outputs), (h,)
-
-
-def _constants(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
-    """What each gate is without its row  # (B, gates · hidden)"""
-    width = len(layer.gates) * layer.hidden_size
-    return x.new_zeros(x.shape[1], width) if bias is None else bias.expand(x.shape[1], width)
+    zeros = x.new_zeros(3 * layer.hidden_size)
+    ours, theirs = (layer.bias_ih_l0, layer.bias_hh_l0) if layer.bias else (zeros, zeros)
+    constant = ours.expand(*x.shape[:2], -1)
+    from_x = constant.index_add(2, place, F.linear(x, layer.weight_ih_l0).to(ours.dtype))  # (T, B, 3 · hidden)
+    outputs = gru_steps(from_x, states[0], layer.weight_hh_l0, theirs, place)
+    return outputs, (outputs[-1],)
