@@ -45,7 +45,7 @@ def lstm_steps(from_x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tenso
         found: States = _LSTM.apply(from_x, h, c, weight, bias, place)  # type: ignore[no-untyped-call]
         return found
     outputs = []
-    constant, columns = bias.expand(len(h), -1), weight.t()
+    constant, columns = bias.expand(h.shape[0], -1), weight.t()
     for now in from_x:
         i, f, g, o = constant.index_add(1, place, torch.addmm(now, h, columns).to(bias.dtype)).chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -74,7 +74,7 @@ def gru_steps(from_x: Tensor, h: Tensor, weight: Tensor, bias: Tensor, place: Te
         found: Tensor = _GRU.apply(from_x, h, weight, bias, place)  # type: ignore[no-untyped-call]
         return found
     outputs = []
-    constant, columns = bias.expand(len(h), -1), weight.t()
+    constant, columns = bias.expand(h.shape[0], -1), weight.t()
     for now in from_x:
         from_h = constant.index_add(1, place, (h @ columns).to(bias.dtype))
         (r, z, n), (hr, hz, hn) = now.chunk(3, 1), from_h.chunk(3, 1)
