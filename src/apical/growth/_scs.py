@@ -36,7 +36,7 @@ from apical.growth._method import Choice, Measurement, Method, Terms
 from apical.growth._observer import GateObserver, Round
 from apical.growth._options import changed, check_options, numeric_divisor, wrong_times
 from apical.growth._widths import fit_thresholds
-from apical.resizing import Selection
+from apical.resizing import Selection, first_units
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,8 @@ class ScsController(Method):
 
     def _choice(self, counts: Sequence[int], skip: tuple[str, ...], critical: Tensor) -> Choice:
         groups = zip(self.terms.structure.groups, counts, self._parts(critical), strict=True)
-        keep = {g.name: sorted(torch.argsort(part, stable=True)[:n].tolist()) for g, n, part in groups}
+        ranked = [(g.name, n, torch.argsort(part, stable=True).tolist()) for g, n, part in groups]
+        keep = first_units(self.terms.structure, {g: r for g, _, r in ranked}, {g: n for g, n, _ in ranked})
         return Choice(keep, skip, self.terms.bound.load(keep, skip))
 
     def end_epoch(self) -> None:
