@@ -53,8 +53,8 @@ class ScsConfig:
         score_momentum: their momentum. Scores have no weight decay.
         beta_final: β_0, the temperature at age 1 (of the whole training).
         lambda_base: weight of the penalty.
-        birth: ``"preserving"``: what reads a newborn starts at zero, so that the function does not change; ``"random"``: its
-            outgoing weights are as initialised.
+        birth: ``"preserving"``: what reads a newborn starts at zero, so that the function does not change;
+            ``"random"``: its outgoing weights are as initialised.
         interval: epochs (or steps) from one restructuring to the next.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
         grow_depth: whether blocks are sampled.
