@@ -81,7 +81,7 @@ class Grower:
         steps_per_epoch: optimizer steps of an epoch, if the loop calls `end_step` after each. The network can then
             change within an epoch, which short trainings need to learn much.
         copies: moving averages or other copies of the model, resized with it.
-        structure: a structure of this model that `apical.trace` found before, to save tracing again.
+        structure: of this model, from `apical.trace` or `apical.load_structure`, to save tracing again.
         shard: divides the model among processes: ``fully_shard`` (FSDP2), or a function that calls it on parts of the
             model and then on the model. It is called now, and after every restructuring, in all processes alike; until
             now the model is plain, and the same in all of them.

@@ -14,6 +14,7 @@ from apical.resizing._shards import are_finite, fill_, is_sharded, own_part, sta
 from apical.resizing._stand_in import StandIn
 from apical.resizing._state import resize_state
 from apical.resizing._store import DormantStore
+from apical.resizing._structure_file import load_structure, save_structure
 from apical.resizing._trace import trace
 
 __all__ = [
@@ -35,11 +36,13 @@ __all__ = [
     "confirm",
     "fill_",
     "is_sharded",
+    "load_structure",
     "lookup",
     "own_part",
     "refuse_wrapped",
     "resize_",
     "resize_state",
+    "save_structure",
     "start_of_part",
     "sum_over_parts_",
     "trace",
