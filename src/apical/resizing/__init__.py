@@ -16,6 +16,7 @@ from apical.resizing._state import resize_state
 from apical.resizing._store import DormantStore
 from apical.resizing._structure_file import load_structure, save_structure
 from apical.resizing._trace import trace
+from apical.resizing._traffic import Traffic, traffic
 
 __all__ = [
     "DormantStore",
@@ -28,6 +29,7 @@ __all__ = [
     "StandIn",
     "TemplateMap",
     "TensorChange",
+    "Traffic",
     "are_finite",
     "check_kinds",
     "check_matches",
@@ -46,6 +48,7 @@ __all__ = [
     "start_of_part",
     "sum_over_parts_",
     "trace",
+    "traffic",
     "unaveraged",
     "whole",
     "whole_or_nothing",

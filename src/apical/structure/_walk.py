@@ -75,7 +75,8 @@ class Walk:
         name = sources.get(node.name)
         if name is not None:
             tensor = self.tensor(self.canonical[name])
-            data = tensor.cpu() if tensor.dtype in (torch.long, torch.int32, torch.bool, torch.uint8) else None
+            known = tensor.dtype in (torch.long, torch.int32, torch.bool, torch.uint8) and not tensor.is_meta
+            data = tensor.cpu() if known else None
             return whole_parameter(self.canonical[name], tuple(tensor.shape), data)
         return self.fixed(node)
 
