@@ -365,8 +365,8 @@ _LIMITS = """\
 
 Configs are small (two layers, width 32), so that heads, first layers and embeddings weigh more than in published sizes.
 T5 stays below 90 % with and without streams: the first layer of each kind makes the position bias for all others and
-so stays, and the encoder's state is an output, whose width the shared embedding gives to all streams. In SegFormer one
-attention with a reduced sequence stays.
+so stays, and the encoder's state is an output, whose width the shared embedding gives to all streams. Of SegFormer
+mostly the convolutions that cut patches are left, and the width of the only head of its first stage.
 
 The rows of ViT, DeiT, DINOv2 and SigLIP (patches of 4 pixels since), DETR, T5 and SegFormer are the newest, then those
 of Mamba and Phi-3, then BERT, RoBERTa, DistilBERT, BART, Mixtral, FNet and Llama with one key head. The others (but for
