@@ -15,7 +15,7 @@ from apical.budget import Budget, DeviceTable, NetworkCost, Setting, project, to
 from apical.growth import Grower, Plan, plan_on_paper
 from apical.recipes import RunConfig
 from apical.recipes._task_kind import Described, Facts, task_kind
-from apical.resizing import Selection, resize_, traffic
+from apical.resizing import Selection, first_units, resize_, traffic
 from apical.runs._divisor import require_divisor
 from apical.structure import Structure, analysis_copy, propose, without_cache_
 from apical.timing._clock import time_ms
@@ -55,8 +55,9 @@ class Planned:
 
     def network(self, epoch: int) -> nn.Module:
         """The network of an epoch, from 0, as a model of its own."""
-        widths, model = self.plan.epochs[epoch].widths, copy.deepcopy(self.model)
-        resize_(model, self.structure, {name: range(n) for name, n in widths.items()}, self.plan.skipped)
+        model = copy.deepcopy(self.model)
+        keep = _first(self.structure, self.plan.epochs[epoch].widths)
+        resize_(model, self.structure, keep, self.plan.skipped)
         return model
 
 
@@ -171,7 +172,9 @@ def price(
             seen[network.macs] = activation_bytes(planned.network(epoch), planned.example, planned.config)
     whole = activation_bytes(planned.model, planned.example, planned.config) if runs else 0
     slots = 1 if training.optimizer.name == "sgd" else 2
-    chosen = [_selection(e.widths, plan.skipped) for e in plan.epochs]
+    skipped = frozenset(plan.skipped)
+    kept = [_first(planned.structure, e.widths) for e in plan.epochs]
+    chosen = [Selection({name: tuple(units) for name, units in keep.items()}, skipped) for keep in kept]
     moves = traffic(planned.structure, [chosen[0], *chosen], slots)
     setting = Setting(
         samples, training.batch_size, processes, slots, int(training.ema_decay is not None), 4 * moves[-1].dormant,
@@ -206,8 +209,9 @@ def price(
     return Prices(records, dense, sums)
 
 
-def _selection(widths: Mapping[str, int], skipped: Sequence[str]) -> Selection:
-    return Selection({name: tuple(range(n)) for name, n in widths.items()}, frozenset(skipped))
+def _first(structure: Structure, widths: Mapping[str, int]) -> dict[str, list[int]]:
+    """The first units of each group."""
+    return first_units(structure, {group.name: range(group.size) for group in structure.groups}, widths)
 
 
 def _at_work(structure: Structure, widths: Mapping[str, int], skipped: Sequence[str]) -> int:
