@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from apical.budget import Budget
     from apical.export import load, save
     from apical.growth import Grower, GrowthConfig
-    from apical.resizing import DormantStore, ResizeReport, resize_, resize_state, trace
+    from apical.resizing import (
+        DormantStore,
+        ResizeReport,
+        load_structure,
+        resize_,
+        resize_state,
+        save_structure,
+        trace,
+    )
     from apical.structure import ChannelGroup, SkippableBlock, Structure, register_module, register_op
 
 __version__ = "0.1.0"
@@ -26,11 +34,13 @@ __all__ = [
     "Structure",
     "__version__",
     "load",
+    "load_structure",
     "register_module",
     "register_op",
     "resize_",
     "resize_state",
     "save",
+    "save_structure",
     "trace",
 ]
 
@@ -39,7 +49,15 @@ _HOMES = {
     "budget": ("Budget",),
     "export": ("load", "save"),
     "growth": ("Grower", "GrowthConfig"),
-    "resizing": ("DormantStore", "ResizeReport", "resize_", "resize_state", "trace"),
+    "resizing": (
+        "DormantStore",
+        "ResizeReport",
+        "load_structure",
+        "resize_",
+        "resize_state",
+        "save_structure",
+        "trace",
+    ),
     "structure": ("ChannelGroup", "SkippableBlock", "Structure", "register_module", "register_op"),
 }
 _HOME = {name: package for package, names in _HOMES.items() for name in names}

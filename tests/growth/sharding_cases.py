@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 import apical
 from apical.errors import ApicalError
 from apical.growth import load_sharded, save_sharded
-from apical.resizing import own_part, whole
+from apical.resizing import is_sharded, own_part, whole
 from apical.training._processes import process_group, processes
 
 EPOCHS, STEPS, BATCH, WIDTH = 6, 3, 12, 13
@@ -178,3 +178,30 @@ def made_with(how: Any, **options: Any) -> None:
     model = network()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     apical.Grower(model, sgd, EXAMPLE, "50% macs", EPOCHS, structure=STRUCTURE, shard=how, **options)
+
+
+def counted(folder: str) -> int:
+    """Counts the numbers that each restructuring gathers; writes them beside what was said on paper."""
+    from apical.resizing import _resize, _store, traffic
+
+    gathered = 0
+
+    def counting(tensor: Tensor) -> Tensor:
+        nonlocal gathered
+        gathered += tensor.numel() if is_sharded(tensor) else 0
+        return whole(tensor)
+
+    with process_group(torch.device("cpu")) as team:
+        model, opt, grower = made("each")
+        _resize.whole = _store.whole = counting
+        found, networks = [], [grower.store.selection]
+        for epoch in range(EPOCHS):
+            before, gathered = grower.store.selection, 0
+            train(model, opt, grower, range(epoch, epoch + 1))
+            after = grower.store.selection
+            networks.append(after)
+            paper = traffic(STRUCTURE, networks, slots=2)[-1]
+            found.append({"counted": gathered, "paper": paper.gathered, "returned": len(before.skip - after.skip)})
+        held = sum(v.numel() for v in grower.store.state_dict()["full"].values())
+        torch.save({"epochs": found, "held": held, "dormant": paper.dormant}, Path(folder) / f"state-{team.rank}.pt")
+    return 0

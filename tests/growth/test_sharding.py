@@ -75,6 +75,14 @@ def test_sharded_processes_are_one(
     assert sum(s["store_parts"] for s in together) == sum(t.numel() for t in one["store"].values()) * count // parts
 
 
+def test_what_is_gathered_is_what_the_paper_says(server: ForkServer, tmp_path: Path) -> None:
+    for state in states(server, tmp_path / "counted", "counted", count=2):
+        known = [e for e in state["epochs"] if not e["returned"]]  # of a block that never lived there are no moments
+        assert [e["counted"] for e in known] == [e["paper"] for e in known]
+        assert sum(e["counted"] > 0 for e in known) >= 2
+        assert state["held"] == state["dormant"]
+
+
 @pytest.mark.parametrize(("before", "after"), [(2, 3)])
 def test_resumed_by_other_processes(
     server: ForkServer, alone: Callable[[str], Any], tmp_path: Path, before: int, after: int

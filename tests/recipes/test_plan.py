@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from apical.budget import DeviceTable, NetworkCost, Setting, allreduce_bytes, me
 from apical.cli import main
 from apical.data import TokenStream
 from apical.errors import ApicalError, ConfigError
+from apical.models import GPT
 from apical.recipes import apply_settings, get_recipe
 from apical.resizing import trace
 from apical.runs import run
@@ -80,6 +82,53 @@ def test_bytes_and_seconds_by_hand() -> None:
     assert [table.step_seconds(macs) for macs in (3e6, 6e6)] == pytest.approx([0.25, 0.4])
     with pytest.raises(ConfigError, match="8 examples a step, a process takes 4"):
         project([cost], Setting(64, 16, processes=4), table)
+
+
+def test_bytes_of_a_divided_model_by_hand() -> None:
+    """A quarter of everything that is held, and whole what is at work; weights are sent twice, gradients once."""
+    cost = NetworkCost(macs=1_500_000, num_params=1000, activation_bytes=50, whole_params=300)
+    setting = Setting(64, 16, processes=4, optimizer_slots=2, dormant_bytes=800, sharded=True)
+    assert memory_bytes(cost, setting) == (4 * 1000 * 4 + 800) / 4 + 4 * 300 + 50 * 4
+    (record,) = project([cost], setting)
+    assert record["sent_bytes_per_step"] == 4 * 3 * 0.75 * 1000
+
+
+SMALL_GPT = {"vocab_size": 50, "context_length": 8, "embedding_size": 32, "num_heads": 4, "num_layers": 2}
+
+
+def test_a_model_without_weights_has_the_plan_of_one_with_weights() -> None:
+    config = apply_settings(get_recipe("folder"), ["epochs=4", "budget=50% macs", "optimizer.name=adamw"])
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    real = plan_model(config, GPT(**SMALL_GPT), (tokens,))
+    with torch.device("meta"):
+        paper = plan_model(config, GPT(**SMALL_GPT), (tokens.to("meta"),))
+    assert (paper.on_paper, real.on_paper) == (True, False)
+    assert paper.plan == real.plan
+    assert paper.structure.macs() == real.structure.macs()
+    one, other = (price(p, 100, processes=4, memory=True, sharded=True, link_gb_per_s=2) for p in (real, paper))
+    assert [e["restructure_bytes"] for e in one.epochs] == [e["restructure_bytes"] for e in other.epochs]
+    assert one.epochs[-1]["memory_bytes"] > other.epochs[-1]["memory_bytes"], "activations"
+
+
+def test_restructurings_of_a_divided_model() -> None:
+    """Hidden widths 8, 8, 16: the first network is there from the start, the last is the only one that is new."""
+    config = apply_settings(get_recipe("folder"), ["epochs=3", "optimizer.name=adamw"])
+    found = plan_model(config, torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)),
+                       (torch.zeros(1, 4),))  # fmt: skip
+    widths = [e.widths["0"] for e in found.plan.epochs]
+    prices = price(found, 100, processes=2, memory=True, sharded=True, link_gb_per_s=1e-3)
+    full, of_a_unit, last_bias = 32 * 8, 8, 3
+    for before, after, record in zip([widths[0], *widths], widths, prices.epochs, strict=False):
+        gathered = 0 if before == after else 3 * (full + of_a_unit * before) + of_a_unit * before
+        assert record["restructure_bytes"] == 4 * gathered / 2
+        assert record["restructure_seconds"] == record["restructure_bytes"] / 1e6
+    assert prices.totals["restructurings"] == sum(a != b for a, b in pairwise(widths)) >= 1
+    seed = of_a_unit * widths[0] + last_bias
+    assert prices.totals["start_memory_bytes"] == 4 * (full + last_bias + full + seed)
+    alone = price(found, 100, processes=2, memory=True)
+    assert not any(e["restructure_bytes"] for e in alone.epochs)
+    held = 4 * 4 * found.plan.epochs[-1].num_params + 4 * 3 * full
+    assert 0 <= alone.epochs[-1]["memory_bytes"] - held <= 50 * 1000, "activations"
 
 
 KEYS = ["points", "device", "batch_size", "model"]
@@ -156,6 +205,14 @@ def test_the_command_for_a_model_of_ones_own(monkeypatch: pytest.MonkeyPatch, tm
     assert (missing.exit_code, "add --images" in missing.output) == (2, True)
 
 
+def test_the_command_for_a_divided_model_without_weights() -> None:
+    call = ["GPT", "--kwargs", json.dumps(SMALL_GPT), "--input", "1x8:int64:50", "--no-weights", "--epochs", "6"]
+    result = planned(*call, "--processes", "4", "--shard", "--link-gb-per-s", "0.001")
+    assert result.exit_code == 0, result.output
+    for part in ("restructure MB", "each process receives", "over the link", "without activations", "no dry run has"):
+        assert part in result.output
+
+
 def test_a_plan_does_not_touch_the_model() -> None:
     config = apply_settings(get_recipe("folder"), ["epochs=3"])
     model = TwoInputs()
@@ -185,6 +242,11 @@ def test_a_plan_does_not_touch_the_model() -> None:
         (["camvid-deeplabv3-small", "--input", "1x3x32x32"], "as large as --set data.crop=N says"),
         (["camvid-deeplabv3-small"], "--images 367 --classes 11"),
         (["resnet20", "--input", "1x3x32x32", "--budget", "0.001% macs"], "budget"),
+        (["resnet20", "--shard"], "add --processes"),
+        (["resnet20", "--processes", "2", "--link-gb-per-s", "1"], "add --shard"),
+        (["digits", "--no-weights"], "--no-weights is of a MODEL"),
+        (["resnet20", "--no-weights", "--measure", "--images", "9"], "--no-weights is of a MODEL"),
+        (["resnet20", "--no-weights", "--budget", "2 ms"], "knows MACs and parameters only, got the budget 2 ms"),
     ],
 )
 def test_wrong_input_is_named(arguments: list[str], message: str) -> None:

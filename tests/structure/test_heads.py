@@ -219,3 +219,29 @@ def test_a_fixed_bias_of_each_head_fixes_the_heads(kernel: str) -> None:
     structure = traced(net, INPUTS)
     assert [g.name for g in structure.groups] == ["body.o"]
     assert "positions of fixed size" in reasons_of(structure)["body.qkv"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_of_layers_that_share_a_created_bias_go_together(causal: bool) -> None:
+    """As in T5's cross-attention, whose first layer makes zeros for all, as large as its own number of heads."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.qkv, self.o = 4, nn.Linear(16, 48), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, WIDTH).permute(2, 0, 3, 1, 4)
+            if bias is None:
+                bias = torch.zeros(1, self.heads, x.shape[1], x.shape[1])
+            mask = torch.where(torch.ones_like(bias).tril() > 0, bias, -1e9) if causal else bias
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return x + self.o(y.transpose(1, 2).flatten(2)), bias
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x, bias = m.first(x, None)
+        return m.head(m.second(x, bias)[0])
+
+    structure = traced(Net(forward, first=Layer(), second=Layer(), head=nn.Linear(16, 3)), INPUTS)
+    assert structure.group("first.qkv").size == 4
+    assert members_of(structure, "first.qkv")["second.qkv.weight"] == 3 * WIDTH

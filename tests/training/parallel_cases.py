@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import apical
-from apical.data import ImageLoader, RandomFlip, synthetic_images
+from apical.data import ImageLoader, RandomFlip, TokenStream, synthetic_images
 from apical.errors import ApicalError
+from apical.models import LSTMLanguageModel
+from apical.recipes.tasks.language import LanguageModelling
 from apical.training import (
     Interrupted,
     Loaders,
@@ -138,6 +140,30 @@ def run(folder: str, resume: bool = False, options: dict[str, Any] | None = None
     content = {"model": result.model.state_dict(), "history": result.history, "summary": result.summary,
                "kinds": [type(m).__name__ for m in result.model.modules()]}  # fmt: skip
     torch.save(content, Path(folder) / f"state-{processes().rank}.pt")
+    return 0
+
+
+def text(folder: str) -> int:
+    """A recurrent language model that grows between steps, on streams that the processes share."""
+    tokens = torch.randint(7, (12 * 31,), generator=torch.Generator().manual_seed(5))
+    tokens = (tokens + tokens.roll(1)) % 7  # each depends on the one before
+    team = processes()
+
+    def streams(count: int, learn: bool) -> TokenStream:
+        return TokenStream(tokens, count, 5, drop_last=learn, rank=team.rank, world_size=team.count)
+
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(vocab_size=7, embedding_size=6, hidden_sizes=(10, 8)).double()
+    config = TrainingConfig(epochs=4, batch_size=12, optimizer=OptimizerConfig(lr=1.0), device="cpu", seed=2)
+
+    def method(network: nn.Module, optimizer: Any, copies: Any) -> apical.Grower:
+        return apical.Grower(network, optimizer, torch.zeros(5, 1, dtype=torch.long), "60% params", 4, copies=copies,
+                             steps_per_epoch=6, interval=3, interval_unit="steps")  # fmt: skip
+
+    result = train(model, method, Loaders(streams(12, True), streams(3, False)), config, Path(folder) / "run",
+                   task=LanguageModelling(), progress=make_progress("quiet"))  # fmt: skip
+    content = {"model": result.model.state_dict(), "history": result.history, "summary": result.summary}
+    torch.save(content, Path(folder) / f"state-{team.rank}.pt")
     return 0
 
 

@@ -86,6 +86,19 @@ def test_two_processes_are_one(server: ForkServer, alone: dict[str, Any], tmp_pa
     assert files == ["checkpoint.prev.pt", "checkpoint.pt", "config.json", "history.jsonl", "summary.json"]
 
 
+def test_a_text_is_shared_by_its_streams(server: ForkServer, tmp_path: Path) -> None:
+    """Same widths, weights and losses as one process, with a recurrent state and odd shares of the evaluation."""
+    (alone,) = states(run(server, tmp_path / "one", "text", count=1), tmp_path / "one")
+    first, second = states(run(server, tmp_path / "two", "text"), tmp_path / "two")
+    assert_equal(first["model"], second["model"])
+    assert_close(alone, first)
+    assert len({json.dumps(r["widths"]) for r in first["history"]}) > 1, "the network did change"
+    for mine, theirs in zip(alone["history"], first["history"], strict=True):
+        assert mine["samples"] == theirs["samples"]
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-9)
+        assert mine["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-6)
+
+
 def test_norms_apart_dropout_augmentation_and_averages(server: ForkServer, tmp_path: Path) -> None:
     """Whatever a process draws or measures for itself, both end with the same model."""
     options = {"sync": False, "dropout": 0.3, "augment": True, "ema": 0.5}

@@ -332,3 +332,18 @@ class GlobalFilter(nn.Module):
         y = torch.fft.rfft2(x, norm="ortho") * torch.view_as_complex(self.filter)
         x = x + torch.fft.irfft2(y, s=x.shape[-2:], norm="ortho")
         return self.head(torch.relu(self.last(x)))
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier in the middle, which only training runs."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.first, self.second = conv_bn(3, 8), conv_bn(8, 12)
+        self.auxiliary = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), Head(6, classes))
+        self.head = Head(12, classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.first(x)
+        out = self.head(self.second(y))
+        return (out, self.auxiliary(y)) if self.training else out

@@ -105,6 +105,7 @@ def trap_zoo() -> list[ZooModel]:
         "norm_zoo": (handmade.NormZoo, 8),
         "small_unet": (handmade.SmallUNet, 16),
         "global_filter": (handmade.GlobalFilter, 8),
+        "auxiliary_head": (handmade.AuxiliaryHead, 8),
     }
     return [
         *(image(name, builder, size, "trap") for name, (builder, size) in images.items()),
@@ -145,6 +146,7 @@ def sequence_zoo() -> list[ZooModel]:
         tokens("transformer_pre_norm", partial(sequences.EncoderClassifier, norm_first=True), 7, 13),
         tokens("small_gpt", sequences.SmallGpt, 7, 19),
         tokens("small_bert", sequences.SmallBert, 7, 13),
+        tokens("small_llama", sequences.SmallLlama, 7, 19),
         tokens("multi_query", sequences.MultiQuery, 7, 13),
         tokens("small_mamba", sequences.SmallMamba, 5, 13),
         tokens("stacked_experts", sequences.StackedExperts, 7, 13),

@@ -3,7 +3,16 @@
 from apical.budget._budget import BIT_KINDS, Budget, Kind, Target
 from apical.budget._latency import LatencyTable
 from apical.budget._load import BoundBudget, Reach, budget_share
-from apical.budget._projection import DeviceTable, NetworkCost, Setting, allreduce_bytes, memory_bytes, project, totals
+from apical.budget._projection import (
+    DeviceTable,
+    NetworkCost,
+    Setting,
+    allreduce_bytes,
+    memory_bytes,
+    project,
+    sharded_bytes,
+    totals,
+)
 from apical.budget._rounding import least_width, possible_widths, rounding_step
 
 __all__ = [
@@ -24,5 +33,6 @@ __all__ = [
     "possible_widths",
     "project",
     "rounding_step",
+    "sharded_bytes",
     "totals",
 ]

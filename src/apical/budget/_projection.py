@@ -22,11 +22,13 @@ class NetworkCost:
         macs: multiply-adds of a forward pass on one example.
         num_params: parameters.
         activation_bytes: what a training step on one example keeps for its backward pass; 0 if not known.
+        whole_params: of a divided model, the parameters that a process holds whole at a time within a step.
     """
 
     macs: int
     num_params: int
     activation_bytes: int
+    whole_params: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Setting:
         optimizer_slots: numbers that the optimizer keeps for each parameter: 1 for momentum, 2 for Adam.
         copies: further copies of the weights, such as a moving average.
         dormant_bytes: of the store of absent weights.
+        sharded: whether the model is divided among the processes (``fully_shard``), not copied to each.
     """
 
     samples: int
@@ -115,6 +118,7 @@ class Setting:
     optimizer_slots: int = 1
     copies: int = 0
     dormant_bytes: int = 0
+    sharded: bool = False
 
 
 def allreduce_bytes(num_params: int, processes: int) -> int:
@@ -131,11 +135,30 @@ def allreduce_bytes(num_params: int, processes: int) -> int:
     return round(4 * 2 * (processes - 1) / processes * num_params)
 
 
+def sharded_bytes(num_params: int, processes: int) -> int:
+    """Bytes that each process sends a step where each holds a part: weights twice, float32 gradients once.
+
+        4 · 3 (n − 1) / n · num_params
+
+    Source: Rajbhandari et al., ZeRO: memory optimizations toward training trillion parameter models, 2020.
+
+    Example:
+        >>> sharded_bytes(1_000_000, 4)
+        9000000
+    """
+    return round(4 * 3 * (processes - 1) / processes * num_params)
+
+
 def memory_bytes(cost: NetworkCost, setting: Setting) -> int:
-    """Bytes of a process' weights, gradients, optimizer state, copies, activations and dormant weights (float32)."""
-    held = 4 * cost.num_params * (2 + setting.optimizer_slots + setting.copies)
+    """Bytes of a process' weights, gradients, optimizer state, copies, activations and dormant weights (float32).
+
+    Where the model is sharded, a process holds its part of them, and the layers that are at work whole.
+    """
+    held = 4 * cost.num_params * (2 + setting.optimizer_slots + setting.copies) + setting.dormant_bytes
+    if setting.sharded:
+        held = -(-held // setting.processes) + 4 * cost.whole_params
     share = -(-setting.batch_size // setting.processes)
-    return held + cost.activation_bytes * share + setting.dormant_bytes
+    return held + cost.activation_bytes * share
 
 
 def project(
@@ -171,7 +194,7 @@ def project(
     steps = max(1, setting.samples // setting.batch_size)
     records = []
     for epoch, cost in enumerate(networks, 1):
-        sent = allreduce_bytes(cost.num_params, setting.processes)
+        sent = (sharded_bytes if setting.sharded else allreduce_bytes)(cost.num_params, setting.processes)
         step = None if table is None else table.step_seconds(cost.macs)
         speak = None if table is None or table.allreduce_gb_per_s is None else sent / (1e9 * table.allreduce_gb_per_s)
         records.append(

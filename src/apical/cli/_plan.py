@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,14 @@ if TYPE_CHECKING:
 )
 @click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="How many train together.")
 @click.option("--memory", is_flag=True, help="Run each network once for its activations.")
+@click.option("--shard", is_flag=True, help="The model is divided among the processes (FSDP2), not copied to each.")
+@click.option(
+    "--link-gb-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB/S",
+    help="With --shard: what a process receives over the network.",
+)
+@click.option("--no-weights", is_flag=True, help="Build MODEL without weights: one larger than this machine, too.")
 @click.option("--measure", is_flag=True, help="Time steps on this machine (a few of several networks).")
 @click.option("--device", default="auto", show_default=True, help="What --measure measures.")
 @click.option("--write-table", type=click.Path(path_type=Path), help="With --measure: keep the step times as JSON.")
@@ -69,6 +78,7 @@ def plan_command(target: str, as_json: bool, **options: Any) -> None:
       apical plan gpt-wikitext2 --measure
       apical plan my_package.nets:Net --input 1x3x32x32 --budget "50% macs" --epochs 100
       apical plan my_package.nets:Net --input 1x3x32x32 --images 50000 --measure --write-table this-machine.json
+      apical plan GPT --kwargs '{"vocab_size": 32000, "num_layers": 32}' --input 1x256:int64:32000 --no-weights
     """
     from apical.recipes import recipes
     from apical.runs._plan import price
@@ -77,16 +87,29 @@ def plan_command(target: str, as_json: bool, **options: Any) -> None:
         raise ConfigError("--write-table keeps what --measure measures; add --measure")
     if options["measure"] and options["device_table"] is not None:
         raise ConfigError("--measure and --device-table both give step times; choose one")
+    if options["shard"] and options["processes"] < 2:
+        raise ConfigError("--shard divides the model among several processes; add --processes, such as --processes 8")
+    if options["link_gb_per_s"] is not None and not options["shard"]:
+        raise ConfigError("--link-gb-per-s says what a restructuring takes where the model is divided; add --shard")
     is_recipe = target in recipes()
+    if options["no_weights"] and (is_recipe or options["measure"]):
+        raise ConfigError("--no-weights is of a MODEL that is not run here; leave out --measure, and name no recipe")
     planned, samples = (_of_recipe if is_recipe else _of_model)(target, options)
     table = _table(planned, options)
     if samples is None and table is not None:
         raise ConfigError("minutes need to know how many examples an epoch has: add --images, such as --images 50000")
-    found = price(planned, samples or 1, processes=options["processes"], table=table, memory=options["memory"])
+    held = options["memory"] or options["shard"] or options["no_weights"]
+    found = price(
+        planned, samples or 1, processes=options["processes"], table=table, memory=held, sharded=options["shard"],
+        link_gb_per_s=options["link_gb_per_s"],
+    )  # fmt: skip
     if as_json:
         click.echo(json.dumps({**dataclasses.asdict(planned.plan), "prices": vars(found)}, indent=2))
     else:
-        click.echo("\n".join([f"{target}: {planned.plan.text(_columns(found))}", "", *_sums(found, table, samples)]))
+        lines = [f"{target}: {planned.plan.text(_columns(found))}", "", *_sums(found, table, samples, planned.on_paper)]
+        if planned.on_paper:
+            lines.append("without weights: what can go follows from the rules alone; no dry run has confirmed it")
+        click.echo("\n".join(lines))
 
 
 def _of_recipe(target: str, options: dict[str, Any]) -> tuple[Planned, int]:
@@ -128,7 +151,8 @@ def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None
         )
     config = _changed(dataclasses.replace(get_recipe("folder"), model=ModelConfig(target)), options)
     torch.manual_seed(config.training.seed)
-    model, example = built(target, options["kwargs"], specs)
+    with torch.device("meta") if options["no_weights"] else nullcontext():
+        model, example = built(target, options["kwargs"], specs)
     return plan_model(config, model, example), options["images"]
 
 
@@ -183,6 +207,7 @@ _Column = tuple[str, Callable[[dict[str, Any]], float | None], str]
 """Heading, value of an epoch (None: not known), and its format."""
 _COLUMNS: list[_Column] = [
     ("memory GiB", lambda record: _scaled(record["memory_bytes"], 2**-30), ".3f"),
+    ("restructure MB", lambda record: record["restructure_bytes"] / 1e6 or None, ".1f"),
     ("sent MB/step", lambda record: record["sent_bytes_per_step"] / 1e6 or None, ".2f"),
     ("step ms", lambda record: _scaled(record["step_seconds"], 1000), ".1f"),
     ("epoch s", lambda record: record["seconds"], ".1f"),
@@ -203,16 +228,29 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _sums(found: Prices, table: DeviceTable | None, samples: int | None) -> list[str]:
+def _sums(found: Prices, table: DeviceTable | None, samples: int | None, on_paper: bool) -> list[str]:
     sums, lines = found.totals, []
     if samples is not None:
         lines.append(f"training: {sums['train_macs']:.3e} MACs with {samples:,} examples an epoch")
     if any(record["sent_bytes_per_step"] for record in found.epochs):
-        lines.append(f"gradients sent: {100 * sums['sent_fraction']:.1f} % of the full model's")
+        what = "weights and gradients" if sums["restructure_bytes"] else "gradients"
+        lines.append(f"{what} sent: {100 * sums['sent_fraction']:.1f} % of the full model's")
+    if sums["restructure_bytes"]:
+        seconds = sums["restructure_seconds"]
+        took = "" if seconds is None else f", {_minutes(seconds)} over the link"
+        lines.append(
+            f"{sums['restructurings']} restructurings: each process receives {sums['restructure_bytes'] / 1e9:.3f} GB "
+            f"in all{took}"
+        )
     if sums["peak_memory_bytes"] is not None:
         lines.append(
             f"memory: {sums['peak_memory_bytes'] / 2**30:.3f} GiB at most, the full model's "
-            f"{sums['dense_memory_bytes'] / 2**30:.3f} GiB"
+            f"{sums['dense_memory_bytes'] / 2**30:.3f} GiB{', without activations' if on_paper else ''}"
+        )
+    if sums["restructure_bytes"] and sums["peak_memory_bytes"] is not None:
+        lines.append(
+            f"  while it changes {sums['restructure_memory_bytes'] / 2**30:.3f} GiB at most; before it is divided, "
+            f"every process holds {sums['start_memory_bytes'] / 2**30:.3f} GiB"
         )
     if sums["seconds"] is None or table is None:
         lines.append("minutes: not known; --measure times steps on this machine")

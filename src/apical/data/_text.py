@@ -251,9 +251,12 @@ class TokenStream:
         window: tokens of a window, T.
         drop_last: leave out a last, shorter window.
         device: where the tokens live.
+        rank: of this process.
+        world_size: number of processes; each reads every ``world_size``-th of the B streams.
 
     Raises:
-        ConfigError: the text is too short for one window, or a number is below 1.
+        ConfigError: the text is too short for one window, a number is below 1, there is no such rank, or there are
+            fewer streams than processes.
 
     Example:
         >>> stream = TokenStream(torch.arange(10), batch_size=2, window=2)
@@ -269,16 +272,25 @@ class TokenStream:
         *,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1 or window < 1:
             raise ConfigError(f"batch_size={batch_size} and window={window}, expected at least 1 each")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+        if batch_size < world_size:
+            raise ConfigError(f"{batch_size} streams cannot be shared by {world_size} processes; read more of them")
         length = len(tokens) // batch_size
         if length < (window + 1 if drop_last else 2):
             raise ConfigError(
                 f"{len(tokens)} tokens are too few for {batch_size} streams with a window of {window}; lower the batch "
                 "size or the window, or read more text"
             )
-        self._streams = tokens[: length * batch_size].view(batch_size, length).t().contiguous().to(device)  # (n, B)
+        streams = tokens[: length * batch_size].view(batch_size, length).t().contiguous()  # (n, B)
+        self._contents = contents(streams.numel(), streams)
+        self._streams = streams[:, rank::world_size].contiguous().to(device)
+        self.rank, self.world_size = rank, world_size
         self._window = window
         self._count = (length - 1) // window if drop_last else -(-(length - 1) // window)
 
@@ -288,11 +300,11 @@ class TokenStream:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, self._count * self._window, self._window):
             end = min(start + self._window, len(self._streams) - 1)
-            yield self._streams[start:end], self._streams[start + 1 : end + 1]  # (T, B) each
+            yield self._streams[start:end], self._streams[start + 1 : end + 1]  # (T, own streams) each
 
     def contents(self) -> dict[str, Any]:
-        """The tokens that are read, by number and value."""
-        return contents(self._streams.numel(), self._streams)
+        """The tokens that are read by all processes, by number and value."""
+        return dict(self._contents)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of windows, to recognise another text: the order never changes."""

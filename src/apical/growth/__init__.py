@@ -5,7 +5,7 @@ from apical.growth._config import GrowthConfig
 from apical.growth._divisor import choose_divisor
 from apical.growth._grower import Grower
 from apical.growth._method import Choice
-from apical.growth._plan import Plan, PlannedEpoch
+from apical.growth._plan import Plan, PlannedEpoch, plan_on_paper
 from apical.growth._record import EpochRecord, template_record
 from apical.growth._scs import ScsConfig
 from apical.growth._sharded_checkpoint import load_sharded, save_sharded
@@ -21,6 +21,7 @@ __all__ = [
     "ScsConfig",
     "choose_divisor",
     "load_sharded",
+    "plan_on_paper",
     "save_sharded",
     "template_record",
 ]

@@ -30,13 +30,12 @@ from apical.growth._checks import (
 )
 from apical.growth._components import Components
 from apical.growth._config import GrowthConfig
-from apical.growth._controller import Controller
 from apical.growth._divisor import adopted_divisor, choose_divisor
 from apical.growth._growing_model import GrowingModel
-from apical.growth._method import Choice, Method, terms_of
+from apical.growth._method import Choice, terms_of
 from apical.growth._observer import StepWatch
 from apical.growth._options import changed
-from apical.growth._plan import Plan, plan_of
+from apical.growth._plan import Plan, method_of, plan_of
 from apical.growth._record import (
     Changes,
     EpochRecord,
@@ -47,7 +46,7 @@ from apical.growth._record import (
     run_record,
 )
 from apical.growth._schedule import with_interval
-from apical.growth._scs import ScsConfig, ScsController
+from apical.growth._scs import ScsConfig
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace
@@ -81,7 +80,7 @@ class Grower:
         steps_per_epoch: optimizer steps of an epoch, if the loop calls `end_step` after each. The network can then
             change within an epoch, which short trainings need to learn much.
         copies: moving averages or other copies of the model, resized with it.
-        structure: a structure of this model that `apical.trace` found before, to save tracing again.
+        structure: of this model, from `apical.trace` or `apical.load_structure`, to save tracing again.
         shard: divides the model among processes: ``fully_shard`` (FSDP2), or a function that calls it on parts of the
             model and then on the model. It is called now, and after every restructuring, in all processes alike; until
             now the model is plain, and the same in all of them.
@@ -162,11 +161,7 @@ class Grower:
         if self._bit_budget is not None:
             least = terms.limits.least_of(self.structure)
             refuse_impossible_size(self._bit_budget, self.structure, least, self._full_bytes)
-        self._controller: Method = (
-            ScsController(terms, self.config, epochs, self._total)
-            if isinstance(self.config, ScsConfig)
-            else Controller(model, terms, self.config, self._total)
-        )
+        self._controller = method_of(model, terms, self.config, epochs, self._total)
         first = self._first = self._controller.seed()
         self.history: list[EpochRecord] = []
         self.epoch, self._step = 0, 0

@@ -6,11 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from apical.growth._method import Choice, Method
+from torch import nn
+
+from apical.budget import Budget
+from apical.errors import ConfigError
+from apical.growth._config import GrowthConfig
+from apical.growth._controller import Controller
+from apical.growth._method import Choice, Method, Terms, terms_of
+from apical.growth._schedule import with_interval
+from apical.growth._scs import ScsConfig, ScsController
 from apical.growth._widths import fit
 from apical.reporting._svg import evenly
 from apical.reporting._tables import folded, table
-from apical.structure import Frozen
+from apical.structure import Frozen, Structure
 
 SHOWN = 12  # lines of a table
 
@@ -152,3 +160,45 @@ def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
     full = {group.name: group.size for group in structure.groups}
     frozen = tuple(structure.frozen)
     return Plan(budget, structure.macs(), structure.num_params(), widths, full, seed.skip, tuple(planned), frozen)
+
+
+def method_of(model: nn.Module, terms: Terms, config: GrowthConfig | ScsConfig, epochs: int, length: int) -> Method:
+    """The way of growing that a config stands for.
+
+    Args:
+        model: the template.
+        terms: of growth.
+        config: with numbers for interval and divisor.
+        epochs: of the whole training.
+        length: of it, in the unit of the interval.
+    """
+    if isinstance(config, ScsConfig):
+        return ScsController(terms, config, epochs, length)
+    return Controller(model, terms, config, length)
+
+
+def plan_on_paper(
+    model: nn.Module, structure: Structure, budget: Budget, epochs: int, config: GrowthConfig | ScsConfig
+) -> Plan:
+    """The plan of a Grower that is never made, so that a model on the meta device has one, too.
+
+    Args:
+        model: the template; its weights are not read.
+        structure: of it.
+        budget: of MACs, parameters or both.
+        epochs: of the whole training.
+        config: with a number for the divisor.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+        ConfigError: the budget limits what must be measured, or the seed depends on weights.
+    """
+    if budget.of_kinds("macs", "params") != budget or getattr(config, "seed_style", "") == "pretrained":
+        raise ConfigError(
+            f"a plan without weights knows MACs and parameters only, got the budget {budget}"
+            + (" and a seed of trained weights" if getattr(config, "seed_style", "") == "pretrained" else "")
+            + "; write --budget '50% macs', or plan the model with its weights"
+        )
+    config, length = with_interval(config, epochs, None)
+    method = method_of(model, terms_of(model, structure, budget, config), config, epochs, length)
+    return plan_of(method, method.seed(), epochs, str(budget))

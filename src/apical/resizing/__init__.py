@@ -14,7 +14,9 @@ from apical.resizing._shards import are_finite, fill_, is_sharded, own_part, sta
 from apical.resizing._stand_in import StandIn
 from apical.resizing._state import resize_state
 from apical.resizing._store import DormantStore
+from apical.resizing._structure_file import load_structure, save_structure
 from apical.resizing._trace import trace
+from apical.resizing._traffic import Traffic, traffic
 
 __all__ = [
     "DormantStore",
@@ -27,6 +29,7 @@ __all__ = [
     "StandIn",
     "TemplateMap",
     "TensorChange",
+    "Traffic",
     "are_finite",
     "check_kinds",
     "check_matches",
@@ -36,14 +39,17 @@ __all__ = [
     "fill_",
     "first_units",
     "is_sharded",
+    "load_structure",
     "lookup",
     "own_part",
     "refuse_wrapped",
     "resize_",
     "resize_state",
+    "save_structure",
     "start_of_part",
     "sum_over_parts_",
     "trace",
+    "traffic",
     "unaveraged",
     "whole",
     "whole_or_nothing",

@@ -70,6 +70,14 @@ def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
 
 def check_matches(model: nn.Module, template: TemplateMap, selection: Selection, whose: str, advice: str) -> None:
     """Raise unless the model's tensors have the shapes that the selection says."""
+    problems = misfits(model, template, selection)
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise ResizeError(f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice}")
+
+
+def misfits(model: nn.Module, template: TemplateMap, selection: Selection) -> list[str]:
+    """Tensors of a model that the selection does not know, or that are missing or of another shape."""
     live = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
     known = {alias for name, spec in template.structure.tensors.items() for alias in (name, *spec.aliases)}
     problems = [f"{name} is new since it was traced" for name, t in live.items()
@@ -81,9 +89,7 @@ def check_matches(model: nn.Module, template: TemplateMap, selection: Selection,
                 problems.append(f"{alias} is missing (expected shape {expected})")
             elif tuple(live[alias].shape) != expected:
                 problems.append(f"{alias} has shape {tuple(live[alias].shape)}, expected {expected}")
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ResizeError(f"{whose} does not fit the structure: {'; '.join(problems[:3])}{more}. {advice}")
+    return problems
 
 
 def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], store: DormantStore | None) -> None:

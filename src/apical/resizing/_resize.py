@@ -200,11 +200,13 @@ class _Resize:
             if live is None or move.old:
                 raise ResizeError(f"{move.name} cannot come back: {_NO_STORE}")
             return None if move.new is None else alike(gather(whole(live.detach()), move.new), live)
-        if live is not None:
-            self.store.put(key, self.specs[move.name].shape, move.old or {}, live.detach())
+        stored = (
+            self.store.full(key)
+            if live is None
+            else self.store.put(key, self.specs[move.name].shape, move.old or {}, live.detach())
+        )
         if move.new is None:
             return None
-        stored = self.store.full(key)
         if stored is None:
             raise ResizeError(
                 f"{move.name} cannot come back: this store never held it. Pass the store that was passed when it left."

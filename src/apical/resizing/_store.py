@@ -119,15 +119,16 @@ class DormantStore:
         self._full[key] = alike(self._full[key].to(device, like.dtype), like)
         return self._full[key]
 
-    def put(self, key: str, shape: tuple[int, ...], index: TensorIndex, part: Tensor) -> None:
-        """Write a live part to its place in the full-size buffer under a key."""
+    def put(self, key: str, shape: tuple[int, ...], index: TensorIndex, part: Tensor) -> Tensor:
+        """Write a live part to its place in the full-size buffer under a key; returns all of that, not divided."""
         full = self.hold(key, shape, part)
         if not is_sharded(full):
             scatter_(full, index, whole(part))
-            return
+            return full
         gathered = whole(full)
         scatter_(gathered, index, whole(part))
         self._full[key] = alike(gathered, full)
+        return gathered
 
     def divide(self, like: Tensor) -> None:
         """Keep of all values the part only that this process would hold of a parameter that is sharded."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from apical.budget import DeviceTable, NetworkCost, Setting, project, totals
-from apical.growth import Grower, Plan
+from apical.budget import Budget, DeviceTable, NetworkCost, Setting, project, totals
+from apical.growth import Grower, Plan, plan_on_paper
 from apical.recipes import RunConfig
 from apical.recipes._task_kind import Described, Facts, task_kind
-from apical.resizing import resize_
+from apical.resizing import Selection, first_units, resize_, traffic
 from apical.runs._divisor import require_divisor
-from apical.structure import Structure
+from apical.structure import Structure, analysis_copy, propose, without_cache_
 from apical.timing._clock import time_ms
 from apical.timing._networks import batch_of
 from apical.training._amp import assumed_amp
@@ -48,10 +48,16 @@ class Planned:
     structure: Structure
     plan: Plan
 
+    @property
+    def on_paper(self) -> bool:
+        """Whether the model is on the meta device and cannot be run."""
+        return any(p.is_meta for p in self.model.parameters())
+
     def network(self, epoch: int) -> nn.Module:
         """The network of an epoch, from 0, as a model of its own."""
-        widths, model = self.plan.epochs[epoch].widths, copy.deepcopy(self.model)
-        resize_(model, self.structure, {name: range(n) for name, n in widths.items()}, self.plan.skipped)
+        model = copy.deepcopy(self.model)
+        keep = _first(self.structure, self.plan.epochs[epoch].widths)
+        resize_(model, self.structure, keep, self.plan.skipped)
         return model
 
 
@@ -105,8 +111,9 @@ def plan_model(config: RunConfig, model: nn.Module, example: tuple[Tensor, ...])
 
     Args:
         config: how it is trained; its own model is not built.
-        model: the full one, which is not changed.
-        example: the arguments of a call with one example.
+        model: the full one, which is not changed. On the meta device it has no weights and takes no memory; then no
+            dry run confirms what can go: the rules alone say it.
+        example: the arguments of a call with one example, on the model's device.
 
     Raises:
         ConfigError: a setting is measured where a run trains.
@@ -114,6 +121,12 @@ def plan_model(config: RunConfig, model: nn.Module, example: tuple[Tensor, ...])
         TraceError: the model cannot be analysed.
     """
     require_divisor(config, "a plan")
+    if any(p.is_meta for p in model.parameters()):
+        twin = analysis_copy(model)
+        without_cache_(twin)
+        structure = propose(twin, example, {})
+        plan = plan_on_paper(model, structure, Budget.of(config.budget), config.training.epochs, config.growth)
+        return Planned(config, config.model.name, model, example, structure, plan)
     grown = copy.deepcopy(model)
     optimizer = build_optimizer(grown, config.training.optimizer)
     grower = Grower(grown, optimizer, example, config.budget, config.training.epochs, config=config.growth)
@@ -121,7 +134,14 @@ def plan_model(config: RunConfig, model: nn.Module, example: tuple[Tensor, ...])
 
 
 def price(
-    planned: Planned, samples: int, *, processes: int = 1, table: DeviceTable | None = None, memory: bool = False
+    planned: Planned,
+    samples: int,
+    *,
+    processes: int = 1,
+    table: DeviceTable | None = None,
+    memory: bool = False,
+    sharded: bool = False,
+    link_gb_per_s: float | None = None,
 ) -> Prices:
     """What each epoch costs.
 
@@ -130,29 +150,79 @@ def price(
         samples: training examples of an epoch.
         processes: how many train together.
         table: measured step times of this model.
-        memory: whether to run each network once for what its backward pass needs.
+        memory: whether to say what a process holds. Each network is run once for what its backward pass needs; where
+            the model has no weights, this is left out.
+        sharded: whether the model is divided among the processes (``fully_shard``), not copied to each.
+        link_gb_per_s: what a process receives over the network, in 10⁹ bytes a second.
+
+    Returns:
+        Beside what `apical.budget.project` says, each epoch has `restructure_bytes`, which every process receives to
+        become that network from the one before (0 where each holds the whole model), and `restructure_seconds`. The
+        totals have `restructurings`, both summed, and `start_memory_bytes` and `restructure_memory_bytes`: before the
+        model is divided, and at most while it changes, activations not counted.
 
     Raises:
         ConfigError: the table does not fit the batch.
     """
     plan, training = planned.plan, planned.config.training
     seen: dict[int, int] = {}  # by MACs
+    runs = memory and not planned.on_paper
     for epoch, network in enumerate(plan.epochs):
-        if memory and network.macs not in seen:
+        if runs and network.macs not in seen:
             seen[network.macs] = activation_bytes(planned.network(epoch), planned.example, planned.config)
-    networks = [NetworkCost(e.macs, e.num_params, seen.get(e.macs, 0)) for e in plan.epochs]
-    whole = activation_bytes(planned.model, planned.example, planned.config) if memory else 0
+    whole = activation_bytes(planned.model, planned.example, planned.config) if runs else 0
     slots = 1 if training.optimizer.name == "sgd" else 2
-    dormant = 4 * (plan.full_params - plan.epochs[-1].num_params)
-    setting = Setting(samples, training.batch_size, processes, slots, int(training.ema_decay is not None), dormant)
-    without = Setting(**{**vars(setting), "dormant_bytes": 0})
-    dense = project([NetworkCost(plan.full_macs, plan.full_params, whole)], without, table)[0]
+    skipped = frozenset(plan.skipped)
+    kept = [_first(planned.structure, e.widths) for e in plan.epochs]
+    chosen = [Selection({name: tuple(units) for name, units in keep.items()}, skipped) for keep in kept]
+    moves = traffic(planned.structure, [chosen[0], *chosen], slots)
+    setting = Setting(
+        samples, training.batch_size, processes, slots, int(training.ema_decay is not None), 4 * moves[-1].dormant,
+        sharded,
+    )  # fmt: skip
+    at_work = [_at_work(planned.structure, e.widths, plan.skipped) if sharded else 0 for e in plan.epochs]
+    networks = [
+        NetworkCost(e.macs, e.num_params, seen.get(e.macs, 0), n) for e, n in zip(plan.epochs, at_work, strict=True)
+    ]
+    full = NetworkCost(plan.full_macs, plan.full_params, whole, _at_work(planned.structure, {}, ()) if sharded else 0)
+    dense = project([full], replace(setting, dormant_bytes=0), table)[0]
     records = project(networks, setting, table)
-    sums = totals(records, dense)
+    received = [round(4 * m.gathered * (processes - 1) / processes) if sharded else 0 for m in moves]
+    for record, sent in zip(records, received, strict=True):
+        record["restructure_bytes"] = sent
+        record["restructure_seconds"] = None if link_gb_per_s is None else sent / (1e9 * link_gb_per_s)
+    sums = totals(records, dense) | {
+        "restructurings": sum(m.renewed > 0 for m in moves),
+        "restructure_bytes": sum(received),
+        "restructure_seconds": None if link_gb_per_s is None else sum(received) / (1e9 * link_gb_per_s),
+        "start_memory_bytes": 4 * (plan.full_params + moves[0].dormant + plan.epochs[0].num_params),
+        "restructure_memory_bytes": max(
+            record["memory_bytes"]
+            - cost.activation_bytes * -(-setting.batch_size // processes)
+            + 4 * (-(-m.renewed // (processes if sharded else 1)) + (m.at_once if sharded else 0))
+            for record, cost, m in zip(records, networks, moves, strict=True)
+        ),
+    }
     if not memory:
         for part in (*records, dense, sums):
             part |= {name: None for name in part if name.endswith("memory_bytes")}
     return Prices(records, dense, sums)
+
+
+def _first(structure: Structure, widths: Mapping[str, int]) -> dict[str, list[int]]:
+    """The first units of each group."""
+    return first_units(structure, {group.name: range(group.size) for group in structure.groups}, widths)
+
+
+def _at_work(structure: Structure, widths: Mapping[str, int], skipped: Sequence[str]) -> int:
+    """Parameters that are whole at a time where every block and the rest are divided on their own.
+
+    The rest stays whole within a step; of the blocks one is at work, and the next one is being fetched.
+    """
+    there = [block.name for block in structure.blocks if block.name not in skipped]
+    everything = structure.num_params(widths, skipped)
+    blocks = [everything - structure.num_params(widths, [*skipped, name]) for name in there]
+    return structure.num_params(widths, [*skipped, *there]) + 2 * max(blocks, default=0)
 
 
 def measure_table(planned: Planned, device: torch.device, batch: int) -> DeviceTable:

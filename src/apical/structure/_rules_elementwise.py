@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apical.structure._atoms import compress, line, shrink_constant_dims, varying_dims
 from apical.structure._registry import op_name, register_op
-from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
+from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
 OUTER = "outer product or sum of two sets of channels"
@@ -49,7 +49,8 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
         walk.summed.append(result)
     zeros = _zeros_after(walk, name, args, operands, result)
     flexible = all(isinstance(o, Value) and o.flexible for o in operands)
-    return Value(walk.out_shape, result, zeros, flexible)
+    made = frozenset[MadeAxis]().union(*(o.made for o in operands if isinstance(o, Value))) if flexible else frozenset()
+    return Value(walk.out_shape, result, zeros, flexible, made)
 
 
 def join_operands(
@@ -69,8 +70,8 @@ def join_operands(
             return replace(params[0], data=None)
         return _of_parameters(walk, params, values, shape)
     for value in values:
-        if value.ids is None and not value.flexible:
-            ids = meet_fixed(walk, ids, value.shape)
+        if value.ids is None:
+            ids = _meet_created(walk, ids, value) if value.flexible else meet_fixed(walk, ids, value.shape)
     for param in params:
         meet_param(walk, ids, param)
     return ids
@@ -141,6 +142,19 @@ def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ..
 
 def _channels(ids: Tensor) -> int:
     return math.prod(ids.shape[d] for d in varying_dims(ids))
+
+
+def _meet_created(walk: Walk, ids: Tensor, value: Value) -> Tensor:
+    """The ids once a created tensor was broadcast against them: whatever else meets it has as many units.
+
+    So the heads of all layers to which T5 hands one tensor of zeros for a bias change together.
+    """
+    varying = varying_dims(ids)
+    for axis in value.made:
+        if varying == [axis[1] + ids.dim()]:
+            units = line(ids, varying[0])
+            walk.meet(walk.made.setdefault(axis, units), units, FIXED_SIZE)
+    return ids
 
 
 def meet_fixed(walk: Walk, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -316,4 +330,6 @@ def prelu(walk: Walk, x: Value, weight: AnyValue) -> Value:
 def created(walk: Walk, *args: Any, **kwargs: Any) -> Value:
     """Tensors that the forward pass makes itself; whether their size follows is for the dry run to find out."""
     is_zero = "zeros" in op_name(walk.target) or ("full" in op_name(walk.target) and 0 in args[1:])
-    return Value(walk.out_shape, None, frozenset() if is_zero else None, flexible=True)
+    assert walk.node is not None
+    made = frozenset((walk.node, dim) for dim in range(-len(walk.out_shape), 0) if walk.out_shape[dim] > 1)
+    return Value(walk.out_shape, None, frozenset() if is_zero else None, flexible=True, made=made)

@@ -45,7 +45,7 @@ def expand(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
         walk.atoms.freeze(x.ids, "a single channel that is broadcast")
         return Value(shape, None, x.zeros, flexible=True)
     if isinstance(x, Value) and x.ids is None and x.shape != shape:
-        return Value(shape, None, x.zeros, flexible=True)
+        return Value(shape, None, x.zeros, flexible=True, made=x.made)
     return structural(walk, x, lambda t: t.expand(shape))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from apical.structure._atoms import varying_dims
 
 AxisKey = tuple[str, int]  # (parameter or buffer name, dimension)
+MadeAxis = tuple[fx.Node, int]  # (node of a tensor that the forward pass creates, dimension from the end)
 Zeros = frozenset[AxisKey] | None
 
 
@@ -23,12 +24,14 @@ class Value:
         zeros: parameter axes whose zeroing makes the tensor zero at a unit (all of them together); None if nothing
             does, an empty set if it is zero anyway.
         flexible: made by the forward pass itself (``torch.zeros(...)``), so that it may take on any size.
+        made: dimensions that have their size from one of a tensor so created, which may be used in several places.
     """
 
     shape: tuple[int, ...]
     ids: Tensor | None = None
     zeros: Zeros = None
     flexible: bool = False
+    made: frozenset[MadeAxis] = frozenset()
 
 
 @dataclass(frozen=True)

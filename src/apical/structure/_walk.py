@@ -14,7 +14,16 @@ from torch import Tensor, fx, nn
 from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_constant, shrink_constant_dims, varying_dims
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
-from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along, whole_parameter
+from apical.structure._values import (
+    AnyValue,
+    AxisKey,
+    MadeAxis,
+    ParamValue,
+    Value,
+    Zeros,
+    param_axis_along,
+    whole_parameter,
+)
 
 PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow", "aten::index")
 
@@ -39,6 +48,7 @@ class Walk:
         self.summed: list[Tensor] = []  # atoms that meet another producer's in an addition
         self.needs: list[tuple[str, Tensor, Tensor]] = []  # what they are called, atoms, and others that each needs
         self.averaged: list[Tensor] = []  # atoms over which a mean or variance is taken, where they may go
+        self.made: dict[MadeAxis, Tensor] = {}  # the ids that each dimension of a created tensor met first
         self.notes: list[str] = []
         self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
         self.values: dict[fx.Node, Any] = {}
@@ -66,7 +76,8 @@ class Walk:
         name = sources.get(node.name)
         if name is not None:
             tensor = self.tensor(self.canonical[name])
-            data = tensor.cpu() if tensor.dtype in (torch.long, torch.int32, torch.bool, torch.uint8) else None
+            known = tensor.dtype in (torch.long, torch.int32, torch.bool, torch.uint8) and not tensor.is_meta
+            data = tensor.cpu() if known else None
             return whole_parameter(self.canonical[name], tuple(tensor.shape), data)
         return self.fixed(node)
 

@@ -25,7 +25,7 @@ from apical.recipes._task_kind import (
     not_known,
     register_task,
 )
-from apical.training import BatchResult, Loaders, Metric, TrainingConfig
+from apical.training import BatchResult, Loaders, Metric, TrainingConfig, processes
 from apical.training._config import resolve_device
 
 
@@ -126,11 +126,18 @@ def _prepare(config: TextConfig, training: TrainingConfig) -> Prepared:
         corpus = read_bytes(config.path, limit=config.limit)
     else:
         corpus = read_corpus(config.path, max_words=config.max_words, limit=config.limit)
-    device = resolve_device(training.device)
+    device, team = resolve_device(training.device), processes()
+    team.share(training.batch_size)  # of equally many streams each, so that the mean of their losses is the batch's
+
+    def stream(tokens: Tensor, streams: int, learn: bool) -> TokenStream:
+        return TokenStream(
+            tokens, streams, config.bptt, drop_last=learn, device=device, rank=team.rank, world_size=team.count
+        )
+
     loaders = Loaders(
-        TokenStream(corpus.train, training.batch_size, config.bptt, drop_last=True, device=device),
-        TokenStream(corpus.validation, config.eval_streams, config.bptt, device=device),
-        TokenStream(corpus.test, config.eval_streams, config.bptt, device=device),
+        stream(corpus.train, training.batch_size, True),
+        stream(corpus.validation, config.eval_streams, False),
+        stream(corpus.test, config.eval_streams, False),
     )
     facts = {"vocab_size": len(corpus.vocabulary), "bptt": config.bptt}
     words = {"vocabulary.txt": "".join(f"{word}\n" for word in corpus.vocabulary.words)}

@@ -1,0 +1,150 @@
+"""A structure as a file, so that another process or a later run need not trace the model again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from operator import attrgetter
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from apical._atomic import atomic_file
+from apical._reading import read_text
+from apical.errors import LoadError, SaveError, why_not_written
+from apical.resizing._guards import misfits
+from apical.resizing._indexing import TemplateMap
+from apical.resizing._selection import Selection
+from apical.structure import ParamSlice, Structure
+
+FORMAT = "apical-structure"
+VERSION = 1
+MAX_BYTES = 2**30  # every position is written out
+SHOWN = 3  # problems of a message
+
+
+def save_structure(structure: Structure, path: str | PathLike[str]) -> None:
+    """Write a structure as JSON: whole, or not at all.
+
+    Args:
+        structure: what `apical.trace` returned.
+        path: the file; one that is there is replaced.
+
+    Raises:
+        SaveError: it cannot be written.
+
+    Example:
+        >>> import tempfile, torch, apical
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> file = tempfile.mkdtemp() + "/structure.json"
+        >>> apical.save_structure(apical.trace(net, torch.zeros(1, 3)), file)
+        >>> apical.load_structure(file, net).groups
+        (<ChannelGroup '0': 8 units, inner, 3 slices>,)
+    """
+    content = structure.to_dict()
+    data = {"format": FORMAT, "version": VERSION, "sha256": _digest(content), "structure": content}
+    path = Path(path)
+    try:
+        with atomic_file(path) as aside:
+            aside.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SaveError(f"cannot write {path}: {why_not_written(path, error)}. Name another file.") from error
+
+
+def load_structure(path: str | PathLike[str], model: nn.Module) -> Structure:
+    """The structure that `save_structure` wrote, if it is one of this model; nothing is traced.
+
+    Pass it on as ``apical.Grower(..., structure=...)``, or to `apical.resize_`. What is compared are the names and
+    shapes of all parameters and buffers, and the sizes that modules state (``num_heads``, ``out_channels``). The code
+    of the model is not: after a change of its forward pass, trace it again. `Structure.macs` keeps pricing the
+    example that was traced.
+
+    Args:
+        path: the file.
+        model: as it was when it was traced: unwrapped and of full size.
+
+    Raises:
+        LoadError: the file is missing, damaged, of another format, or belongs to another model.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(read_text(path, MAX_BYTES))
+    except FileNotFoundError:
+        raise LoadError(f"{path} does not exist; expected a file that apical.save_structure wrote") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise LoadError(f'{path} is no structure of apical (no "format": "{FORMAT}")')
+    if data.get("version") != VERSION:
+        raise LoadError(
+            f"{path} has format version {data.get('version')!r}, this apical reads {VERSION}; trace the model again"
+        )
+    if data.get("sha256") != _digest(data.get("structure")):
+        raise LoadError(f"{path} is damaged: its contents do not have the digest that it states; save it again")
+    try:
+        structure = Structure.from_dict(data["structure"])
+        problems = [*_contradictions(structure)]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+        raise LoadError(f"{path} is damaged: {type(problem).__name__}: {problem}") from problem
+    if problems:
+        raise LoadError(f"{path} contradicts itself: {_listed(problems)}")
+    problems = [*misfits(model, TemplateMap(structure), Selection.full(structure)), *_other_sizes(structure, model)]
+    if problems:
+        raise LoadError(
+            f"{path} is the structure of another model than this {type(model).__name__}: {_listed(problems)}. Build "
+            "the model that was traced, at full size, or trace this one with apical.trace"
+        )
+    return structure
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _listed(problems: list[str]) -> str:
+    more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
+
+
+def _contradictions(structure: Structure) -> Iterator[str]:
+    """What cannot be so in any model: slices outside their tensors, sizes of groups that do not exist."""
+
+    def outside(part: ParamSlice, size: int) -> bool:
+        spec = structure.tensors.get(part.tensor)
+        if spec is None or not 0 <= part.dim < len(spec.shape) or len(part.positions) != size:
+            return True
+        return not all(0 <= position < spec.shape[part.dim] for unit in part.positions for position in unit)
+
+    for group in structure.groups:
+        parts = (*group.members, *group.gate_site, *group.readers)
+        yield from (f"{part!r} of group {group.name!r} is not there" for part in parts if outside(part, group.size))
+    sizes = {group.name: group.size for group in structure.groups}
+    for group in structure.groups:
+        needs = group.needs
+        if needs and (len(needs.units) != group.size or not set(needs.units) <= set(range(sizes.get(needs.group, 0)))):
+            yield f"group {group.name!r} needs units of {needs.group!r} that are not there"
+    terms = (*structure.terms, *structure.param_axes)
+    axes = [*(axis for term in terms for axis in term.axes), *(a.axis for a in structure.attributes)]
+    known = range(len(structure.groups))
+    if any(group not in known for axis in axes for group, _ in axis.counts):
+        yield f"a size follows a group that is not one of the {len(known)}"
+    yield from (f"{state!r} is of no known group" for state in structure.states if state.group not in sizes)
+
+
+def _other_sizes(structure: Structure, model: nn.Module) -> Iterator[str]:
+    """Modules that are not there, and sizes that they state otherwise (heads of the same weights, say)."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    blocks = [path for block in structure.blocks for path in block.modules]
+    yield from (f"there is no module {path}" for path in blocks if path not in modules)
+    sizes = [group.size for group in structure.groups]
+    for spec in structure.attributes:
+        expected = spec.axis.length(sizes)
+        try:
+            got = attrgetter(spec.attribute)(modules[spec.module])
+        except (KeyError, AttributeError):
+            got = "missing"
+        if got != expected:
+            yield f"{spec.module}.{spec.attribute}".lstrip(".") + f" is {got}, expected {expected}"

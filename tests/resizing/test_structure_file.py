@@ -1,0 +1,144 @@
+"""A structure that was saved spares the trace; one of another model is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import apical
+from apical.errors import LoadError, SaveError
+from apical.models import LSTMLanguageModel
+from structure.nets import LanguageModel, image, tiny_resnet, tokens
+
+
+class Heads(nn.Module):
+    """The same weights for any number of heads."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(len(x), -1, 3, self.heads, 8 // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, apical.Structure]:
+    file = tmp_path_factory.mktemp("structure") / "structure.json"
+    structure = apical.trace(tiny_resnet(), image())
+    apical.save_structure(structure, file)
+    return file, structure
+
+
+def test_growth_with_a_saved_structure_is_growth_with_a_trace(saved: tuple[Path, apical.Structure]) -> None:
+    widths = []
+    for known in (True, False):
+        torch.manual_seed(0)
+        model = tiny_resnet()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        structure = apical.load_structure(saved[0], model) if known else None
+        grower = apical.Grower(model, optimizer, image(), "50% macs", epochs=2, structure=structure)
+        widths.append([tuple(p.shape) for p in model.parameters()])
+        assert grower.structure == saved[1]
+    assert widths[0] == widths[1]
+
+
+def test_state_and_shared_weights_come_back(tmp_path: Path) -> None:
+    model = LanguageModel(tied=True)
+    structure = apical.trace(model, tokens(), state_outputs=(1,))
+    apical.save_structure(structure, tmp_path / "a.json")
+    assert apical.load_structure(tmp_path / "a.json", model) == structure
+
+
+def test_what_gates_need_comes_back(tmp_path: Path) -> None:
+    model = LSTMLanguageModel(vocab_size=9, embedding_size=4, hidden_sizes=(6,), gates=True)
+    structure = apical.trace(model, torch.zeros(5, 1, dtype=torch.long))
+    assert any(group.needs for group in structure.groups)
+    apical.save_structure(structure, tmp_path / "a.json")
+    assert apical.load_structure(tmp_path / "a.json", model) == structure
+
+
+def test_the_parameter_that_does_not_fit_is_named(saved: tuple[Path, apical.Structure]) -> None:
+    wider = tiny_resnet()
+    wider[1].conv1.weight = nn.Parameter(torch.zeros(9, *wider[1].conv1.weight.shape[1:]))
+    expected = tuple(tiny_resnet()[1].conv1.weight.shape)
+    with pytest.raises(LoadError, match="another model") as refused:
+        apical.load_structure(saved[0], wider)
+    assert f"1.conv1.weight has shape (9, {expected[1]}, 3, 3), expected {expected}" in str(refused.value)
+    with pytest.raises(LoadError, match="is missing"):
+        apical.load_structure(saved[0], nn.Linear(3, 2))
+    more = tiny_resnet()
+    more[1].extra = nn.Linear(2, 2)
+    with pytest.raises(LoadError, match=r"1\.extra\.weight is new"):
+        apical.load_structure(saved[0], more)
+
+
+def test_a_model_that_has_shrunk_is_refused(saved: tuple[Path, apical.Structure]) -> None:
+    small = tiny_resnet()
+    apical.resize_(small, saved[1], {"1.conv1": [0]})
+    with pytest.raises(LoadError, match=r"1\.conv1\.weight has shape \(1, "):
+        apical.load_structure(saved[0], small)
+
+
+def test_other_heads_of_the_same_weights_are_refused(tmp_path: Path) -> None:
+    model = Heads(4)
+    apical.save_structure(apical.trace(model, torch.randn(2, 5, 8)), tmp_path / "a.json")
+    assert apical.load_structure(tmp_path / "a.json", Heads(4)).groups[0].size == 4
+    with pytest.raises(LoadError, match="heads is 2, expected 4"):
+        apical.load_structure(tmp_path / "a.json", Heads(2))
+
+
+def test_damage_is_told_from_other_files(saved: tuple[Path, apical.Structure], tmp_path: Path) -> None:
+    file, model = tmp_path / "b.json", tiny_resnet()
+    whole = saved[0].read_text()
+    with pytest.raises(LoadError, match="does not exist"):
+        apical.load_structure(file, model)
+    for text, message in [
+        (whole[:200], "cannot be read as JSON"),
+        ("[1]", "no structure of apical"),
+        (whole.replace('"version":1', '"version":7'), "version 7"),
+        (whole.replace('"size":', '"size":1', 1), "damaged"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(LoadError, match=message):
+            apical.load_structure(file, model)
+
+
+def test_a_forged_file_cannot_point_outside(saved: tuple[Path, apical.Structure], tmp_path: Path) -> None:
+    from apical.resizing._structure_file import _digest
+
+    file, model = tmp_path / "c.json", tiny_resnet()
+    whole = json.loads(saved[0].read_text())
+
+    def refused(change: str, value: object, match: str) -> None:
+        data = copy.deepcopy(whole)
+        place = data["structure"]
+        *way, last = change.split("/")
+        for key in way:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        place[int(last) if isinstance(place, list) else last] = value
+        file.write_text(json.dumps({**data, "sha256": _digest(data["structure"])}))
+        with pytest.raises(LoadError, match=match):
+            apical.load_structure(file, model)
+
+    refused("groups/0/members/0/positions/0/0", 10**6, "contradicts itself")
+    refused("groups/0/members/0/tensor", "nothing.weight", "contradicts itself")
+    refused("attributes/0/axis/counts", [[99, 1]], "follows a group that is not one of")
+    refused("attributes/0/attribute", "training", "is True, expected")
+    refused("blocks/0/name", "nowhere", "no module nowhere")
+    refused("groups", None, "damaged")
+
+
+def test_a_disk_that_refuses_leaves_the_older_file(saved: tuple[Path, apical.Structure], tmp_path: Path) -> None:
+    with pytest.raises(SaveError, match="cannot write"):
+        apical.save_structure(saved[1], tmp_path / "no" / "folder.json")
+    apical.save_structure(saved[1], tmp_path / "a.json")
+    apical.save_structure(saved[1], tmp_path / "a.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
