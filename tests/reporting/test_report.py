@@ -74,7 +74,7 @@ def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any
             "step_seconds": 1.5,
             "blocks": 2,
             "peak_memory_mib": 300.0 * number,
-            "widths": {"conv1": 2 * number, "layer1.0.conv1": 4},
+            "widths": {"conv1": 2 * number} | ({} if number == 3 else {"layer1.0.conv1": 4}),
             "skipped": ["layer1.0"] if number == 3 else [],
         }
         for number in range(1, epochs + 1)
@@ -297,8 +297,12 @@ def test_it_says_what_each_part_was_worth_and_which_blocks_left(tmp_path: Path) 
     history = folder / "history.jsonl"
     records = [json.loads(line) for line in history.read_text().splitlines()]
     worths = [{"conv1": 0.0, "layer1.0": -7.0}, {"conv1": 0.693, "layer1.0": -7.0}, {"conv1": 0.693}]
+    records[1]["blocks_left"] = {"layer1.0": -0.693}  # after the second epoch
     history.write_text("".join(json.dumps(r | {"worth": w}) + "\n" for r, w in zip(records, worths, strict=True)))
-    said = parsed(write_report(folder))[1]
+    page, said = parsed(write_report(folder))
+    assert (
+        '<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td class="num">4</td><td class="num">6</td>'
+    ) in page
     assert "left out: layer1.0" in said
     assert "2.00" in said
     assert "under 0.01" in said

@@ -410,7 +410,10 @@ class Grower:
         start = time.perf_counter()
         refuse_lost_weights(self.model)
         self._updates.write_back()
-        changes = self._apply(self._controller.next(done, self._growing.selection))
+        before = self._growing.selection
+        changes = self._apply(self._controller.next(done, before))
+        worth, left = self._worth(), sorted(self._growing.selection.skip - before.skip)
+        changes["blocks_left"] = {name: worth.get(name) for name in left}
         changes["restructure_seconds"] = time.perf_counter() - start
         self._changes = add_changes(self._changes, changes)
 
@@ -427,6 +430,7 @@ class Grower:
             born=int((born & ~had_lived).sum()),
             returned=int((born & had_lived).sum()),
             died=int((before & ~c.live).sum()),
+            blocks_left={},
             restructure_seconds=0.0,
         )
 
@@ -516,7 +520,7 @@ class Grower:
         self._controller.load_state_dict(state)
         self.epoch, self._step = state["epoch"], state["step"]
         self._spent_steps, self._spent_macs = state["spent"]
-        self._changes = cast(Changes, dict(state["changes"]))
+        self._changes = cast(Changes, {**no_changes(), **state["changes"]})
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
         self._start_bits()

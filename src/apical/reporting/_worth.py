@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 from math import exp
 
 from apical.reporting._read import RunRecord
@@ -34,7 +35,26 @@ def worth_section(run: RunRecord) -> str:
     )
     left = f"<p>Worth too little for their cost, and left out: {escape(gone)}.</p>" if gone else ""
     shown = folded("worth by epoch", table(head, rows, "worth for its cost, against the average"))
-    return f"<h2>Why it grew so</h2><p>{said}</p>{left}{shown}"
+    return f"<h2>Why it grew so</h2><p>{said}</p>{left}{_moves(run)}{shown}"
+
+
+def _moves(run: RunRecord) -> str:
+    """When each block left or came back, why, and what the widths of the others became then."""
+    widths, rows = run.widths(), []
+    for i, (before, after) in enumerate(pairwise(run.history), 1):
+        was, is_ = set(before.get("skipped") or ()), set(after.get("skipped") or ())
+        if was == is_:
+            continue
+        worth = {**(before.get("blocks_left") or {}), **(after.get("blocks_left") or {})}
+        stayed = [values for values in widths.values() if values[i - 1] and values[i]]
+        units = (sum(values[i - 1] for values in stayed), sum(values[i] for values in stayed))
+        rows += [(i + 1, name, "left", _factor(worth.get(name)), *units) for name in sorted(is_ - was)]
+        rows += [(i + 1, name, "came back", "", *units) for name in sorted(was - is_)]
+    if not rows:
+        return ""
+    head = ("epoch", "block", "change", "worth then", "units of the other groups before", "after")
+    said = "What a block cost is free for the widths when it leaves, so that many of them may jump in that epoch:"
+    return f"<p>{said}</p>{table(head, rows, 'when blocks left and came back')}"
 
 
 def _fate(run: RunRecord, name: str, skipped: set[str]) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any
 
-from apical.structure._cost import CostModel, CostTerm, SizeAxis
+from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._returned import Returned
 from apical.structure._table import Table, as_html, as_text
 from apical.structure._types import (
@@ -87,7 +87,7 @@ class Structure:
         for name, kept in (keep or {}).items():
             if name not in self._group_order:
                 self.group(name)
-            sizes[self._group_order[name]] = int(kept) if isinstance(kept, Integral) else len(kept)
+            sizes[self._group_order[name]] = _count(kept)
         return model.price(sizes, [self._block_index(name) for name in skip])
 
     def _block_index(self, name: str) -> int:
@@ -106,6 +106,30 @@ class Structure:
             ('linear1', 'linear2')
         """
         return tuple(path for name in skip for path in self.blocks[self._block_index(name)].modules)
+
+    def widths(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> dict[str, int]:
+        """Number of units of each group that is there; a group that lies wholly in blocks that are left out is not.
+
+        Args:
+            keep: kept positions (or just their number) by group name; groups not named keep everything.
+            skip: names of the blocks that are left out.
+
+        Example:
+            >>> import torch, apical
+            >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+            >>> structure = apical.trace(layer, torch.randn(2, 5, 8))
+            >>> structure.widths({"linear1": 4}), structure.widths(skip=["linear2"])
+            ({'self_attn': 2, 'linear1': 4}, {'self_attn': 2})
+        """
+        gone = self.left_out(skip)
+
+        def present(tensor: str) -> bool:
+            names = (tensor, *self.tensors[tensor].aliases)
+            return any(not any(lies_in(name, path) for path in gone) for name in names)
+
+        there = [g for g in self.groups if not gone or any(present(t) for t in {part.tensor for part in g.members})]
+        chosen = {self.group(name).name: _count(kept) for name, kept in (keep or {}).items()}
+        return {group.name: chosen.get(group.name, group.size) for group in there}
 
     def macs(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
         """Multiply-accumulates of one forward pass on the traced example inputs, batch included.
@@ -191,6 +215,11 @@ class Structure:
 
     def _repr_html_(self) -> str:
         return as_html(_headline(self), _tables(self), self.notes)
+
+
+def _count(kept: Any) -> int:
+    """How many units are kept, told as positions or as their number."""
+    return int(kept) if isinstance(kept, Integral) else len(kept)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
