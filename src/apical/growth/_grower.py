@@ -48,6 +48,7 @@ from apical.growth._record import (
 )
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig, ScsController
+from apical.growth._shown import as_html, in_words
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace
@@ -455,6 +456,24 @@ class Grower:
 
     def _worth(self) -> dict[str, float]:
         return {name: round(value, 3) for name, value in self._controller.relative.items()}
+
+    # ---- what a prompt and a notebook show ---------------------------------------------------------------------------
+
+    def _now(self) -> EpochRecord | None:
+        """The present network; once finished, that of the last epoch."""
+        if self.store is not None:
+            return epoch_record(self.structure, self._growing.selection, self.epoch, self.target_load)
+        return self.history[-1] if self.history else None
+
+    def _words(self) -> str:
+        return in_words(self.structure, self._now(), self.epoch, self.epochs, str(self.budget))
+
+    def __repr__(self) -> str:
+        return f"<Grower of {type(self.model).__name__}: {self._words()}>"
+
+    def _repr_html_(self) -> str:
+        now = self._now()
+        return as_html(self._words(), self.structure, None if now is None else now["widths"])
 
     # ---- records and state ------------------------------------------------------------------------------------------
 
