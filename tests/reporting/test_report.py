@@ -300,9 +300,32 @@ def test_it_says_what_each_part_was_worth_and_which_blocks_left(tmp_path: Path) 
     records[1]["blocks_left"] = {"layer1.0": -0.693}  # after the second epoch
     history.write_text("".join(json.dumps(r | {"worth": w}) + "\n" for r, w in zip(records, worths, strict=True)))
     page, said = parsed(write_report(folder))
-    assert (
-        '<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td class="num">4</td><td class="num">6</td>'
-    ) in page
+    assert ('<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td>4 → 6</td>') in page
     assert "left out: layer1.0" in said
     assert "2.00" in said
     assert "under 0.01" in said
+
+
+def test_a_block_that_left_in_the_first_epoch_is_told_of_and_one_that_the_seed_lacks_is_not(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", epochs=1, finished=False)
+    history = folder / "history.jsonl"
+    record = json.loads(history.read_text()) | {"worth": {"conv1": 0.0}, "skipped": ["layer1.0", "layer2.0"]}
+    history.write_text(json.dumps(record | {"blocks_left": {"layer1.0": -0.693}}) + "\n")
+    page = parsed(write_report(folder))[0]
+    assert '<td class="num">1</td><td>layer1.0</td><td>left</td><td>0.50</td><td></td>' in page
+    assert "<td>layer2.0</td><td>left</td>" not in page
+
+
+def test_blocks_are_counted_in_whole_numbers_and_only_where_there_are_any(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    chart = parsed(write_report(folder))[0].partition("<figcaption>Blocks")[2].partition("</svg>")[0]
+    assert '<text class="axis end" x="46"' in chart
+    assert not re.search(r">\d+\.\d+</text>", chart)
+    history = folder / "history.jsonl"
+    history.write_text(
+        "".join(json.dumps(json.loads(r) | {"blocks": 0}) + "\n" for r in history.read_text().splitlines())
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["template"]["blocks"] = []
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "<figcaption>Blocks" not in parsed(write_report(folder))[0]

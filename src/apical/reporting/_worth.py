@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from html import escape
-from itertools import pairwise
 from math import exp
 
 from apical.reporting._read import RunRecord
@@ -40,19 +39,19 @@ def worth_section(run: RunRecord) -> str:
 
 def _moves(run: RunRecord) -> str:
     """When each block left or came back, why, and what the widths of the others became then."""
-    widths, rows = run.widths(), []
-    for i, (before, after) in enumerate(pairwise(run.history), 1):
-        was, is_ = set(before.get("skipped") or ()), set(after.get("skipped") or ())
-        if was == is_:
-            continue
-        worth = {**(before.get("blocks_left") or {}), **(after.get("blocks_left") or {})}
-        stayed = [values for values in widths.values() if values[i - 1] and values[i]]
-        units = (sum(values[i - 1] for values in stayed), sum(values[i] for values in stayed))
-        rows += [(i + 1, name, "left", _factor(worth.get(name)), *units) for name in sorted(is_ - was)]
-        rows += [(i + 1, name, "came back", "", *units) for name in sorted(was - is_)]
+    widths, rows, last = run.widths(), [], run.history[0]
+    was = set(last.get("skipped") or ()) - set(last.get("blocks_left") or ())  # as the seed was
+    for i, record in enumerate(run.history):
+        is_ = set(record.get("skipped") or ())
+        worth = {**(last.get("blocks_left") or {}), **(record.get("blocks_left") or {})}
+        stayed = [values[i - 1 : i + 1] for values in widths.values() if i and values[i - 1] and values[i]]
+        units = " → ".join(f"{sum(column):,}" for column in zip(*stayed, strict=True))
+        rows += [(i + 1, name, "left", _factor(worth.get(name)), units) for name in sorted(is_ - was)]
+        rows += [(i + 1, name, "came back", "", units) for name in sorted(was - is_)]
+        was, last = is_, record
     if not rows:
         return ""
-    head = ("epoch", "block", "change", "worth then", "units of the other groups before", "after")
+    head = ("epoch", "block", "change", "worth then", "units elsewhere")
     said = "What a block cost is free for the widths when it leaves, so that many of them may jump in that epoch:"
     return f"<p>{said}</p>{table(head, rows, 'when blocks left and came back')}"
 
