@@ -14,6 +14,7 @@ Methods:
     scs            the paper's version (`ScsConfig`)
     same-macs      the network that `learned` ended with, trained from the start for the same training MACs
     hand-same-macs the hand rule's network, trained for as many MACs as `learned` was
+    other-images   as same-macs, with the network that `learned` ended with on the other resolution's images
     dense          the whole network
 
 Training is that of `trial.py`: 20,000 images of CIFAR-10, SGD with Nesterov momentum, bfloat16 autocast, crops and
@@ -62,6 +63,7 @@ class Setting:
         held_out: how many, from the last on, accuracy is measured on.
         amp: bfloat16 autocast.
         adam: AdamW instead of SGD.
+        other: the setting with the same images at another resolution.
     """
 
     build: Callable[[], nn.Module]
@@ -74,14 +76,19 @@ class Setting:
     held_out: int = -HELD_OUT.start
     amp: bool = True
     adam: bool = False
+    other: str = ""
 
 
 EARLY = ("layer1.0", "layer1.1", "layer1.2", "layer2.2")
 SETTINGS = {
     "resnet20-16": Setting(lambda: CifarResNet(depth=20), 2, 8, "50% macs", EARLY),
-    "resnet20-16-quarter": Setting(lambda: CifarResNet(depth=20), 2, 8, "25% macs", EARLY),
+    "resnet20-16-quarter": Setting(
+        lambda: CifarResNet(depth=20), 2, 8, "25% macs", EARLY, other="resnet20-32-quarter"
+    ),
     "resnet20-32": Setting(lambda: CifarResNet(depth=20), 1, 8, "50% macs", EARLY),
-    "resnet20-32-quarter": Setting(lambda: CifarResNet(depth=20), 1, 8, "25% macs", EARLY),
+    "resnet20-32-quarter": Setting(
+        lambda: CifarResNet(depth=20), 1, 8, "25% macs", EARLY, other="resnet20-16-quarter"
+    ),
     "vgg16-32": Setting(vgg16, 1, 8, "13.6% macs, 5% params"),
     "mobilenet-photos": Setting(
         lambda: MobileNetV1(num_classes=10), 2, 8, "50% macs", data="imagenette128",
@@ -94,7 +101,7 @@ GROWN: dict[str, dict[str, Any]] = {
     "random": {"utility": "random"},
     "one-ratio": {"damping": 0.0, "grow_depth": False, "seed_style": "small"},
 }
-SAME_MACS = ("same-macs", "hand-same-macs")
+SAME_MACS = ("same-macs", "hand-same-macs", "other-images")
 METHODS = [*GROWN, "scs", "uniform", "hand", *SAME_MACS, "dense"]
 
 
@@ -119,7 +126,7 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
             return apical.Grower(model, optimizer, (example,), setting.budget, setting.epochs,
                                  ScsConfig(seed=seed, **options), steps_per_epoch=setting.train // BATCH)  # fmt: skip
         structure = apical.trace(model, (example,))
-        if method == "same-macs":
+        if method in ("same-macs", "other-images"):
             assert learned is not None
             return fixed(model, optimizer, example, learned["widths"], tuple(learned["skipped"]))
         if method.startswith("hand") and setting.hand is None:
@@ -154,7 +161,7 @@ def balanced_widths(structure: apical.Structure, budget: str) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--setting", choices=SETTINGS, required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:-1])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:-2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of growth; names a variant")
@@ -186,11 +193,14 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
     """The record of one run."""
     learned, epochs = None, setting.epochs
     if method in SAME_MACS:
-        found = [line for line in lines if all(line[k] == v for k, v in (key | {"method": "learned"}).items())]
-        if not found:
-            raise SystemExit(f"{method} needs the learned run of the same seed first")
-        learned = found[0]["last"]
-        epochs = max(2, round(found[0]["train_macs"] / learned["macs_fraction"]))
+        own = key | {"method": "learned"}
+        source = own | {"setting": setting.other} if method == "other-images" else own
+        found = [next((line for line in lines if all(line[k] == v for k, v in wanted.items())), None)
+                 for wanted in (own, source)]  # fmt: skip
+        if None in found:
+            raise SystemExit(f"{method} needs the learned run of the same seed first: {source}")
+        learned = found[1]["last"]
+        epochs = max(2, round(found[0]["train_macs"] / found[0]["last"]["macs_fraction"]))
     outcome = run(
         data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
         train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp, adam=setting.adam,

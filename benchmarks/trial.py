@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,7 +97,8 @@ def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimize
 
 def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False,
         build: Callable[[], nn.Module] | None = None, train: slice = TRAIN, held_out: slice = HELD_OUT,
-        amp: bool = True, adam: bool = False) -> Outcome:  # fmt: skip
+        amp: bool = True, adam: bool = False, peak: float | None = None, weights: Path | None = None,
+        save: Path | None = None) -> Outcome:  # fmt: skip
     """Train one network by the method that ``make`` returns, and measure it on the held-out images.
 
     Args:
@@ -111,13 +113,18 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         held_out: which images accuracy is measured on.
         amp: bfloat16 autocast.
         adam: AdamW (learning rate 1e-3, weight decay 0.05, gradients clipped to norm 1) instead of SGD.
+        peak: the highest learning rate; None: the optimizer's usual one.
+        weights: of the whole network, to start from.
+        save: where the trained weights go.
     """
     images, labels = data
     inputs, targets = images[train], labels[train]
     torch.manual_seed(seed)
     model = CifarResNet(depth=depth, in_channels=inputs.shape[1]) if build is None else build()
+    if weights is not None:
+        model.load_state_dict(torch.load(weights))
     optimizer = sgd_or_adamw(model, adam)
-    peak = optimizer.param_groups[0]["lr"]
+    peak = peak or optimizer.param_groups[0]["lr"]
     method = make(model, optimizer, inputs[:1].contiguous())
     steps, records = len(inputs) // BATCH, []
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
@@ -142,6 +149,8 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         records.append({**method.end_epoch(), "loss": statistics.mean(losses)})
     seconds = time.perf_counter() - start
     method.finish()
+    if save is not None:
+        torch.save(model.state_dict(), save)
     return outcome(accuracy(model, images[held_out], labels[held_out], amp), records, seconds)
 
 

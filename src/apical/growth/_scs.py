@@ -53,7 +53,8 @@ class ScsConfig:
         score_momentum: their momentum. Scores have no weight decay.
         beta_final: β_0, the temperature at age 1 (of the whole training).
         lambda_base: weight of the penalty.
-        birth: ``"random"``: a newborn's outgoing weights are as initialised, the paper's way; or ``"preserving"``.
+        birth: ``"preserving"``: what reads a newborn starts at zero, so that the function does not change; ``"random"``: its
+            outgoing weights are as initialised.
         interval: epochs (or steps) from one restructuring to the next.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
         grow_depth: whether blocks are sampled.
@@ -67,15 +68,15 @@ class ScsConfig:
         'lambda'
     """
 
-    seed_fraction: float = 0.3
-    growth_end: float = 0.6
+    seed_fraction: float = 0.6
+    growth_end: float = 0.4
     sampling: Literal["lambda", "budgeted"] = "lambda"
     scores: Literal["learned", "random"] = "learned"
-    score_lr: float = 0.01
+    score_lr: float = 0.1
     score_momentum: float = 0.9
-    beta_final: float = 100.0
-    lambda_base: float = 100.0
-    birth: Literal["preserving", "random"] = "random"
+    beta_final: float = 1000.0
+    lambda_base: float = 30.0
+    birth: Literal["preserving", "random"] = "preserving"
     interval: int = 1
     interval_unit: Literal["epochs", "steps"] = "epochs"
     grow_depth: bool = True

@@ -1,0 +1,127 @@
+"""A trained network taken down to a budget: apical against Torch-Pruning and other pruners, on held-out images.
+
+    pip install '.[bench]'
+    APICAL_DATA=... python benchmarks/pretrained.py --setting resnet20-16 --seeds 10 11 12 --out RESULTS.jsonl
+
+The whole network is trained for ``--dense-epochs`` (its weights stay in ``--weights``); then each method has
+``--epochs`` more, with a schedule of its own, to reach the budget from these weights. One JSON line for each run; runs
+that the file has are not repeated. Methods:
+
+    dense           the whole network, as it is when the others start
+    dense-on        the whole network, trained for the further epochs as well
+    grown           `apical.Grower` with ``seed_style="pretrained"``; options of growth by --set
+    torch-pruning   its GroupNormPruner (`torch_pruning_peer.py`): group sparsity while it trains, then pruning
+    taylor          `apical.baselines.Taylor`: a few units after each epoch, by their first-order effect
+    l1              `apical.baselines.L1`: once, the filters with the smallest norms
+    nothing         `apical.Grower` with its defaults from random weights, for ``--dense-epochs``
+
+Images and settings are those of `learning.py`; the test images are not read. Training MACs do not count the dense
+training that all but ``nothing`` start from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from learning import SETTINGS, Setting, add, images, read
+from torch import Tensor, nn
+from trial import BATCH, Fixed, Images, Make, run
+
+import apical
+from apical.baselines import L1, Comparator, Taylor
+
+METHODS = ("dense", "dense-on", "grown", "torch-pruning", "taylor", "l1", "nothing")
+RULES = {"taylor": Taylor(), "l1": L1()}
+SHOWN = ("macs_fraction", "widths", "skipped", "loss")
+
+
+class Peer:
+    """Torch-Pruning's pruner, with the record that the other methods give."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor, budget: str, epochs: int,
+                 options: dict[str, Any]) -> None:  # fmt: skip
+        from torch_pruning_peer import TorchPruning, TorchPruningConfig
+
+        config = TorchPruningConfig(**options)
+        self._method = TorchPruning(model, optimizer, (example,), budget, epochs, config)
+
+    def end_epoch(self) -> dict[str, Any]:
+        return {"blocks": 0, **self._method.end_epoch()}
+
+    def finish(self) -> None:
+        self._method.finish()
+
+
+def maker(method: str, setting: Setting, budget: str, epochs: int, seed: int, options: dict[str, Any]) -> Make:
+    """What makes the method for a model."""
+
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> Any:
+        if method in ("grown", "nothing"):
+            trained = {"seed_style": "pretrained"} if method == "grown" else {}
+            return apical.Grower(model, optimizer, (example,), budget, epochs, seed=seed,
+                                 steps_per_epoch=setting.train // BATCH, **(trained | options))  # fmt: skip
+        if method == "torch-pruning":
+            return Peer(model, optimizer, example, budget, epochs, options)
+        if method in RULES:
+            return Comparator(RULES[method], model, optimizer, (example,), budget, epochs)
+        structure = apical.trace(model, (example,))
+        return Fixed(structure, {group.name: list(range(group.size)) for group in structure.groups}, ())
+
+    return make
+
+
+def trained(method: str, setting: Setting, budget: str, seed: int, given: argparse.Namespace, data: Images,
+            options: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """The record of one run."""
+    weights = given.weights / f"{given.setting}-{given.dense_epochs}-{seed}.pt"
+    if method != "dense" and method != "nothing" and not weights.exists():
+        raise SystemExit(f"{method} needs the dense run of the same seed first: {weights} does not exist")
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    epochs = given.dense_epochs if method in ("dense", "nothing") else given.epochs
+    outcome = run(
+        data, seed, epochs, maker(method, setting, budget, epochs, seed, options), augment=True, build=setting.build,
+        train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp, adam=setting.adam,
+        peak=None if method in ("dense", "nothing") else given.lr,
+        weights=None if method in ("dense", "nothing") else weights,
+        save=weights if method == "dense" else None,
+    )  # fmt: skip
+    record = asdict(outcome)
+    history = record.pop("history")
+    trajectory = [{name: epoch[name] for name in SHOWN if name in epoch} for epoch in history]
+    return record | {"epochs": epochs, "last": {"skipped": [], "widths": {}} | trajectory[-1], "trajectory": trajectory,
+                     "versions": {"torch": torch.__version__, "apical": apical.__version__}}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--setting", choices=SETTINGS, default="resnet20-16")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", default=["50% macs", "25% macs"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--dense-epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=8, help="from the trained weights to the final network")
+    parser.add_argument("--lr", type=float, default=0.05, help="highest learning rate after the dense training")
+    parser.add_argument("--weights", type=Path, default=Path("runs/pretrained"), help="folder of the dense weights")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method; names it")
+    given = parser.parse_args()
+    setting, data = SETTINGS[given.setting], None
+    options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.set)}
+    for seed in given.seeds:
+        for method in given.methods:
+            for budget in given.budgets if not method.startswith("dense") else ["100% macs"]:
+                key = {"setting": given.setting, "method": method, "budget": budget, "seed": seed, "options": options,
+                       "dense_epochs": given.dense_epochs, "tuned_epochs": given.epochs, "lr": given.lr}  # fmt: skip
+                if any(all(line[k] == v for k, v in key.items()) for line in read(given.out)):
+                    continue
+                data = images(setting) if data is None else data
+                add(given.out, key | trained(method, setting, budget, seed, given, data, options))
+
+
+if __name__ == "__main__":
+    main()
