@@ -53,6 +53,7 @@ class Setting:
     words: int
     init_range: float
     budget: str
+    gates: bool = False
 
 
 class Still:
@@ -72,9 +73,8 @@ class Still:
 
 def build(setting: Setting, seed: int) -> tuple[nn.Module, apical.Structure]:
     torch.manual_seed(seed)
-    model = LSTMLanguageModel(
-        setting.words, setting.width, (setting.width, setting.width), init_range=setting.init_range
-    )
+    sizes = (setting.width, setting.width)
+    model = LSTMLanguageModel(setting.words, setting.width, sizes, init_range=setting.init_range, gates=setting.gates)
     tokens = torch.arange(WINDOW).unsqueeze(1) % setting.words  # a window of one stream
     return model, apical.trace(model, tokens)
 
@@ -203,7 +203,8 @@ def table(folder: Path) -> None:
 def time_steps(folder: Path, seed: int, turns: int) -> None:
     """One training step of every network that the runs of a seed visited, in turns within one process."""
     runs = {method: read(folder, method, seed) for method in METHODS if (folder / f"{method}-{seed}.json").exists()}
-    setting = Setting(**{name: next(iter(runs.values()))[name] for name in Setting.__dataclass_fields__})
+    first = next(iter(runs.values()))
+    setting = Setting(**{name: first[name] for name in Setting.__dataclass_fields__ if name in first})
     networks = {json.dumps(widths, sort_keys=True): widths for run in runs.values() for _, widths in run["visited"]}
     inputs, targets = torch.randint(setting.words, (2, WINDOW, BATCH))
     steps = {}
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=5000)
     parser.add_argument("--init-range", type=float, default=0.1)
     parser.add_argument("--budget", default="50% params")
+    parser.add_argument("--gates", action="store_true", help="let gates leave one by one, too; give another --out")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the method")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--time", action="store_true")
@@ -263,7 +265,7 @@ def main() -> None:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
-    setting = Setting(given.steps, given.width, given.words, given.init_range, given.budget)
+    setting = Setting(given.steps, given.width, given.words, given.init_range, given.budget, given.gates)
     result = train(given.method, setting, given.seed, given.out, options)
     given.out.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")

@@ -94,7 +94,9 @@ def test_absent_units_stay_away_and_loads_above_one_are_met() -> None:
     keep = by_threshold(bound, scores, dict.fromkeys(scores, 1), load=1.5)
     assert 1.4 < bound.load(keep) <= 1.503
     assert all(max(kept) < len(scores[name]) - 3 for name, kept in keep.items())
-    assert strongest({"a": torch.tensor([1.0, 3.0, 3.0, 2.0])}, {"a": 2}) == {"a": [1, 2]}
+    name, size = structure.groups[0].name, structure.groups[0].size
+    equal = torch.tensor([1.0, 3.0, 3.0, 2.0, *[0.0] * (size - 4)])
+    assert strongest(structure, {name: equal}, {name: 2}) == {name: [1, 2]}
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

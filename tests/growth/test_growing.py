@@ -21,7 +21,7 @@ from growth.cases import CASES, built, epochs, example, grown, loss_of, outputs,
 from marks import quick
 
 ALL = list(CASES)
-FEW = ("residual", "lstm", "gpt")
+FEW = ("residual", "lstm", "gates", "gpt")
 BOTH = quick(itertools.product(ALL, ("thin", "small")), lambda case: case[0] in FEW)
 
 

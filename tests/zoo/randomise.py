@@ -65,11 +65,15 @@ def random_keep(structure: Structure, seed: int) -> Keep:
     def below(high: int) -> int:
         return int(torch.randint(high, (), generator=generator))
 
-    keep = {}
+    keep: dict[str, list[int]] = {}
     for group in structure.groups:
         whole = seed % 2 == 1 and below(8) == 0
         count = group.size if whole else 1 + below(max(1, group.size - 1))
         keep[group.name] = sorted(torch.randperm(group.size, generator=generator)[:count].tolist())
+    for group in structure.groups:
+        if group.needs is not None:  # at least one of them has what it needs
+            wanted = keep[group.needs.group][0]
+            keep[group.name] = sorted({*keep[group.name], group.needs.units.index(wanted)})
     return keep
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from apical.budget import BoundBudget, Budget, least_width, rounding_step
 from apical.errors import BudgetError
 from apical.gates import shift_for_cost
+from apical.resizing import first_units
 from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its target by this fraction, so that it can end nearest to it
@@ -20,17 +21,17 @@ Scores = Mapping[str, Tensor]
 """By group name, a score for every unit of the template, the larger the better; -inf for absent units  # (size,)"""
 
 
-def strongest(scores: Scores, widths: Mapping[str, int]) -> dict[str, list[int]]:
+def strongest(structure: Structure, scores: Scores, widths: Mapping[str, int]) -> dict[str, list[int]]:
     """The units with the largest scores of each group, as many as its width; the first ones of equals.
 
     Example:
-        >>> strongest({"a": torch.tensor([0.3, 0.1, 0.2])}, {"a": 2})
-        {'a': [0, 2]}
+        >>> import apical
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+        >>> strongest(apical.trace(net, torch.zeros(1, 2)), {"0": torch.tensor([0.3, 0.1, 0.2])}, {"0": 2})
+        {'0': [0, 2]}
     """
-    return {
-        name: sorted(torch.argsort(scores[name], descending=True, stable=True)[:width].tolist())
-        for name, width in widths.items()
-    }
+    rankings = {name: torch.argsort(scores[name], descending=True, stable=True).tolist() for name in widths}
+    return first_units(structure, rankings, widths)
 
 
 def fewest(structure: Structure, fraction: float, divisor: int = 1) -> dict[str, int]:
@@ -112,4 +113,4 @@ def by_threshold(
             if bound.load(wider) > most:
                 break
             widths = wider
-    return strongest(scores, widths)
+    return strongest(bound.structure, scores, widths)

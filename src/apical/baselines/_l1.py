@@ -60,4 +60,7 @@ class L1:
                 return {name: torch.rand(len(norm), generator=task.generator) for name, norm in norms.items()}
             return norms if self.order == "smallest" else {name: -norm for name, norm in norms.items()}
 
-        return Course(decide=lambda epoch: Change(strongest(scores(), widths)) if epoch == task.last else None)
+        def decide(epoch: int) -> Change | None:
+            return Change(strongest(task.structure, scores(), widths)) if epoch == task.last else None
+
+        return Course(decide)

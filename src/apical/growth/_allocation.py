@@ -33,7 +33,7 @@ def unit_prices(
     """π_g = Σ_t λ_t ∂load_t/∂n_g: what one more unit of each group costs, in shares of the budget.
 
     The derivative is the difference over one step up and one down (as far as the group goes), which is exact for
-    multiply-adds and parameters.
+    multiply-adds and parameters. A unit that others need also costs its share of those.
 
     Args:
         bound: the budget; load_t is the cost divided by limit t.
@@ -42,18 +42,22 @@ def unit_prices(
         skip: blocks that are left out.
         multipliers: λ, of each limit.
     """
-    names = [g.name for g in bound.structure.groups]
-    sizes = [g.size for g in bound.structure.groups]
-    present = dict(zip(names, counts, strict=True))
+    groups, attainable = bound.structure.groups, bound.structure.attainable
+    names = [g.name for g in groups]
 
-    def cost(name: str, n: int) -> float:
-        loads = bound.loads({**present, name: n}, skip)
+    def cost(widths: Sequence[int]) -> float:
+        loads = bound.loads(dict(zip(names, widths, strict=True)), skip)
         return sum(weight * load for weight, load in zip(multipliers, loads, strict=True))
 
     prices = []
-    for name, n, s, size in zip(names, counts, step, sizes, strict=True):
-        more, fewer = min(size, n + s), max(0, n - s)
-        prices.append(max(0.0, cost(name, more) - cost(name, fewer)) / max(1, more - fewer))
+    for i, (group, n, s) in enumerate(zip(groups, counts, step, strict=True)):
+        before, after = counts[:i], counts[i + 1 :]
+        more = attainable([*before, min(group.size, n + s), *after])[i]
+        fewer = attainable([*before, max(0, n - s), *after])  # and of what needs these units, no more
+        wider = [*fewer[:i], more, *fewer[i + 1 :]]
+        prices.append(max(0.0, cost(wider) - cost(fewer)) / max(1, more - fewer[i]))
+    for i, needed in bound.structure.needing:
+        prices[needed] += counts[i] / max(1, counts[needed]) * prices[i]
     return prices
 
 

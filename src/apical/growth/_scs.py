@@ -36,7 +36,7 @@ from apical.growth._method import Choice, Measurement, Method, Terms
 from apical.growth._observer import GateObserver, Round
 from apical.growth._options import changed, check_options, numeric_divisor, wrong_times
 from apical.growth._widths import fit_thresholds
-from apical.resizing import Selection
+from apical.resizing import Selection, first_units
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class ScsConfig:
         score_momentum: their momentum. Scores have no weight decay.
         beta_final: β_0, the temperature at age 1 (of the whole training).
         lambda_base: weight of the penalty.
-        birth: ``"preserving"``: what reads a newborn starts at zero, so that the function does not change; ``"random"``: its
-            outgoing weights are as initialised.
+        birth: ``"preserving"``: what reads a newborn starts at zero, so that the function does not change;
+            ``"random"``: its outgoing weights are as initialised.
         interval: epochs (or steps) from one restructuring to the next.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step.
         grow_depth: whether blocks are sampled.
@@ -235,7 +235,8 @@ class ScsController(Method):
 
     def _choice(self, counts: Sequence[int], skip: tuple[str, ...], critical: Tensor) -> Choice:
         groups = zip(self.terms.structure.groups, counts, self._parts(critical), strict=True)
-        keep = {g.name: sorted(torch.argsort(part, stable=True)[:n].tolist()) for g, n, part in groups}
+        ranked = [(g.name, n, torch.argsort(part, stable=True).tolist()) for g, n, part in groups]
+        keep = first_units(self.terms.structure, {g: r for g, _, r in ranked}, {g: n for g, n, _ in ranked})
         return Choice(keep, skip, self.terms.bound.load(keep, skip))
 
     def end_epoch(self) -> None:

@@ -1,6 +1,7 @@
 """The networks of the experiments, as ordinary modules without any knowledge of growing."""
 
 from apical.models._deeplab import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
+from apical.models._gates import GatedGRU, GatedLSTM, split_gates_
 from apical.models._gpt import GPT, StreamGPT, gpt_small
 from apical.models._lstm_lm import LSTMLanguageModel, lstm_large, lstm_medium, lstm_small
 from apical.models._mobilenet import MobileNetV1, mobilenet_v1
@@ -16,6 +17,8 @@ __all__ = [
     "CifarResNet",
     "CifarVGG16",
     "DeepLabV3",
+    "GatedGRU",
+    "GatedLSTM",
     "LSTMLanguageModel",
     "MobileNetV1",
     "ResNet",
@@ -36,6 +39,7 @@ __all__ = [
     "resnet50",
     "resnet56",
     "resnet101",
+    "split_gates_",
     "vgg16",
     "vit_small",
     "wrn28_10",

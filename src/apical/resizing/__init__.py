@@ -8,7 +8,7 @@ from apical.resizing._install import Installation, lookup, whole_or_nothing
 from apical.resizing._optimizer import check_kinds, check_state
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._resize import resize_
-from apical.resizing._selection import Selection, check_selection
+from apical.resizing._selection import Selection, check_selection, first_units
 from apical.resizing._sharding import Shard, Sharding
 from apical.resizing._shards import are_finite, fill_, is_sharded, own_part, start_of_part, sum_over_parts_, whole
 from apical.resizing._stand_in import StandIn
@@ -34,6 +34,7 @@ __all__ = [
     "check_state",
     "confirm",
     "fill_",
+    "first_units",
     "is_sharded",
     "lookup",
     "own_part",

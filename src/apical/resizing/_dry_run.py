@@ -16,6 +16,7 @@ from apical.resizing._copying import keep_apart_, sharing_copy, versions
 from apical.resizing._culprit import explained
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
+from apical.resizing._selection import first_units
 from apical.resizing._stand_in import bind_blocks
 from apical.resizing._widened import Widened
 from apical.structure import (
@@ -332,7 +333,8 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], cou
     Groups that are not exact are removed from both networks: what is compared then is everything else beside them.
     """
     generator = torch.Generator().manual_seed(0)
-    keep: dict[str, list[int]] = {}
+    orders: dict[str, list[int]] = {}
+    counts: dict[str, int] = {}
     kinds: dict[str, int] = {}
     met: dict[str, int] = {}
     for part in parts:
@@ -340,8 +342,9 @@ def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], cou
             kind = _kind(part.name)
             met[kind] = met.get(kind, -1) + 1
             shift = kinds.setdefault(kind, len(kinds)) + met[kind]
-            order = torch.randperm(part.size, generator=generator, device="cpu").tolist()
-            keep[part.name] = sorted(order[: count(part.size, shift)])
+            orders[part.name] = torch.randperm(part.size, generator=generator, device="cpu").tolist()
+            counts[part.name] = count(part.size, shift)
+    keep = first_units(structure, orders, counts)
     skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
     inexact = {p.name: keep[p.name] for p in parts if isinstance(p, ChannelGroup) and not p.exact}
     found = _without(structure, bed, keep, skip)  # before the gated copy is made: one changed copy at a time
@@ -421,9 +424,16 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: 
 
 def without(structure: Structure, refuted: Mapping[tuple[type, str], str]) -> Structure:
     """The structure with some groups and blocks frozen."""
+    for group in structure.groups:  # what cannot leave holds what it needs
+        if group.needs is not None and _key(group) in refuted:
+            refuted = {(ChannelGroup, group.needs.group): refuted[_key(group)]} | dict(refuted)
     if not refuted:
         return structure
-    groups = tuple(g for g in structure.groups if _key(g) not in refuted)
+    groups = tuple(
+        replace(g, needs=None) if g.needs is not None and (ChannelGroup, g.needs.group) in refuted else g
+        for g in structure.groups
+        if _key(g) not in refuted
+    )
     index = {g.name: i for i, g in enumerate(groups)}
     where = [index.get(g.name) for g in structure.groups]
 

@@ -21,7 +21,7 @@ def state_slices(walk: Walk, groups: Sequence[ChannelGroup], leaves: Sequence[An
         leaves: the state's tensors, in the order of their flattened outputs; None for what is no tensor.
     """
     labels = walk.atoms.labels()
-    unit_of = _units_by_label(walk, groups, labels)
+    unit_of = units_by_label(walk, groups, labels)
     found: list[StateSlice] = []
     for leaf, value in enumerate(leaves):
         dim = unit_dim(value)
@@ -49,7 +49,7 @@ def unit_dim(value: AnyValue | None) -> int | None:
     return dims[0] if len(dims) == 1 else None
 
 
-def _units_by_label(walk: Walk, groups: Sequence[ChannelGroup], labels: Tensor) -> Mapping[int, tuple[int, int]]:
+def units_by_label(walk: Walk, groups: Sequence[ChannelGroup], labels: Tensor) -> Mapping[int, tuple[int, int]]:
     """(group, unit) of the label of each unit."""
     found: dict[int, tuple[int, int]] = {}
     for number, group in enumerate(groups):

@@ -37,6 +37,7 @@ class Walk:
         self.attributes: dict[tuple[str, str], Tensor] = {}
         self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
         self.summed: list[Tensor] = []  # atoms that meet another producer's in an addition
+        self.needs: list[tuple[str, Tensor, Tensor]] = []  # what they are called, atoms, and others that each needs
         self.averaged: list[Tensor] = []  # atoms over which a mean or variance is taken, where they may go
         self.notes: list[str] = []
         self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for

@@ -1,0 +1,258 @@
+"""Recurrent layers whose gates can go one by one (Lobacheva et al., AAAI 2020, arXiv:1911.05585)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from apical.errors import ConfigError
+from apical.models._gated_steps import gru_steps, lstm_steps
+
+State = tuple[Tensor, Tensor] | Tensor | None
+
+
+class GatedLSTM(nn.LSTM):
+    """An `nn.LSTM` of one layer in which any gate of any hidden unit may have lost its inputs.
+
+        a_k = b_k + Σ_rows r of (k, u)  W_ih,r x_t + W_hh,r h_{t−1}        k one of i, f, g, o; u a hidden unit
+        c_t = σ(a_f) c_{t−1} + σ(a_i) tanh(a_g),    h_t = σ(a_o) tanh(c_t)
+
+    A gate without its row is constant: σ of its bias (tanh for g), which is still trained. With all rows present this
+    is `nn.LSTM`, its fused kernels and its parameters' names included; else the rows that are there lie in one smaller
+    matrix, and the steps are computed one after the other. `split_gates_` makes one of each `nn.LSTM` of a model.
+
+    Args:
+        input_size: width of x.
+        hidden_size: hidden units.
+        bias: whether there are biases; without them a gate that has lost its row is σ(0).
+        batch_first: whether inputs and outputs are (B, T, width) instead of (T, B, width).
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Attributes:
+        units: number of each hidden unit in the layer of full size  # (hidden_size,) int64
+        row_units: the hidden unit that each row of the weights belongs to, by that number  # (rows,) int64
+        row_gates: its gate, 0 to 3 for i, f, g, o  # (rows,) int64
+
+    Example:
+        >>> layer = GatedLSTM(3, 5)
+        >>> outputs, (h, c) = layer(torch.zeros(7, 2, 3))
+        >>> outputs.shape, layer.gate_counts()
+        (torch.Size([7, 2, 5]), {'i': 5, 'f': 5, 'g': 5, 'o': 5})
+    """
+
+    gates = "ifgo"
+    units: Tensor
+    row_units: Tensor
+    row_gates: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, device=device, dtype=dtype)
+        _number_rows_(self, 4)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that nn.LSTM gives it)
+        """Outputs and the pair of states, as `nn.LSTM` gives them; packed sequences only while all gates are there."""
+        return super().forward(input, hx) if _is_whole(self, 4) else _run(self, input, hx, _lstm)
+
+    def flatten_parameters(self) -> None:
+        """For the fused kernels, which need all rows."""
+        if _is_whole(self, 4):
+            super().flatten_parameters()
+
+    def gate_counts(self) -> dict[str, int]:
+        """How many hidden units have each gate; of the others it is constant."""
+        return _gate_counts(self, self.gates)
+
+    def extra_repr(self) -> str:
+        """The sizes, and the gates if some are missing."""
+        return _repr(self, super().extra_repr(), self.gates)
+
+
+class GatedGRU(nn.GRU):
+    """An `nn.GRU` of one layer in which any gate of any hidden unit may have lost its inputs; see `GatedLSTM`.
+
+        r = σ(x_r + h_r),   z = σ(x_z + h_z),   n = tanh(x_n + r h_n),   h_t = (1 − z) n + z h_{t−1}
+
+    with x_k = b_ih,k + W_ih,k x_t and h_k = b_hh,k + W_hh,k h_{t−1} as far as the gate's row is there, else the bias.
+
+    Args:
+        input_size: width of x.
+        hidden_size: hidden units.
+        bias: whether there are biases.
+        batch_first: whether inputs and outputs are (B, T, width) instead of (T, B, width).
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Attributes:
+        units: number of each hidden unit in the layer of full size  # (hidden_size,) int64
+        row_units: the hidden unit that each row of the weights belongs to, by that number  # (rows,) int64
+        row_gates: its gate, 0 to 2 for r, z, n  # (rows,) int64
+
+    Example:
+        >>> GatedGRU(3, 5)(torch.zeros(7, 2, 3))[0].shape
+        torch.Size([7, 2, 5])
+    """
+
+    gates = "rzn"
+    units: Tensor
+    row_units: Tensor
+    row_gates: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, device=device, dtype=dtype)
+        _number_rows_(self, 3)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that nn.GRU gives it)
+        """Outputs and the state, as `nn.GRU` gives them; packed sequences only while all gates are there."""
+        return super().forward(input, hx) if _is_whole(self, 3) else _run(self, input, hx, _gru)
+
+    def flatten_parameters(self) -> None:
+        """For the fused kernels, which need all rows."""
+        if _is_whole(self, 3):
+            super().flatten_parameters()
+
+    def gate_counts(self) -> dict[str, int]:
+        """How many hidden units have each gate; of the others it is constant."""
+        return _gate_counts(self, self.gates)
+
+    def extra_repr(self) -> str:
+        """The sizes, and the gates if some are missing."""
+        return _repr(self, super().extra_repr(), self.gates)
+
+
+_KINDS: dict[type[nn.Module], tuple[type[nn.Module], int]] = {nn.LSTM: (GatedLSTM, 4), nn.GRU: (GatedGRU, 3)}
+
+
+def split_gates_(model: nn.Module) -> tuple[str, ...]:
+    """Let each gate of each hidden unit of a model's LSTM and GRU layers be removed for itself, in place.
+
+    Every `nn.LSTM` becomes a `GatedLSTM`, every `nn.GRU` a `GatedGRU`: the same module with the same parameters, which
+    computes the same. Call it before the optimizer and `apical.trace`; the structure then has a group of gates beside
+    the hidden units of each layer.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Paths of the layers that were changed.
+
+    Raises:
+        ConfigError: a recurrent layer has several layers in one module, two directions or a projection. The model is
+            as it was then.
+
+    Example:
+        >>> model = nn.ModuleDict({"encoder": nn.LSTM(4, 8), "head": nn.Linear(8, 2)})
+        >>> split_gates_(model)
+        ('encoder',)
+        >>> model["encoder"]
+        GatedLSTM(4, 8)
+    """
+    found = {path: module for path, module in model.named_modules() if type(module) in _KINDS}
+    problems = [f"{path or 'the model'} has {why}" for path, module in found.items() if (why := _unlike(module))]
+    if problems:
+        raise ConfigError(
+            f"gates cannot be removed one by one: {'; '.join(problems)}. Make each layer and each direction a module "
+            "of its own, nn.LSTM(inputs, units), without proj_size"
+        )
+    for module in found.values():
+        kind, gates = _KINDS[type(module)]
+        module.__class__ = kind
+        _number_rows_(module, gates)
+    return tuple(found)
+
+
+def _unlike(module: Any) -> str:
+    """What keeps a layer from being split; empty if nothing does."""
+    several = f"num_layers={module.num_layers}" if module.num_layers > 1 else ""
+    both = "bidirectional=True" if module.bidirectional else ""
+    projects = f"proj_size={module.proj_size}" if module.proj_size else ""
+    return ", ".join(filter(None, (several, both, projects)))
+
+
+def _number_rows_(layer: Any, gates: int) -> None:
+    """Say of each hidden unit and of each row which one it is, in buffers that are resized with them."""
+    numbers = torch.arange(layer.hidden_size, device=layer.weight_ih_l0.device)
+    layer.register_buffer("units", numbers)
+    layer.register_buffer("row_units", numbers.repeat(gates))
+    layer.register_buffer("row_gates", torch.arange(gates, device=numbers.device).repeat_interleave(len(numbers)))
+
+
+def _is_whole(layer: Any, gates: int) -> bool:
+    return bool(layer.weight_ih_l0.shape[0] == gates * layer.hidden_size)
+
+
+def _gate_counts(layer: Any, gates: str) -> dict[str, int]:
+    return {name: int((layer.row_gates == k).sum()) for k, name in enumerate(gates)}
+
+
+def _repr(layer: Any, sizes: str, gates: str) -> str:
+    if _is_whole(layer, len(gates)):
+        return sizes
+    counts = ", ".join(f"{name}={n}" for name, n in _gate_counts(layer, gates).items())
+    return f"{sizes}, gates {counts}"
+
+
+Steps = Callable[[Any, Tensor, tuple[Tensor, ...], Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+def _run(layer: Any, x: Any, given: Any, steps: Steps) -> Any:
+    """The layer without some of its rows: arguments and results laid out as torch's own layers have them."""
+    if isinstance(x, PackedSequence):
+        some = f"{layer.weight_ih_l0.shape[0]} of {len(layer.gates) * layer.hidden_size} gates"
+        raise TypeError(
+            f"{type(layer).__name__} with {some} got a PackedSequence, expected a padded tensor: fused kernels take "
+            "packed ones, and need all gates"
+        )
+    batched, last = x.dim() == 3, x.dim() == 3 and layer.batch_first
+    x = x.transpose(0, 1) if last else x if batched else x.unsqueeze(1)  # (T, B, inputs)
+    count = 2 if len(layer.gates) == 4 else 1
+    if given is None:
+        states = (x.new_zeros(x.shape[1], layer.hidden_size),) * count
+    else:
+        several = given if count == 2 else (given,)
+        states = tuple(s.squeeze(0) if batched else s for s in several)  # (B, hidden), or (1, hidden) without a batch
+    # Where each row lies among all gates: at gate · hidden_size + the place of its unit.
+    place = layer.row_gates * layer.hidden_size + (layer.units < layer.row_units.unsqueeze(1)).sum(1)  # (rows,)
+    outputs, states = steps(layer, x, states, place)
+    outputs = outputs.transpose(0, 1) if last else outputs if batched else outputs.squeeze(1)
+    states = tuple(s.unsqueeze(0) if batched else s for s in states)
+    return outputs, states if count == 2 else states[0]
+
+
+def _lstm(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x (T, B, inputs), states (B, hidden) each; the outputs (T, B, hidden) and the states after the last step."""
+    h, c = states
+    bias = layer.bias_ih_l0 + layer.bias_hh_l0 if layer.bias else x.new_zeros(4 * layer.hidden_size)
+    outputs, cell = lstm_steps(F.linear(x, layer.weight_ih_l0), h, c, layer.weight_hh_l0, bias, place)
+    return outputs, (outputs[-1], cell)
+
+
+def _gru(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x (T, B, inputs), one state (B, hidden); the outputs (T, B, hidden) and the state after the last step."""
+    zeros = x.new_zeros(3 * layer.hidden_size)
+    ours, theirs = (layer.bias_ih_l0, layer.bias_hh_l0) if layer.bias else (zeros, zeros)
+    constant = ours.expand(*x.shape[:2], -1)
+    from_x = constant.index_add(2, place, F.linear(x, layer.weight_ih_l0).to(ours.dtype))  # (T, B, 3 · hidden)
+    outputs = gru_steps(from_x, states[0], layer.weight_hh_l0, theirs, place)
+    return outputs, (outputs[-1],)
