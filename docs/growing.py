@@ -71,7 +71,7 @@ def picture(title: str, columns: Sequence[Column], pixels: float, column: int, n
         parts.append(f'<text x="{middle}" y="24">{heading}</text>')
         for row, name in enumerate(layers):
             there = name.rpartition(".")[0] not in network["skipped"]
-            full, now = pixels * FULL[name.split(".")[0]], pixels * network["widths"][name]
+            full, now = pixels * FULL[name.split(".")[0]], pixels * network["widths"].get(name, 0)
             place = f'y="{TOP + ROW * row}" height="{ROW - 4}"'
             parts.append(f'<rect class="{"full" if there else "out"}" x="{middle - full / 2}" {place} width="{full}"/>')
             if there:

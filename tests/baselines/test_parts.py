@@ -356,7 +356,7 @@ def test_autogrow_adds_one_block_of_each_stage_in_turn() -> None:
     assert len(set(blocks[6:])) == 1
     last = method.end_epoch()
     assert last["macs_fraction"] == pytest.approx(0.6, rel=0.01)
-    assert min(last["widths"][g.name] / g.size for g in structure.groups) > 0.7
+    assert min(width / structure.group(name).size for name, width in last["widths"].items()) > 0.7
 
 
 @pytest.mark.parametrize("birth", ["random", "zero"])
@@ -376,8 +376,13 @@ def test_final_repeats_widths_and_blocks_and_refuses_those_of_another_model() ->
     widths = {g.name: max(1, g.size // 3) for g in structure.groups}
     method = Final(model, sgd(model), example("residual"), widths, ["layer1.1"], structure=structure)
     record = method.end_epoch()
-    assert (record["widths"], record["skipped"]) == (widths, ["layer1.1"])
+    there = {name: width for name, width in widths.items() if name != "layer1.1.conv1"}
+    assert (record["widths"], record["skipped"]) == (there, ["layer1.1"])
     assert isinstance(model.layer1[1], nn.Identity)
+    again = Final(built("residual"), None, example("residual"), there, ["layer1.1"], structure=structure)
+    assert again.end_epoch() == record  # a record names no group that is absent
+    with pytest.raises(ConfigError, match="another model"):
+        Final(built("residual"), None, example("residual"), there, structure=structure)
     with pytest.raises(ConfigError, match="another model"):
         Final(built("plain"), None, example("plain"), widths, structure=structure_of("plain"))
     with pytest.raises(ConfigError, match="another model"):

@@ -190,5 +190,6 @@ def test_somebody_saves_there_for_too_long(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match="cannot write"):
-        apical.save(net(2.0), tmp_path / "file" / "model")
+    for folder in (tmp_path / "file", tmp_path / "file" / "model"):
+        with pytest.raises(SaveError, match=f"cannot write {folder}: {tmp_path / 'file'} is a file, expected a folder"):
+            apical.save(net(2.0), folder)

@@ -100,3 +100,14 @@ def test_a_list_of_parameters_from_before_a_resize_is_loud(
         assert torch.isfinite(parameter.detach()).all()  # its values can still be read
         with pytest.raises(ResizeError, match="no longer the model's"):
             parameter.grad = None
+
+
+def test_an_optimizer_that_was_not_given_is_loud_once_the_model_was_resized(
+    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
+) -> None:
+    model, optimizer, grower = started
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, optimizer)
+    grower.end_epoch()
+    with pytest.raises(ResizeError, match="make every optimizer before the Grower, and give it all of them"):
+        other.zero_grad()

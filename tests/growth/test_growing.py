@@ -401,7 +401,7 @@ def test_a_thin_seed_has_its_blocks_and_its_streams_whole() -> None:
     assert len(streams) == 3
     assert all(first["widths"][g.name] == g.size for g in streams)
     assert all(first["widths"][g.name] < g.size / 2 for g in inner)
-    assert sum(last["widths"][g.name] for g in inner) > sum(first["widths"][g.name] for g in inner)
+    assert sum(last["widths"].get(g.name, 0) for g in inner) > sum(first["widths"][g.name] for g in inner)
 
 
 def test_a_small_seed_has_one_ratio_for_all_widths_and_all_blocks_if_there_is_room() -> None:
@@ -453,7 +453,12 @@ def test_a_block_whose_gate_is_closed_leaves_and_the_budget_is_met() -> None:
     grower = grown("residual", model, optimizer, budget="30% macs", growth_end=0.8)
     run(grower, optimizer, "residual")
     assert [r["skipped"] for r in grower.history[:2]] == [[], []]  # no block is judged by its first interval
-    assert "layer3.1" in grower.history[2]["skipped"]
+    first, after = grower.history[1:3]
+    assert "layer3.1" in after["skipped"]
+    assert "layer3.1.conv1" in first["widths"]
+    assert "layer3.1.conv1" not in after["widths"]  # it left with its block
+    assert first["blocks_left"].keys() == set(after["skipped"])  # at the end of that epoch, for what they were worth
+    assert first["blocks_left"]["layer3.1"] == first["worth"]["layer3.1"] < -1
     assert 0.297 <= grower.history[-1]["macs_fraction"] <= 0.3006
 
 

@@ -72,3 +72,28 @@ def test_a_metric_that_is_no_number_is_refused_and_nothing_changes(grower: Growe
 def test_a_page_that_cannot_be_written_says_so(grower: Grower, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="it is a folder"):
         grower.report(tmp_path)
+
+
+def test_a_grower_says_how_far_it_is_and_shows_its_widths() -> None:
+    torch.manual_seed(0)
+    model = CifarResNet(depth=8, width=8)
+    grower = Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 3, 8, 8), "50% macs", EPOCHS)
+    assert repr(grower).startswith(f"<Grower of CifarResNet: epoch 0 of {EPOCHS}; budget 50% macs; ")
+    for _ in range(EPOCHS):
+        record = grower.end_epoch()
+    grower.finish()
+    costs = f"{record['macs_fraction']:.1%} of the MACs, {record['params_fraction']:.1%} of the parameters"
+    assert f"epoch {EPOCHS} of {EPOCHS}; budget 50% macs; {costs}; " in repr(grower)
+    shown = grower._repr_html_()
+    for group in grower.structure.groups:
+        width = record["widths"].get(group.name)
+        assert f">{group.name}<" in shown
+        assert (f"{width} of {group.size}" if width else f"absent (of {group.size})") in shown
+
+
+def test_a_grower_that_finished_at_once_claims_no_widths() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    grower = Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 4), "50% macs", EPOCHS)
+    with pytest.warns(UserWarning, match="after 0 of"):
+        grower.finish()
+    assert grower._repr_html_() == f"<p>epoch 0 of {EPOCHS}; budget 50% macs</p>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -28,6 +29,18 @@ FRAMEWORKS = {
 def need(framework: str) -> None:
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed: pip install 'apical[integrations]'")
+
+
+@pytest.mark.parametrize("framework", ["lightning", "transformers"])
+def test_a_framework_that_is_not_installed_is_named_with_the_extra(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"apical.integrations.{framework}", raising=False)
+    for module in [name for name in sys.modules if name.partition(".")[0] == framework]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, framework, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{framework}.*pip install 'apical\[integrations\]'"):
+        importlib.import_module(f"apical.integrations.{framework}")
 
 
 def run(code: list[str], **more: str) -> subprocess.CompletedProcess[str]:

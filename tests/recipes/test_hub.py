@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -130,19 +131,46 @@ def test_the_command(finished: Path, server: Server, tmp_path: Path) -> None:
     assert "pushed https://hub/me/b" in command(finished, "me/b").output
 
 
-@pytest.mark.parametrize(
-    ("error", "expected", "said"),
-    [
-        (ValueError("bad name"), ConfigError, "Expected user/name"),
-        (ConnectionError("no network"), SaveError, "the same command can be repeated"),
-    ],
-)
-def test_a_hub_that_refuses_is_quoted(
-    error: Exception, expected: type[Exception], said: str, finished: Path, server: Server
-) -> None:
+@pytest.mark.parametrize("error", [ValueError("not JSON"), ConnectionError("no network")])
+def test_a_hub_that_refuses_is_quoted(error: Exception, finished: Path, server: Server) -> None:
     server.error = error
-    with pytest.raises(expected, match=said):
+    with pytest.raises(SaveError, match=f"{type(error).__name__}: {error}.*the same command can be repeated"):
         push_to_hub(finished, "me/digits")
+
+
+@pytest.mark.parametrize("repo", ["digits", "me/", "/digits", "https://hub/me/digits", " /digits"])
+def test_what_is_no_name_of_a_repository_is_refused_at_once(repo: str, finished: Path, server: Server) -> None:
+    with pytest.raises(ConfigError, match=f"repo must be user/name, got '{repo}'"):
+        push_to_hub(finished, repo)
+    assert not server.calls
+
+
+def rewritten(run_folder: Path, name: str, **changes: Any) -> None:
+    path = run_folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_only_whole_paths_are_named_by_their_last_part(finished: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(finished, own)
+    data = json.loads((own / "config.json").read_text())["data"]
+    rewritten(own, "config.json", data=data | {"path": "./d"}, budget="50% macs")
+    rewritten(own, "summary.json", data="./d", device="../d and ./data")
+    out = hub.write_share(own, tmp_path / "share", "me/own")
+    config, summary = (json.loads((out / f"{name}.json").read_text()) for name in ("config", "summary"))
+    assert (config["data"]["path"], summary["data"]) == ("d", "d")
+    assert summary["device"] == "../d and ./data"  # other text is left alone
+    assert "--set data.path=d " in summary["command"]
+    assert summary["command"].endswith("--out own")
+
+
+def test_the_card_shows_text_as_it_is(finished: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(finished, own)
+    rewritten(own, "summary.json", device="a|b <img src=x>\n# c", test_split="x|y")
+    card = (hub.write_share(own, tmp_path / "share", "me/own") / "README.md").read_text()
+    assert r"on a\|b \<img src=x\> \# c. A single run" in card
+    assert r"| x\|y accuracy |" in card
 
 
 def test_what_is_no_finished_run_or_no_repository_is_named(finished: Path, server: Server, tmp_path: Path) -> None:

@@ -283,3 +283,8 @@ def test_data_that_is_described() -> None:
     assert data_facts(get_recipe("digits"))[0] == 1293
     images, facts = data_facts(get_recipe("folder"), 100, 3, (3, 64, 64))
     assert (images, len(facts["classes"]), facts["image_shape"]) == (100, 3, [3, 64, 64])
+
+
+def test_a_table_is_read_before_anything_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apical.runs._plan.plan_recipe", lambda *_: pytest.fail("it was traced first"))
+    assert "--device-table nowhere.json cannot be read" in planned("digits", "--device-table", "nowhere.json").output

@@ -72,7 +72,7 @@ def test_everything_but_the_last_layers_grows(grown: TrainingResult) -> None:
         names = [name for name in template["widths"] if name.startswith(part)]
         assert len(names) == count
         inner = [name for name in names if template["roles"][name] == "inner"]
-        moved = [name for name in inner if last[name] != first[name] or last[name] < template["widths"][name]]
+        moved = [name for name in inner if last.get(name) != first[name] or last[name] < template["widths"][name]]
         assert moved, part
     assert any(last[name] > first[name] for name in last)
     assert any(last[name] < template["widths"][name] for name in last)

@@ -74,7 +74,7 @@ def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any
             "step_seconds": 1.5,
             "blocks": 2,
             "peak_memory_mib": 300.0 * number,
-            "widths": {"conv1": 2 * number, "layer1.0.conv1": 4},
+            "widths": {"conv1": 2 * number} | ({} if number == 3 else {"layer1.0.conv1": 4}),
             "skipped": ["layer1.0"] if number == 3 else [],
         }
         for number in range(1, epochs + 1)
@@ -297,8 +297,35 @@ def test_it_says_what_each_part_was_worth_and_which_blocks_left(tmp_path: Path) 
     history = folder / "history.jsonl"
     records = [json.loads(line) for line in history.read_text().splitlines()]
     worths = [{"conv1": 0.0, "layer1.0": -7.0}, {"conv1": 0.693, "layer1.0": -7.0}, {"conv1": 0.693}]
+    records[1]["blocks_left"] = {"layer1.0": -0.693}  # after the second epoch
     history.write_text("".join(json.dumps(r | {"worth": w}) + "\n" for r, w in zip(records, worths, strict=True)))
-    said = parsed(write_report(folder))[1]
+    page, said = parsed(write_report(folder))
+    assert ('<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td>4 → 6</td>') in page
     assert "left out: layer1.0" in said
     assert "2.00" in said
     assert "under 0.01" in said
+
+
+def test_a_block_that_left_in_the_first_epoch_is_told_of_and_one_that_the_seed_lacks_is_not(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", epochs=1, finished=False)
+    history = folder / "history.jsonl"
+    record = json.loads(history.read_text()) | {"worth": {"conv1": 0.0}, "skipped": ["layer1.0", "layer2.0"]}
+    history.write_text(json.dumps(record | {"blocks_left": {"layer1.0": -0.693}}) + "\n")
+    page = parsed(write_report(folder))[0]
+    assert '<td class="num">1</td><td>layer1.0</td><td>left</td><td>0.50</td><td></td>' in page
+    assert "<td>layer2.0</td><td>left</td>" not in page
+
+
+def test_blocks_are_counted_in_whole_numbers_and_only_where_there_are_any(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    chart = parsed(write_report(folder))[0].partition("<figcaption>Blocks")[2].partition("</svg>")[0]
+    assert '<text class="axis end" x="46"' in chart
+    assert not re.search(r">\d+\.\d+</text>", chart)
+    history = folder / "history.jsonl"
+    history.write_text(
+        "".join(json.dumps(json.loads(r) | {"blocks": 0}) + "\n" for r in history.read_text().splitlines())
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["template"]["blocks"] = []
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "<figcaption>Blocks" not in parsed(write_report(folder))[0]

@@ -24,7 +24,7 @@ class Final:
         model: the full-size model; it is resized in place.
         optimizer: its optimizer.
         example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
-        widths: of every group, by name, as in a run's ``summary.json``.
+        widths: of every group that is there, by name, as in a run's ``summary.json``.
         skip: blocks that are left out.
         copies: further models to resize alike.
         structure: of the model, if it is known already.
@@ -54,7 +54,9 @@ class Final:
         self._subject = Subject(model, optimizer, example_inputs, copies, structure)
         self.structure = self._subject.structure
         full = {group.name: group.size for group in self.structure.groups}
-        if widths.keys() != full.keys() or any(not 1 <= widths[name] <= size for name, size in full.items()):
+        needed = self.structure.widths(skip=[block.name for block in self.structure.blocks if block.name in skip])
+        known = all(1 <= width <= full.get(name, 0) for name, width in widths.items())
+        if not known or not widths.keys() >= needed.keys():
             raise ConfigError(
                 f"the final architecture has the groups {dict(widths)}, this model has {full}: it comes from a run "
                 "with another model"

@@ -11,6 +11,8 @@ from apical.structure import Structure
 def network_record(structure: Structure, keep: Mapping[str, Any], skip: Iterable[str] = ()) -> dict[str, Any]:
     """Cost, widths and blocks of a choice of kept positions (or their number) by group name, and skipped blocks.
 
+    Widths are those of the groups that are there, not of those inside skipped blocks.
+
     Example:
         >>> import torch, apical
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -20,13 +22,12 @@ def network_record(structure: Structure, keep: Mapping[str, Any], skip: Iterable
     """
     skipped = list(skip)
     macs, num_params = structure.macs(keep, skipped), structure.num_params(keep, skipped)
-    sizes = {group.name: keep.get(group.name, group.size) for group in structure.groups}
     return {
         "macs": macs,
         "num_params": num_params,
         "macs_fraction": macs / max(1, structure.macs()),
         "params_fraction": num_params / max(1, structure.num_params()),
-        "widths": {name: size if isinstance(size, int) else len(size) for name, size in sizes.items()},
+        "widths": structure.widths(keep, skipped),
         "blocks": len(structure.blocks) - len(skipped),
         "skipped": skipped,
     }

@@ -45,7 +45,7 @@ def main() -> None:
 
     \b
     First steps:
-      apical train digits                                    grow a small network, no download, under a minute
+      apical train digits                                    grow a small network, no download, about a minute
       apical train                                           list the recipes
       apical plan digits --measure                           what a training will cost, before it begins
       apical inspect resnet50 --input 1x3x224x224            what of a model can grow

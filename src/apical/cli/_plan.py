@@ -94,8 +94,9 @@ def plan_command(target: str, as_json: bool, **options: Any) -> None:
     is_recipe = target in recipes()
     if options["no_weights"] and (is_recipe or options["measure"]):
         raise ConfigError("--no-weights is of a MODEL that is not run here; leave out --measure, and name no recipe")
+    given = _read_table(options["device_table"])  # before what takes long
     planned, samples = (_of_recipe if is_recipe else _of_model)(target, options)
-    table = _table(planned, options)
+    table = _table(planned, options, given)
     if samples is None and table is not None:
         raise ConfigError("minutes need to know how many examples an epoch has: add --images, such as --images 50000")
     held = options["memory"] or options["shard"] or options["no_weights"]
@@ -171,8 +172,19 @@ def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:
     return specs[0].shape[1:]
 
 
-def _table(planned: Planned, options: dict[str, Any]) -> DeviceTable | None:
+def _read_table(path: Path | None) -> DeviceTable | None:
     from apical.budget import DeviceTable
+
+    if path is None:
+        return None
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--device-table {path} cannot be read: {error}") from error
+    return DeviceTable.from_dict(content)
+
+
+def _table(planned: Planned, options: dict[str, Any], given: DeviceTable | None) -> DeviceTable | None:
     from apical.runs._plan import measure_table
     from apical.training._config import resolve_device
 
@@ -182,17 +194,10 @@ def _table(planned: Planned, options: dict[str, Any]) -> DeviceTable | None:
         if options["write_table"] is not None:
             _write_table(options["write_table"], json.dumps(table.to_dict(), indent=2) + "\n")
         return table
-    path = options["device_table"]
-    if path is None:
-        return None
-    try:
-        content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--device-table {path} cannot be read: {error}") from error
-    table = DeviceTable.from_dict(content)
-    if table.model != planned.name:
-        raise ConfigError(f"--device-table {path} holds step times of {table.model}, the run trains {planned.name}")
-    return table
+    if given is not None and given.model != planned.name:
+        path = options["device_table"]
+        raise ConfigError(f"--device-table {path} holds step times of {given.model}, the run trains {planned.name}")
+    return given
 
 
 def _write_table(path: Path, text: str) -> None:

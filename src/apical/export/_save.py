@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apical._atomic import asides, flush_to_disk, lock_file, new_aside
-from apical.errors import LoadError, ResizeError, SaveError
+from apical.errors import LoadError, ResizeError, SaveError, why_not_written
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
 from apical.quantize import QuantizedTensor, pack
 from apical.resizing import StandIn, refuse_wrapped
@@ -75,8 +75,9 @@ def save(
             "it has ended, or choose another folder."
         ) from problem
     except (OSError, SafetensorError) as problem:
+        why = why_not_written(path, problem) if isinstance(problem, OSError) else problem
         raise SaveError(
-            f"cannot write {path}: {problem}. Free space, make it writable, or choose another folder; a model that was "
+            f"cannot write {path}: {why}. Free space, make it writable, or choose another folder; a model that was "
             "saved there before can still be loaded."
         ) from problem
     return path

@@ -47,6 +47,7 @@ from apical.growth._record import (
 )
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig
+from apical.growth._shown import as_html, in_words
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace
@@ -405,7 +406,10 @@ class Grower:
         start = time.perf_counter()
         refuse_lost_weights(self.model)
         self._updates.write_back()
-        changes = self._apply(self._controller.next(done, self._growing.selection))
+        before = self._growing.selection
+        changes = self._apply(self._controller.next(done, before))
+        worth, left = self._worth(), sorted(self._growing.selection.skip - before.skip)
+        changes["blocks_left"] = {name: worth.get(name) for name in left}
         changes["restructure_seconds"] = time.perf_counter() - start
         self._changes = add_changes(self._changes, changes)
 
@@ -422,6 +426,7 @@ class Grower:
             born=int((born & ~had_lived).sum()),
             returned=int((born & had_lived).sum()),
             died=int((before & ~c.live).sum()),
+            blocks_left={},
             restructure_seconds=0.0,
         )
 
@@ -446,6 +451,24 @@ class Grower:
 
     def _worth(self) -> dict[str, float]:
         return {name: round(value, 3) for name, value in self._controller.relative.items()}
+
+    # ---- what a prompt and a notebook show ---------------------------------------------------------------------------
+
+    def _now(self) -> EpochRecord | None:
+        """The present network; once finished, that of the last epoch."""
+        if self.store is not None:
+            return epoch_record(self.structure, self._growing.selection, self.epoch, self.target_load)
+        return self.history[-1] if self.history else None
+
+    def _words(self) -> str:
+        return in_words(self.structure, self._now(), self.epoch, self.epochs, str(self.budget))
+
+    def __repr__(self) -> str:
+        return f"<Grower of {type(self.model).__name__}: {self._words()}>"
+
+    def _repr_html_(self) -> str:
+        now = self._now()
+        return as_html(self._words(), self.structure, None if now is None else now["widths"])
 
     # ---- records and state ------------------------------------------------------------------------------------------
 
@@ -511,7 +534,7 @@ class Grower:
         self._controller.load_state_dict(state)
         self.epoch, self._step = state["epoch"], state["step"]
         self._spent_steps, self._spent_macs = state["spent"]
-        self._changes = cast(Changes, dict(state["changes"]))
+        self._changes = cast(Changes, {**no_changes(), **state["changes"]})
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
         self._start_bits()

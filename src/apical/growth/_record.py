@@ -17,9 +17,12 @@ from apical.structure import Structure
 class EpochRecord(TypedDict):
     """One epoch: the network that it trained (at its end), and what was restructured in it or after it.
 
-    ``mean_macs`` is the mean over the epoch's steps, where `Grower.end_step` was told of them. ``worth`` says why the
-    network became what it is: what a unit of each group, and each block, was worth for its cost at the last
-    restructuring, as the logarithm of its ratio to the mean of the widths; above 0 it grows, below 0 it shrinks.
+    ``widths`` has the groups that are there, not those inside the blocks that are ``skipped``. ``mean_macs`` is the
+    mean over the epoch's steps, where `Grower.end_step` was told of them. ``worth`` says why the network became what it
+    is: what a unit of each group, and each block, was worth for its cost at the last restructuring, as the logarithm
+    of its ratio to the mean of the widths; above 0 it grows, below 0 it shrinks. ``blocks_left`` has the worth of each
+    block that left when it did, None where the method judges otherwise. What a block cost is the widths' to use, so
+    that many of them may jump as it leaves.
     ``metrics`` is what `Grower.end_epoch` was told. ``bits`` are those of quantised weights by name.
     """
 
@@ -36,6 +39,7 @@ class EpochRecord(TypedDict):
     returned: int
     died: int
     worth: dict[str, float]
+    blocks_left: dict[str, float | None]
     metrics: dict[str, float]
     bits: dict[str, float]
     scheduled_load: float
@@ -49,20 +53,22 @@ class Changes(TypedDict):
     born: int
     returned: int
     died: int
+    blocks_left: dict[str, float | None]
     restructure_seconds: float
 
 
 def no_changes() -> Changes:
     """Nothing changed yet."""
-    return Changes(born=0, returned=0, died=0, restructure_seconds=0.0)
+    return Changes(born=0, returned=0, died=0, blocks_left={}, restructure_seconds=0.0)
 
 
 def add_changes(a: Changes, b: Changes) -> Changes:
-    """Sums."""
+    """Both, one after the other."""
     return Changes(
         born=a["born"] + b["born"],
         returned=a["returned"] + b["returned"],
         died=a["died"] + b["died"],
+        blocks_left=a["blocks_left"] | b["blocks_left"],
         restructure_seconds=a["restructure_seconds"] + b["restructure_seconds"],
     )
 
@@ -78,7 +84,7 @@ def epoch_record(structure: Structure, present: Selection, epoch: int, load: flo
         macs_fraction=macs / max(1, structure.macs()),
         num_params=params,
         params_fraction=params / max(1, structure.num_params()),
-        widths={name: len(kept) for name, kept in present.keep.items()},
+        widths=structure.widths(present.keep, present.skip),
         blocks=len(structure.blocks) - len(present.skip),
         skipped=sorted(present.skip),
         worth={},

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+
+try:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import Callback
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}. Install it with: pip install 'apical[integrations]'", name=error.name
+    ) from error
 
 from apical.budget import Budget
 from apical.errors import ConfigError

@@ -7,16 +7,22 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+
+try:
+    import transformers
+    from transformers import (
+        AutoConfig,
+        PreTrainedModel,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}. Install it with: pip install 'apical[integrations]'", name=error.name
+    ) from error
 
 from apical.budget import Budget
 from apical.errors import ConfigError, LoadError, SaveError

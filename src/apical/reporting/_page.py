@@ -166,10 +166,14 @@ def _charts(run: RunRecord) -> str:
         line_chart("Cost, % of the full model", cost, " %"),
         line_chart("Seconds of an epoch", seconds, " s"),
         line_chart("Peak memory, MiB", [Series("peak", run.series("peak_memory_mib"), 4)], " MiB"),
-        line_chart("Blocks", [Series("present", run.series("blocks"), 3)]),
+        line_chart("Blocks", [Series("present", run.series("blocks"), 3)], whole=True) if _has_blocks(run) else "",
     )
     drawn = "".join(charts)
     return f'<h2>Training</h2><div class="charts">{drawn}</div>' if drawn else ""
+
+
+def _has_blocks(run: RunRecord) -> bool:
+    return bool(run.template.get("blocks") or any(record.get("blocks") for record in run.history))
 
 
 def _widths(run: RunRecord) -> str:

@@ -73,14 +73,10 @@ class RunRecord:
         return list(_flat({name: value for name, value in self.config.items() if name not in ("versions", "input")}))
 
     def widths(self) -> dict[str, list[int]]:
-        """Width of every group in every epoch; 0 where its block was left out."""
-        found: dict[str, list[int]] = {}
-        for record in self.history:
-            skipped = record.get("skipped") or []
-            for name, width in (record.get("widths") or {}).items():
-                absent = any(name.startswith(f"{block}.") for block in skipped)
-                found.setdefault(name, []).append(0 if absent else int(width))
-        return {name: values for name, values in found.items() if len(values) == len(self.history)}
+        """Width of every group in every epoch, in the template's order; 0 where it was absent with its block."""
+        told = [record.get("widths") or {} for record in self.history]
+        names = dict.fromkeys([*(self.template.get("widths") or {}), *(name for widths in told for name in widths)])
+        return {name: [int(widths.get(name, 0)) for widths in told] for name in names} if any(told) else {}
 
 
 def read_run(folder: str | Path) -> RunRecord:

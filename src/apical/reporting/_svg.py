@@ -49,6 +49,7 @@ def line_chart(
     from_zero: bool = True,
     across: str = "epoch {:g}",
     least_span: float = 0.0,
+    whole: bool = False,
 ) -> str:
     """Lines over epochs (or whatever lies across), with axes, a legend, and the values as tooltips.
 
@@ -59,6 +60,7 @@ def line_chart(
         from_zero: whether the vertical axis starts at 0.
         across: how a point's place on the horizontal axis is told.
         least_span: what the vertical axis covers at least, so that noise does not look large.
+        whole: whether values are counts, so that only whole numbers stand at the vertical axis.
 
     Returns:
         A ``<figure>``; empty text if there is nothing to draw.
@@ -78,7 +80,7 @@ def line_chart(
         return across, HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = []
-    for tick in ticks(low, high):
+    for tick in (t for t in ticks(low, high) if not whole or t == int(t)):
         _, y = place(first, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="axis end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick:g}</text>')
@@ -176,7 +178,7 @@ def heat_strip(widths: Mapping[str, Sequence[int]], full: Mapping[str, int]) -> 
     epochs = max((len(values) for values in widths.values()), default=0)
     if not epochs:
         return ""
-    row, label = 14, 8 + 6.2 * min(40, max(map(len, widths)))
+    row, label = 14, 10 + 7.4 * min(40, max(map(len, widths)))  # wide enough for the system fonts, on phones too
     span = (760 - label) / epochs
     parts = []
     for index, (name, values) in enumerate(widths.items()):

@@ -34,7 +34,26 @@ def worth_section(run: RunRecord) -> str:
     )
     left = f"<p>Worth too little for their cost, and left out: {escape(gone)}.</p>" if gone else ""
     shown = folded("worth by epoch", table(head, rows, "worth for its cost, against the average"))
-    return f"<h2>Why it grew so</h2><p>{said}</p>{left}{shown}"
+    return f"<h2>Why it grew so</h2><p>{said}</p>{left}{_moves(run)}{shown}"
+
+
+def _moves(run: RunRecord) -> str:
+    """When each block left or came back, why, and what the widths of the others became then."""
+    widths, rows, last = run.widths(), [], run.history[0]
+    was = set(last.get("skipped") or ()) - set(last.get("blocks_left") or ())  # as the seed was
+    for i, record in enumerate(run.history):
+        is_ = set(record.get("skipped") or ())
+        worth = {**(last.get("blocks_left") or {}), **(record.get("blocks_left") or {})}
+        stayed = [values[i - 1 : i + 1] for values in widths.values() if i and values[i - 1] and values[i]]
+        units = " → ".join(f"{sum(column):,}" for column in zip(*stayed, strict=True))
+        rows += [(i + 1, name, "left", _factor(worth.get(name)), units) for name in sorted(is_ - was)]
+        rows += [(i + 1, name, "came back", "", units) for name in sorted(was - is_)]
+        was, last = is_, record
+    if not rows:
+        return ""
+    head = ("epoch", "block", "change", "worth then", "units elsewhere")
+    said = "What a block cost is free for the widths when it leaves, so that many of them may jump in that epoch:"
+    return f"<p>{said}</p>{table(head, rows, 'when blocks left and came back')}"
 
 
 def _fate(run: RunRecord, name: str, skipped: set[str]) -> str:

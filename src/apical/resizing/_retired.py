@@ -27,8 +27,9 @@ class RetiredParameter(nn.Parameter):
 
 _HELD = (
     "this parameter is no longer the model's: apical put another in its place when it resized the model. A list of "
-    "parameters that was made before, such as params = list(model.parameters()), holds the old ones. Ask for "
-    "model.parameters() anew where you use them, for instance clip_grad_norm_(model.parameters(), 1.0)."
+    "parameters that was made before, such as params = list(model.parameters()), holds the old ones, and so does an "
+    "optimizer that apical was not told of. Ask for model.parameters() anew where you use them, for instance "
+    "clip_grad_norm_(model.parameters(), 1.0); make every optimizer before the Grower, and give it all of them."
 )
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from apical._reading import read_text
 from apical.errors import ApicalError, ConfigError, ExportError, LoadError, SaveError, why_not_written
 from apical.export import export_pt2, load
 from apical.recipes._model import find_builder
+from apical.recipes._settings import reproducing_command
 from apical.reporting import RunRecord, growth_pixels, read_run, write_report
 from apical.runs._stored import load_run, load_serving, read_config
 from apical.runs._trust import names_foreign_code
@@ -48,6 +49,8 @@ def push_to_hub(run: str | Path, repo: str, *, private: bool = False, trust_code
         SaveError: the Hub does not take it.
     """
     client = _require("huggingface_hub")
+    if not all(part.strip() for part in repo.split("/")) or repo.count("/") != 1:
+        raise ConfigError(f"repo must be user/name, got {repo!r}")
     with tempfile.TemporaryDirectory(prefix="apical-push-") as aside:
         folder = write_share(run, aside, repo, trust_code=trust_code)
         try:
@@ -55,9 +58,7 @@ def push_to_hub(run: str | Path, repo: str, *, private: bool = False, trust_code
             found = client.HfApi().upload_folder(
                 repo_id=repo, folder_path=str(folder), commit_message="Upload a network that apical grew"
             )
-        except Exception as error:
-            if isinstance(error, ValueError):  # a name that cannot be
-                raise ConfigError(f"repo {repo!r}: {error}. Expected user/name.") from error
+        except Exception as error:  # clients of servers fail in many ways
             raise SaveError(
                 f"{repo} could not be pushed: {type(error).__name__}: {error}. Log in with `hf auth login`, check the "
                 "name and the network; nothing here has changed, so the same command can be repeated."
@@ -117,6 +118,7 @@ def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool
 
     Raises:
         ConfigError: the folder holds no finished run.
+        DataError: a record of it is damaged.
         SaveError: it cannot be written.
     """
     source, target = Path(run), Path(out)
@@ -125,18 +127,18 @@ def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool
     if missing:
         raise ConfigError(f"{source} holds no finished run: {', '.join(missing)} is missing. Finish it first: "
                           f"apical train --resume {source}")  # fmt: skip
-    model, _, call = load_serving(source, trust_code=trust_code)
+    found, (model, _, call) = read_run(source), load_serving(source, trust_code=trust_code)
+    paths = (config.data.path, config.model.initial_weights, config.method_options.get("run"))
+    folders = {str(path) for path in paths if path and Path(str(path)).name not in ("", str(path))}
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in (*MODEL, *RECORDS):
-            if not (source / name).is_file():
-                continue
-            if name.endswith((".json", ".jsonl")) and name != "architecture.json":
-                text = _without_folders(read_text(source / name), (config.data.path, config.model.initial_weights, run))
-                (target / name).write_text(text, encoding="utf-8")
-            else:
+            if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
-        record = read_run(target)
+        _write_json(target / "config.json", _without_folders(found.config, folders))
+        command = reproducing_command(read_config(target), source.resolve().name)
+        _write_json(target / "summary.json", {**_without_folders(found.summary, folders), "command": command})
+        record = read_run(target)  # the other files name no folders
         program = _write_program(model, call, target / PROGRAM)
         picture = _write_picture(record, target / PICTURE)
         (target / CARD).write_text(card(record, repo, program=program, picture=picture), encoding="utf-8")
@@ -159,16 +161,16 @@ def card(run: RunRecord, repo: str, *, program: bool, picture: bool) -> str:
     """
     summary, config = run.summary, run.config
     foreign = ":" in str((config.get("model") or {}).get("name")).removeprefix("torchvision:").removeprefix("timm:")
-    title = " · ".join(str(config[name]) for name in ("recipe", "method", "budget") if config.get(name))
-    call = f'from_pretrained("{repo}"{", trust_code=True" if foreign else ""})'
+    title = " · ".join(_literal(config[name]) for name in ("recipe", "method", "budget") if config.get(name))
+    call = f"from_pretrained({json.dumps(repo)}{', trust_code=True' if foreign else ''})"
     lines = [
         "---", "library_name: apical", "tags: [apical, efficient, pruning, growing, pytorch]", "---", "",
         f"# {title}", "",
         "A network that [apical](https://arxiv.org/abs/2007.15353) grew while it was trained, from a small seed to "
-        f"the budget of {config.get('budget')}.", "",
+        f"the budget of {_literal(config.get('budget'))}.", "",
         *_table(run), "",
-        f"One run, seed {summary.get('seed')}; {len(run.history)} epochs on {summary.get('device')}. A single run says "
-        "nothing about the spread between seeds.", "",
+        f"One run, seed {_literal(summary.get('seed'))}; {len(run.history)} epochs on "
+        f"{_literal(summary.get('device'))}. A single run says nothing about the spread between seeds.", "",
     ]  # fmt: skip
     if picture:
         lines += [f"![Widths by epoch]({PICTURE})", "", "A row for each group of channels, a column for each epoch; "
@@ -178,7 +180,7 @@ def card(run: RunRecord, repo: str, *, program: bool, picture: bool) -> str:
     if program:
         lines += [f'Without apical, if you trust the file: `torch.export.load("{PROGRAM}").module()`.', ""]
     if summary.get("command"):
-        lines += ["## Repeat it", "", "```console", str(summary["command"]), "```", ""]
+        lines += ["## Repeat it", "", *(f"    {line}" for line in str(summary["command"]).splitlines()), ""]
     lines += ["`report.html` shows the whole run.", ""]
     return "\n".join(lines)
 
@@ -190,7 +192,7 @@ def _table(run: RunRecord) -> list[str]:
     judged = summary.get(f"test_{metric['name']}")
     if isinstance(judged, (int, float)):
         shown = f"{metric['pattern'].format(metric['scale'] * judged)}{metric['unit']}"
-        rows.append((f"{summary.get('test_split') or 'test'} {run.metric_label}", shown, ""))
+        rows.append((_literal(f"{summary.get('test_split') or 'test'} {run.metric_label}"), _literal(shown), ""))
     for name, label in (("macs", "MACs of an example"), ("num_params", "parameters")):
         if isinstance(summary.get(name), int) and isinstance(full.get(name), int):
             share = f"{summary[name]:,} ({100 * summary[name] / max(1, full[name]):.1f} %)"
@@ -202,6 +204,15 @@ def _table(run: RunRecord) -> list[str]:
     if isinstance(trained, (int, float)):
         rows.append(("multiply-adds of the training", f"{100 * trained:.1f} %", "100 %"))
     return ["| | this network | full model |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+
+
+def _literal(value: Any) -> str:
+    """Text that Markdown shows as it is, in a line or in a cell of a table."""
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(str(value).split()))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_program(model: nn.Module, call: Any, path: Path) -> bool:
@@ -223,13 +234,13 @@ def _write_picture(run: RunRecord, path: Path) -> bool:
     return True
 
 
-def _without_folders(text: str, paths: Sequence[Any]) -> str:
-    """JSON text in which folders of this machine are named by their last part."""
-    for path in paths:
-        if path and Path(path).name != str(path):
-            for spelt in (json.dumps(str(path))[1:-1], json.dumps(str(path), ensure_ascii=False)[1:-1]):
-                text = text.replace(spelt, Path(path).name)
-    return text
+def _without_folders(value: Any, paths: Container[str]) -> Any:
+    """JSON in which these paths are named by their last part."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item, paths) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item, paths) for item in value]
+    return Path(value).name if isinstance(value, str) and value in paths else value
 
 
 def _fetched(source: str | Path, revision: str | None) -> Path:

@@ -118,7 +118,9 @@ class LoggedProgress:
         self._display.epoch(record)
         if self._loggers:
             number = int(record["epoch"])
-            values, shares, picture = scalars(record), self._shares(record), self._picture(record)
+            widths = self._present(record)
+            values, shares = scalars({**record, "widths": widths}), self._shares(widths)
+            picture = self._picture(widths)
             utilities = self._utilities()
             self._tell(lambda logger: logger.scalars(values, number))
             if shares:
@@ -169,14 +171,17 @@ class LoggedProgress:
         widths: dict[str, int] = template_facts(self._method).get("widths", {})
         return widths
 
-    def _shares(self, record: Mapping[str, Any]) -> list[float]:
-        full, widths = self._full(), _present(record)
+    def _present(self, record: Mapping[str, Any]) -> dict[str, int]:
+        """Widths by group; 0 for a group that is absent with its block."""
+        return {**dict.fromkeys(self._full(), 0), **(record.get("widths") or {})}
+
+    def _shares(self, widths: Mapping[str, int]) -> list[float]:
+        full = self._full()
         return [width / (full.get(name) or max(width, 1)) for name, width in widths.items()]
 
-    def _picture(self, record: Mapping[str, Any]) -> Any:
-        self._widths.append(_present(record))
-        names = self._widths[-1]
-        rows = growth_pixels({name: [seen.get(name, 0) for seen in self._widths] for name in names}, self._full())
+    def _picture(self, widths: Mapping[str, int]) -> Any:
+        self._widths.append(widths)
+        rows = growth_pixels({name: [seen.get(name, 0) for seen in self._widths] for name in widths}, self._full())
         if not rows:
             return None
         small = np.asarray(rows, dtype=np.uint8)  # (groups, epochs, 3)
@@ -209,7 +214,7 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, value in record.items():
         if name == "widths":
-            found |= {f"width/{group}": float(width) for group, width in _present(record).items()}
+            found |= {f"width/{group}": float(width) for group, width in (value or {}).items()}
         elif name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):
             found[_sectioned(name)] = float(value)
     return found
@@ -222,19 +227,10 @@ def _sectioned(name: str) -> str:
     return f"{section}/{name.removeprefix(f'{section}_')}"
 
 
-def _present(record: Mapping[str, Any]) -> dict[str, int]:
-    """Widths by group; 0 where the block is left out."""
-    skipped = record.get("skipped") or ()
-    return {
-        name: 0 if any(name.startswith(f"{block}.") for block in skipped) else int(width)
-        for name, width in (record.get("widths") or {}).items()
-    }
-
-
 def _earlier_widths(folder: Path) -> list[Mapping[str, int]]:
     """What a resumed run wrote before."""
     try:
         lines = read_text(folder / "history.jsonl").splitlines()
-        return [_present(json.loads(line)) for line in lines if line.strip()]
+        return [json.loads(line).get("widths") or {} for line in lines if line.strip()]
     except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # the run itself reads its checkpoint
         return []

@@ -10,7 +10,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeVar
 
-from apical.structure._cost import CostModel, CostTerm, SizeAxis
+from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._returned import Returned
 from apical.structure._table import Table, as_html, as_text
 from apical.structure._types import (
@@ -126,7 +126,7 @@ class Structure:
         for name, kept in (self._without_needed(keep or {}) if self.needing else keep or {}).items():
             if name not in self._group_order:
                 self.group(name)
-            sizes[self._group_order[name]] = int(kept) if isinstance(kept, Integral) else len(kept)
+            sizes[self._group_order[name]] = _count(kept)
         for group, needed in self.needing:
             sizes[group] = min(sizes[group], sizes[needed])
         return model.price(sizes, [self._block_index(name) for name in skip])
@@ -147,6 +147,34 @@ class Structure:
             ('linear1', 'linear2')
         """
         return tuple(path for name in skip for path in self.blocks[self._block_index(name)].modules)
+
+    def widths(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> dict[str, int]:
+        """Number of units of each group that is there; a group that lies wholly in blocks that are left out is not.
+
+        Args:
+            keep: kept positions (or just their number) by group name; groups not named keep everything.
+            skip: names of the blocks that are left out.
+
+        Example:
+            >>> import torch, apical
+            >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+            >>> structure = apical.trace(layer, torch.randn(2, 5, 8))
+            >>> structure.widths({"linear1": 4}), structure.widths(skip=["linear2"])
+            ({'self_attn': 2, 'linear1': 4}, {'self_attn': 2})
+        """
+        gone = self.left_out(skip)
+
+        def present(tensor: str) -> bool:
+            names = (tensor, *self.tensors[tensor].aliases)
+            return any(not any(lies_in(name, path) for path in gone) for name in names)
+
+        chosen = {self.group(name).name: _count(kept) for name, kept in self._without_needed(keep or {}).items()}
+        counts = self.attainable([chosen.get(group.name, group.size) for group in self.groups])
+        return {
+            group.name: count
+            for group, count in zip(self.groups, counts, strict=True)
+            if not gone or any(present(tensor) for tensor in {part.tensor for part in group.members})
+        }
 
     def macs(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
         """Multiply-accumulates of one forward pass on the traced example inputs, batch included.
@@ -233,6 +261,11 @@ class Structure:
 
     def _repr_html_(self) -> str:
         return as_html(_headline(self), _tables(self), self.notes)
+
+
+def _count(kept: Any) -> int:
+    """How many units are kept, told as positions or as their number."""
+    return int(kept) if isinstance(kept, Integral) else len(kept)
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:

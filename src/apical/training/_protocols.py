@@ -18,10 +18,10 @@ class GrowthMethod(Protocol):
 
         Returns:
             The record of the epoch that just ended, in plain numbers, strings, lists and dicts. `macs`, `num_params`,
-            `macs_fraction` and `params_fraction` (both against the full-size model), `widths` (group name -> width),
-            `blocks` and `skipped` describe the network that the epoch *trained*, at its end if it changed within it;
-            `mean_macs` is then the mean over its steps. What the restructuring changed may follow under other names.
-            All are optional, and unknown names are written to the history as they are.
+            `macs_fraction` and `params_fraction` (both against the full-size model), `widths` (group name -> width, of
+            the groups that are there), `blocks` and `skipped` describe the network that the epoch *trained*, at its end
+            if it changed within it; `mean_macs` is then the mean over its steps. What the restructuring changed may
+            follow under other names. All are optional, and unknown names are written to the history as they are.
         """
         ...
 

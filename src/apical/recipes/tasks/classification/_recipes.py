@@ -12,7 +12,7 @@ from apical.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 @register_recipe("digits")
 def digits() -> RunConfig:
-    """A small residual network on scikit-learn's 1,797 real handwritten digits; under a minute on two cores.
+    """A small residual network on scikit-learn's 1,797 real handwritten digits; about a minute on two cores.
 
     Needs no download. 144 of the 1,437 training images are held out for validation.
     """
