@@ -44,10 +44,19 @@ def test_runs_are_planned_seed_by_seed_and_repetitions_come_last() -> None:
     ([], [0], {}, "methods: got none"),
     (["final-same-macs", "uniform"], [0], {}, "add one of grown, scs"),
     (["grown"], [0], {"l1": {"prune_at": 0.5}}, "got some for l1"),
+    (["dense", "l1"], [0], {"l1": {"prune_art": 0.3}}, "method l1: unknown key 'prune_art'; did you mean 'prune_at'"),
+    (["dense", "scs"], [0], {"scs": {"lamda": 3}}, "did you mean 'lambda_base'"),
+    (["grown", "dense"], [0], {"dense": {"foo": 1}}, "dense has no options"),
 ])  # fmt: skip
 def test_impossible_plans_are_refused(methods: list[str], seeds: list[int], options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(get_recipe("digits"), methods, seeds, "out", options)
+
+
+def test_too_few_epochs_for_a_method_are_refused_before_the_first_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="method slimming: got epochs=1; expected at least 2"):
+        do(["dense", "slimming"], tmp_path, "epochs=1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_are_told_apart_from_settings_of_all_runs() -> None:

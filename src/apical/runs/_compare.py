@@ -17,7 +17,7 @@ from apical.recipes._settings import reproducing_command
 from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
 from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
-from apical.runs._methods import check_method, growth_settings, resolve_method
+from apical.runs._methods import check_method, check_settings, growth_settings, resolve_method
 from apical.runs._run import run
 from apical.runs._stored import load_run, read_config
 from apical.timing._networks import network_samples_ms
@@ -67,7 +67,8 @@ def plan(
 
     Raises:
         ConfigError: a method does not exist, there is none, something is named twice, options are for no method that
-            is compared, or an architecture to repeat is missing.
+            is compared, an option cannot be, there are too few epochs for a method, or an architecture to repeat is
+            missing.
 
     Example:
         >>> from apical.recipes import get_recipe
@@ -94,11 +95,14 @@ def plan(
             f"methods: {repeats[0]} repeats the final architecture of another method; add one of {', '.join(GROWN)}"
         )
     ordered = [name for name in methods if name not in FINAL] + repeats
-    return [
+    found = [
         _planned(config, method, seed, Path(out), source, options.get(method, {}))
         for seed in seeds
         for method in ordered
     ]
+    for planned in found:  # what cannot be is said before hours of training
+        check_settings(planned.config)
+    return found
 
 
 def _planned(

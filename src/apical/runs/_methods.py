@@ -38,11 +38,15 @@ Stepwise = Callable[[RunConfig, tuple[Tensor, ...], int], MethodFactory]
 Resolve = Callable[[RunConfig], RunConfig]
 """Completes a config before its run starts, for instance with what another run's folder says."""
 
+Check = Callable[[RunConfig], object]
+"""Refuses what can be refused before anything is trained; what it returns is not used."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Method:
     assemble: Stepwise
     resolve: Resolve
+    check: Check
     reads: tuple[str, ...]  # of the growth settings
 
 
@@ -54,6 +58,7 @@ def register_method(
     resolve: Resolve = lambda config: config,
     *,
     stepwise: bool = False,
+    check: Check = lambda _config: None,
     reads: tuple[str, ...] = ("divisor", "seed"),
 ) -> Callable[[Any], Any]:
     """Let ``--method NAME`` mean what the decorated function, an `Assemble`, assembles.
@@ -62,6 +67,8 @@ def register_method(
         name: of the method; docs/methods/NAME.md is its card.
         stepwise: whether the function is a `Stepwise` instead.
         resolve: completes a config of this method before its run starts. It must not change what it completed before.
+        check: refuses options and lengths of training that the method cannot have, so that a comparison says so before
+            its first run.
         reads: the settings of growth that it reads; the others do not change its runs.
 
     Raises:
@@ -72,7 +79,7 @@ def register_method(
         if name in _METHODS:
             raise ConfigError(f"there is a method {name!r} already")
         told = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
-        _METHODS[name] = _Method(told, resolve, reads)
+        _METHODS[name] = _Method(told, resolve, check, reads)
         return assemble
 
     return register
@@ -123,6 +130,15 @@ def check_method(name: str) -> None:
         ConfigError: it names the nearest.
     """
     _method(name)
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse what the method of a config cannot have, before anything is trained.
+
+    Raises:
+        ConfigError: there is no such method or option, an option cannot have this value, or there are too few epochs.
+    """
+    _method(config.method).check(config)
 
 
 def _method(name: str) -> _Method:
@@ -176,7 +192,9 @@ def _grower(
     return make
 
 
-@register_method("grown", stepwise=True, reads=tuple(f.name for f in dataclasses.fields(GrowthConfig)))
+@register_method(
+    "grown", stepwise=True, check=no_options, reads=tuple(f.name for f in dataclasses.fields(GrowthConfig))
+)
 def _grown(config: RunConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
     no_options(config)
     return _grower(config, config.growth, example, steps)
@@ -185,23 +203,27 @@ def _grown(config: RunConfig, example: tuple[Tensor, ...], steps: int) -> Method
 _SHARED = ("divisor", "min_units", "grow_depth", "ignore", "seed")
 
 
-def _preset(
-    make: Callable[..., ScsConfig], config: RunConfig, example: tuple[Tensor, ...], steps: int
-) -> MethodFactory:
-    """Growth by a preset: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
+def _preset(make: Callable[..., ScsConfig], config: RunConfig) -> ScsConfig:
+    """A preset of growth: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
     shared = {name: getattr(config.growth, name) for name in _SHARED}
-    return _grower(config, make(**shared).changed(**_tuples(config.method_options)), example, steps)
+    return make(**shared).changed(**_tuples(config.method_options))
+
+
+def _grown_by(preset: Callable[[RunConfig], ScsConfig], config: RunConfig, example: tuple[Tensor, ...],
+              steps: int) -> MethodFactory:  # fmt: skip
+    return _grower(config, preset(config), example, steps)
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
-register_method("scs", stepwise=True, reads=_SHARED)(partial(_preset, ScsConfig))
-register_method("random", stepwise=True, reads=_SHARED)(partial(_preset, ScsConfig.random))
+for _name, _make in (("scs", ScsConfig), ("random", ScsConfig.random)):
+    _of_preset = partial(_preset, _make)
+    register_method(_name, stepwise=True, check=_of_preset, reads=_SHARED)(partial(_grown_by, _of_preset))
 
 
-@register_method("dense", reads=())
+@register_method("dense", check=no_options, reads=())
 def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     no_options(config)
 
@@ -211,10 +233,17 @@ def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     return make
 
 
-def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+def _rule(kind: type, config: RunConfig) -> Any:
+    """The rule of a comparator, which this length of training leaves time for."""
     if not dataclasses.fields(kind):
         no_options(config)
     rule: Any = method_options(config, kind)
+    rule.last(config.training.epochs)
+    return rule
+
+
+def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    rule = _rule(kind, config)
 
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         epochs, divisor = config.training.epochs, config.growth.step
@@ -223,5 +252,5 @@ def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> M
     return make
 
 
-for _rule in (Uniform, L1, SoftFilterPruning, Slimming, ThiNet, Taylor, AutoGrow, ISS):
-    register_method(_rule.name)(partial(_comparator, _rule))
+for _kind in (Uniform, L1, SoftFilterPruning, Slimming, ThiNet, Taylor, AutoGrow, ISS):
+    register_method(_kind.name, check=partial(_rule, _kind))(partial(_comparator, _kind))
