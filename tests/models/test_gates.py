@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from apical.errors import ConfigError
 from apical.models import GatedGRU, GatedLSTM, LSTMLanguageModel, split_gates_
-from apical.models._gates import _gru, _lstm, _run
+from apical.models._gates import _run
 
-KINDS = {"lstm": (nn.LSTM, GatedLSTM, _lstm, 4), "gru": (nn.GRU, GatedGRU, _gru, 3)}
+KINDS = {"lstm": (nn.LSTM, GatedLSTM, 4), "gru": (nn.GRU, GatedGRU, 3)}
 INPUTS, HIDDEN, STEPS, BATCH = 3, 5, 7, 2
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -20,7 +20,7 @@ both = pytest.mark.parametrize("kind", KINDS)
 def pair(kind: str, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
     """torch's layer, and ours with the same parameters."""
     torch.manual_seed(0)
-    theirs_type, ours_type, _, _ = KINDS[kind]
+    theirs_type, ours_type, _ = KINDS[kind]
     theirs = theirs_type(INPUTS, HIDDEN, dtype=dtype, **options)
     ours = ours_type(INPUTS, HIDDEN, dtype=dtype, **options)
     ours.load_state_dict(theirs.state_dict(), strict=False)
@@ -39,7 +39,7 @@ def flat(results: Any) -> list[Tensor]:
 def without_rows(kind: str, rows: list[int], **options: Any) -> tuple[Any, Any]:
     """torch's layer with all rows but these at zero, and ours that has only these."""
     theirs, ours = pair(kind, **options)
-    gone = [r for r in range(KINDS[kind][3] * HIDDEN) if r not in rows]
+    gone = [r for r in range(KINDS[kind][2] * HIDDEN) if r not in rows]
     with torch.no_grad():
         for name in ("weight_ih_l0", "weight_hh_l0"):
             getattr(theirs, name)[gone] = 0
@@ -57,7 +57,7 @@ def test_steps_with_all_rows_are_those_of_torch(kind: str, bias: bool, dtype: to
     found: list[list[Tensor]] = []
     for layer in (theirs, ours):
         given = x.clone().requires_grad_()
-        results = flat(layer(given) if layer is theirs else _run(ours, given, None, KINDS[kind][2]))
+        results = flat(layer(given) if layer is theirs else _run(ours, given, None))
         sum(r.square().sum() for r in results).backward()
         found.append([*results, given.grad, *(p.grad for p in layer.parameters())])
     for a, b in zip(*found, strict=True):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,48 @@ from apical.models._gated_steps import gru_steps, lstm_steps
 State = tuple[Tensor, Tensor] | Tensor | None
 
 
-class GatedLSTM(nn.LSTM):
+class _Gated:
+    """What `GatedLSTM` and `GatedGRU` share, before torch's own class."""
+
+    gates: ClassVar[str]
+    units: Tensor
+    row_units: Tensor
+    row_gates: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, device=device, dtype=dtype)  # type: ignore[call-arg]
+        _number_rows_(self)
+
+    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that torch gives it)
+        """Outputs and state as torch's layer gives them; packed sequences only while all gates are there."""
+        return super().forward(input, hx) if _is_whole(self) else _run(self, input, hx)  # type: ignore[misc]
+
+    def flatten_parameters(self) -> None:
+        """For the fused kernels, which need all rows."""
+        if _is_whole(self):
+            super().flatten_parameters()  # type: ignore[misc]
+
+    def gate_counts(self) -> dict[str, int]:
+        """How many hidden units have each gate; of the others it is constant."""
+        return {name: int((self.row_gates == k).sum()) for k, name in enumerate(self.gates)}
+
+    def extra_repr(self) -> str:
+        """The sizes, and the gates if some are missing."""
+        sizes: str = super().extra_repr()  # type: ignore[misc]
+        if _is_whole(self):
+            return sizes
+        return f"{sizes}, gates {', '.join(f'{name}={n}' for name, n in self.gate_counts().items())}"
+
+
+class GatedLSTM(_Gated, nn.LSTM):
     """An `nn.LSTM` of one layer in which any gate of any hidden unit may have lost its inputs.
 
         a_k = b_k + Σ_rows r of (k, u)  W_ih,r x_t + W_hh,r h_{t−1}        k one of i, f, g, o; u a hidden unit
@@ -47,41 +87,9 @@ class GatedLSTM(nn.LSTM):
     """
 
     gates = "ifgo"
-    units: Tensor
-    row_units: Tensor
-    row_gates: Tensor
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        batch_first: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, device=device, dtype=dtype)
-        _number_rows_(self, 4)
-
-    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that nn.LSTM gives it)
-        """Outputs and the pair of states, as `nn.LSTM` gives them; packed sequences only while all gates are there."""
-        return super().forward(input, hx) if _is_whole(self, 4) else _run(self, input, hx, _lstm)
-
-    def flatten_parameters(self) -> None:
-        """For the fused kernels, which need all rows."""
-        if _is_whole(self, 4):
-            super().flatten_parameters()
-
-    def gate_counts(self) -> dict[str, int]:
-        """How many hidden units have each gate; of the others it is constant."""
-        return _gate_counts(self, self.gates)
-
-    def extra_repr(self) -> str:
-        """The sizes, and the gates if some are missing."""
-        return _repr(self, super().extra_repr(), self.gates)
 
 
-class GatedGRU(nn.GRU):
+class GatedGRU(_Gated, nn.GRU):
     """An `nn.GRU` of one layer in which any gate of any hidden unit may have lost its inputs; see `GatedLSTM`.
 
         r = σ(x_r + h_r),   z = σ(x_z + h_z),   n = tanh(x_n + r h_n),   h_t = (1 − z) n + z h_{t−1}
@@ -107,41 +115,9 @@ class GatedGRU(nn.GRU):
     """
 
     gates = "rzn"
-    units: Tensor
-    row_units: Tensor
-    row_gates: Tensor
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        batch_first: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias=bias, batch_first=batch_first, device=device, dtype=dtype)
-        _number_rows_(self, 3)
-
-    def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that nn.GRU gives it)
-        """Outputs and the state, as `nn.GRU` gives them; packed sequences only while all gates are there."""
-        return super().forward(input, hx) if _is_whole(self, 3) else _run(self, input, hx, _gru)
-
-    def flatten_parameters(self) -> None:
-        """For the fused kernels, which need all rows."""
-        if _is_whole(self, 3):
-            super().flatten_parameters()
-
-    def gate_counts(self) -> dict[str, int]:
-        """How many hidden units have each gate; of the others it is constant."""
-        return _gate_counts(self, self.gates)
-
-    def extra_repr(self) -> str:
-        """The sizes, and the gates if some are missing."""
-        return _repr(self, super().extra_repr(), self.gates)
 
 
-_KINDS: dict[type[nn.Module], tuple[type[nn.Module], int]] = {nn.LSTM: (GatedLSTM, 4), nn.GRU: (GatedGRU, 3)}
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.LSTM: GatedLSTM, nn.GRU: GatedGRU}
 
 
 def split_gates_(model: nn.Module) -> tuple[str, ...]:
@@ -176,9 +152,8 @@ def split_gates_(model: nn.Module) -> tuple[str, ...]:
             "of its own, nn.LSTM(inputs, units), without proj_size"
         )
     for module in found.values():
-        kind, gates = _KINDS[type(module)]
-        module.__class__ = kind
-        _number_rows_(module, gates)
+        module.__class__ = _KINDS[type(module)]
+        _number_rows_(module)
     return tuple(found)
 
 
@@ -190,33 +165,20 @@ def _unlike(module: Any) -> str:
     return ", ".join(filter(None, (several, both, projects)))
 
 
-def _number_rows_(layer: Any, gates: int) -> None:
+def _number_rows_(layer: Any) -> None:
     """Say of each hidden unit and of each row which one it is, in buffers that are resized with them."""
+    gates = len(layer.gates)
     numbers = torch.arange(layer.hidden_size, device=layer.weight_ih_l0.device)
     layer.register_buffer("units", numbers)
     layer.register_buffer("row_units", numbers.repeat(gates))
     layer.register_buffer("row_gates", torch.arange(gates, device=numbers.device).repeat_interleave(len(numbers)))
 
 
-def _is_whole(layer: Any, gates: int) -> bool:
-    return bool(layer.weight_ih_l0.shape[0] == gates * layer.hidden_size)
+def _is_whole(layer: Any) -> bool:
+    return bool(layer.weight_ih_l0.shape[0] == len(layer.gates) * layer.hidden_size)
 
 
-def _gate_counts(layer: Any, gates: str) -> dict[str, int]:
-    return {name: int((layer.row_gates == k).sum()) for k, name in enumerate(gates)}
-
-
-def _repr(layer: Any, sizes: str, gates: str) -> str:
-    if _is_whole(layer, len(gates)):
-        return sizes
-    counts = ", ".join(f"{name}={n}" for name, n in _gate_counts(layer, gates).items())
-    return f"{sizes}, gates {counts}"
-
-
-Steps = Callable[[Any, Tensor, tuple[Tensor, ...], Tensor], tuple[Tensor, tuple[Tensor, ...]]]
-
-
-def _run(layer: Any, x: Any, given: Any, steps: Steps) -> Any:
+def _run(layer: Any, x: Any, given: Any) -> Any:
     """The layer without some of its rows: arguments and results laid out as torch's own layers have them."""
     if isinstance(x, PackedSequence):
         some = f"{layer.weight_ih_l0.shape[0]} of {len(layer.gates) * layer.hidden_size} gates"
@@ -234,7 +196,7 @@ def _run(layer: Any, x: Any, given: Any, steps: Steps) -> Any:
         states = tuple(s.squeeze(0) if batched else s for s in several)  # (B, hidden), or (1, hidden) without a batch
     # Where each row lies among all gates: at gate · hidden_size + the place of its unit.
     place = layer.row_gates * layer.hidden_size + (layer.units < layer.row_units.unsqueeze(1)).sum(1)  # (rows,)
-    outputs, states = steps(layer, x, states, place)
+    outputs, states = (_lstm if count == 2 else _gru)(layer, x, states, place)
     outputs = outputs.transpose(0, 1) if last else outputs if batched else outputs.squeeze(1)
     states = tuple(s.unsqueeze(0) if batched else s for s in states)
     return outputs, states if count == 2 else states[0]
