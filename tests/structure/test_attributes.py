@@ -107,6 +107,28 @@ def test_layers_that_are_alike_follow_alike() -> None:
     assert {a.module for a in structure.attributes if a.attribute == "my_heads"} == {f"{i}.0" for i in range(4)}
 
 
+class Counting(nn.Sequential):
+    """Counts its calls, in all copies together."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counting.calls += 1
+        return super().forward(x)
+
+
+def test_more_alike_layers_take_no_more_runs() -> None:
+    """What freezes them has three witnesses, and what lets them follow is tried for all at once."""
+    calls = []
+    for layers in (3, 6):
+        net = Counting(*[nn.Sequential(Gpt2Attention(12, 6), nn.Linear(5, 12)) for _ in range(layers)])
+        Counting.calls = 0
+        structure = apical.trace(net, vectors(2, 5, 12))
+        calls.append(Counting.calls)
+        assert sum(g.size == 6 for g in structure.groups) == layers
+    assert calls[0] == calls[1]
+
+
 def test_an_attribute_of_its_own_is_saved_and_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Gpt2Attention(12, 6).eval()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import apical
 from apical.resizing import zero_gates_
 from apical.resizing._copying import sharing_copy
+from apical.resizing._widened import Widened
 from apical.structure import ChannelGroup, Structure
 from structure.expectations import OUTPUT, reasons_of, traced
 from structure.nets import Net, conv, image, unit, vectors
@@ -248,3 +249,70 @@ def test_tracing_on_the_cpu_seeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     apical.trace(net, x)
     assert seeded == []
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def turned(m: Any, x: Tensor) -> Tensor:
+    y = torch.cat([x.to(m.w.dtype) @ m.w.T, m.w[:1]])
+    return torch.einsum("ij,kj->ik", y, m.w) + m.w.softmax(-1).mean() + torch.zeros_like(m.w[0])
+
+
+def clamped(m: Any, x: Tensor) -> Tensor:
+    m.w.data.clamp_(-0.5, 0.5)
+    return x @ m.w.to(x)
+
+
+READERS: dict[str, nn.Module] = {
+    "linear": nn.Linear(4, 4),
+    "embedding of bounded norm": nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.LayerNorm(4)),
+    "batch norm": nn.BatchNorm1d(4),
+    "LSTM": nn.LSTM(4, 5, 2),
+    "GRU cell": nn.GRUCell(4, 5),
+    "attention": nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+    "normed weight": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    "by hand": Net(turned, w=nn.Parameter(torch.randn(4, 4))),
+    "clamped": Net(clamped, w=nn.Parameter(torch.randn(4, 4))),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@torch.no_grad()
+def test_narrow_parameters_compute_as_in_float64(name: str) -> None:
+    narrow = copy.deepcopy(READERS[name]).eval()
+    for buffer in narrow.buffers():
+        buffer.data = buffer.data.double() if buffer.is_floating_point() else buffer.data
+    wide = copy.deepcopy(narrow).double()
+    x = torch.arange(6).view(2, 3) if "embedding" in name else vectors(3, 4)[0].double()
+    with Widened():
+        found, expected = (torch.utils._pytree.tree_leaves(net(x)) for net in (narrow, wide))
+    assert {p.dtype for p in narrow.parameters()} == {torch.float32}
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("by", ["method", "operator"])
+def test_a_narrow_parameter_that_is_written_into_is_not_read_as_if_it_were_not(by: str) -> None:
+    def normed(m: Any, x: Tensor) -> Tensor:
+        w = m.w
+        if by == "operator":
+            w /= w.norm()
+        else:
+            w.div_(w.norm())
+        return x @ w
+
+    net = Net(normed, w=nn.Parameter(torch.randn(4, 4)))
+    with torch.no_grad(), Widened(), pytest.raises(RuntimeError, match="div_ writes into a parameter that is kept"):
+        net(vectors(3, 4)[0].double())
+
+
+def test_training_mode_is_compared_where_images_are_small() -> None:
+    """It computes the same as eval mode, by channels that are named."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x).relu()
+        return m.head(m.b(x.view(x.shape[0], 3, 2, *x.shape[2:]).flatten(1, 2) if m.training else x).relu())
+
+    net = Net(forward, a=conv(3, 6), b=conv(6, 6), head=conv(6, 2))
+    structure = traced(net, (torch.randn(1, 3, 128, 128),))
+    assert [g.name for g in structure.groups] == ["b"]
+    assert "in training mode" in reasons_of(structure)["a"]

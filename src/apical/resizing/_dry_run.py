@@ -18,7 +18,7 @@ from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
 from apical.resizing._selection import first_units
 from apical.resizing._stand_in import bind_blocks
-from apical.resizing._widened import Widened
+from apical.resizing._widened import NARROW, Widened
 from apical.structure import (
     ChannelGroup,
     CostTerm,
@@ -42,7 +42,7 @@ Refuted = dict[tuple[type, str], str]  # a group and a block may have the same n
 
 @dataclass(frozen=True)
 class Example:
-    """One call of the model; ``widened``: in float64 also where the model asks for less."""
+    """One call of the model; ``widened``: in float64 also where the model, or a parameter, asks for less."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -96,7 +96,7 @@ class Testbed:
     model: nn.Module
     example: Example
     tolerance: float
-    modes: tuple[bool, ...] = (False, True)
+    modes: tuple[bool, ...] = (False,)
     same_modes: bool = False
     note: str = ""
 
@@ -110,13 +110,26 @@ def confirm(structure: Structure, bed: Testbed, quick: Testbed | None = None) ->
         quick: the same with smaller inputs, to find there first what must go, and witnesses of it are tried again.
     """
     structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
-    structure = bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
+    structure = _bound(structure, bed, quick)
     refuted: Refuted = {}
     if quick:
         _refute_all(structure, quick, refuted)
-        _readmit(structure, bed, refuted)
+        _readmit(structure, replace(bed, modes=quick.modes, same_modes=quick.same_modes), refuted)
     _refute_all(structure, bed, refuted)
     return without(structure, refuted)
+
+
+def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structure:
+    """The structure with what stands in for its blocks, seen on the small inputs where all of it is the block's input.
+
+    That does not depend on a size; all else is seen on the example itself.
+    """
+    if quick is not None:
+        bound = bind_blocks(structure, quick.model, quick.example.run, gated_copy, quick.tolerance)
+        plain = all(b.returns is None and not b.feeders for b in bound.blocks)
+        if plain and len(bound.blocks) == len(structure.blocks):
+            return bound
+    return bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
 
 
 def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
@@ -128,7 +141,7 @@ def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
         if not reason.startswith((APART, TOGETHER)):  # alone those agree everywhere
             alike.setdefault((type(part), _kind(part.name), _kind(reason)), []).append(part)
     for same in alike.values():
-        if _disagreement(structure, bed, same[:1], _half) is None:
+        if disagreement(structure, bed, same[:1], keep_half) is None:
             for part in same:
                 del refuted[_key(part)]
 
@@ -136,43 +149,63 @@ def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
 def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
     """Note every part that disagrees, alone or with others, beside those that are refuted already."""
     parts: list[Part] = [*structure.groups, *structure.blocks]
+    compared: dict[tuple[Count, tuple[tuple[type, str], ...]], str | None] = {}
+
+    def differs(candidates: Sequence[Part], count: Count) -> str | None:
+        asked = count, tuple(map(_key, candidates))
+        if asked not in compared:
+            compared[asked] = disagreement(structure, bed, candidates, count) if candidates else None
+        return compared[asked]
+
+    def left(candidates: Sequence[Part]) -> list[Part]:
+        return [p for p in candidates if _key(p) not in refuted]
 
     def refute(candidates: Sequence[Part], count: Count) -> None:
-        reason = _disagreement(structure, bed, candidates, count)
-        if reason is None or not candidates:
+        reason = differs(candidates, count)
+        if reason is None:
             return
         known = len(refuted)
-        kinds: dict[str, list[Part]] = {}
-        for part in candidates:
-            kinds.setdefault(_kind(part.name), []).append(part)
+        kinds = _kinds(candidates)
         if len(candidates) == 1:
             refuted[_key(candidates[0])] = reason
         elif len(kinds) > 1:
             split = len(kinds) // 2
-            for half in (list(kinds.values())[:split], list(kinds.values())[split:]):
-                refute([part for kind in half for part in kind], count)
+            for some in (list(kinds.values())[:split], list(kinds.values())[split:]):
+                refute([part for kind in some for part in kind], count)
         else:
             _refute_alike(candidates, partial(refute, count=count), refuted)
         if len(refuted) == known:  # each half agrees: some of the one and of the other must change alike
-            part = candidates[
-                _first_conflict(candidates, lambda some: _disagreement(structure, bed, some, count) is not None)
-            ]
+            part = candidates[_first_conflict(candidates, lambda some: differs(some, count) is not None)]
             refuted[_key(part)] = f"{APART}: {reason}"
             refute([c for c in candidates if c is not part], count)
 
     def settled(candidates: Sequence[Part], count: Count) -> bool:
         for _ in range(3):
             known = len(refuted)
-            refute([p for p in candidates if _key(p) not in refuted], count)
+            refute(left(candidates), count)
             if len(refuted) == known:
                 return True
         return False
 
     if structure.blocks:  # groups inside blocks with every block present, then the blocks
-        settled(structure.groups, _half)
-        settled(structure.blocks, _half)
-    if not (settled(parts, _half) and settled(parts, _odd)):  # all together, in two numbers
+        if differs(left(structure.groups), keep_half) is None and differs(left(parts), keep_odd) is None:
+            return  # nothing to look for
+        settled(structure.groups, keep_half)
+        settled(structure.blocks, keep_half)
+    if not (settled(parts, keep_half) and settled(parts, keep_odd)):  # all together, in two numbers
         refuted.update({_key(p): TOGETHER for p in parts if _key(p) not in refuted})
+
+
+def _kinds(parts: Sequence[Part]) -> dict[str, list[Part]]:
+    """Parts whose names differ in numbers only; if all do, those that are called the same in their module."""
+    kinds: dict[str, list[Part]] = {}
+    for alike in (_kind, lambda name: name.rpartition(".")[2]):
+        kinds = {}
+        for part in parts:
+            kinds.setdefault(alike(part.name), []).append(part)
+        if len(kinds) > 1 and not any(kind.isdigit() for kind in kinds):
+            return kinds
+    return {"": list(parts)}
 
 
 def _first_conflict(candidates: Sequence[Part], disagree: Callable[[Sequence[Part]], bool]) -> int:
@@ -192,7 +225,7 @@ def _key(part: Part) -> tuple[type, str]:
 
 
 def _refute_alike(candidates: Sequence[Part], refute: Callable[[Sequence[Part]], None], refuted: Refuted) -> None:
-    """Parts whose names differ in numbers only: often the same construction throughout the network."""
+    """Parts of one kind (`_kinds`): often the same construction throughout the network."""
     refute(candidates[:1])
     known = len(refuted)
     refute(candidates[-1:])
@@ -202,30 +235,54 @@ def _refute_alike(candidates: Sequence[Part], refute: Callable[[Sequence[Part]],
         if len(refuted) > known + 1:
             refuted.update({_key(part): refuted[_key(candidates[0])] for part in middle})
             return
-    half = len(middle) // 2
-    refute(middle[:half])
-    refute(middle[half:])
+    split = len(middle) // 2
+    refute(middle[:split])
+    refute(middle[split:])
 
 
-def testbed(model: nn.Module, example: Example) -> Testbed:
+def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
     """The model in float64 with nothing trivially zero (in its own types where it cannot run in float64).
 
     Args:
-        model: a copy in eval mode, which becomes the testbed's.
+        model: a copy in eval mode, which becomes the testbeds'.
         example: one call.
+
+    Returns:
+        The testbed, and one with smaller images if the model takes those: on them is found out what training mode
+        does, too, and if it computes the same as eval mode, training mode is compared on them only.
     """
+    bed = _evaluating(model, example)
+    quick = _smaller(bed)
+    if quick is not None:
+        trained = _with_training(quick)
+        if trained.same_modes:
+            return bed, trained
+        if trained.modes != bed.modes:
+            return replace(bed, modes=trained.modes), trained
+    bed = _with_training(bed)
+    return bed, quick if bed.note else None
+
+
+def _evaluating(model: nn.Module, example: Example) -> Testbed:
+    """The testbed, with eval mode only so far."""
     check_runs(model, example.args, example.kwargs)
     types = {name: t.dtype for name, t in _tensors(model).items()}
-    twin = _disturbed(model.double())
+    for buffer in model.buffers():
+        buffer.data = _double(buffer.data)
+    twin = _disturbed(model)
     wide = replace(example, args=_double(example.args), kwargs=_double(example.kwargs), widened=True)
     noisy = replace(wide, args=_noisy(wide.args), kwargs=_noisy(wide.kwargs))
-    # Examples are often zeros, at which much is equal that is not the same; some kernels know no float64.
-    for trial in (noisy, replace(noisy, widened=False), wide, replace(wide, widened=False)):
+    # Parameters need not be float64, which takes twice the memory, where each is widened as it is read. Examples are
+    # often zeros, at which much is equal that is not the same; some kernels know no float64.
+    double = [(trial, True) for trial in (noisy, replace(noisy, widened=False), wide, replace(wide, widened=False))]
+    for trial, all_double in ((noisy, False), *double):
+        if all_double:
+            twin.double()
         try:
             before = versions(twin)
             if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
                 keep_apart_(twin, before)
-                return _with_training(Testbed(twin, trial, 1e-10))
+                return Testbed(twin, trial, 1e-10)
         except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
             continue
     for name, tensor in _tensors(twin).items():
@@ -233,7 +290,7 @@ def testbed(model: nn.Module, example: Example) -> Testbed:
     before = versions(twin)
     example.run(twin)
     keep_apart_(twin, before)
-    return _with_training(Testbed(twin, example, 1e-3))
+    return Testbed(twin, example, 1e-3)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -241,25 +298,30 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _with_training(bed: Testbed) -> Testbed:
-    """The testbed, without training mode, and with a note, if that cannot be compared: it fails, or chance decides."""
+    """The testbed with training mode, or with a note if that cannot be compared: it fails, or chance decides."""
     try:
         before = versions(bed.model)
-        first = bed.example.run(sharing_copy(bed.model), True)
+        twin = sharing_copy(bed.model)  # in the order of a comparison, for models that carry a state on
+        evaluated, trained = bed.example.run(twin), bed.example.run(twin, True)
         if keep_apart_(bed.model, before):
-            first = bed.example.run(sharing_copy(bed.model), True)
-        again = bed.example.run(sharing_copy(bed.model), True, seed=1)
-        if _difference(first, again, 0.0) is None:
-            twin = sharing_copy(bed.model)  # in the order of a comparison, for models that carry a state on
+            twin = sharing_copy(bed.model)
             evaluated, trained = bed.example.run(twin), bed.example.run(twin, True)
-            return replace(bed, same_modes=_difference(evaluated, trained, 0.0) is None)
+        if _difference(evaluated, trained, 0.0) is None:
+            return replace(bed, modes=(False, True), same_modes=True)
+        first, again = (bed.example.run(sharing_copy(bed.model), True, seed=seed) for seed in (0, 1))
+        if _difference(first, again, 0.0) is None:
+            return replace(bed, modes=(False, True))
         problem = "its results differ from run to run"
     except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
+        if bed.example.widened and any(p.dtype in NARROW for p in bed.model.parameters()):
+            bed.model.double()  # it may be a parameter that is written into
+            return _with_training(bed)
         problem = first_line(error)
     note = f"gates and removal were compared in eval mode only, not in training mode: {problem}"
-    return replace(bed, modes=(False,), note=note)
+    return replace(bed, note=note)
 
 
-def smaller(bed: Testbed) -> Testbed | None:
+def _smaller(bed: Testbed) -> Testbed | None:
     """The testbed with images cut to `SMALL_SIDE` pixels, if they are much larger and the model takes those.
 
     What a part does to the result hardly depends on the size of an image, but the time does.
@@ -276,8 +338,7 @@ def smaller(bed: Testbed) -> Testbed | None:
     args, kwargs = torch.utils._pytree.tree_map(cut, (bed.example.args, bed.example.kwargs))
     quick = replace(bed, example=replace(bed.example, args=args, kwargs=kwargs))
     try:
-        outputs = [t for training in bed.modes for t in quick.example.run(sharing_copy(bed.model), training)]
-        if not all(bool(t.isfinite().all()) for t in outputs):
+        if not all(bool(t.isfinite().all()) for t in quick.example.run(sharing_copy(bed.model))):
             return None  # such as the deviation of a single pixel
     except Exception:  # noqa: BLE001 (the model takes no other size, whatever it raises)
         return None
@@ -315,8 +376,8 @@ def _disturbed(model: nn.Module) -> nn.Module:
 
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel():
-            spread = parameter.std() if parameter.numel() > 1 else parameter.abs().sum()
-            parameter.add_(noise(parameter) * torch.where(spread > 1e-3, 0.1 * spread, torch.full_like(spread, 0.05)))
+            spread = parameter.float().std() if parameter.numel() > 1 else parameter.float().abs().sum()
+            parameter.add_(noise(parameter).mul_(float(0.1 * spread) if spread > 1e-3 else 0.05))
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.add_(0.1 * noise(buffer))
@@ -325,7 +386,7 @@ def _disturbed(model: nn.Module) -> nn.Module:
     return model
 
 
-def _disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Count) -> str | None:
+def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Count) -> str | None:
     """Why removing some of each part's units differs from zeroing their gates; None if it does not.
 
     Groups of one size lose different numbers of units, so that those which must change alike are found out.
@@ -385,12 +446,12 @@ def _without(
     return found
 
 
-def _half(size: int, shift: int) -> int:
+def keep_half(size: int, shift: int) -> int:
     """How many units stay: one more than half, so that a view's -1 cannot hide it; for other shifts other numbers."""
     return 1 if size < 3 else 1 + (size // 2 + shift) % (size - 1)
 
 
-def _odd(size: int, shift: int) -> int:
+def keep_odd(size: int, shift: int) -> int:
     """How many units stay: an odd number above half, which no two equal parts have; for other shifts other numbers."""
     return 1 if size < 3 else 1 + (min((size // 2 + 1) | 1, size - 1) - 1 + shift) % (size - 1)
 

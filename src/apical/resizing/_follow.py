@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit
-from apical.resizing._dry_run import Example, Testbed, confirm
+from apical.resizing._dry_run import Example, Testbed, confirm, disagreement, keep_half
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure, stated
@@ -123,16 +123,36 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
     small = quick or bed
     found: dict[str, Step] = {}
     for group in groups:
+        if group.name in found:
+            continue
         bench = _Bench(proposed, small.model, small.example, small.tolerance, group)
-        known = [_transferred(found[other], other, bench) for other in found if _kind(other) == _kind(group.name)]
+        alike = [g for g in groups if _kind(g.name) == _kind(group.name)]
+        known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
         result = ready or (() if known else _search(bench))
         if result or not known:
             found[group.name] = result
+        if result and not known:
+            found |= _all_alike(proposed, small, alike, group.name, result)
     extra = dict.fromkeys(axis for axes in found.values() for axis in axes)
     if not extra:
         return confirmed
     return confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
+
+
+def _all_alike(
+    proposed: Structure, bed: Testbed, alike: Sequence[ChannelGroup], source: str, axes: Step
+) -> dict[str, Step]:
+    """The same attributes in the layers of all other numbers, if all these agree together; else nothing."""
+    found: dict[str, Step] = {source: axes}
+    for group in alike:
+        if group.name != source:
+            moved = _transferred(axes, source, _Bench(proposed, bed.model, bed.example, bed.tolerance, group))
+            found |= {group.name: moved} if moved else {}
+    everywhere = tuple(dict.fromkeys(chain(*found.values())))
+    structure = replace(proposed, attributes=(*proposed.attributes, *everywhere))
+    groups = [g for g in alike if g.name in found]
+    return found if disagreement(structure, bed, groups, keep_half) is None else {}
 
 
 def _search(bench: _Bench) -> Step:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import TraceError
-from apical.resizing._dry_run import Example, confirm, smaller, testbed
+from apical.resizing._dry_run import Example, confirm, testbeds
 from apical.resizing._follow import follow
 from apical.resizing._guards import refuse_wrapped
 from apical.structure import (
@@ -97,8 +97,7 @@ def trace(
         structure = describe(twin, args, kwargs, groups)
     if uncached:
         structure = replace(structure, notes=(*structure.notes, "traced with config.use_cache=False"))
-    bed = testbed(twin, Example(args, kwargs, tuple(state_outputs)))
-    quick = smaller(bed)
+    bed, quick = testbeds(twin, Example(args, kwargs, tuple(state_outputs)))
     structure = follow(structure, confirm(structure, bed, quick), bed, quick)
     if not structure.groups and not structure.blocks:
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")

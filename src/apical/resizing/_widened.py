@@ -1,4 +1,4 @@
-"""A forward pass in float64 throughout, also where it asks for less."""
+"""A forward pass in float64 throughout, also where it asks for less, and from parameters that are kept in less."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+_TURNED = ("T", "mT", "H", "mH")  # properties that are computed from the numbers of a parameter
+_WRITES = ("__set__", "__setitem__")
+# What is asked of the parameter itself; what ``detach`` and ``data`` give may be written into.
+_ABOUT_ITSELF = (Tensor.detach, Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous)
 
 
 class Widened(TorchFunctionMode):
@@ -19,22 +23,48 @@ class Widened(TorchFunctionMode):
     Norms, softmax and residual streams often insist on float32, so that in a model in float64 they are less exact than
     the rest, and a residual that is cast is no identity.
 
+    Parameters in a narrower float are widened for the one operation that reads them, which computes the same as a
+    model in float64 of the same numbers in half of its memory.
+
+    Raises:
+        RuntimeError: (within) a narrow parameter is written into, which a copy of it would not be.
+
     Example:
         >>> x = torch.ones(1, dtype=torch.float64) / 3
         >>> with Widened():
-        ...     print(bool(x.to(torch.float32) == x))
-        True
+        ...     print(bool(x.to(torch.float32) == x), torch.nn.Linear(1, 1)(x).dtype)
+        True torch.float64
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        if _is_narrow(args[0] if args else None):
+            name = func.__name__
+            if name == "__get__" and func.__self__.__name__ == "dtype":
+                return torch.float64
+            if func in _ABOUT_ITSELF or (name == "__get__" and func.__self__.__name__ not in _TURNED):
+                return func(*args, **kwargs)
+            if name in _WRITES or (name.endswith("_") and not name.endswith("__")):
+                # no TypeError: for that Python would take ``w + 1`` instead of ``w += 1``
+                raise RuntimeError(f"{name} writes into a parameter that is kept in {args[0].dtype}")
         if func in _CASTS:
             return args[0].double()
         if func is Tensor.view:  # with a type it reads the same bytes in another way
-            return func(*args, **(kwargs or {}))
-        return func(*map(_wide, args), **{name: _wide(value) for name, value in (kwargs or {}).items()})
+            return func(*map(_wide_tensor, args), **kwargs)
+        return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
+
+
+def _is_narrow(value: Any) -> bool:
+    return isinstance(value, nn.Parameter) and value.dtype in NARROW
+
+
+def _wide_tensor(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(_wide_tensor, value))
+    return value.double() if _is_narrow(value) else value
 
 
 def _wide(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else value
+    return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else _wide_tensor(value)
