@@ -199,6 +199,19 @@ def test_small_images_are_tried_first() -> None:
     assert seen == {64, 160}
 
 
+def test_images_of_96_pixels_are_tried_where_64_are_too_few() -> None:
+    seen: set[int] = set()
+
+    def pool(m: Any, x: Tensor) -> Tensor:
+        y = F.max_pool2d(m.b(m.a(x).relu()), 80)
+        seen.add(x.shape[-1])
+        return y
+
+    net = Net(pool, a=conv(3, 6), b=conv(6, 2))
+    apical.trace(net, torch.randn(1, 3, 192, 192))
+    assert seen == {96, 192}
+
+
 def test_a_sharing_copy_can_be_resized_and_written_into_where_it_says_so() -> None:
     net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 2))
     before = copy.deepcopy(net.state_dict())

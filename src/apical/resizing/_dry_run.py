@@ -33,7 +33,8 @@ from apical.structure import (
     steady_training,
 )
 
-SMALL_SIDE = 64  # pixels; the least that networks of five halvings take with something left to compare
+# Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
+SMALL_SIDES = (64, 96)
 APART, TOGETHER = "cannot change apart from another part", "refuted together with others"
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 Part = ChannelGroup | SkippableBlock
@@ -322,27 +323,31 @@ def _with_training(bed: Testbed) -> Testbed:
 
 
 def _smaller(bed: Testbed) -> Testbed | None:
-    """The testbed with images cut to `SMALL_SIDE` pixels, if they are much larger and the model takes those.
+    """The testbed with images cut to one of `SMALL_SIDES`, if they are much larger and the model takes those.
 
     What a part does to the result hardly depends on the size of an image, but the time does.
     """
     leaves = torch.utils._pytree.tree_leaves((bed.example.args, bed.example.kwargs))
     images = [v for v in leaves if isinstance(v, Tensor) and v.dim() == 4]
-    if not images or min(min(v.shape[2:]) for v in images) < 2 * SMALL_SIDE:
-        return None
+    shortest = min((min(v.shape[2:]) for v in images), default=0)
+    for side in (side for side in SMALL_SIDES if shortest >= 2 * side):
+        quick = replace(bed, example=_cut(bed.example, side))
+        try:
+            outputs = quick.example.run(sharing_copy(bed.model))
+        except Exception:  # noqa: BLE001 (the model takes no image of this size, whatever it raises)
+            continue
+        if all(bool(t.isfinite().all()) for t in outputs):  # unlike the deviation of a single pixel
+            return quick
+    return None
 
+
+def _cut(example: Example, side: int) -> Example:
     def cut(value: Any) -> Any:
         is_image = isinstance(value, Tensor) and value.dim() == 4
-        return value[..., :SMALL_SIDE, :SMALL_SIDE].contiguous() if is_image else value
+        return value[..., :side, :side].contiguous() if is_image else value
 
-    args, kwargs = torch.utils._pytree.tree_map(cut, (bed.example.args, bed.example.kwargs))
-    quick = replace(bed, example=replace(bed.example, args=args, kwargs=kwargs))
-    try:
-        if not all(bool(t.isfinite().all()) for t in quick.example.run(sharing_copy(bed.model))):
-            return None  # such as the deviation of a single pixel
-    except Exception:  # noqa: BLE001 (the model takes no other size, whatever it raises)
-        return None
-    return quick
+    args, kwargs = torch.utils._pytree.tree_map(cut, (example.args, example.kwargs))
+    return replace(example, args=args, kwargs=kwargs)
 
 
 def _double(tree: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apical.resizing._selection import Selection
-from apical.structure import ParamSlice, Structure, lies_in
+from apical.structure import ParamSlice, Structure
 
 TensorIndex = Mapping[int, Tensor]  # dimension -> kept indices in the template; dimensions not named are whole
 
@@ -22,6 +22,7 @@ class TemplateMap:
         for group in structure.groups:
             for member in group.members:
                 self._slices.setdefault(member.tensor, []).append((group.name, member))
+        self._left_out: dict[frozenset[str], frozenset[str]] = {}
 
     def index(self, name: str, selection: Selection) -> dict[int, Tensor]:
         """The kept indices along each dimension of a tensor that is not whole."""
@@ -46,15 +47,21 @@ class TemplateMap:
     def present(self, name: str, selection: Selection) -> bool:
         """Whether any module that holds the tensor is outside the skipped blocks."""
         spec = self.structure.tensors[name]
-        return any(not self._in_skipped(n, selection) for n in (name, *spec.aliases))
+        return any(not self.absent(n, selection) for n in (name, *spec.aliases))
 
     def live_names(self, name: str, selection: Selection) -> list[str]:
         """The names of the tensor that lie outside the skipped blocks."""
         spec = self.structure.tensors[name]
-        return [n for n in (name, *spec.aliases) if not self._in_skipped(n, selection)]
+        return [n for n in (name, *spec.aliases) if not self.absent(n, selection)]
 
-    def _in_skipped(self, name: str, selection: Selection) -> bool:
-        return any(lies_in(name, path) for path in self.structure.left_out(selection.skip))
+    def absent(self, path: str, selection: Selection) -> bool:
+        """Whether a module or tensor lies in the skipped blocks."""
+        if selection.skip not in self._left_out:
+            self._left_out[selection.skip] = frozenset(self.structure.left_out(selection.skip))
+        gone = self._left_out[selection.skip]
+        while path and path not in gone:
+            path = path.rpartition(".")[0]
+        return path in gone
 
     def shape(self, name: str, selection: Selection) -> tuple[int, ...]:
         """The tensor's shape under a selection."""

@@ -331,7 +331,7 @@ class _Resize:
         sizes = [len(self.after.keep[g.name]) for g in self.template.structure.groups]
         found: dict[str, int] = {}
         for spec in self.template.structure.attributes:
-            if self._absent(spec.module):
+            if self.template.absent(spec.module, self.after):
                 continue
             module, value = model.get_submodule(spec.module), spec.axis.length(sizes)
             if attrgetter(spec.attribute)(module) != value:
@@ -344,9 +344,6 @@ class _Resize:
                 install.attributes_changed_by(module, refresh)
         return found
 
-    def _absent(self, path: str) -> bool:
-        return any(lies_in(path, gone) for gone in self.template.structure.left_out(self.after.skip))
-
     def _touched_modules(self) -> list[str]:
         """Paths of the modules that hold a resized tensor, and of their parents."""
         paths: dict[str, None] = {}
@@ -354,7 +351,7 @@ class _Resize:
             path = move.name
             while path and move.new is not None:
                 path = path.rpartition(".")[0]
-                if not self._absent(path):
+                if not self.template.absent(path, self.after):
                     paths[path] = None
         return list(paths)
 
