@@ -91,15 +91,15 @@ def _child(
     trim: Callable[[int], object] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    before = _resident_mib("VmRSS")
+    before = resident_mib("VmRSS")
     step = training_step(model, training, shape, classes, torch.device("cpu"))
     for _ in range(3):
         step()
-    send.send(max(0.0, _resident_mib("VmHWM") - before))
+    send.send(max(0.0, resident_mib("VmHWM") - before))
     send.close()
 
 
-def _resident_mib(name: str) -> float:
+def resident_mib(name: str) -> float:
     """A size of this process as Linux tells it."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{name}:"):

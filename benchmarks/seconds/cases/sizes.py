@@ -1,8 +1,9 @@
-"""(f) Seconds of tracing, resizing and pricing, from ResNet-20 to ConvNeXt-L."""
+"""(f) Seconds of tracing, resizing and pricing, and memory of tracing, from ResNet-20 to ConvNeXt-L."""
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import nn
 import apical
 from apical.recipes import ModelConfig, build_model
 from apical.structure import Structure
+from benchmarks.seconds.cases.memory import resident_mib
 from benchmarks.seconds.findings import Findings, NotAvailableError
 from benchmarks.seconds.spread import Spread, exponent, spread
 from benchmarks.seconds.steps import Options
@@ -43,24 +45,57 @@ def sizes(options: Options, found: Findings) -> None:
         with found.part(name):
             if ":" in model:
                 _need_torchvision()
-            built = build_model(ModelConfig(model), num_classes=1000 if pixels == 224 else 10)
+            built = _built(model, pixels)
             layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in built.modules())
             params = sum(p.numel() for p in built.parameters())
             seconds, structure = measure(built, pixels, 1 if options.quick else repeats)
-            rows.append((name, layers, params / 1e6, len(structure.groups), *(_ms(seconds[what]) for what in TARGETS)))
+            peak = trace_peak_mib(model, pixels)
+            rows.append(
+                (name, layers, params / 1e6, len(structure.groups), peak, *(_ms(seconds[what]) for what in TARGETS))
+            )
             points.append((layers, seconds["trace"].median, seconds["shrink"].median))
             if name == "ResNet-50":
                 for what, limit in TARGETS.items():
                     found.target(f"seconds of {what}, ResNet-50 at 224 px", seconds[what], limit)
         gc.collect()
-    columns = [("network", ""), ("layers", "d"), ("parameters M", ".1f"), ("groups", "d"), ("trace ms", ".0f"),
-               ("shrink ms", ".0f"), ("grow ms", ".0f"), ("macs() ms", ".3f"), ("num_params() ms", ".3f")]  # fmt: skip
-    note = "Shrink: to a random half of every group, with SGD momentum and the store; grow: back."
+    columns = [("network", ""), ("layers", "d"), ("parameters M", ".1f"), ("groups", "d"), ("trace peak MiB", ".0f"),
+               ("trace ms", ".0f"), ("shrink ms", ".0f"), ("grow ms", ".0f"), ("macs() ms", ".3f"),
+               ("num_params() ms", ".3f")]  # fmt: skip
+    note = ("Shrink: to a random half of every group, with SGD momentum and the store; grow: back. Trace peak: "
+            "resident memory above the model and the libraries, in a process of its own.")  # fmt: skip
     if len(points) > 2:
         powers = [exponent([point[0] for point in points], [point[part] for point in points]) for part in (1, 2)]
         note += (f" Tracing grows as layers to the power of {powers[0]:.2f}, shrinking as {powers[1]:.2f} (but the "
                  "weights get larger too).")  # fmt: skip
     found.table("Milliseconds", columns, rows, note)
+
+
+def _built(model: str, pixels: int) -> nn.Module:
+    return build_model(ModelConfig(model), num_classes=1000 if pixels == 224 else 10)
+
+
+def trace_peak_mib(model: str, pixels: int) -> float:
+    """The most memory that tracing takes at once beside the model and the libraries, in MiB.
+
+    Raises:
+        NotAvailableError: the system does not say.
+    """
+    if not Path("/proc/self/status").exists():
+        raise NotAvailableError("the peak of resident memory is read from /proc, which this system lacks")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_mib, (model, pixels, torch.get_num_threads()))
+
+
+def _peak_mib(model: str, pixels: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    if ":" in model:
+        _need_torchvision()
+    small = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    apical.trace(small, torch.zeros(1, 3, 8, 8))  # libraries load
+    built = _built(model, pixels)
+    before = resident_mib("VmRSS")
+    apical.trace(built, torch.zeros(1, 3, pixels, pixels))
+    return max(0.0, resident_mib("VmHWM") - before)
 
 
 def _need_torchvision() -> None:
