@@ -12,10 +12,18 @@ import click
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.status import Status
     from torch import Tensor, nn
 
 _EXAMPLE = "1x3x224x224, 8x128:int64:32000 or 4x16:bool"
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
+
+
+def waiting(what: str) -> Status:
+    """Shows on a terminal, while the block runs, what takes long; elsewhere nothing."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{what} …")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object
+from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object, waiting
 
 if TYPE_CHECKING:
     from apical.structure import Structure
@@ -71,7 +71,8 @@ def inspect_command(
                           f"frozen, apical train {target} --list-settings names the model")  # fmt: skip
     torch.manual_seed(0)
     model, example = built(target, kwargs, inputs)
-    structure = trace(model, example)
+    with waiting(f"tracing {target}"):
+        structure = trace(model, example)
     if page is not None:
         from apical.reporting import write_architecture
 

@@ -13,7 +13,7 @@ import click
 
 from apical._atomic import atomic_file
 from apical._reading import read_text
-from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object
+from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object, waiting
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def plan_command(target: str, as_json: bool, **options: Any) -> None:
     if options["no_weights"] and (is_recipe or options["measure"]):
         raise ConfigError("--no-weights is of a MODEL that is not run here; leave out --measure, and name no recipe")
     given = _read_table(options["device_table"])  # before what takes long
-    planned, samples = (_of_recipe if is_recipe else _of_model)(target, options)
+    with waiting(f"tracing {target}"):
+        planned, samples = (_of_recipe if is_recipe else _of_model)(target, options)
     table = _table(planned, options, given)
     if samples is None and table is not None:
         raise ConfigError("minutes need to know how many examples an epoch has: add --images, such as --images 50000")
@@ -190,7 +191,8 @@ def _table(planned: Planned, options: dict[str, Any], given: DeviceTable | None)
 
     if options["measure"]:
         share = -(-planned.config.training.batch_size // options["processes"])
-        table = measure_table(planned, resolve_device(options["device"]), share)
+        with waiting("timing steps"):
+            table = measure_table(planned, resolve_device(options["device"]), share)
         if options["write_table"] is not None:
             _write_table(options["write_table"], json.dumps(table.to_dict(), indent=2) + "\n")
         return table
