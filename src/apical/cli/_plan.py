@@ -13,7 +13,7 @@ import click
 
 from apical._atomic import atomic_file
 from apical._reading import read_text
-from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object, waiting
+from apical.cli._inputs import InputSpec, built, input_option, kwargs_option, waiting
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,18 +24,11 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @click.argument("target", metavar="RECIPE|MODEL")
-@click.option(
-    "--input",
-    "inputs",
-    metavar="SHAPE[:DTYPE[:VALUES]]",
-    multiple=True,
-    callback=parse_inputs,
-    help="One example, such as 1x3x32x32: of a MODEL that is not known by name (again for further arguments), or of a "
-    "RECIPE whose data is not known.",
+@input_option(
+    "One example, such as 1x3x32x32: of a MODEL that is not known by name (again for further arguments), or of a "
+    "RECIPE whose data is not known."
 )
-@click.option(
-    "--kwargs", metavar="JSON", default="{}", callback=parse_object, help="Keyword arguments of MODEL's callable."
-)
+@kwargs_option
 @click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params'.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of training.")
 @click.option("--model", help="With RECIPE, another model: torchvision:resnet152, package.module:callable, ...")
