@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,16 @@ from apical.errors import DataError
 from apical.training._config import TrainingConfig
 from apical.training._learner import Learner, autocast
 from apical.training._optimizer import lr_factor, set_lr_
+from apical.training._own_state import hand_on_
 from apical.training._processes import summed
 from apical.training._protocols import Loader
 from apical.training._tally import EvalStats, Tally
 from apical.training._task import Classification, Task
 
 
-def train_steps(learner: Learner, loader: Loader | tuple[()], tally: Tally, epoch: int) -> Iterator[int]:
+def train_steps(
+    learner: Learner, loader: Loader | tuple[()], tally: Tally, epoch: int, stream: Any = None
+) -> Iterator[int]:
     """Train on each batch of an epoch, and yield after each the number of steps that are done.
 
     Args:
@@ -30,6 +34,7 @@ def train_steps(learner: Learner, loader: Loader | tuple[()], tally: Tally, epoc
         loader: batches of (inputs, targets); of an epoch that was begun before, the rest of them.
         tally: of this epoch; it knows the steps that were done before.
         epoch: its number, from 1.
+        stream: of an epoch that was begun before, what the task then handed on to the next batch.
 
     Raises:
         TrainingError: a loss is not finite. On a CPU the weights have not yet been touched by it.
@@ -37,6 +42,7 @@ def train_steps(learner: Learner, loader: Loader | tuple[()], tally: Tally, epoc
     config, steps = learner.config, len(loader)
     learner.model.train()
     learner.task.begin(training=True)
+    hand_on_(learner.task, stream, learner.device)
     for inputs, targets in on_device(loader, config, learner.device):
         started = time.perf_counter()
         set_lr_(learner.optimizer, lr_factor(epoch - 1 + tally.steps / steps, config.epochs, config.schedule))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from apical.errors import CheckpointError
-from apical.training._amp import settle_amp
+from apical.training._amp import first_batch, settle_amp
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._doubts import doubts
 from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
-from apical.training._learner import Learner, prepare_learner
+from apical.training._learner import Learner, autocast, prepare_learner
 from apical.training._loop import evaluate, train_steps
+from apical.training._own_state import can_be_kept, hand_on_, own_of, own_states, stream_of
 from apical.training._parallel import process_seed, refuse_unshared
 from apical.training._processes import first_before_others, process_group, watched
 from apical.training._progress import PacedProgress, Progress, SilentProgress, make_progress
@@ -54,7 +56,7 @@ def train(
     After every epoch: evaluate, `method.end_epoch()`, checkpoint, history. A run that is killed at any moment and
     resumed repeats the running epoch from its beginning and ends, on a CPU, bit for bit as if it had not been killed.
     A run that is stopped by SIGTERM or SIGINT writes a checkpoint first, after the running step if the training loader
-    `resumes_within_epoch`.
+    `resumes_within_epoch`, and goes on there, bit for bit on a CPU as well if the number of processes is the same.
 
     Started by torchrun, all processes train together: the model is wrapped for the training step and wrapped again
     after each restructuring, the first process writes, and the folder must be one that all of them see.
@@ -139,6 +141,7 @@ class _Run:
     Attributes:
         history: a record of each epoch that is done.
         begun: of the running epoch, what was done before this process took it up.
+        own: what this process alone had then; None if it is not known.
         tally: of the running epoch, what is done by now.
     """
 
@@ -150,21 +153,22 @@ class _Run:
     progress: Progress
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: Partial | None = None
+    own: Mapping[str, Any] | None = None
     tally: Tally | None = None
 
     def one_epoch(self) -> None:
         """Train, evaluate, restructure and save."""
         learner, loader, config = self.learner, self.loaders.train, self.learner.config
         epoch, steps = len(self.history) + 1, len(loader)
-        tally = self._begin_epoch(epoch)
+        tally, stream = self._begin_epoch(epoch)
         batches = loader if tally.steps < steps else ()  # of an epoch of which only evaluation was left
-        for step in train_steps(learner, batches, tally, epoch):
+        for step in train_steps(learner, batches, tally, epoch, stream):
             with tally.restructuring():
                 learner.end_step(f"in epoch {epoch}")
             self.progress.step(epoch, step, steps)
             if step < steps and self.guard.came(learner.replica.team, step % STEPS_PER_QUESTION == 0):
-                if getattr(loader, "resumes_within_epoch", False):
-                    self._save_within_epoch()
+                if getattr(loader, "resumes_within_epoch", False) and can_be_kept(learner.task):
+                    self._save_within_epoch(stream_of(learner.task))
                 self._leave(f"in epoch {epoch}, after step {step} of {steps}")
         stats = tally.stats(learner.task)
         learner.replica.share_statistics_(learner.average)
@@ -183,18 +187,18 @@ class _Run:
         if self.guard.came(learner.replica.team):
             self._leave(f"after epoch {epoch}")
 
-    def _begin_epoch(self, epoch: int) -> Tally:
-        """Seed the epoch, or what is left of it, and begin its tally."""
+    def _begin_epoch(self, epoch: int) -> tuple[Tally, Any]:
+        """Seed the epoch, or what is left of it, and begin its tally; with it what the first batch goes on with."""
         config, team = self.learner.config, self.learner.replica.team
         self.learner.compile_if_final()
-        seed = process_seed(config.seed, epoch, team)
-        if seed is not None:
+        seed, own = process_seed(config.seed, epoch, team), self.own
+        if own is None and seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
         if isinstance(self.progress, PacedProgress):
             self.progress.pace(config.batch_size, getattr(self.learner.task, "unit", "samples"))
         self.tally = Tally(self.learner.device, f"in epoch {epoch}", self.begun)
-        self.begun = None
-        return self.tally
+        self.begun = self.own = None
+        return self.tally, None if own is None else own["stream"]
 
     def _evaluate(self, model: nn.Module, loader: Loader, when: str) -> EvalStats:
         """Judge a model. One process alone may be stopped after each batch; several may have more or fewer."""
@@ -209,13 +213,13 @@ class _Run:
             if self.guard.came(self.learner.replica.team):
                 if len(self.history) < self.learner.config.epochs:
                     set_random_state(before)
-                    self._save_within_epoch()
+                    self._save_within_epoch(None)
                 self._leave(f"while evaluating {when}")
 
-    def _save_within_epoch(self) -> None:
+    def _save_within_epoch(self, stream: Any) -> None:
         assert self.tally is not None
         self.begun = self.tally.partial()
-        self.save()
+        self.save(own_states(stream))
 
     def _leave(self, where: str) -> None:
         name = self.guard.requested or "a signal to another process"
@@ -223,14 +227,15 @@ class _Run:
         rest = what_is_kept(self.folder.path / CURRENT, len(self.history), epochs, within)
         raise Interrupted(f"stopped by {name} {where}. {rest}", name)
 
-    def save(self) -> None:
-        """Write the checkpoint, then the history that belongs to it."""
+    def save(self, own: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Write the checkpoint, with what each process has within an epoch, then the history that belongs to it."""
         state = {
             **self.learner.state_dict(),
             "loader": self.loaders.train.state_dict(),
             "random": random_state(),
             "history": self.history,
             "begun": None if self.begun is None else vars(self.begun),
+            "own": own,
         }
         if self.learner.replica.team.first:
             save_checkpoint(self.folder.path, Checkpoint(len(self.history), self.identity, state))
@@ -263,15 +268,34 @@ class _Run:
         else:
             within = "" if self.begun is None else f" and {self.begun.steps} steps"
             self.progress.message(f"resumed after epoch {len(self.history)} of {epochs}{within}")
+            if self.begun is not None and self.own is None:
+                self.progress.message(
+                    "the rest of this epoch draws random numbers anew, and a text goes on without what was read "
+                    "before: what each process had is not known, since they were others in number (or an earlier "
+                    "apical wrote the checkpoint)"
+                )
         return True
 
     def _load(self, state: Mapping[str, Any], epochs: int) -> None:
-        self.learner.load_state_dict(state)
+        learner = self.learner
+        learner.load_state_dict(state)
         self.loaders.train.load_state_dict(state["loader"])
         self.history = history_of(state["history"], epochs)
         self.begun = partial_of(state["begun"], len(self.loaders.train))
+        self.own = own_of(state.get("own"), learner.replica.team)
+        if self.own is not None and self.own["stream"] is not None:
+            self._try(self.own["stream"])
         self.folder.write_history(self.history)
-        set_random_state(state["random"])
+        set_random_state(state["random"] if self.own is None else self.own["random"])
+
+    @torch.no_grad()
+    def _try(self, stream: Any) -> None:
+        """Run the next batch behind a state, so that one which does not fit is refused here and not in a step."""
+        learner = self.learner
+        hand_on_(learner.task, stream, learner.device)
+        batch = first_batch(self.loaders.train, learner.config, learner.device)
+        with autocast(learner.config, learner.device):
+            learner.task.batch(learner.model.eval(), *batch, training=False)
 
     def finish(self, content: Mapping[str, Any]) -> TrainingResult:
         """Make the model final and test it."""
