@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical.errors import CheckpointError
+from apical.errors import CheckpointError, ConfigError
 from apical.training._amp import first_batch, settle_amp
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
@@ -22,6 +22,7 @@ from apical.training._learner import Learner, autocast, prepare_learner
 from apical.training._loop import evaluate, train_steps
 from apical.training._own_state import can_be_kept, hand_on_, own_of, own_states, stream_of
 from apical.training._parallel import process_seed, refuse_unshared
+from apical.training._parts import Parts, PartsIO
 from apical.training._processes import first_before_others, process_group, watched
 from apical.training._progress import PacedProgress, Progress, SilentProgress, make_progress
 from apical.training._protocols import Loader, MethodFactory
@@ -50,6 +51,7 @@ def train(
     overwrite: bool = False,
     progress: Progress | None = None,
     on_finish: Callable[[TrainingResult], None] | None = None,
+    parts: PartsIO | None = None,
 ) -> TrainingResult:
     """Train a model while `method` restructures it, and leave a run folder.
 
@@ -74,6 +76,7 @@ def train(
         overwrite: remove an earlier run from the folder first.
         progress: what people see; `make_progress()` if None.
         on_finish: called with the result before summary.json is written, to add files such as the final weights.
+        parts: with ``config.shard``, how a model that the method divides among the processes is saved and loaded.
 
     Returns:
         The result; `model` in it is the object that was passed.
@@ -86,6 +89,11 @@ def train(
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
     task = task or Classification(config.label_smoothing)
+    if config.shard != (parts is not None):
+        raise ConfigError(
+            f"training.shard={config.shard}, but parts={parts!r:.40}: a model that is divided among processes needs "
+            "both, another one neither"
+        )
     with (
         process_group(resolve_device(config.device), config.process_timeout_s) as team,
         watched(team),
@@ -106,10 +114,13 @@ def train(
         content = _content(config, run_config, task)
         seed_everything(config.seed)
         learner = prepare_learner(model, method, config, task)
-        run = _Run(learner, loaders, run_folder, run_identity(content, loaders.contents()), guard, progress)
+        kept = None if parts is None else Parts(run_folder.path, team, parts)
+        run = _Run(learner, loaders, run_folder, run_identity(content, loaders.contents()), guard, progress, kept)
         with first_before_others(team):  # it may set a torn checkpoint aside
-            resumed = resume and run.restore()
-        if not resumed:
+            found = run.find() if resume else None
+        if found is not None:
+            run.take_up(found)
+        else:
             for doubt in doubts(config, len(loaders.train)):
                 progress.message(doubt)
             run_folder.write_json("config.json", {**content, "versions": versions()})
@@ -140,6 +151,7 @@ class _Run:
 
     Attributes:
         history: a record of each epoch that is done.
+        parts: where a divided model is kept; None if each process holds it whole.
         begun: of the running epoch, what was done before this process took it up.
         own: what this process alone had then; None if it is not known.
         tally: of the running epoch, what is done by now.
@@ -151,6 +163,7 @@ class _Run:
     identity: Mapping[str, Any]
     guard: InterruptGuard
     progress: Progress
+    parts: Parts | None
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: Partial | None = None
     own: Mapping[str, Any] | None = None
@@ -204,7 +217,9 @@ class _Run:
         """Judge a model. One process alone may be stopped after each batch; several may have more or fewer."""
         learner = self.learner
         batches = self._until_signal(loader, when) if learner.replica.team.count == 1 else loader
-        return evaluate(model, batches, learner.config, learner.device, task=learner.task)
+        config = learner.config
+        divided = config.shard and len(self.history) < config.epochs  # afterwards it is whole
+        return evaluate(model, batches, config, learner.device, task=learner.task, divided=divided)
 
     def _until_signal(self, loader: Loader, when: str) -> Iterator[tuple[Tensor, Tensor]]:
         before = random_state()  # a loader may draw from it, and does so again if the run is resumed here
@@ -229,8 +244,10 @@ class _Run:
 
     def save(self, own: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Write the checkpoint, with what each process has within an epoch, then the history that belongs to it."""
+        learner, parts = self.learner, self.parts
+        name = None if parts is None else parts.save(learner.method, learner.optimizer)
         state = {
-            **self.learner.state_dict(),
+            **(learner.state_dict() if name is None else {"parts": name}),
             "loader": self.loaders.train.state_dict(),
             "random": random_state(),
             "history": self.history,
@@ -239,11 +256,13 @@ class _Run:
         }
         if self.learner.replica.team.first:
             save_checkpoint(self.folder.path, Checkpoint(len(self.history), self.identity, state))
+        if parts is not None and name is not None:
+            parts.keep(name)
         self.folder.write_history(self.history)
 
-    def restore(self) -> bool:
-        """Go back to the checkpoint. False if the run was killed before it wrote its first one."""
-        path, epochs = self.folder.path, self.learner.config.epochs
+    def find(self) -> Checkpoint | None:
+        """The checkpoint to go on from. None if the run was killed before it wrote its first one."""
+        path = self.folder.path
         if not has_checkpoint(path):
             if not (path / "config.json").exists():
                 raise CheckpointError(
@@ -251,8 +270,12 @@ class _Run:
                     "earlier run, or start a new one."
                 )
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
-            return False
-        found = load_checkpoint(path, self.identity, self.progress.message)
+            return None
+        return load_checkpoint(path, self.identity, self.progress.message)
+
+    def take_up(self, found: Checkpoint) -> None:
+        """Go back to a checkpoint; all processes do so together."""
+        path, epochs = self.folder.path, self.learner.config.epochs
         try:
             self._load(found.state, found.epoch)
         except Exception as error:  # a checkpoint's inner parts can be wrong in as many ways as there are methods
@@ -274,11 +297,13 @@ class _Run:
                     "before: what each process had is not known, since they were others in number (or an earlier "
                     "apical wrote the checkpoint)"
                 )
-        return True
 
     def _load(self, state: Mapping[str, Any], epochs: int) -> None:
         learner = self.learner
-        learner.load_state_dict(state)
+        if self.parts is None:
+            learner.load_state_dict(state)
+        else:
+            self.parts.load(state["parts"], learner.method, learner.optimizer)
         self.loaders.train.load_state_dict(state["loader"])
         self.history = history_of(state["history"], epochs)
         self.begun = partial_of(state["begun"], len(self.loaders.train))
