@@ -93,6 +93,19 @@ def test_processes_that_divide_the_model_are_one_that_holds_it(server: ForkServe
     assert timeless(two[0]["history"])[-1]["eval_loss"] == timeless(resumed[0]["history"])[-1]["eval_loss"]
 
 
+def test_processes_that_evaluate_unequally_often_do_not_wait_in_vain(server: ForkServer, tmp_path: Path) -> None:
+    """They end as two that hold the model whole, with synchronised batch norms and augmentation, in float32."""
+    found = []
+    for shard in (False, True):
+        ended = server.run(f"{MODULE}:images", str(tmp_path), shard, count=2, folder=tmp_path)
+        found.append(states(ended, tmp_path, str(shard))[0])
+    whole, divided = found
+    assert [r["widths"] for r in whole["history"]] == [r["widths"] for r in divided["history"]]
+    for name in ("train_loss", "eval_loss"):
+        assert [r[name] for r in whole["history"]] == pytest.approx([r[name] for r in divided["history"]], rel=1e-3)
+    assert whole["summary"]["test_samples"] == divided["summary"]["test_samples"] == 33
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2)])
 def test_another_number_of_processes_goes_on(
