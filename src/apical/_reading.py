@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import stat
 from pathlib import Path
+from typing import Any
+
+from apical.errors import LoadError
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a config, a history, a list or an architecture; none comes near
 
@@ -68,3 +72,26 @@ def read_text(path: Path, most: int | None = LARGEST_TEXT) -> str:
         UnicodeDecodeError: (a `ValueError`) it is in another encoding.
     """
     return read_bytes(path, most).decode("utf-8")
+
+
+def read_record(path: Path, most: int, kind: str, expected: str) -> dict[str, Any]:
+    """The JSON object in a file of a format of ours, which states the format's name.
+
+    Args:
+        path: of it.
+        most: bytes that it may have.
+        kind: name of the format.
+        expected: what should be there, for messages.
+
+    Raises:
+        LoadError: it is missing, too large, not JSON, or of another format.
+    """
+    try:
+        data = json.loads(read_text(path, most))
+    except FileNotFoundError:
+        raise LoadError(f"{path} does not exist; expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
+    if not isinstance(data, dict) or data.get("format") != kind:
+        raise LoadError(f'{path} is not {expected} (no "format": "{kind}")')
+    return data

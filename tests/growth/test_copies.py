@@ -111,3 +111,43 @@ def test_an_optimizer_that_was_not_given_is_loud_once_the_model_was_resized(
     grower.end_epoch()
     with pytest.raises(ResizeError, match="make every optimizer before the Grower, and give it all of them"):
         other.zero_grad()
+
+
+# ---- copies that the Grower does not know --------------------------------------------------------------------------
+
+
+def test_an_average_made_before_the_grower_and_not_passed_is_named() -> None:
+    model = built("residual")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    average = AveragedModel(model)
+    with pytest.warns(UserWarning, match=r"copy of this \w+ that the Grower does not know.*copies=\[ema\]"):
+        grown("residual", model, optimizer, EPOCHS)
+    assert average.module is not model
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_average_made_later_and_not_added_is_named_before_the_first_change(
+    started: tuple[nn.Module, torch.optim.Optimizer, Grower], wrapped: bool
+) -> None:
+    model, optimizer, grower = started
+    average = AveragedModel(model) if wrapped else copy.deepcopy(model)
+    train(model, optimizer)
+    with torch.no_grad():
+        for mean, p in zip(average.parameters(), model.parameters(), strict=True):
+            mean.lerp_(p, 0.1)
+    with pytest.warns(UserWarning, match=r"copy of this \w+ that the Grower does not know.*add_copy"):
+        grower.end_epoch()
+
+
+def test_copies_that_are_known_or_do_not_change_are_not_named(recwarn: pytest.WarningsRecorder) -> None:
+    model = built("residual")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    teacher, average = copy.deepcopy(model), AveragedModel(model)
+    grower = grown("residual", model, optimizer, EPOCHS, copies=[average])
+    snapshot = copy.deepcopy(model)
+    for _ in range(2):
+        train(model, optimizer)
+        average.update_parameters(model)
+        grower.end_epoch()
+    assert not [str(w.message) for w in recwarn.list]
+    assert teacher is not snapshot

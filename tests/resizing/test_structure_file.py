@@ -102,7 +102,7 @@ def test_damage_is_told_from_other_files(saved: tuple[Path, apical.Structure], t
         apical.load_structure(file, model)
     for text, message in [
         (whole[:200], "cannot be read as JSON"),
-        ("[1]", "no structure of apical"),
+        ("[1]", 'no "format"'),
         (whole.replace('"version":1', '"version":7'), "version 7"),
         (whole.replace('"size":', '"size":1', 1), "damaged"),
     ]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from apical.cli._inputs import InputSpec, parse_inputs
+from apical.cli._inputs import InputSpec, input_option
 
 _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 
@@ -32,18 +32,13 @@ _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
     show_default=True,
     help="Largest difference allowed between the outputs of the file and of the model.",
 )
-@click.option(
-    "--input",
-    "shapes",
-    metavar="SHAPE[:DTYPE[:VALUES]]",
-    multiple=True,
-    callback=parse_inputs,
-    help="Shape of the input (1x3x360x480) where the network takes other sizes than it was trained on; the "
-    "batch size stays free.",
+@input_option(
+    "Shape of the input (1x3x360x480) where the network takes other sizes than it was trained on; the batch size stays "
+    "free."
 )
 @click.option("--trust-code", is_flag=True, help="Call the package.module:callable that RUN names to build its model.")
 def export_command(
-    run: Path, kind: str, out: Path | None, tolerance: float, shapes: tuple[InputSpec, ...], trust_code: bool
+    run: Path, kind: str, out: Path | None, tolerance: float, inputs: tuple[InputSpec, ...], trust_code: bool
 ) -> None:
     """Write the network of a finished run in a portable format, and check that it computes the same.
 
@@ -65,18 +60,18 @@ def export_command(
 
     torch.manual_seed(0)
     model, full_model, call = load_serving(run, trust_code=trust_code)
-    inputs = tree_map(lambda value: torch.randn(value.shape) if value.is_floating_point() else value, call.args)
-    if shapes:
-        inputs = tuple(spec.tensor() for spec in shapes)
+    example = tree_map(lambda value: torch.randn(value.shape) if value.is_floating_point() else value, call.args)
+    if inputs:
+        example = tuple(spec.tensor() for spec in inputs)
     target = out or run / _FILES[kind]
     if kind == "safetensors":
-        report = export_safetensors(model, full_model, inputs, target, tolerance=tolerance)
+        report = export_safetensors(model, full_model, example, target, tolerance=tolerance)
     elif kind == "pt2":
-        report = export_pt2(model, inputs, target, batch_dim=call.batch_dim, tolerance=tolerance)
+        report = export_pt2(model, example, target, batch_dim=call.batch_dim, tolerance=tolerance)
     else:
         report = export_onnx(
             model,
-            inputs,
+            example,
             target,
             batch_dim=call.batch_dim,
             tolerance=tolerance,

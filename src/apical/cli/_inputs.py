@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.status import Status
     from torch import Tensor, nn
 
+F = TypeVar("F", bound=Callable[..., Any])
 _EXAMPLE = "1x3x224x224, 8x128:int64:32000 or 4x16:bool"
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
+
+
+def waiting(what: str) -> Status:
+    """Shows on a terminal, while the block runs, what takes long; elsewhere nothing."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"{what} …")
 
 
 @dataclass(frozen=True)
@@ -99,3 +109,16 @@ def parse_object(_ctx: click.Context, _param: click.Parameter, value: str) -> di
     if not isinstance(content, dict):
         raise click.BadParameter(f"{value!r} is no JSON object; write for example '{{\"num_classes\": 10}}'")
     return content
+
+
+def input_option(about: str) -> Callable[[F], F]:
+    """The option ``--input``, with what its help says."""
+    return click.option(
+        "--input", "inputs", metavar="SHAPE[:DTYPE[:VALUES]]", multiple=True, callback=parse_inputs, help=about
+    )
+
+
+kwargs_option = click.option(
+    "--kwargs", metavar="JSON", default="{}", callback=parse_object,
+    help="Keyword arguments of MODEL's callable, as a JSON object.",
+)  # fmt: skip

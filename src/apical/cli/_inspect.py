@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object
+from apical.cli._inputs import InputSpec, built, input_option, kwargs_option, waiting
 
 if TYPE_CHECKING:
     from apical.structure import Structure
@@ -17,22 +17,11 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("target", metavar="MODEL")
-@click.option(
-    "--input",
-    "inputs",
-    metavar="SHAPE[:DTYPE[:VALUES]]",
-    multiple=True,
-    callback=parse_inputs,
-    help="One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2). "
-    "Models of apical, torchvision and timm that take images need none.",
+@input_option(
+    "One example input; repeat it for several. Whole numbers are drawn from 0 to below VALUES (default 2). Models of "
+    "apical, torchvision and timm that take images need none."
 )
-@click.option(
-    "--kwargs",
-    metavar="JSON",
-    default="{}",
-    callback=parse_object,
-    help="Keyword arguments of the callable, as a JSON object.",
-)
+@kwargs_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
     "--html",
@@ -71,7 +60,8 @@ def inspect_command(
                           f"frozen, apical train {target} --list-settings names the model")  # fmt: skip
     torch.manual_seed(0)
     model, example = built(target, kwargs, inputs)
-    structure = trace(model, example)
+    with waiting(f"tracing {target}"):
+        structure = trace(model, example)
     if page is not None:
         from apical.reporting import write_architecture
 

@@ -13,7 +13,7 @@ import click
 
 from apical._atomic import atomic_file
 from apical._reading import read_text
-from apical.cli._inputs import InputSpec, built, parse_inputs, parse_object
+from apical.cli._inputs import InputSpec, built, input_option, kwargs_option, waiting
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,18 +24,11 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @click.argument("target", metavar="RECIPE|MODEL")
-@click.option(
-    "--input",
-    "inputs",
-    metavar="SHAPE[:DTYPE[:VALUES]]",
-    multiple=True,
-    callback=parse_inputs,
-    help="One example, such as 1x3x32x32: of a MODEL that is not known by name (again for further arguments), or of a "
-    "RECIPE whose data is not known.",
+@input_option(
+    "One example, such as 1x3x32x32: of a MODEL that is not known by name (again for further arguments), or of a "
+    "RECIPE whose data is not known."
 )
-@click.option(
-    "--kwargs", metavar="JSON", default="{}", callback=parse_object, help="Keyword arguments of MODEL's callable."
-)
+@kwargs_option
 @click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params'.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of training.")
 @click.option("--model", help="With RECIPE, another model: torchvision:resnet152, package.module:callable, ...")
@@ -95,7 +88,8 @@ def plan_command(target: str, as_json: bool, **options: Any) -> None:
     if options["no_weights"] and (is_recipe or options["measure"]):
         raise ConfigError("--no-weights is of a MODEL that is not run here; leave out --measure, and name no recipe")
     given = _read_table(options["device_table"])  # before what takes long
-    planned, samples = (_of_recipe if is_recipe else _of_model)(target, options)
+    with waiting(f"tracing {target}"):
+        planned, samples = (_of_recipe if is_recipe else _of_model)(target, options)
     table = _table(planned, options, given)
     if samples is None and table is not None:
         raise ConfigError("minutes need to know how many examples an epoch has: add --images, such as --images 50000")
@@ -190,7 +184,8 @@ def _table(planned: Planned, options: dict[str, Any], given: DeviceTable | None)
 
     if options["measure"]:
         share = -(-planned.config.training.batch_size // options["processes"])
-        table = measure_table(planned, resolve_device(options["device"]), share)
+        with waiting("timing steps"):
+            table = measure_table(planned, resolve_device(options["device"]), share)
         if options["write_table"] is not None:
             _write_table(options["write_table"], json.dumps(table.to_dict(), indent=2) + "\n")
         return table

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from apical._reading import read_text
+from apical._reading import read_record
 from apical.errors import LoadError
 from apical.resizing import StandIn
 from apical.structure import Returned, stated_sizes
@@ -102,14 +102,7 @@ def read_architecture(path: Path) -> tuple[Architecture, str]:
     Raises:
         LoadError: if it is missing, too large, not JSON, of another format, or holds anything unexpected.
     """
-    try:
-        data = json.loads(read_text(path, MAX_JSON_BYTES))
-    except FileNotFoundError:
-        raise LoadError(f"{path} does not exist; expected a folder that apical.save wrote") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LoadError(f'{path} is not an apical architecture (no "format": "{FORMAT}")')
+    data = read_record(path, MAX_JSON_BYTES, FORMAT, "a folder that apical.save wrote")
     plain = VERSION_WITH_STAND_INS if "stand_ins" in data else VERSION
     if data.get("version") != (VERSION_PACKED if "quantized" in data else plain):
         raise LoadError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -82,6 +83,38 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
             stacklevel=CALLER,
         )
     return found
+
+
+def warn_of_copies(model: nn.Module, known: Iterable[nn.Module], begun: bool) -> None:
+    """Warn of a moving average of the model that will not be resized with it: its next update would fail.
+
+    Args:
+        model: the model as it is now.
+        known: modules that are no such copy, or are resized too.
+        begun: whether training has begun. Before, a copy counts only in a wrapper that is called an average; after it,
+            any whose weights were written since they were copied.
+    """
+    gc.collect()  # tracing leaves copies in cycles, which nobody holds
+    shapes, own, passed = _shapes(model), {id(p) for p in model.parameters()}, {id(m) for m in known}
+    modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
+    if begun:
+        copies = [m for m in modules if all(p._version for p in m.parameters())]
+    else:
+        averages = [m for m in modules if any(word in type(m).__name__.lower() for word in ("average", "ema"))]
+        copies = [child for m in averages for child in m.children()]
+    # what shares weights with the model, as wrappers of it do, follows it
+    copies = [m for m in copies if type(m) is type(model) and own.isdisjoint(map(id, m.parameters()))]
+    if any(id(m) not in passed and _shapes(m) == shapes for m in copies):
+        warnings.warn(
+            f"there is a copy of this {type(model).__name__} that the Grower does not know. If it is a moving average "
+            "(EMA), its next update will fail, because the model changes its shapes and the copy does not. Pass "
+            "copies=[ema] to the Grower, or call grower.add_copy(ema) for one that was made later.",
+            stacklevel=CALLER,
+        )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def refuse_lost_weights(model: nn.Module) -> None:

@@ -23,6 +23,7 @@ from apical.growth._checks import (
     identity,
     refuse_lost_weights,
     warn_of_another_optimizer,
+    warn_of_copies,
     warn_of_more_epochs,
     warn_of_replaced,
     warn_of_trained,
@@ -51,7 +52,7 @@ from apical.growth._scs import ScsConfig
 from apical.growth._shown import as_html, in_words
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
-from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace
+from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace, unaveraged
 from apical.structure import Call, ExampleInputs, Structure
 from apical.timing._latency_table import table_for
 
@@ -172,6 +173,7 @@ class Grower:
         untrained = self._growing.untrained()
         if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
+        self._warn_of_copies(begun=False)
         self._bits: BitGrowth | None = None
         self._apply(first)
         self._start_bits()
@@ -179,6 +181,7 @@ class Grower:
             _SHRUNK.add(model)
         warn_of_untrained(untrained)
         self._untrained = set(untrained)  # that have been warned of
+        self._restructured = False  # since it was made
         self._unchecked = set() if self.frozen else set(range(len(optimizers)))  # optimizers of which no step was seen
         self._steps = StepWatch(optimizers, self._observe, self._stepped)
 
@@ -406,6 +409,9 @@ class Grower:
         """Go on with the network that is chosen after this many epochs (or steps)."""
         start = time.perf_counter()
         refuse_lost_weights(self.model)
+        if not self._restructured:
+            self._warn_of_copies(begun=True)
+        self._restructured = True
         self._updates.write_back()
         before = self._growing.selection
         changes = self._apply(self._controller.next(done, before))
@@ -449,6 +455,10 @@ class Grower:
         names = self._growing.untrained()
         warn_of_replaced([n for n in names if n not in self._untrained])
         self._untrained.update(names)
+
+    def _warn_of_copies(self, begun: bool) -> None:
+        known = [unaveraged(copy) for copy in self._growing.copies]
+        warn_of_copies(self.model, [*known, *_SHRUNK], begun)
 
     def _worth(self) -> dict[str, float]:
         return {name: round(value, 3) for name, value in self._controller.relative.items()}

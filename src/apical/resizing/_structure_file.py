@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from apical._atomic import atomic_file
-from apical._reading import read_text
+from apical._reading import read_record
 from apical.errors import LoadError, SaveError, why_not_written
 from apical.resizing._guards import misfits
 from apical.resizing._indexing import TemplateMap
@@ -70,14 +70,7 @@ def load_structure(path: str | PathLike[str], model: nn.Module) -> Structure:
         LoadError: the file is missing, damaged, of another format, or belongs to another model.
     """
     path = Path(path)
-    try:
-        data = json.loads(read_text(path, MAX_BYTES))
-    except FileNotFoundError:
-        raise LoadError(f"{path} does not exist; expected a file that apical.save_structure wrote") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise LoadError(f'{path} is no structure of apical (no "format": "{FORMAT}")')
+    data = read_record(path, MAX_BYTES, FORMAT, "a file that apical.save_structure wrote")
     if data.get("version") != VERSION:
         raise LoadError(
             f"{path} has format version {data.get('version')!r}, this apical reads {VERSION}; trace the model again"

@@ -53,8 +53,7 @@ def cifar10_resnet20() -> RunConfig:
     schedule. All 50,000 training images are used, so that results compare with published ones; the test images are
     evaluated on after each epoch for the record only.
     """
-    growth = GrowthConfig(divisor=8)
-    return _cifar10("cifar10-resnet20", ModelConfig("resnet20"), _cifar_training(160, 1e-4), "50% macs", growth)
+    return _cifar10("cifar10-resnet20", ModelConfig("resnet20"), _cifar_training(160, 1e-4), "50% macs")
 
 
 @register_recipe("cifar10-resnet56")
