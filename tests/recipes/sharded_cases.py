@@ -23,7 +23,7 @@ TEXT = ("model.embedding_size=12", "model.num_heads=2", "model.num_layers=3", "m
         "growth.interval_unit=steps", "growth.interval=6")  # fmt: skip
 IMAGES = ("data.path=synthetic", "limit=33", "crop_padding=1", "batch_size=8", "epochs=3", "model.depth=8",
           "model.width=8", "device=cpu", "lr=0.05")  # fmt: skip
-STOPPED_AT = (2, 11)
+STOPPED_AT = (2, 5)
 
 
 def images(folder: str, shard: bool) -> int:

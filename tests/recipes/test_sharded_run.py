@@ -35,7 +35,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ends(server: ForkServer, folder: Path, text: Path, what: str, count: int, *settings: str) -> list[Ended]:
-    return server.run(f"{MODULE}:once", str(folder), str(text), what, list(settings), count=count, folder=folder)
+    return server.run(
+        f"{MODULE}:once", str(folder), str(text), what, list(settings), count=count, folder=folder, timeout=300
+    )
 
 
 def states(ended: list[Ended], folder: Path, what: str) -> list[dict[str, Any]]:
