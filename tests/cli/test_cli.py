@@ -156,6 +156,16 @@ def test_a_folder_with_a_run_is_refused_with_both_ways_out(finished: Path) -> No
     assert "--overwrite" in result.stderr
 
 
+def test_one_process_alone_divides_nothing(tmp_path: Path) -> None:
+    result = apical("train", "digits", *TINY, "--shard", "--out", tmp_path / "a")
+    assert result.exit_code == 2
+    assert "divides the model among several processes, and this is one alone. Start it as torchrun" in result.stderr
+    other = apical("train", "digits", *TINY, "--shard", "--set", "channels_last=true", "--out", tmp_path / "a")
+    assert "shard=true with channels_last=true, expected channels_last=false" in other.stderr
+    assert "leave out --shard" in apical("train", "--resume", tmp_path, "--shard").stderr
+    assert not (tmp_path / "a").exists()
+
+
 def test_an_impossible_budget_says_what_can_be_reached(tmp_path: Path) -> None:
     result = apical("train", "digits", *TINY, "--budget", "0.001% macs", "--out", tmp_path / "a", "--quiet")
     assert result.exit_code == 2

@@ -114,7 +114,7 @@ def test_broken_off_epoch_starts_anew() -> None:
 
 def test_state_that_does_not_fit() -> None:
     loader = ImageLoader(numbered(20), 6)
-    with pytest.raises(ConfigError, match="a loader's state has"):
+    with pytest.raises(ConfigError, match="this loader's state has"):
         loader.load_state_dict({})
     with pytest.raises(ConfigError, match="stands at batch 9"):
         loader.load_state_dict(loader.state_dict() | {"position": 9})

@@ -125,7 +125,7 @@ def test_refusals() -> None:
         PairLoader(PAIRS, 6, view=RandomView(8), world_size=2)
     with pytest.raises(ConfigError, match=r"rank must lie in 0\.\.1"):
         PairLoader(PAIRS, 2, rank=2, world_size=2)
-    with pytest.raises(ConfigError, match="order and augment, got"):
+    with pytest.raises(ConfigError, match="state has augment, order, position, got"):
         PairLoader(PAIRS, 4).load_state_dict({"position": 3})
     with pytest.raises(ConfigError, match="crop must be at least 1 pixel"):
         RandomView(8, (2.0, 1.0))

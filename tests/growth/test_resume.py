@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical import Grower
-from apical.errors import CheckpointError
+from apical.errors import CheckpointError, ResizeError
 from apical.growth import ScsConfig
 from growth.cases import adamw, built, grown, sgd, step
 from marks import quick
@@ -233,6 +234,32 @@ def test_states_of_other_runs_are_refused_before_anything_changes(
     other.train(0, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("store", {"full": {}, "other": {}, "order": {"0/0": 1}}),
+        ("store", {"full": {}, "other": {}, "order": {"0/0": [["a"]]}}),
+        ("components", {"values": torch.zeros(3, device="meta")}),
+        ("keep", 3),
+        ("identity", {"groups": torch.zeros(2)}),
+        ("history", 3),
+        ("relative", None),
+        ("frozen", "no"),
+        ("epoch", "2"),
+        ("spent", [1]),
+        ("changes", {"born": None}),
+        ("target_load", float("nan")),
+    ],
+)
+def test_a_state_that_was_changed_is_refused_in_words(name: str, value: Any) -> None:
+    run = Run("mlp", sgd, {}).train(0, 2)
+    state = run.grower.state_dict()
+    if name == "identity":
+        value = {**state["identity"], **value}
+    with pytest.raises((CheckpointError, ResizeError)):
+        run.grower.load_state_dict({**state, name: value})
+
+
 def test_groups_of_other_sizes_are_refused() -> None:
     wide = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2))
     narrow = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))
@@ -253,3 +280,12 @@ def test_states_hold_nothing_that_lives_on(maker: Maker) -> None:
     other.grower.load_state_dict(state)
     other.train(2, EPOCHS)
     same(state, before)
+
+
+def test_dormant_values_of_another_shape_are_refused() -> None:
+    run = Run("mlp", sgd, {}).train(0, 2)
+    state = run.grower.state_dict()
+    key = next(k for k, v in state["store"]["full"].items() if v.dim())
+    state["store"]["full"][key] = state["store"]["full"][key][:-1]
+    with pytest.raises(ResizeError, match=rf"{re.escape(key)} of the saved store has shape .*, expected "):
+        run.grower.load_state_dict(state)

@@ -175,6 +175,15 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text("3\n")
     with pytest.raises(DataError, match="expected an object, got int"):
         write_report(tmp_path)
+    make_run(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    layer = {"name": "a", "type": "Linear", "params": [1], "macs": [1, 2], "full": [3], "final": [2]}
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, "template": {"layers": [layer]}}))
+    with pytest.raises(DataError, match=r"cannot be shown: a value in .* is not what apical writes \(ValueError"):
+        write_report(tmp_path)
+    make_run(tmp_path, metrics=[{"pattern": "{:q}"}])
+    with pytest.raises(DataError, match="cannot be shown"):
+        write_runs_report([tmp_path, tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 

@@ -23,6 +23,7 @@ _NOT_WITH_RESUME = (
     "out",
     "settings",
     "overwrite",
+    "shard",
     "auto_resume",
     "config_file",
     "save_config",
@@ -81,6 +82,9 @@ _NOT_WITH_RESUME = (
     is_flag=True,
     help="Go on with the run in --out if there is one, start it if not: for machines that may be taken away.",
 )
+@click.option(
+    "--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2); each holds a part."
+)
 @click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
 @click.option(
     "--log",
@@ -111,7 +115,7 @@ def train_command(
       apical train digits --out runs/digits --auto-resume      (the same command again and again)
       apical train digits --log tensorboard      (then: tensorboard --logdir runs)
 
-    On several GPUs or machines: torchrun --nproc-per-node 8 -m apical train RECIPE ...
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m apical train RECIPE ... [--shard]
 
     The run folder holds config.json, history.jsonl, checkpoint.pt, architecture.json, model.safetensors,
     summary.json and report.html. Next: open the report, or `apical export RUN --format onnx`.
@@ -195,6 +199,8 @@ def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Pa
     base = get_recipe(str(recipe)) if file is None else read_config_file(file)
     if file is not None and options["model"] is None:
         require_trusted(base, options["trust_code"], str(file))
+    if options["shard"]:
+        options["settings"] = (*options["settings"], "training.shard=true")
     return changed(base, options), options["out"] or Path("runs") / base.recipe
 
 

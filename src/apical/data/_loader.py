@@ -13,6 +13,7 @@ from torch import Tensor
 from apical.data._arrays import ImageArrays
 from apical.data._augment import Augment
 from apical.data._contents import contents
+from apical.data._place import EpochPlace
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -77,9 +78,7 @@ class ImageLoader:
         self.world_size = world_size
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator().manual_seed(seed + (rank + 1) * _AUGMENT_SEED_OFFSET)
-        self._epoch_start = self._order.get_state()  # of the order's generator, before it drew the current order
-        self._position = 0  # batches handed out in the current epoch
-        self._resume = False
+        self._place = EpochPlace(epoch_start=self._order)
 
     resumes_within_epoch = True
     """Whether a state that is taken inside an epoch goes on behind the last batch."""
@@ -89,21 +88,13 @@ class ImageLoader:
         return full + (rest > self.rank and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._resume:
-            self._order.set_state(self._epoch_start)
-        else:
-            self._epoch_start = self._order.get_state()
-            self._position = 0
-        self._resume = False
+        self._place.begin()
         order = self._draw_order()
-        base = shared_seed(self._epoch_start) if self.world_size > 1 else None
-        for position in range(self._position, len(self)):
+        base = shared_seed(self._place.began["epoch_start"]) if self.world_size > 1 else None
+        for position in self._place.rest(len(self)):
             if base is not None:
                 self._augment.manual_seed(base + position * self.world_size + self.rank)
-            self._position = position + 1  # a state saved while the caller works on this batch goes on after it
             yield self._batch(self._share(order, position))
-        self._epoch_start = self._order.get_state()
-        self._position = 0
 
     def contents(self) -> dict[str, Any]:
         """The images by number, labels, classes and names."""
@@ -112,27 +103,19 @@ class ImageLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: generators and position in the epoch."""
-        return {
-            "epoch_start": self._epoch_start.clone(),
-            "augment": self._augment.get_state(),
-            "position": self._position,
-        }
+        return {**self._place.state_dict(), "augment": self._augment.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            ConfigError: the state has other entries, or its position lies beyond this loader's epoch.
+            ConfigError: it is the state of another kind of loader, or its position lies beyond this loader's epoch.
         """
-        if set(state) != set(self.state_dict()):
-            raise ConfigError(f"a loader's state has {sorted(self.state_dict())}, got {sorted(state)}")
-        if not 0 <= state["position"] <= len(self):
-            raise ConfigError(f"the state stands at batch {state['position']}, this loader has {len(self)} an epoch")
-        self._epoch_start = state["epoch_start"].cpu().clone()
-        self._order.set_state(self._epoch_start)
+        if "augment" not in state:
+            names = ", ".join(sorted(self.state_dict()))
+            raise ConfigError(f"this loader's state has {names}, got {', '.join(sorted(state)) or 'none'}")
+        self._place.load_state_dict({name: value for name, value in state.items() if name != "augment"}, len(self))
         self._augment.set_state(state["augment"].cpu())
-        self._position = state["position"]
-        self._resume = True
 
     def _draw_order(self) -> Tensor:
         if self.shuffle:

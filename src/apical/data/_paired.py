@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apical.data._contents import contents
+from apical.data._place import EpochPlace
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -123,7 +124,8 @@ class PairLoader:
 
     Whole images are never padded: a batch holds images of one size, and ends where the size changes. Two generators
     of its own, one for the order and one for the views, draw an epoch's numbers at its start; reading and scaling then
-    go on in threads, and what comes out does not depend on their number.
+    go on in threads, and what comes out does not depend on their number. `state_dict` may be taken at any time, also
+    inside an epoch of views.
 
     Args:
         pairs: images and masks.
@@ -181,6 +183,10 @@ class PairLoader:
         self.rank, self.world_size = (rank, world_size) if view else (0, 1)  # what a process has of the batches
         self._order = torch.Generator().manual_seed(seed)
         self._augment = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
+        self._place = EpochPlace(order=self._order, augment=self._augment)
+
+    resumes_within_epoch = True
+    """Whether a state that is taken inside an epoch of views goes on behind the last batch."""
 
     def __len__(self) -> int:
         """Batches of an epoch; of whole images, at least so many (a change of size ends a batch early)."""
@@ -192,11 +198,12 @@ class PairLoader:
         if self._view is None:
             yield from self._whole()
             return
+        done = self._place.begin()
         order = torch.randperm(len(self._pairs), generator=self._order).tolist()
         draws = draw_views(len(order), self._augment)
         places = range(len(self) * self._batch_size * self._world_size)[self._rank :: self._world_size]
-        items = self._ahead([(order[place], draws[place]) for place in places])
-        for _ in range(len(self)):
+        items = self._ahead([(order[place], draws[place]) for place in places[done * self._batch_size :]])
+        for _ in self._place.rest(len(self)):
             yield self._batch([next(items) for _ in range(self._batch_size)])
 
     def _whole(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -240,16 +247,13 @@ class PairLoader:
         return contents(len(self._pairs), names=self._names)
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators, between two epochs."""
-        return {"order": self._order.get_state(), "augment": self._augment.get_state()}
+        """The generators at the epoch's beginning, and the position in it."""
+        return self._place.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            ConfigError: it is not the state of such a loader.
+            ConfigError: it is the state of another kind of loader, or its position lies beyond this loader's epoch.
         """
-        if set(state) != {"order", "augment"}:
-            raise ConfigError(f"the loader's state has order and augment, got {sorted(state)}")
-        self._order.set_state(state["order"].cpu())
-        self._augment.set_state(state["augment"].cpu())
+        self._place.load_state_dict(state, len(self))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apical.data._contents import contents
+from apical.data._place import EpochPlace
 from apical.data._root import data_root
 from apical.data._splits import ALIASES, Split
 from apical.data._utf8 import read_utf8
@@ -293,12 +294,18 @@ class TokenStream:
         self.rank, self.world_size = rank, world_size
         self._window = window
         self._count = (length - 1) // window if drop_last else -(-(length - 1) // window)
+        self._place = EpochPlace()
+
+    resumes_within_epoch = True
+    """Whether a state that is taken inside an epoch goes on behind the last window."""
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, self._count * self._window, self._window):
+        self._place.begin()
+        for number in self._place.rest(self._count):
+            start = number * self._window
             end = min(start + self._window, len(self._streams) - 1)
             yield self._streams[start:end], self._streams[start + 1 : end + 1]  # (T, own streams) each
 
@@ -307,14 +314,19 @@ class TokenStream:
         return dict(self._contents)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of windows, to recognise another text: the order never changes."""
-        return {"windows": self._count}
+        """The position, and the number of windows, to recognise another text: the order never changes."""
+        return {"windows": self._count, **self._place.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore.
+        """Go on from a saved state.
 
         Raises:
-            ConfigError: the state is that of another text, batch size or window.
+            ConfigError: the state is that of another text, batch size or window, or of another kind of loader.
         """
-        if state != self.state_dict():
-            raise ConfigError(f"the saved stream had {state}, this one has {self.state_dict()}: is it another text?")
+        rest = {name: value for name, value in state.items() if name != "windows"}
+        if state.get("windows") != self._count:
+            raise ConfigError(
+                f"the saved stream had {state.get('windows')!r:.40} windows, this one has {self._count}: is it another "
+                "text?"
+            )
+        self._place.load_state_dict(rest, self._count)

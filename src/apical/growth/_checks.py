@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from apical.budget import Budget
-from apical.errors import CheckpointError, TrainingError
+from apical.errors import ApicalError, CheckpointError, TrainingError
 from apical.growth._config import GrowthConfig
 from apical.growth._scs import ScsConfig
 from apical.resizing import are_finite
@@ -196,6 +197,24 @@ def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str])
     missing = [e for e in (*ENTRIES, *of_method) if e not in state]
     if missing:
         raise CheckpointError(f"the saved growth state is incomplete: {', '.join(missing)} is missing")
+
+
+@contextmanager
+def changed_since() -> Iterator[None]:
+    """While entered, whatever goes wrong with a saved state is said as such: a changed one can be wrong in many ways.
+
+    Raises:
+        CheckpointError: something did.
+    """
+    try:
+        yield
+    except ApicalError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"the saved growth state does not fit ({type(error).__name__}: {error}): it was changed since it was "
+            "saved, or written by another version. Build model, optimizer and Grower anew; these are half restored."
+        ) from error
 
 
 def _shown(groups: Any) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from apical.errors import CheckpointError
 from apical.structure import Structure
 
 
@@ -71,9 +73,53 @@ class Components:
         return {name: getattr(self, name).clone() for name in STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore them."""
+        """Restore them.
+
+        Raises:
+            CheckpointError: one is of another kind or shape.
+        """
         for name in STATE:
-            getattr(self, name).copy_(state[name])
+            own = getattr(self, name)
+            own.copy_(checked(own, state[name], name))
+
+
+def checked(own: Any, value: Any, name: str) -> Any:
+    """A saved value, if it can take the place of one's own: alike in kind and shape.
+
+    Args:
+        own: a tensor, a number, a sequence of numbers, or numbers by name.
+        value: in its place.
+        name: by which an error names it.
+
+    Raises:
+        CheckpointError: it cannot.
+
+    Example:
+        >>> checked((0.5, 0.5), [1.0, 0.0], "multipliers")
+        [1.0, 0.0]
+        >>> checked(0.5, None, "target_load")
+        Traceback (most recent call last):
+        apical.errors.CheckpointError: target_load of the saved growth state is None, expected the like of 0.5
+    """
+    if isinstance(own, Tensor):
+        fits = isinstance(value, Tensor) and value.shape == own.shape and not value.is_meta
+    elif isinstance(own, Mapping):
+        fits = isinstance(value, Mapping) and all(
+            isinstance(key, str) and isinstance(number, (int, float)) for key, number in value.items()
+        )
+    elif isinstance(own, (tuple, list)):
+        fits = isinstance(value, (tuple, list)) and len(value) == len(own) and all(map(_is_number, value))
+    elif isinstance(own, bool):
+        fits = isinstance(value, bool)
+    else:
+        fits = _is_number(value)
+    if not fits:
+        raise CheckpointError(f"{name} of the saved growth state is {value!r:.60}, expected the like of {own!r:.60}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 STATE = ("values", "buffer", "steps", "order", "age", "live", "lived")

@@ -18,6 +18,7 @@ from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable
 from apical.errors import ConfigError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
+    changed_since,
     check_identity,
     identity,
     refuse_lost_weights,
@@ -29,7 +30,7 @@ from apical.growth._checks import (
     warn_of_unfinished,
     warn_of_untrained,
 )
-from apical.growth._components import Components
+from apical.growth._components import Components, checked
 from apical.growth._config import GrowthConfig
 from apical.growth._divisor import adopted_divisor, choose_divisor
 from apical.growth._growing_model import GrowingModel
@@ -528,12 +529,19 @@ class Grower:
         """Restructure model, optimizers and copies to a saved state; load their own state dicts after this.
 
         Raises:
-            CheckpointError: if the state belongs to another model, budget or configuration; nothing has changed then.
+            CheckpointError: if the state belongs to another model, budget or configuration, and nothing has changed
+                then; or if it was changed since it was saved, and model and Grower are then to be made anew.
         """
+        self._growing.settle()
+        with changed_since():
+            # the saved divisor counts, not the one that was measured when this Grower was made
+            config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
+            check_identity(self._identity(config), state, type(self._controller).SAVED)
+            self._take_up(state, config)
+
+    def _take_up(self, state: Mapping[str, Any], config: GrowthConfig | ScsConfig) -> None:
+        """Become what a state says, which is one of this Grower's."""
         store = self._growing.settle()
-        # the saved divisor counts, not the one that was measured when this Grower was made
-        config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
-        check_identity(self._identity(config), state, type(self._controller).SAVED)
         self.config = config
         self._growing.resize(state["keep"], state["skip"])
         store.load_state_dict(state["store"])
@@ -542,9 +550,11 @@ class Grower:
         self._controller.config = config
         self._controller.terms = replace(self._controller.terms, divisor=config.step, latency=latency)
         self._controller.load_state_dict(state)
-        self.epoch, self._step = state["epoch"], state["step"]
-        self._spent_steps, self._spent_macs = state["spent"]
-        self._changes = cast(Changes, {**no_changes(), **state["changes"]})
+        counts = [int(n) for n in checked([0] * 4, [state["epoch"], state["step"], *state["spent"]], "epoch or step")]
+        self.epoch, self._step, self._spent_steps, self._spent_macs = counts
+        changes = {**no_changes(), **state["changes"]}
+        checked({}, {name: value for name, value in changes.items() if name != "blocks_left"}, "changes")
+        self._changes = cast(Changes, changes)
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._watch()
         self._start_bits()

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.errors import ConfigError
-from apical.growth._components import Components
+from apical.growth._components import Components, checked
 from apical.growth._observer import GateObserver
 from apical.growth._schedule import Schedule
 from apical.growth._widths import Limits
@@ -200,7 +200,7 @@ class Method(ABC):
         # on the CPU, though torch.load may have mapped the state to the model's device
         self.generator.set_state(state["generator"].cpu())
         for name in self.SAVED:
-            setattr(self, name, _copied(state[name]))
+            setattr(self, name, _copied(checked(getattr(self, name), state[name], name)))
 
 
 def _copied(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from apical._reading import regular
 from apical.errors import CheckpointError
 from apical.growth._grower import Grower
 from apical.resizing import is_sharded
@@ -69,17 +71,16 @@ def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
         >>> list(inspect.signature(load_sharded).parameters)  # called by all processes of a run under torchrun
         ['folder', 'grower', 'optimizer']
     """
-    from torch.distributed.checkpoint.filesystem import FileSystemReader  # slow to import
-    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_loader import load  # slow to import
     from torch.distributed.tensor import zeros
 
     like: Any = next((p for p in grower.model.parameters() if is_sharded(p)), None)
     if like is None:
         raise CheckpointError("this Grower's model is not sharded: make the Grower with shard=, as for the saved run")
     try:
-        known = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+        known = _described(Path(folder))
         rest = torch.empty(_size(known[REST]), dtype=torch.uint8, device="cpu")
-    except (OSError, KeyError, AttributeError, EOFError) as error:
+    except Exception as error:  # a file that was changed may raise anything
         raise CheckpointError(
             f"{folder} holds no checkpoint of save_sharded ({type(error).__name__}: {error}). Expected the folder that "
             "it was given, whole; go back to an older one if its saving was cut short"
@@ -87,7 +88,7 @@ def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
     values: dict[str, Any] = {REST: rest}
     for key, what in known.items():
         if key != REST:
-            size, dtype = _size(what), getattr(what, "properties").dtype  # noqa: B009 (of tensors only)
+            size, dtype = _size(what), what.properties.dtype
             values[key] = zeros(size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
     load(values, checkpoint_id=str(folder))
     state = torch.load(io.BytesIO(rest.numpy().tobytes()), weights_only=True, map_location=like.to_local().device)
@@ -99,6 +100,39 @@ def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
     grower.load_state_dict(state["grower"])
     grower.model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What tensors a folder holds. Torch describes them in a pickle, of which nothing but its own records is taken."""
+    with (regular(folder / ".metadata")).open("rb") as stream:
+        found = _Records(stream).load()
+    known = dict(found.state_dict_metadata)
+    odd = [key for key, what in known.items() if not isinstance(key, str) or type(what).__name__ != _TENSOR]
+    if odd:
+        raise CheckpointError(f"{odd[0]!r:.40} is no tensor")
+    return known
+
+
+class _Records(pickle.Unpickler):
+    """Reads a pickle that holds nothing but the records of ``torch.distributed.checkpoint``."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not dtype and (module, name) not in _ALLOWED:
+            raise CheckpointError(f"it names {module}.{name}, which no such checkpoint has, and is not read")
+        return super().find_class(module, name)
+
+
+_TENSOR = "TensorStorageMetadata"
+_METADATA = "torch.distributed.checkpoint.metadata"
+_ALLOWED = {
+    *((_METADATA, name) for name in ("Metadata", _TENSOR, "TensorProperties", "ChunkStorageMetadata",
+                                     "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+}  # fmt: skip
 
 
 def _size(what: Any) -> torch.Size:

@@ -9,7 +9,7 @@ from pathlib import Path
 from apical.reporting._bits import bits_section
 from apical.reporting._growth_picture import SCRIPT, frames, growth_figure, widths_table
 from apical.reporting._pictures import picture_rows
-from apical.reporting._read import RunRecord, read_run
+from apical.reporting._read import RunRecord, read_run, showing
 from apical.reporting._svg import Series, bar_chart, heat_strip, line_chart
 from apical.reporting._tables import folded, page, table, text, write_page
 from apical.reporting._worth import worth_section
@@ -29,7 +29,9 @@ def write_report(run: str | Path | RunRecord, out: str | Path | None = None) -> 
         DataError: the folder does not hold a run, a file is damaged, or the report cannot be written.
     """
     record = run if isinstance(run, RunRecord) else read_run(run)
-    return write_page(Path(out) if out is not None else record.folder / "report.html", render_report(record))
+    with showing(record):
+        rendered = render_report(record)
+    return write_page(Path(out) if out is not None else record.folder / "report.html", rendered)
 
 
 def render_report(run: RunRecord) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apical._reading import read_text
-from apical.errors import DataError
+from apical.errors import ApicalError, DataError
 
 _ACCURACY = {
     "name": "accuracy", "heading": "acc %", "pattern": "{:.2f}", "scale": 100.0, "unit": " %", "higher_is_better": True
@@ -95,6 +96,25 @@ def read_run(folder: str | Path) -> RunRecord:
         lines = _text(path / "history.jsonl").splitlines()
         history = [_parse(line, path / "history.jsonl", number) for number, line in enumerate(lines, 1) if line.strip()]
     return RunRecord(path, config, history, summary, started)
+
+
+@contextmanager
+def showing(*runs: RunRecord) -> Iterator[None]:
+    """While entered, what goes wrong with the numbers of runs is said as such: changed files can be wrong in many ways.
+
+    Raises:
+        DataError: something did.
+    """
+    try:
+        yield
+    except ApicalError:
+        raise
+    except Exception as error:
+        folders = ", ".join(str(run.folder) for run in runs)
+        raise DataError(
+            f"{folders} cannot be shown: a value in config.json, history.jsonl, summary.json or template.json is not "
+            f"what apical writes ({type(error).__name__}: {error}). It was changed; copy the run folder anew."
+        ) from error
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

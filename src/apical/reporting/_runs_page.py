@@ -12,7 +12,7 @@ from typing import Any
 from apical.errors import DataError
 from apical.reporting._growth_picture import frames, silhouette
 from apical.reporting._page import run_title
-from apical.reporting._read import RunRecord, read_run
+from apical.reporting._read import RunRecord, read_run, showing
 from apical.reporting._svg import Series, line_chart
 from apical.reporting._tables import page, table, write_page
 
@@ -38,11 +38,18 @@ def write_runs_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     records = [read_run(folder) for folder in runs]
     if len(records) < 2:
         raise DataError(f"comparing takes at least two runs, got {len(records)}; for one, call write_report")
+    with showing(*records):
+        rendered = _checked(records, Path(out).parent)
+    return write_page(Path(out), rendered)
+
+
+def _checked(records: Sequence[RunRecord], folder: Path) -> str:
+    """The page, if the runs can share one."""
     metrics = {str(record.folder): record.metric["name"] for record in records}
     if len(set(metrics.values())) > 1:
         told = ", ".join(f"{folder}: {name}" for folder, name in metrics.items())
         raise DataError(f"these runs are judged by different metrics and cannot share a table: {told}")
-    return write_page(Path(out), render_runs_report(records, Path(out).parent))
+    return render_runs_report(records, folder)
 
 
 def render_runs_report(runs: Sequence[RunRecord], folder: Path = Path()) -> str:

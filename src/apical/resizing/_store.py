@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -193,8 +193,24 @@ class DormantStore:
 
         They wait on the store's device; if none was given, where they were loaded to, and from the next resize that
         writes to them on the device of their tensor.
+
+        Raises:
+            ResizeError: a value has another shape than the tensor of the traced model that it belongs to, or what is
+                said of the optimizers' parameters are no names.
         """
+        if not all(isinstance(name, str) for names in state["order"].values() for name in names):
+            raise ResizeError("the saved store's order of parameters holds something else than names")
+        self._check_shapes(state["full"])
         self._full = {k: v.to(self.device, copy=True) for k, v in state["full"].items()}
         self._other = copy.deepcopy(state["other"])
         self.order = {k: list(v) for k, v in state["order"].items()}
         self._optimizers, self._classes = {}, dict(state.get("optimizers", {}))  # older states do not say
+
+    def _check_shapes(self, full: Mapping[str, Tensor]) -> None:
+        if self._structure is None:
+            return
+        for key, value in full.items():
+            spec = self._structure.tensors.get(key.split("/")[1] if "/" in key else key)
+            if spec is None or tuple(value.shape) != tuple(spec.shape):
+                expected = "a tensor of the traced model" if spec is None else f"{tuple(spec.shape)}"
+                raise ResizeError(f"{key} of the saved store has shape {tuple(value.shape)}, expected {expected}")

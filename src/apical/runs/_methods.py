@@ -26,6 +26,7 @@ from apical.baselines import (
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.recipes import RunConfig
+from apical.runs._sharding import sharder
 from apical.training import GrowthMethod, MethodFactory
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class _Method:
     resolve: Resolve
     check: Check
     reads: tuple[str, ...]  # of the growth settings
+    shards: bool  # whether it can divide the model among processes
 
 
 _METHODS: dict[str, _Method] = {}
@@ -60,6 +62,7 @@ def register_method(
     stepwise: bool = False,
     check: Check = lambda _config: None,
     reads: tuple[str, ...] = ("divisor", "seed"),
+    shards: bool = False,
 ) -> Callable[[Any], Any]:
     """Let ``--method NAME`` mean what the decorated function, an `Assemble`, assembles.
 
@@ -70,6 +73,7 @@ def register_method(
         check: refuses options and lengths of training that the method cannot have, so that a comparison says so before
             its first run.
         reads: the settings of growth that it reads; the others do not change its runs.
+        shards: whether it can divide the model among processes, as ``training.shard`` asks.
 
     Raises:
         ConfigError: the name is taken.
@@ -79,7 +83,7 @@ def register_method(
         if name in _METHODS:
             raise ConfigError(f"there is a method {name!r} already")
         told = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
-        _METHODS[name] = _Method(told, resolve, check, reads)
+        _METHODS[name] = _Method(told, resolve, check, reads, shards)
         return assemble
 
     return register
@@ -141,6 +145,11 @@ def check_settings(config: RunConfig) -> None:
     _method(config.method).check(config)
 
 
+def sharding_methods() -> tuple[str, ...]:
+    """The names of the methods that can divide the model among processes."""
+    return tuple(name for name, method in _METHODS.items() if method.shards)
+
+
 def _method(name: str) -> _Method:
     if name not in _METHODS:
         raise ConfigError(
@@ -186,6 +195,7 @@ def _grower(
             epochs=config.training.epochs,
             steps_per_epoch=None if growth.interval_unit == "epochs" else steps,
             copies=copies,
+            shard=sharder(config.training),
             config=growth,
         )
 
@@ -193,7 +203,11 @@ def _grower(
 
 
 @register_method(
-    "grown", stepwise=True, check=no_options, reads=tuple(f.name for f in dataclasses.fields(GrowthConfig))
+    "grown",
+    stepwise=True,
+    check=no_options,
+    reads=tuple(f.name for f in dataclasses.fields(GrowthConfig)),
+    shards=True,
 )
 def _grown(config: RunConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
     no_options(config)
@@ -220,7 +234,7 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
 
 for _name, _make in (("scs", ScsConfig), ("random", ScsConfig.random)):
     _of_preset = partial(_preset, _make)
-    register_method(_name, stepwise=True, check=_of_preset, reads=_SHARED)(partial(_grown_by, _of_preset))
+    register_method(_name, stepwise=True, check=_of_preset, reads=_SHARED, shards=True)(partial(_grown_by, _of_preset))
 
 
 @register_method("dense", check=no_options, reads=())

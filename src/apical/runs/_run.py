@@ -18,7 +18,8 @@ from apical.recipes._task_kind import task_kind
 from apical.reporting import write_report
 from apical.runs._divisor import settle_divisor
 from apical.runs._live import LoggedProgress, LoggerFactory
-from apical.runs._methods import method_factory, resolve_method
+from apical.runs._methods import method_factory, resolve_method, sharding_methods
+from apical.runs._sharding import PARTS, refuse_unshardable
 from apical.runs._template import layer_facts, template_facts
 from apical.runs._trust import require_trusted
 from apical.runs._weights import load_initial_weights_
@@ -82,6 +83,8 @@ def run(
     if resume:
         require_trusted(config, trust_code, str(Path(out) / "config.json"))
     config = resolve_method(config)
+    if config.training.shard:
+        refuse_unshardable(config.method, sharding_methods(), processes())
     with process_group(resolve_device(config.training.device), config.training.process_timeout_s) as team:
         check_same_run(run_identity(config.to_mapping()))  # the data follow, when they are read
         result = _run(config, out, resume, overwrite, progress, loggers if team.first else ())
@@ -154,6 +157,7 @@ def _run(
         overwrite=overwrite,
         progress=live,
         on_finish=write_files,
+        parts=PARTS if config.training.shard else None,
     )
 
 

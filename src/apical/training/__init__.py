@@ -10,6 +10,7 @@ from apical.training._interrupt import Interrupted
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger
 from apical.training._loop import evaluate
 from apical.training._parallel import check_same_everywhere
+from apical.training._parts import PartsIO
 from apical.training._processes import Processes, processes
 from apical.training._progress import PacedProgress, Progress, make_progress
 from apical.training._protocols import (
@@ -41,6 +42,7 @@ __all__ = [
     "Metric",
     "OptimizerConfig",
     "PacedProgress",
+    "PartsIO",
     "Pixels",
     "Processes",
     "Progress",

@@ -47,7 +47,7 @@ def settle_amp(
         return replace(config, amp=known), f"amp={known}, as measured before"
     device = resolve_device(config.device)
     twin = copy.deepcopy(model).to(device)
-    batch = _first_batch(loader, config, device)
+    batch = first_batch(loader, config, device)
     plain = _step_seconds(twin, task, batch, replace(config, amp="none"), device)
     try:
         half = _step_seconds(twin, task, batch, replace(config, amp="bfloat16"), device, HOPELESS * plain)
@@ -88,7 +88,8 @@ def assumed_amp(config: TrainingConfig, device: torch.device) -> TrainingConfig:
     return replace(config, amp="bfloat16" if device.type == "cuda" else "none")
 
 
-def _first_batch(loader: Loader, config: TrainingConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def first_batch(loader: Loader, config: TrainingConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a loader would give next; it is put back."""
     before = loader.state_dict()
     inputs, targets = next(iter(loader))
     loader.load_state_dict(before)

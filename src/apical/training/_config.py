@@ -110,6 +110,7 @@ class TrainingConfig:
         process_timeout_s: of several processes, seconds that one waits for another before all end with a word about
             which one is lost; None for torch's own (30 minutes on a CPU, 10 on CUDA). It must cover the slowest
             evaluation.
+        shard: whether the processes divide the model among them (FSDP2) instead of holding it whole each.
 
     Example:
         >>> config = TrainingConfig(epochs=10, optimizer=OptimizerConfig(lr=0.05))
@@ -136,6 +137,7 @@ class TrainingConfig:
     deterministic: bool = False
     eval_every: int = 1
     process_timeout_s: float | None = None
+    shard: bool = False
 
     def __post_init__(self) -> None:
         known = ("none", "bfloat16", "float16", "auto")
@@ -154,6 +156,14 @@ class TrainingConfig:
                 f"eval_every={self.eval_every}, expected at least 1": self.eval_every >= 1,
                 f"process_timeout_s={self.process_timeout_s}, expected at least 1": self.process_timeout_s is None
                 or self.process_timeout_s >= 1,
+                "shard=true divides no moving average of the weights, expected ema_decay=none": not self.shard
+                or self.ema_decay is None,
+                "shard=true with compile=true, expected one of them": not (self.shard and self.compile),
+                "shard=true with channels_last=true, expected channels_last=false": not (
+                    self.shard and self.channels_last
+                ),
+                "shard=true with amp='float16', expected 'none', 'bfloat16' or 'auto'": not self.shard
+                or self.amp != "float16",
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs}, expected fewer than epochs={self.epochs}": (
                     self.schedule.warmup_epochs < max(self.epochs, 1)
                 ),

@@ -121,7 +121,7 @@ def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: Tra
     device = resolve_device(config.device)
     model.to(device)
     apply_memory_format_(model, config)
-    replica = Replica(model, device, config.sync_batchnorm)
+    replica = Replica(model, device, config.sync_batchnorm, config.shard)
     optimizer = build_optimizer(model, config.optimizer)
     average = None
     if config.ema_decay is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,18 @@ from apical.errors import DataError
 from apical.training._config import TrainingConfig
 from apical.training._learner import Learner, autocast
 from apical.training._optimizer import lr_factor, set_lr_
-from apical.training._processes import summed
+from apical.training._own_state import hand_on_
+from apical.training._processes import any_of_all, summed
 from apical.training._protocols import Loader
 from apical.training._tally import EvalStats, Tally
 from apical.training._task import Classification, Task
 
+Batch = tuple[Tensor, Tensor]
 
-def train_steps(learner: Learner, loader: Loader | tuple[()], tally: Tally, epoch: int) -> Iterator[int]:
+
+def train_steps(
+    learner: Learner, loader: Loader | tuple[()], tally: Tally, epoch: int, stream: Any = None
+) -> Iterator[int]:
     """Train on each batch of an epoch, and yield after each the number of steps that are done.
 
     Args:
@@ -30,6 +36,7 @@ def train_steps(learner: Learner, loader: Loader | tuple[()], tally: Tally, epoc
         loader: batches of (inputs, targets); of an epoch that was begun before, the rest of them.
         tally: of this epoch; it knows the steps that were done before.
         epoch: its number, from 1.
+        stream: of an epoch that was begun before, what the task then handed on to the next batch.
 
     Raises:
         TrainingError: a loss is not finite. On a CPU the weights have not yet been touched by it.
@@ -37,6 +44,7 @@ def train_steps(learner: Learner, loader: Loader | tuple[()], tally: Tally, epoc
     config, steps = learner.config, len(loader)
     learner.model.train()
     learner.task.begin(training=True)
+    hand_on_(learner.task, stream, learner.device)
     for inputs, targets in on_device(loader, config, learner.device):
         started = time.perf_counter()
         set_lr_(learner.optimizer, lr_factor(epoch - 1 + tally.steps / steps, config.epochs, config.schedule))
@@ -64,6 +72,7 @@ def evaluate(
     device: torch.device,
     *,
     task: Task | None = None,
+    divided: bool = False,
 ) -> EvalStats:
     """Loss and metrics of a model in eval mode; the model's mode is put back afterwards.
 
@@ -73,12 +82,13 @@ def evaluate(
         config: autocast and memory format are read from it; label smoothing is not applied.
         device: where the model is.
         task: loss and metrics; classification if None.
+        divided: whether the processes divide the model among them, so that all must call it equally often.
 
     Returns:
         Loss, metrics, number of examples, seconds.
 
     Raises:
-        DataError: the loader gives no batch.
+        DataError: the loader gives no batch; of a divided model, that of any process.
 
     In several processes, a loader that gives each of them a share is summed over all.
     """
@@ -90,9 +100,12 @@ def evaluate(
     model.eval()
     task.begin(training=False)
     try:
-        for inputs, targets in on_device(loader, config, device):
+        batches = on_device(loader, config, device)
+        for (inputs, targets), counted in in_step(batches) if divided else ((batch, True) for batch in batches):
             with autocast(config, device):
                 result = task.batch(model, inputs, targets, training=False)
+            if not counted:
+                continue
             loss += result.loss * result.weight
             weight += result.weight
             counts = result.counts if counts is None else counts + result.counts
@@ -107,6 +120,27 @@ def evaluate(
         raise DataError("the evaluation loader gave nothing to judge by; expected at least one batch")
     mean = float(loss / weight)
     return EvalStats(mean, task.results(mean, counts.cpu()), samples, time.perf_counter() - started)
+
+
+def in_step(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """The batches of this process and whether each counts; its last one is repeated while other processes have more.
+
+    Raises:
+        DataError: a process has none; all raise it.
+    """
+    last: Batch | None = None
+    while True:
+        batch = next(batches, None)
+        last = last if batch is None else batch
+        told = any_of_all(2 if last is None else int(batch is not None))
+        if told == 2:
+            raise DataError(
+                "a process has nothing to evaluate, but all must call a divided model equally often; evaluate on at "
+                "least as many samples as there are processes"
+            )
+        if told == 0 or last is None:
+            return
+        yield last, batch is not None
 
 
 def on_device(

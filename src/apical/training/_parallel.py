@@ -35,11 +35,13 @@ class Replica:
         model: the plain model; it stays the user's own.
         device: where it is.
         sync_batchnorm: whether batch norms see the batches of all processes.
+        divided: whether the processes divide the model among them, so that it is called as it is.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, sync_batchnorm: bool) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, sync_batchnorm: bool, divided: bool = False) -> None:
         self._model = model
         self._device = device
+        self._divided = divided
         self._compiled = False
         self._graphs = 0  # that had been compiled in this process when last asked
         self.team = processes()
@@ -109,7 +111,7 @@ class Replica:
 
     def _wrap(self) -> nn.Module:
         wrapped = self._model
-        if self.team.count > 1:
+        if self.team.count > 1 and not self._divided:
             ids = None if self._device.type == "cpu" else [self._device.index]
             wrapped = DistributedDataParallel(wrapped, device_ids=ids, **_buffers(not self._synchronised))
         if not self._compiled:
@@ -164,7 +166,8 @@ def check_same_everywhere(model: nn.Module, where: str) -> None:
 def fingerprint(model: nn.Module) -> tuple[int, int]:
     """Two numbers of 64 bits: of the parameters' names and shapes, and of their values.
 
-    Units of the same number but of other positions have other values, so both together tell structures apart.
+    Units of the same number but of other positions have other values, so both together tell structures apart. The
+    values of a parameter that is divided among the processes are left out, since each holds others.
 
     Example:
         >>> torch.manual_seed(0) is not None
@@ -178,6 +181,8 @@ def fingerprint(model: nn.Module) -> tuple[int, int]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shapes.update(f"{name}{tuple(parameter.shape)}{parameter.dtype};".encode())
+            if hasattr(parameter, "device_mesh"):
+                continue
             values = parameter.detach().flatten()
             wide = values.double() if values.device.type != "mps" else values.float()
             numbers.append(torch.stack([wide.sum(), wide[::2].sum(), wide.square().sum()]))

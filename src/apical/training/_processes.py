@@ -172,12 +172,20 @@ def gathered(values: Sequence[int]) -> list[list[int]]:
     return [tensor.tolist() for tensor in found]
 
 
+def gathered_bytes(own: bytes) -> list[bytes]:
+    """The bytes of every process, by rank; as many as each has."""
+    if processes().count == 1:
+        return [own]
+    lengths = [length for (length,) in gathered([len(own)])]
+    padded = torch.frombuffer(bytearray(own.ljust(max(1, *lengths), b"\0")), dtype=torch.uint8).to(_device())
+    found = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(found, padded)
+    return [bytes(part.cpu().numpy())[:length] for part, length in zip(found, lengths, strict=True)]
+
+
 def gathered_texts(text: str) -> list[str]:
     """The texts of every process, by rank."""
-    raw = text.encode("utf-8", "surrogateescape")
-    lengths = [length for (length,) in gathered([len(raw)])]
-    rows = gathered([*raw, *([0] * (max(lengths) - len(raw)))])
-    return [bytes(row[:n]).decode("utf-8", "surrogateescape") for row, n in zip(rows, lengths, strict=True)]
+    return [raw.decode("utf-8", "surrogateescape") for raw in gathered_bytes(text.encode("utf-8", "surrogateescape"))]
 
 
 def summed(value: Tensor | None) -> Tensor | None:

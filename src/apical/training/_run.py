@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from apical.errors import CheckpointError
-from apical.training._amp import settle_amp
+from apical.errors import CheckpointError, ConfigError
+from apical.training._amp import first_batch, settle_amp
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._doubts import doubts
 from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
-from apical.training._learner import Learner, prepare_learner
+from apical.training._learner import Learner, autocast, prepare_learner
 from apical.training._loop import evaluate, train_steps
+from apical.training._own_state import can_be_kept, hand_on_, own_of, own_states, stream_of
 from apical.training._parallel import process_seed, refuse_unshared
+from apical.training._parts import Parts, PartsIO
 from apical.training._processes import first_before_others, process_group, watched
 from apical.training._progress import PacedProgress, Progress, SilentProgress, make_progress
 from apical.training._protocols import Loader, MethodFactory
@@ -48,13 +51,14 @@ def train(
     overwrite: bool = False,
     progress: Progress | None = None,
     on_finish: Callable[[TrainingResult], None] | None = None,
+    parts: PartsIO | None = None,
 ) -> TrainingResult:
     """Train a model while `method` restructures it, and leave a run folder.
 
     After every epoch: evaluate, `method.end_epoch()`, checkpoint, history. A run that is killed at any moment and
     resumed repeats the running epoch from its beginning and ends, on a CPU, bit for bit as if it had not been killed.
     A run that is stopped by SIGTERM or SIGINT writes a checkpoint first, after the running step if the training loader
-    `resumes_within_epoch`.
+    `resumes_within_epoch`, and goes on there, bit for bit on a CPU as well if the number of processes is the same.
 
     Started by torchrun, all processes train together: the model is wrapped for the training step and wrapped again
     after each restructuring, the first process writes, and the folder must be one that all of them see.
@@ -72,6 +76,7 @@ def train(
         overwrite: remove an earlier run from the folder first.
         progress: what people see; `make_progress()` if None.
         on_finish: called with the result before summary.json is written, to add files such as the final weights.
+        parts: with ``config.shard``, how a model that the method divides among the processes is saved and loaded.
 
     Returns:
         The result; `model` in it is the object that was passed.
@@ -84,6 +89,11 @@ def train(
         Interrupted: SIGINT or SIGTERM; resume later. The process should exit with `Interrupted.exit_code`.
     """
     task = task or Classification(config.label_smoothing)
+    if config.shard != (parts is not None):
+        raise ConfigError(
+            f"training.shard={config.shard}, but parts={parts!r:.40}: a model that is divided among processes needs "
+            "both, another one neither"
+        )
     with (
         process_group(resolve_device(config.device), config.process_timeout_s) as team,
         watched(team),
@@ -104,10 +114,13 @@ def train(
         content = _content(config, run_config, task)
         seed_everything(config.seed)
         learner = prepare_learner(model, method, config, task)
-        run = _Run(learner, loaders, run_folder, run_identity(content, loaders.contents()), guard, progress)
+        kept = None if parts is None else Parts(run_folder.path, team, parts)
+        run = _Run(learner, loaders, run_folder, run_identity(content, loaders.contents()), guard, progress, kept)
         with first_before_others(team):  # it may set a torn checkpoint aside
-            resumed = resume and run.restore()
-        if not resumed:
+            found = run.find() if resume else None
+        if found is not None:
+            run.take_up(found)
+        else:
             for doubt in doubts(config, len(loaders.train)):
                 progress.message(doubt)
             run_folder.write_json("config.json", {**content, "versions": versions()})
@@ -138,7 +151,9 @@ class _Run:
 
     Attributes:
         history: a record of each epoch that is done.
+        parts: where a divided model is kept; None if each process holds it whole.
         begun: of the running epoch, what was done before this process took it up.
+        own: what this process alone had then; None if it is not known.
         tally: of the running epoch, what is done by now.
     """
 
@@ -148,23 +163,25 @@ class _Run:
     identity: Mapping[str, Any]
     guard: InterruptGuard
     progress: Progress
+    parts: Parts | None
     history: list[dict[str, Any]] = field(default_factory=list)
     begun: Partial | None = None
+    own: Mapping[str, Any] | None = None
     tally: Tally | None = None
 
     def one_epoch(self) -> None:
         """Train, evaluate, restructure and save."""
         learner, loader, config = self.learner, self.loaders.train, self.learner.config
         epoch, steps = len(self.history) + 1, len(loader)
-        tally = self._begin_epoch(epoch)
+        tally, stream = self._begin_epoch(epoch)
         batches = loader if tally.steps < steps else ()  # of an epoch of which only evaluation was left
-        for step in train_steps(learner, batches, tally, epoch):
+        for step in train_steps(learner, batches, tally, epoch, stream):
             with tally.restructuring():
                 learner.end_step(f"in epoch {epoch}")
             self.progress.step(epoch, step, steps)
             if step < steps and self.guard.came(learner.replica.team, step % STEPS_PER_QUESTION == 0):
-                if getattr(loader, "resumes_within_epoch", False):
-                    self._save_within_epoch()
+                if getattr(loader, "resumes_within_epoch", False) and can_be_kept(learner.task):
+                    self._save_within_epoch(stream_of(learner.task))
                 self._leave(f"in epoch {epoch}, after step {step} of {steps}")
         stats = tally.stats(learner.task)
         learner.replica.share_statistics_(learner.average)
@@ -183,24 +200,26 @@ class _Run:
         if self.guard.came(learner.replica.team):
             self._leave(f"after epoch {epoch}")
 
-    def _begin_epoch(self, epoch: int) -> Tally:
-        """Seed the epoch, or what is left of it, and begin its tally."""
+    def _begin_epoch(self, epoch: int) -> tuple[Tally, Any]:
+        """Seed the epoch, or what is left of it, and begin its tally; with it what the first batch goes on with."""
         config, team = self.learner.config, self.learner.replica.team
         self.learner.compile_if_final()
-        seed = process_seed(config.seed, epoch, team)
-        if seed is not None:
+        seed, own = process_seed(config.seed, epoch, team), self.own
+        if own is None and seed is not None:
             seed_everything(seed if self.begun is None else seed + self.begun.steps)
         if isinstance(self.progress, PacedProgress):
             self.progress.pace(config.batch_size, getattr(self.learner.task, "unit", "samples"))
         self.tally = Tally(self.learner.device, f"in epoch {epoch}", self.begun)
-        self.begun = None
-        return self.tally
+        self.begun = self.own = None
+        return self.tally, None if own is None else own["stream"]
 
     def _evaluate(self, model: nn.Module, loader: Loader, when: str) -> EvalStats:
         """Judge a model. One process alone may be stopped after each batch; several may have more or fewer."""
         learner = self.learner
         batches = self._until_signal(loader, when) if learner.replica.team.count == 1 else loader
-        return evaluate(model, batches, learner.config, learner.device, task=learner.task)
+        config = learner.config
+        divided = config.shard and len(self.history) < config.epochs  # afterwards it is whole
+        return evaluate(model, batches, config, learner.device, task=learner.task, divided=divided)
 
     def _until_signal(self, loader: Loader, when: str) -> Iterator[tuple[Tensor, Tensor]]:
         before = random_state()  # a loader may draw from it, and does so again if the run is resumed here
@@ -209,13 +228,13 @@ class _Run:
             if self.guard.came(self.learner.replica.team):
                 if len(self.history) < self.learner.config.epochs:
                     set_random_state(before)
-                    self._save_within_epoch()
+                    self._save_within_epoch(None)
                 self._leave(f"while evaluating {when}")
 
-    def _save_within_epoch(self) -> None:
+    def _save_within_epoch(self, stream: Any) -> None:
         assert self.tally is not None
         self.begun = self.tally.partial()
-        self.save()
+        self.save(own_states(stream))
 
     def _leave(self, where: str) -> None:
         name = self.guard.requested or "a signal to another process"
@@ -223,22 +242,27 @@ class _Run:
         rest = what_is_kept(self.folder.path / CURRENT, len(self.history), epochs, within)
         raise Interrupted(f"stopped by {name} {where}. {rest}", name)
 
-    def save(self) -> None:
-        """Write the checkpoint, then the history that belongs to it."""
+    def save(self, own: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Write the checkpoint, with what each process has within an epoch, then the history that belongs to it."""
+        learner, parts = self.learner, self.parts
+        name = None if parts is None else parts.save(learner.method, learner.optimizer)
         state = {
-            **self.learner.state_dict(),
+            **(learner.state_dict() if name is None else {"parts": name}),
             "loader": self.loaders.train.state_dict(),
             "random": random_state(),
             "history": self.history,
             "begun": None if self.begun is None else vars(self.begun),
+            "own": own,
         }
         if self.learner.replica.team.first:
             save_checkpoint(self.folder.path, Checkpoint(len(self.history), self.identity, state))
+        if parts is not None and name is not None:
+            parts.keep(name)
         self.folder.write_history(self.history)
 
-    def restore(self) -> bool:
-        """Go back to the checkpoint. False if the run was killed before it wrote its first one."""
-        path, epochs = self.folder.path, self.learner.config.epochs
+    def find(self) -> Checkpoint | None:
+        """The checkpoint to go on from. None if the run was killed before it wrote its first one."""
+        path = self.folder.path
         if not has_checkpoint(path):
             if not (path / "config.json").exists():
                 raise CheckpointError(
@@ -246,8 +270,12 @@ class _Run:
                     "earlier run, or start a new one."
                 )
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
-            return False
-        found = load_checkpoint(path, self.identity, self.progress.message)
+            return None
+        return load_checkpoint(path, self.identity, self.progress.message)
+
+    def take_up(self, found: Checkpoint) -> None:
+        """Go back to a checkpoint; all processes do so together."""
+        path, epochs = self.folder.path, self.learner.config.epochs
         try:
             self._load(found.state, found.epoch)
         except Exception as error:  # a checkpoint's inner parts can be wrong in as many ways as there are methods
@@ -263,15 +291,36 @@ class _Run:
         else:
             within = "" if self.begun is None else f" and {self.begun.steps} steps"
             self.progress.message(f"resumed after epoch {len(self.history)} of {epochs}{within}")
-        return True
+            if self.begun is not None and self.own is None:
+                self.progress.message(
+                    "the rest of this epoch draws random numbers anew, and a text goes on without what was read "
+                    "before: what each process had is not known, since they were others in number (or an earlier "
+                    "apical wrote the checkpoint)"
+                )
 
     def _load(self, state: Mapping[str, Any], epochs: int) -> None:
-        self.learner.load_state_dict(state)
+        learner = self.learner
+        if self.parts is None:
+            learner.load_state_dict(state)
+        else:
+            self.parts.load(state["parts"], learner.method, learner.optimizer)
         self.loaders.train.load_state_dict(state["loader"])
         self.history = history_of(state["history"], epochs)
         self.begun = partial_of(state["begun"], len(self.loaders.train))
+        self.own = own_of(state.get("own"), learner.replica.team)
+        if self.own is not None and self.own["stream"] is not None:
+            self._try(self.own["stream"])
         self.folder.write_history(self.history)
-        set_random_state(state["random"])
+        set_random_state(state["random"] if self.own is None else self.own["random"])
+
+    @torch.no_grad()
+    def _try(self, stream: Any) -> None:
+        """Run the next batch behind a state, so that one which does not fit is refused here and not in a step."""
+        learner = self.learner
+        hand_on_(learner.task, stream, learner.device)
+        batch = first_batch(self.loaders.train, learner.config, learner.device)
+        with autocast(learner.config, learner.device):
+            learner.task.batch(learner.model.eval(), *batch, training=False)
 
     def finish(self, content: Mapping[str, Any]) -> TrainingResult:
         """Make the model final and test it."""

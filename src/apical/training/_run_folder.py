@@ -15,6 +15,7 @@ from torch import Tensor
 from apical._atomic import asides, atomic_file, take_lock
 from apical.errors import ApicalError, CheckpointError, why_not_written
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
+from apical.training._parts import remove_parts
 
 LOCK_PATIENCE_S = 6.0  # a killed run's reading processes notice within five seconds that it is gone
 
@@ -88,6 +89,7 @@ class RunFolder:
         """Remove what an earlier run left, as far as the loop wrote it."""
         for name in (CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
+        remove_parts(self.path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as readable JSON."""

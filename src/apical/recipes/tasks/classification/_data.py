@@ -186,7 +186,7 @@ def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> Pr
     channels = config.channels or 3
     cut = RandomResizedCrop(size, (config.crop_scale, 1.0)) if config.random_resized_crop else None
     decode = Decode(size, config.resize, channels)
-    train = open_images(config.path, decode=Decode(None, config.resize, channels) if cut else decode, transform=cut)
+    train = open_images(config.path, decode=Decode(None, config.resize, channels) if cut else decode)
     test = open_images(config.path, "test", decode=decode)
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else Normalize((0.5,), (0.25,))
     device, team = resolve_device(training.device), processes()
@@ -198,6 +198,7 @@ def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> Pr
             batch_size,
             shuffle=learn,
             drop_last=learn,
+            cut=cut if learn else None,
             augment=augment,
             normalize=normalize,
             device=device,

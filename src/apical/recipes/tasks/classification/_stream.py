@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from apical.data import Augment, FolderImages, ParquetImages
 from apical.data._contents import contents
+from apical.data._place import EpochPlace
 from apical.data._sampler import BlockShuffleSampler
 from apical.errors import ConfigError
-
-_AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
 
 
 class StreamLoader:
     """Reads and decodes images in worker processes; batches are changed and normalised on the device.
 
-    Its state between two epochs decides the next one: order, augmentation and the workers' seeds.
+    All that is drawn in an epoch follows from one number, which is drawn at its beginning: the order, what each image
+    is cut by (from the image's place in the order), what a batch is changed by (from its number and the rank). So
+    what comes out does not depend on the number of workers; `state_dict` may be taken at any time, also inside an
+    epoch, and any process' state resumes all.
 
     Args:
-        images: the data set; its transform runs in the workers.
+        images: the data set.
         batch_size: images a batch (in each process).
         shuffle: a new order in every epoch, random within windows of the files' blocks.
         drop_last: leave out a last, smaller batch.
+        cut: change to each single image, in the workers.
         augment: changes to each batch, in order.
         normalize: from uint8 to the model's input.
         device: where the batches go.
@@ -46,6 +50,7 @@ class StreamLoader:
         *,
         shuffle: bool,
         drop_last: bool = False,
+        cut: Augment | None = None,
         augment: Sequence[Augment] = (),
         normalize: Callable[[Tensor], Tensor],
         device: torch.device,
@@ -54,38 +59,70 @@ class StreamLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if len(images) < (batch_size * world_size if drop_last else world_size):
+            raise ConfigError(f"{len(images)} images do not fill one batch of {batch_size} x {world_size}")
         self.rank = rank
         self.world_size = world_size
-        self._order = torch.Generator().manual_seed(seed)
-        self._augment_generator = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._drop_last = drop_last
+        self._epochs = torch.Generator().manual_seed(seed)  # a number for each epoch
+        self._place = EpochPlace(order=self._epochs)
         self._augment = tuple(augment)
         self._normalize = normalize
         self._device = device
+        self._workers = workers
         self._images = images
-        if len(images) < (batch_size * world_size if drop_last else world_size):
-            raise ConfigError(f"{len(images)} images do not fill one batch of {batch_size} x {world_size}")
-        self._loader = DataLoader[Any](
-            images,
-            batch_size,
-            sampler=_sampler(images, self._order if shuffle else None, rank, world_size),
-            drop_last=drop_last,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            generator=self._order if world_size == 1 else self._augment_generator,  # it seeds the workers
-        )
+        self._cut = _Cut(images, cut)
+
+    resumes_within_epoch = True
+    """Whether a state that is taken inside an epoch goes on behind the last batch."""
 
     def __len__(self) -> int:
-        return len(self._loader)
+        images, size = len(self._images), self._batch_size
+        if self._shuffle:
+            own = images // self.world_size
+        else:
+            own = len(range(self.rank, images, self.world_size))
+        return own // size if self._drop_last else -(-own // size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.world_size > 1:  # the draw with which one alone seeds its workers: any process' state resumes all
-            base = int(torch.empty((), dtype=torch.int64).random_(generator=self._order))
-            self._augment_generator.manual_seed((base + self.rank) % 2**62)
-        for images, labels in self._loader:
+        done = self._place.begin()
+        seed = int(torch.empty((), dtype=torch.int64).random_(2**62, generator=self._epochs))
+        generator = torch.Generator()
+        batches = iter(self._read(seed, done * self._batch_size))
+        for number in self._place.rest(len(self)):
+            images, labels = next(batches)
             batch = images.to(self._device, non_blocking=True)
+            generator.manual_seed(_derived(seed, -1 - number * self.world_size - self.rank))
             for change in self._augment:
-                batch = change(batch, self._augment_generator)
+                batch = change(batch, generator)
             yield self._normalize(batch), labels.to(self._device, non_blocking=True)
+
+    def _read(self, seed: int, done: int) -> DataLoader[Any]:
+        """This process' batches of an epoch without its first images."""
+        return DataLoader[Any](
+            self._cut,
+            self._batch_size,
+            sampler=islice(self._drawn(seed), done, None),  # any iterable will do
+            drop_last=self._drop_last,
+            num_workers=self._workers,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # seeds the workers, which draw from no generator but an image's own
+        )
+
+    def _drawn(self, seed: int) -> Iterator[tuple[int, int]]:
+        """What this process reads in an epoch, in order: the image, and the seed of what it is cut by."""
+        for place, index in enumerate(self._order(seed)):
+            yield index, _derived(seed, 1 + place * self.world_size + self.rank)
+
+    def _order(self, seed: int) -> Iterable[int]:
+        """Its share of a random order, or every `world_size`-th image."""
+        if not self._shuffle:
+            return range(self.rank, len(self._images), self.world_size)
+        order = torch.Generator().manual_seed(seed)
+        lengths = self._images.block_lengths
+        return BlockShuffleSampler(lengths, generator=order, rank=self.rank, world_size=self.world_size)
 
     def contents(self) -> dict[str, Any]:
         """The images by number, labels, classes and names."""
@@ -93,27 +130,34 @@ class StreamLoader:
         return contents(len(images), images.labels, (*images.classes, *images.names))
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators, between two epochs."""
-        return {"order": self._order.get_state(), "augment": self._augment_generator.get_state()}
+        """The generator at the epoch's beginning, and the position in it."""
+        return self._place.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
 
         Raises:
-            ConfigError: it is the state of images in memory: `data.memory_gb` was another.
+            ConfigError: it is the state of images in memory (`data.memory_gb` was another), or lies beyond an epoch.
         """
-        if set(state) != {"order", "augment"}:
-            raise ConfigError(
-                f"a stream's state has order and augment, got {sorted(state)}; was data.memory_gb changed?"
-            )
-        self._order.set_state(state["order"].cpu())
-        self._augment_generator.set_state(state["augment"].cpu())
+        self._place.load_state_dict(state, len(self))
 
 
-def _sampler(
-    images: FolderImages | ParquetImages, order: torch.Generator | None, rank: int, world_size: int
-) -> Sampler[int] | Sequence[int] | None:
-    """What a process reads: its share of a random order, or every `world_size`-th image."""
-    if order is not None:
-        return BlockShuffleSampler(images.block_lengths, generator=order, rank=rank, world_size=world_size)
-    return range(rank, len(images), world_size) if world_size > 1 else None
+def _derived(seed: int, number: int) -> int:
+    """A seed for each number of an epoch: 0 is the order, images are counted up from there and batches down."""
+    return (seed + 0x9E3779B97F4A7C15 * number) % 2**63  # odd, so that no two are equal
+
+
+class _Cut(Dataset[tuple[Tensor, int]]):
+    """Images, each cut by what a generator of its own draws."""
+
+    def __init__(self, images: FolderImages | ParquetImages, cut: Augment | None) -> None:
+        self._images = images
+        self._cut = cut
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = drawn
+        image, label = self._images[index]
+        return (image if self._cut is None else self._cut(image, torch.Generator().manual_seed(seed))), label

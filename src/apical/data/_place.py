@@ -1,0 +1,95 @@
+"""Where a loader stands in its epoch, so that a run that was stopped there goes on with the next batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apical.errors import ConfigError
+
+
+class EpochPlace:
+    """The generators of a loader as they were when its epoch began, and the batches that it has handed out since.
+
+    A loader that goes on within an epoch draws it anew, from the same generators, and leaves out what is done. So all
+    that it draws must follow from them and from the number of the batch.
+
+    Args:
+        generators: by the name that each has in the state.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> def epoch(place, size=4):
+        ...     place.begin()
+        ...     order = torch.randperm(size, generator=generator).tolist()
+        ...     for number in place.rest(size):
+        ...         yield order[number]
+        >>> place = EpochPlace(order=generator)
+        >>> batches = epoch(place)
+        >>> begun, state = [next(batches), next(batches)], place.state_dict()
+        >>> rest = list(batches)
+        >>> place.load_state_dict(state, 4)
+        >>> list(epoch(place)) == rest, sorted(begun + rest)
+        (True, [0, 1, 2, 3])
+    """
+
+    def __init__(self, **generators: torch.Generator) -> None:
+        self._generators = generators
+        self._done = 0
+        self._goes_on = False
+        self.began = self._now()
+
+    def begin(self) -> int:
+        """Begin an epoch, or go on with the one of a loaded state; return how many of its batches are done.
+
+        The generators are then as they were at the epoch's beginning.
+        """
+        if not self._goes_on:
+            self.began, self._done = self._now(), 0
+        self._goes_on = False
+        for name, generator in self._generators.items():
+            generator.set_state(self.began[name])
+        return self._done
+
+    def rest(self, steps: int) -> Iterator[int]:
+        """The numbers of the batches that are left of an epoch, which was begun and has so many steps.
+
+        A state that is taken while the caller works on a batch goes on after it.
+        """
+        for number in range(self._done, steps):
+            self._done = number + 1
+            yield number
+        self.began, self._done = self._now(), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators' states at the epoch's beginning, by name, and the batches that are done as ``position``."""
+        return {**{name: state.clone() for name, state in self.began.items()}, "position": self._done}
+
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """Go on from a saved state.
+
+        Args:
+            state: what `state_dict` returned; one without ``position`` stands between two epochs.
+            steps: batches of an epoch.
+
+        Raises:
+            ConfigError: it is the state of another kind of loader, or its position lies beyond the epoch.
+        """
+        if set(state) | {"position"} != {*self._generators, "position"}:
+            raise ConfigError(
+                f"this loader's state has {', '.join(sorted(self.state_dict()))}, got {', '.join(sorted(state))}: that "
+                "of data which are read in another way (was data.memory_gb changed?)"
+            )
+        position = state.get("position", 0)
+        if type(position) is not int or not 0 <= position <= steps:
+            raise ConfigError(f"the state stands at batch {position!r:.40}, this loader has {steps} an epoch")
+        self.began = {name: state[name].cpu().clone() for name in self._generators}
+        for name, generator in self._generators.items():
+            generator.set_state(self.began[name])
+        self._done, self._goes_on = position, True
+
+    def _now(self) -> dict[str, Tensor]:
+        return {name: generator.get_state() for name, generator in self._generators.items()}

@@ -1,0 +1,70 @@
+"""What each process alone has in the middle of an epoch: its generators, and the state of the streams that it reads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from apical.errors import CheckpointError
+from apical.training._checkpoint import require_plain
+from apical.training._processes import Processes, any_of_all, gathered_bytes
+from apical.training._random import random_state
+from apical.training._task import StreamTask, Task
+
+
+def stream_of(task: Task) -> Any:
+    """What a task hands on to the next batch; None if it hands on nothing."""
+    return task.state if isinstance(task, StreamTask) else None
+
+
+def hand_on_(task: Task, stream: Any, device: torch.device) -> None:
+    """Let a task's next batch go on with a state that was saved; None changes nothing."""
+    if stream is not None and isinstance(task, StreamTask):
+        task.state = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, stream)
+
+
+def can_be_kept(task: Task) -> bool:
+    """Whether what a task hands on can be written into a checkpoint, in every process."""
+    try:
+        require_plain(stream_of(task), "state")
+    except CheckpointError:
+        return not any_of_all(1)
+    return not any_of_all(0)
+
+
+def own_states(stream: Any) -> list[dict[str, Any]]:
+    """What each process has, by rank, on the CPU; all processes call it.
+
+    Args:
+        stream: what this process' task hands on.
+    """
+    held = io.BytesIO()
+    torch.save({"random": random_state(), "stream": stream}, held)
+    return [
+        torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True) for raw in gathered_bytes(held.getvalue())
+    ]
+
+
+def own_of(states: Any, team: Processes) -> dict[str, Any] | None:
+    """This process' part of what `own_states` returned; None if it was of another number of processes.
+
+    Args:
+        states: as found in a checkpoint; None in those of earlier versions.
+        team: the processes that go on.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    if states is None:
+        return None
+    if not isinstance(states, Sequence) or not all(isinstance(own, Mapping) for own in states):
+        raise CheckpointError(f"what each process had is a {type(states).__name__}, expected a list of states")
+    if len(states) != team.count:
+        return None
+    own = states[team.rank]
+    return {"random": own["random"], "stream": own["stream"]}

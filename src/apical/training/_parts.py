@@ -1,0 +1,81 @@
+"""What the processes keep of a model that they divide among them: each writes its own part, beside the checkpoint.
+
+A checkpoint names the folder of its parts. A new one is written for each, before the checkpoint that names it, and
+those of the last two are kept; so whenever a process dies, at least one checkpoint is whole, with its parts.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from apical.errors import CheckpointError
+from apical.training._processes import Processes, gathered
+
+_NAME = re.compile(r"parts-(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class PartsIO:
+    """How a divided model is saved together with its optimizer and its method; all processes call it.
+
+    Attributes:
+        save: writes (folder, method, optimizer); the folder is new.
+        load: puts method, its model and optimizer back to what a folder holds.
+    """
+
+    save: Callable[[Path, Any, Optimizer], None]
+    load: Callable[[Path, Any, Optimizer], None]
+
+
+class Parts:
+    """The folders of parts in a run folder.
+
+    Args:
+        run: the run folder.
+        team: the processes; the first one removes what is no longer needed.
+        io: how parts are written and read.
+    """
+
+    def __init__(self, run: Path, team: Processes, io: PartsIO) -> None:
+        self._run = run
+        self._team = team
+        self._io = io
+        self._last: str | None = None  # of the checkpoint before
+
+    def save(self, method: Any, optimizer: Optimizer) -> str:
+        """Write a new folder of parts, and return its name."""
+        numbers = [int(found[1]) for path in self._run.iterdir() if (found := _NAME.fullmatch(path.name))]
+        name = f"parts-{gathered([max(numbers, default=0) + 1])[0][0]}"  # the first process decides
+        self._io.save(self._run / name, method, optimizer)
+        return name
+
+    def load(self, name: Any, method: Any, optimizer: Optimizer) -> None:
+        """Go back to the parts that a checkpoint names.
+
+        Raises:
+            CheckpointError: it names none, or they are not whole.
+        """
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise CheckpointError(f"the checkpoint says that its parts are in {name!r:.40}, expected parts-N")
+        self._io.load(self._run / name, method, optimizer)
+        self._last = name
+
+    def keep(self, name: str) -> None:
+        """A checkpoint that names these parts was written: remove all but those and the ones before."""
+        if self._team.first:
+            remove_parts(self._run, {name, self._last})
+        self._last = name
+
+
+def remove_parts(run: Path, kept: Collection[str | None] = ()) -> None:
+    """Remove the folders of parts of a run, but for some."""
+    for path in run.iterdir():
+        if _NAME.fullmatch(path.name) and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
