@@ -86,6 +86,7 @@ SETTINGS = {
         lambda: CifarResNet(depth=20), 2, 8, "25% macs", EARLY, other="resnet20-32-quarter"
     ),
     "resnet20-16-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "50% macs", EARLY),
+    "resnet20-16-quarter-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "25% macs", EARLY),
     "resnet20-32": Setting(lambda: CifarResNet(depth=20), 1, 8, "50% macs", EARLY),
     "resnet20-32-quarter": Setting(
         lambda: CifarResNet(depth=20), 1, 8, "25% macs", EARLY, other="resnet20-16-quarter"
