@@ -171,6 +171,8 @@ class Moved(Tensor):
         name = getattr(function, "__name__", "")
         if name in ("cpu", "to"):
             return super().__torch_function__(function, types, args, kwargs or {}).as_subclass(Tensor)
+        if name == "__get__" and function.__self__.__name__ in ("shape", "is_meta"):  # known without its numbers
+            return super().__torch_function__(function, types, args, kwargs or {})
         raise RuntimeError(f"{name} of a tensor on another device")
 
 
