@@ -88,7 +88,7 @@ def read_record(path: Path, most: int, kind: str, expected: str) -> dict[str, An
     """
     try:
         data = json.loads(read_text(path, most))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise LoadError(f"{path} does not exist; expected {expected}") from None
     except (OSError, ValueError, RecursionError) as problem:
         raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem

@@ -58,7 +58,7 @@ def test_missing(folder: Path, name: str) -> None:
 
 
 def test_a_file_instead_of_the_folder(folder: Path) -> None:
-    refused(folder / WEIGHTS)
+    refused(folder / WEIGHTS, "expected a folder that apical.save wrote")
 
 
 TEXTS: dict[str, tuple[bytes, str]] = {

@@ -125,6 +125,19 @@ def test_an_average_made_before_the_grower_and_not_passed_is_named() -> None:
     assert average.module is not model
 
 
+def test_finishing_twice_is_finishing_once(
+    started: tuple[nn.Module, torch.optim.Optimizer, Grower], recwarn: pytest.WarningsRecorder
+) -> None:
+    grower = started[2]
+    for _ in range(EPOCHS):
+        grower.end_epoch()
+    grower.finish()
+    present = grower.history[-1]["widths"]
+    grower.finish()
+    assert not recwarn.list
+    assert grower.history[-1]["widths"] == present
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_an_average_made_later_and_not_added_is_named_before_the_first_change(
     started: tuple[nn.Module, torch.optim.Optimizer, Grower], wrapped: bool

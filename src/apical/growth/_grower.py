@@ -355,8 +355,10 @@ class Grower:
 
         The gates never were part of the forward pass, so there is nothing to fold: the model computes what it did.
         Warns if the network does not have its final size yet. A sharded model becomes a plain one, whole on every
-        process, which must all call this.
+        process, which must all call this. Called again, it does nothing.
         """
+        if self.store is None:
+            return
         self._growing.settle()
         if not self.frozen:
             present = self._growing.selection
