@@ -16,8 +16,9 @@ import apical
 from apical.errors import ResizeError
 from apical.export import export_onnx, export_pt2
 from apical.models import LSTMLanguageModel
-from apical.resizing import without, zero_gates_
+from apical.resizing import zero_gates_
 from apical.structure import ChannelGroup, Structure
+from apical.structure._without import without
 
 VOCABULARY, EMBEDDING, UNITS = 11, 4, (6, 5)
 KINDS = {"lstm": "ifgo", "gru": "rzn"}

@@ -1,6 +1,5 @@
 """Changing a model's sizes: planned, checked, applied whole or not at all, with a store for what is absent."""
 
-from apical.resizing._dry_run import Example, confirm, without
 from apical.resizing._gates import zero_gates_
 from apical.resizing._guards import check_matches, refuse_wrapped, unaveraged
 from apical.resizing._indexing import TemplateMap
@@ -20,7 +19,6 @@ from apical.resizing._traffic import Traffic, traffic
 
 __all__ = [
     "DormantStore",
-    "Example",
     "Installation",
     "ResizeReport",
     "Selection",
@@ -35,7 +33,6 @@ __all__ = [
     "check_matches",
     "check_selection",
     "check_state",
-    "confirm",
     "fill_",
     "first_units",
     "is_sharded",
@@ -53,6 +50,5 @@ __all__ = [
     "unaveraged",
     "whole",
     "whole_or_nothing",
-    "without",
     "zero_gates_",
 ]

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit
-from apical.resizing._dry_run import Example, Testbed, confirm, disagreement, keep_half
+from apical.resizing._disagreement import disagreement, keep_half, kind_of
+from apical.resizing._dry_run import confirm
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
+from apical.resizing._testbed import Example, Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure, stated
 
 MAX_TRIALS = 60
@@ -60,21 +62,15 @@ class _Bench:
         except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
             return Trial(False, culprit(problem, model))
         expected = self._gated(which)
-        same = len(found) == len(expected) and all(map(self._close, found, expected))
-        return Trial(same)
+        if self.group.exact:
+            return Trial(difference(expected, found, self.tolerance) is None)
+        return Trial(other_shapes(expected, found) is None)
 
     def _gated(self, which: int) -> list[Tensor]:
         if which not in self._expected:
             gated = gated_copy(self.twin, self.structure, self.keeps[which] if self.group.exact else {})
             self._expected[which] = self.example.run(gated)
         return self._expected[which]
-
-    def _close(self, got: Tensor, expected: Tensor) -> bool:
-        if got.shape != expected.shape or not self.group.exact:
-            return got.shape == expected.shape
-        scale = float(expected.abs().max()) if expected.numel() else 0.0
-        error = float((got - expected).abs().max()) if expected.numel() else 0.0
-        return error <= self.tolerance * max(scale, 1e-30)
 
     def candidates(self, where: Culprit, taken: Sequence[Step]) -> Iterator[Step]:
         """Integer attributes that equal a multiple of the group's size, of the innermost module first.
@@ -93,7 +89,7 @@ class _Bench:
     def _alike(self, path: str, name: str, value: int) -> list[str]:
         if self.group.role != "stream":
             return [path]
-        modules = [(p, m) for p, m in self.twin.named_modules() if _kind(p) == _kind(path)]
+        modules = [(p, m) for p, m in self.twin.named_modules() if kind_of(p) == kind_of(path)]
         return [p for p, m in modules if stated(m, name) == value]
 
 
@@ -126,7 +122,7 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
         if group.name in found:
             continue
         bench = _Bench(proposed, small.model, small.example, small.tolerance, group)
-        alike = [g for g in groups if _kind(g.name) == _kind(group.name)]
+        alike = [g for g in groups if kind_of(g.name) == kind_of(group.name)]
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
         result = ready or (() if known else _search(bench))
@@ -187,10 +183,6 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
         if deeper:
             return deeper
     return ()
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
 
 
 def _transferred(axes: Step, source: str, bench: _Bench) -> Step:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import TraceError
-from apical.resizing._dry_run import Example, confirm, testbeds
+from apical.resizing._dry_run import confirm
 from apical.resizing._follow import follow
 from apical.resizing._guards import refuse_wrapped
+from apical.resizing._testbed import Example, testbeds
 from apical.structure import (
     OUTPUT,
     Call,

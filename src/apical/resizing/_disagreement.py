@@ -1,0 +1,95 @@
+"""One comparison of the dry run: units whose gates are zero against their absence, in some parts of a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from apical.resizing._copying import sharing_copy
+from apical.resizing._culprit import explained
+from apical.resizing._gates import gated_copy
+from apical.resizing._resize import resize_
+from apical.resizing._selection import first_units
+from apical.resizing._testbed import Testbed, difference, other_shapes
+from apical.structure import ChannelGroup, SkippableBlock, Structure
+from apical.structure._without import Part
+
+Count = Callable[[int, int], int]  # how many of so many units stay, by a shift that differs between groups
+
+
+def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Count) -> str | None:
+    """Why removing some of each part's units differs from zeroing their gates; None if it does not.
+
+    Groups of one size lose different numbers of units, so that those which must change alike are found out.
+
+    Groups that are not exact are removed from both networks: what is compared then is everything else beside them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    orders: dict[str, list[int]] = {}
+    counts: dict[str, int] = {}
+    kinds: dict[str, int] = {}
+    met: dict[str, int] = {}
+    for part in parts:
+        if isinstance(part, ChannelGroup):
+            kind = kind_of(part.name)
+            met[kind] = met.get(kind, -1) + 1
+            shift = kinds.setdefault(kind, len(kinds)) + met[kind]
+            orders[part.name] = torch.randperm(part.size, generator=generator, device="cpu").tolist()
+            counts[part.name] = count(part.size, shift)
+    keep = first_units(structure, orders, counts)
+    skip = tuple(p.name for p in parts if isinstance(p, SkippableBlock))
+    inexact = {p.name: keep[p.name] for p in parts if isinstance(p, ChannelGroup) and not p.exact}
+    found = _removed(structure, bed, keep, skip)  # before the gated copy is made: one changed copy at a time
+    if isinstance(failed := found[False], str):
+        return failed
+    gated = gated_copy(bed.model, structure, {name: kept for name, kept in keep.items() if name not in inexact}, skip)
+    if inexact:
+        resize_(gated, structure, inexact)
+    expected: list[Tensor] = []
+    for training, outputs in found.items():
+        where = "in training mode " if training else ""
+        if isinstance(outputs, str):
+            return where + outputs
+        if not (training and bed.same_modes):
+            expected = bed.example.run(gated, training)
+        reason = difference(expected, outputs, bed.tolerance)
+        if reason is None and inexact:
+            reason = other_shapes(bed.example.run(bed.model, training), outputs)
+        if reason is not None:
+            return where + reason
+    return None
+
+
+def _removed(
+    structure: Structure, bed: Testbed, keep: Mapping[str, Sequence[int]], skip: tuple[str, ...]
+) -> dict[bool, list[Tensor] | str]:
+    """The smaller model's outputs in each mode, or why it fails there."""
+    removed = sharing_copy(bed.model)
+    found: dict[bool, list[Tensor] | str] = {}
+    for training in bed.modes:
+        try:
+            if not found:
+                resize_(removed, structure, keep, skip)
+            found[training] = bed.example.run(removed, training)
+        except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
+            found[training] = f"without some of it the forward pass fails: {explained(problem, removed)}"
+            break
+    return found
+
+
+def keep_half(size: int, shift: int) -> int:
+    """How many units stay: one more than half, so that a view's -1 cannot hide it; for other shifts other numbers."""
+    return 1 if size < 3 else 1 + (size // 2 + shift) % (size - 1)
+
+
+def keep_odd(size: int, shift: int) -> int:
+    """How many units stay: an odd number above half, which no two equal parts have; for other shifts other numbers."""
+    return 1 if size < 3 else 1 + (min((size // 2 + 1) | 1, size - 1) - 1 + shift) % (size - 1)
+
+
+def kind_of(name: str) -> str:
+    """A name without its numbers, which parts of one construction have in common."""
+    return re.sub(r"\d+", "#", name)

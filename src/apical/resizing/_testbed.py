@@ -1,0 +1,251 @@
+"""What gated and removed networks are compared on: a copy in which nothing is zero by chance, and one call of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apical.resizing._copying import keep_apart_, sharing_copy, versions
+from apical.resizing._widened import NARROW, Widened
+from apical.structure import check_runs, first_line, own, quiet_rng, steady_training
+
+# Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
+SMALL_SIDES = (64, 96)
+NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
+
+
+@dataclass(frozen=True)
+class Example:
+    """One call of the model; ``widened``: in float64 also where the model, or a parameter, asks for less."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    state_outputs: tuple[int | str, ...] = ()
+    widened: bool = False
+
+    def run(self, model: nn.Module, training: bool = False, seed: int = 0) -> list[Tensor]:
+        """All output tensors but carried states; in training mode without dropout and other chance."""
+        mode = steady_training(model) if training else nullcontext()
+        with quiet_rng(), torch.no_grad(), mode, Widened() if self.widened else nullcontext(), _seeded(model, seed):
+            args, kwargs = own((self.args, self.kwargs))  # a model may write into its inputs
+            outputs: Any = model(*args, **kwargs)
+        if isinstance(outputs, dict):
+            outputs = {k: v for k, v in outputs.items() if k not in self.state_outputs}
+        elif isinstance(outputs, (tuple, list)):
+            outputs = [v for i, v in enumerate(outputs) if i not in self.state_outputs]
+        return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Random numbers from a seed where the model is; GPUs' states are put back, and left alone by a model on the CPU.
+
+    ``torch.manual_seed`` seeds every GPU, even one that is not in use yet.
+    """
+    if all(t.device.type == "cpu" for t in _tensors(model).values()):
+        torch.default_generator.manual_seed(seed)
+        yield
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """What gated and removed networks are compared on.
+
+    Attributes:
+        model: a copy in which nothing is zero by chance.
+        example: one call of it.
+        tolerance: largest relative difference.
+        modes: whether in training mode: eval mode, and then training mode if results can be compared there.
+        same_modes: whether the model computes the same in training mode, so that what is expected is the same, too.
+        note: why not in training mode.
+    """
+
+    model: nn.Module
+    example: Example
+    tolerance: float
+    modes: tuple[bool, ...] = (False,)
+    same_modes: bool = False
+    note: str = ""
+
+
+def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
+    """The model in float64 with nothing trivially zero (in its own types where it cannot run in float64).
+
+    Args:
+        model: a copy in eval mode, which becomes the testbeds'.
+        example: one call.
+
+    Returns:
+        The testbed, and one with smaller images if the model takes those: on them is found out what training mode
+        does, too, and if it computes the same as eval mode, training mode is compared on them only.
+    """
+    bed = _evaluating(model, example)
+    quick = _smaller(bed)
+    if quick is not None:
+        trained = _with_training(quick)
+        if trained.same_modes:
+            return bed, trained
+        if trained.modes != bed.modes:
+            return replace(bed, modes=trained.modes), trained
+    bed = _with_training(bed)
+    return bed, quick if bed.note else None
+
+
+def _evaluating(model: nn.Module, example: Example) -> Testbed:
+    """The testbed, with eval mode only so far."""
+    check_runs(model, example.args, example.kwargs)
+    types = {name: t.dtype for name, t in _tensors(model).items()}
+    for buffer in model.buffers():
+        buffer.data = _double(buffer.data)
+    twin = _disturbed(model)
+    wide = replace(example, args=_double(example.args), kwargs=_double(example.kwargs), widened=True)
+    noisy = replace(wide, args=_noisy(wide.args), kwargs=_noisy(wide.kwargs))
+    # Parameters need not be float64, which takes twice the memory, where each is widened as it is read. Examples are
+    # often zeros, at which much is equal that is not the same; some kernels know no float64.
+    double = [(trial, True) for trial in (noisy, replace(noisy, widened=False), wide, replace(wide, widened=False))]
+    for trial, all_double in ((noisy, False), *double):
+        if all_double:
+            twin.double()
+        try:
+            before = versions(twin)
+            if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
+                keep_apart_(twin, before)
+                return Testbed(twin, trial, 1e-10)
+        except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
+            continue
+    for name, tensor in _tensors(twin).items():
+        tensor.data = tensor.data.to(types[name])
+    before = versions(twin)
+    example.run(twin)
+    keep_apart_(twin, before)
+    return Testbed(twin, example, 1e-3)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _with_training(bed: Testbed) -> Testbed:
+    """The testbed with training mode, or with a note if that cannot be compared: it fails, or chance decides."""
+    try:
+        before = versions(bed.model)
+        twin = sharing_copy(bed.model)  # in the order of a comparison, for models that carry a state on
+        evaluated, trained = bed.example.run(twin), bed.example.run(twin, True)
+        if keep_apart_(bed.model, before):
+            twin = sharing_copy(bed.model)
+            evaluated, trained = bed.example.run(twin), bed.example.run(twin, True)
+        if difference(evaluated, trained, 0.0) is None:
+            return replace(bed, modes=(False, True), same_modes=True)
+        first, again = (bed.example.run(sharing_copy(bed.model), True, seed=seed) for seed in (0, 1))
+        if difference(first, again, 0.0) is None:
+            return replace(bed, modes=(False, True))
+        problem = "its results differ from run to run"
+    except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
+        if bed.example.widened and any(p.dtype in NARROW for p in bed.model.parameters()):
+            bed.model.double()  # it may be a parameter that is written into
+            return _with_training(bed)
+        problem = first_line(error)
+    note = f"gates and removal were compared in eval mode only, not in training mode: {problem}"
+    return replace(bed, note=note)
+
+
+def _smaller(bed: Testbed) -> Testbed | None:
+    """The testbed with images cut to one of `SMALL_SIDES`, if they are much larger and the model takes those.
+
+    What a part does to the result hardly depends on the size of an image, but the time does.
+    """
+    leaves = torch.utils._pytree.tree_leaves((bed.example.args, bed.example.kwargs))
+    images = [v for v in leaves if isinstance(v, Tensor) and v.dim() == 4]
+    shortest = min((min(v.shape[2:]) for v in images), default=0)
+    for side in (side for side in SMALL_SIDES if shortest >= 2 * side):
+        quick = replace(bed, example=_cut(bed.example, side))
+        try:
+            outputs = quick.example.run(sharing_copy(bed.model))
+        except Exception:  # noqa: BLE001 (the model takes no image of this size, whatever it raises)
+            continue
+        if all(bool(t.isfinite().all()) for t in outputs):  # unlike the deviation of a single pixel
+            return quick
+    return None
+
+
+def _cut(example: Example, side: int) -> Example:
+    def cut(value: Any) -> Any:
+        is_image = isinstance(value, Tensor) and value.dim() == 4
+        return value[..., :side, :side].contiguous() if is_image else value
+
+    args, kwargs = torch.utils._pytree.tree_map(cut, (example.args, example.kwargs))
+    return replace(example, args=args, kwargs=kwargs)
+
+
+def _double(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map(
+        lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
+    )
+
+
+def _noisy(tree: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
+            return value
+        spread = float(value.std()) if value.numel() > 1 else 0.0
+        noise = torch.randn(value.shape, generator=generator, device="cpu").to(value)
+        return value + (0.3 * spread if spread > 0 else 1.0) * noise
+
+    return torch.utils._pytree.tree_map(disturb, tree)
+
+
+@torch.no_grad()
+def _disturbed(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(tensor: Tensor) -> Tensor:
+        drawn = torch.randn(min(tensor.numel(), NOISE), generator=generator, dtype=torch.float32, device="cpu")
+        if tensor.numel() > NOISE:  # a prime length, so that no two rows get the same
+            drawn = drawn.repeat(-(-tensor.numel() // NOISE))[: tensor.numel()]
+        return drawn.view(tensor.shape).to(tensor)
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            spread = parameter.float().std() if parameter.numel() > 1 else parameter.float().abs().sum()
+            parameter.add_(noise(parameter).mul_(float(0.1 * spread) if spread > 1e-3 else 0.05))
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(0.1 * noise(buffer))
+        elif name.endswith("running_var"):
+            buffer.mul_(0.75 + 0.5 * torch.rand(buffer.shape, generator=generator, device="cpu").to(buffer))
+    return model
+
+
+def other_shapes(expected: Sequence[Tensor], found: Sequence[Tensor]) -> str | None:
+    """How the outputs differ in number or shape; None if they do not."""
+    if len(expected) != len(found):
+        return f"without some of it there are {len(found)} outputs instead of {len(expected)}"
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            return f"without some of it the output has shape {tuple(b.shape)} instead of {tuple(a.shape)}"
+    return None
+
+
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> str | None:
+    """How the outputs without some of it differ from those with gates of zero; None if they do not."""
+    shapes = other_shapes(expected, found)
+    if shapes is not None:
+        return shapes
+    for a, b in zip(expected, found, strict=True):
+        a, b = (t if t.is_floating_point() or t.is_complex() else t.double() for t in (a, b))
+        scale = a.abs().max().item() if a.numel() else 0.0
+        error = (a - b).abs().max().item() if a.numel() else 0.0
+        if not error <= tolerance * max(scale, 1e-30):
+            return f"a gate of zero does not equal its absence (relative difference {error / max(scale, 1e-30):.1g})"
+    return None
