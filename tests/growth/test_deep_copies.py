@@ -85,12 +85,12 @@ def test_a_hook_that_came_later_is_followed() -> None:
     def products(three: Three) -> torch.Tensor:
         model, optimizer, grower = three
         grower.components.buffer.zero_()
-        grower._watch()
+        grower._restructuring.watch()
         optimizer.zero_grad()
         x = torch.linspace(-1, 1, 64, dtype=torch.float64).view(16, 4)
         nn.functional.cross_entropy(model(x), torch.zeros(16, dtype=torch.long)).backward()
         optimizer.step()
-        grower._updates.write_back()
+        grower._restructuring.write_back()
         return grower.components.buffer.clone()
 
     clean[1].param_groups[0]["lr"] = 0.0

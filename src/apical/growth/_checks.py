@@ -1,28 +1,40 @@
-"""What a Grower refuses or warns of: faults of a loop that no error of torch would tell, and foreign states."""
+"""What a Grower refuses or warns of: faults of a user's loop that no error of torch would tell."""
 
 from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from weakref import WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
 
-from apical.budget import Budget
-from apical.errors import ApicalError, CheckpointError, TrainingError
-from apical.growth._config import GrowthConfig
-from apical.growth._scs import ScsConfig
-from apical.resizing import are_finite
-from apical.structure import Structure
+from apical.errors import ConfigError, TrainingError
+from apical.resizing import are_finite, unaveraged
 
-ENTRIES = ("keep", "skip", "components", "store", "generator", "epoch", "step", "spent", "latency", "changes",
-           "history")  # fmt: skip
 CALLER = 3  # of the Grower's method: whose line the warning shows
 TRAINED = 20  # batches that a batch norm has counted: fewer may have been tried out on a new model
+_SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
+
+
+def note_shrunk(model: nn.Module) -> None:
+    """Note that a Grower has made this model smaller."""
+    _SHRUNK.add(model)
+
+
+def refuse_shrunk(model: nn.Module) -> None:
+    """Refuse a model that a Grower has made smaller.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if model in _SHRUNK:
+        raise ConfigError(
+            "an earlier Grower has already shrunk this model, which a new one would take for the largest network. "
+            "Build the model anew (in a notebook, run its cell again), or pass structure=apical.trace(model, "
+            "example_inputs) if its present size is meant to be the largest."
+        )
 
 
 def warn_of_untrained(names: Sequence[str]) -> None:
@@ -85,17 +97,18 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
     return found
 
 
-def warn_of_copies(model: nn.Module, known: Iterable[nn.Module], begun: bool) -> None:
+def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], begun: bool) -> None:
     """Warn of a moving average of the model that will not be resized with it: its next update would fail.
 
     Args:
         model: the model as it is now.
-        known: modules that are no such copy, or are resized too.
+        resized: copies that are.
         begun: whether training has begun. Before, a copy counts only in a wrapper that is called an average; after it,
             any whose weights were written since they were copied.
     """
     gc.collect()  # tracing leaves copies in cycles, which nobody holds
-    shapes, own, passed = _shapes(model), {id(p) for p in model.parameters()}, {id(m) for m in known}
+    shapes, own = _shapes(model), {id(p) for p in model.parameters()}
+    known = {id(m) for m in (*map(unaveraged, resized), *_SHRUNK)}
     modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
     if begun:
         copies = [m for m in modules if all(p._version for p in m.parameters())]
@@ -104,7 +117,7 @@ def warn_of_copies(model: nn.Module, known: Iterable[nn.Module], begun: bool) ->
         copies = [child for m in averages for child in m.children()]
     # what shares weights with the model, as wrappers of it do, follows it
     copies = [m for m in copies if type(m) is type(model) and own.isdisjoint(map(id, m.parameters()))]
-    if any(id(m) not in passed and _shapes(m) == shapes for m in copies):
+    if any(id(m) not in known and _shapes(m) == shapes for m in copies):
         warnings.warn(
             f"there is a copy of this {type(model).__name__} that the Grower does not know. If it is a moving average "
             "(EMA), its next update will fail, because the model changes its shapes and the copy does not. Pass "
@@ -151,72 +164,3 @@ def warn_of_unfinished(epoch: int, epochs: int, load: float, budget: str) -> Non
         f"what the budget {budget} allows. To end earlier, give the Grower fewer epochs.",
         stacklevel=CALLER,
     )
-
-
-def identity(
-    structure: Structure, budget: Budget, epochs: int, steps_per_epoch: int | None, config: GrowthConfig | ScsConfig
-) -> dict[str, Any]:
-    """Everything that must be equal between the Grower that saved a state and the one that loads it."""
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
-    return {
-        "method": type(config).__name__,
-        "groups": {g.name: g.size for g in structure.groups},
-        "blocks": [b.name for b in structure.blocks],
-        "budget": str(budget),
-        "epochs": epochs,
-        "steps_per_epoch": steps_per_epoch,
-        **options,
-    }
-
-
-def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str]) -> None:
-    """Raise unless the state was saved by a Grower of the same model, budget and options.
-
-    Args:
-        own: of this Grower.
-        state: that was saved.
-        of_method: entries that the way of growing adds.
-
-    Raises:
-        CheckpointError: saying what differs.
-    """
-    if not isinstance(state, Mapping) or not isinstance(state.get("identity"), Mapping):
-        raise CheckpointError("this is no state of a Grower: expected what `Grower.state_dict` returned")
-    saved = state["identity"]
-    if saved.get("groups") != own["groups"] or saved.get("blocks") != own["blocks"]:
-        raise CheckpointError(
-            "the saved growth state belongs to another model: its channel groups are "
-            f"{_shown(saved.get('groups'))}, those of this model {_shown(own['groups'])}"
-        )
-    other = [f"{k} was {saved.get(k)!r} and is {v!r}" for k, v in own.items() if saved.get(k) != v]
-    if other:
-        raise CheckpointError(
-            f"the saved growth state belongs to a run with other options: {'; '.join(other)}. Make the Grower with "
-            "those it was saved with."
-        )
-    missing = [e for e in (*ENTRIES, *of_method) if e not in state]
-    if missing:
-        raise CheckpointError(f"the saved growth state is incomplete: {', '.join(missing)} is missing")
-
-
-@contextmanager
-def changed_since() -> Iterator[None]:
-    """While entered, whatever goes wrong with a saved state is said as such: a changed one can be wrong in many ways.
-
-    Raises:
-        CheckpointError: something did.
-    """
-    try:
-        yield
-    except ApicalError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"the saved growth state does not fit ({type(error).__name__}: {error}): it was changed since it was "
-            "saved, or written by another version. Build model, optimizer and Grower anew; these are half restored."
-        ) from error
-
-
-def _shown(groups: Any) -> str:
-    items = [f"{k} ({v})" for k, v in groups.items()] if isinstance(groups, Mapping) else [repr(groups)]
-    return ", ".join(items[:5]) + (" …" if len(items) > 5 else "")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
-from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -18,10 +15,8 @@ from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable
 from apical.errors import ConfigError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
-    changed_since,
-    check_identity,
-    identity,
-    refuse_lost_weights,
+    note_shrunk,
+    refuse_shrunk,
     warn_of_another_optimizer,
     warn_of_copies,
     warn_of_more_epochs,
@@ -34,8 +29,7 @@ from apical.growth._components import Components, checked
 from apical.growth._config import GrowthConfig
 from apical.growth._divisor import adopted_divisor, choose_divisor
 from apical.growth._growing_model import GrowingModel
-from apical.growth._method import Choice, terms_of
-from apical.growth._observer import StepWatch
+from apical.growth._method import Method, terms_of
 from apical.growth._options import changed
 from apical.growth._plan import Plan, method_of, plan_of
 from apical.growth._record import (
@@ -47,22 +41,18 @@ from apical.growth._record import (
     no_changes,
     run_record,
 )
+from apical.growth._restructuring import Restructuring
+from apical.growth._saved import changed_since, check_identity, identity
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig
 from apical.growth._shown import as_html, in_words
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
-from apical.resizing import DormantStore, Shard, check_kinds, check_state, resize_state, trace, unaveraged
+from apical.resizing import DormantStore, Shard, check_kinds, resize_state, trace
 from apical.structure import Call, ExampleInputs, Structure
 from apical.timing._latency_table import table_for
 
 WIDTH_KINDS: tuple[Kind, ...] = ("macs", "params", "latency")
-_SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
-_AGAIN = (
-    "an earlier Grower has already shrunk this model, which a new one would take for the largest network. Build the "
-    "model anew (in a notebook, run its cell again), or pass structure=apical.trace(model, example_inputs) if its "
-    "present size is meant to be the largest."
-)
 
 
 class Grower:
@@ -151,11 +141,11 @@ class Grower:
         inputs: Any = Call.of(example_inputs)
         optimizers = _optimizers(optimizer)
         check_kinds(optimizers)
-        if structure is None and model in _SHRUNK and width_budget is not None:
-            raise ConfigError(_AGAIN)
+        if structure is None and width_budget is not None:
+            refuse_shrunk(model)
         streams = self.config.streams if isinstance(self.config, GrowthConfig) else "keep"
         self.structure = trace(model, inputs, streams=streams) if structure is None else structure
-        self._growing = GrowingModel(model, optimizers, copies, self.structure, shard)
+        growing = GrowingModel(model, optimizers, copies, self.structure, shard)
         self._full_bytes = model_bytes(model)
         widths = width_budget or Budget("100% macs")
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
@@ -164,26 +154,25 @@ class Grower:
         if self._bit_budget is not None:
             least = terms.limits.least_of(self.structure)
             refuse_impossible_size(self._bit_budget, self.structure, least, self._full_bytes)
-        self._controller = method_of(model, terms, self.config, epochs, self._total)
-        first = self._first = self._controller.seed()
+        method = method_of(model, terms, self.config, epochs, self._total)
+        self._first = method.seed()
         self.history: list[EpochRecord] = []
         self.epoch, self._step = 0, 0
         self._spent_steps, self._spent_macs = 0, 0  # of the running epoch
         self._changes = no_changes()
-        untrained = self._growing.untrained()
+        untrained = growing.untrained()
         if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
-        self._warn_of_copies(begun=False)
+        warn_of_copies(model, growing.copies, begun=False)
+        self._restructuring = Restructuring(growing, method)
+        self._restructuring.become(self._first)
         self._bits: BitGrowth | None = None
-        self._apply(first)
         self._start_bits()
         if width_budget is not None:
-            _SHRUNK.add(model)
+            note_shrunk(model)
         warn_of_untrained(untrained)
         self._untrained = set(untrained)  # that have been warned of
-        self._restructured = False  # since it was made
-        self._unchecked = set() if self.frozen else set(range(len(optimizers)))  # optimizers of which no step was seen
-        self._steps = StepWatch(optimizers, self._observe, self._stepped)
+        self._restructuring.listen()
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
@@ -210,25 +199,26 @@ class Grower:
                 "end_epoch without any end_step: with interval_unit='steps' the network changes between steps; call "
                 "grower.end_step() after every optimizer step, or set interval_unit='epochs'"
             )
-        if not warn_of_another_optimizer(self.model, self._growing.optimizers, self._steps.count):
+        r = self._restructuring
+        if not warn_of_another_optimizer(self.model, self._growing.optimizers, r.steps.count):
             self._warn_of_replaced()
-        self._updates.write_back()
+        r.write_back()
         record = epoch_record(self.structure, self._growing.selection, self.epoch, self.target_load)
         record["bits"] = {} if self._bits is None else self._bits.bits()
         record["metrics"] = told
         if self._spent_steps:
             record["mean_macs"] = self._spent_macs / self._spent_steps
-        with self._undone_on_error():
-            self._controller.end_epoch()
-            if self.config.interval_unit == "epochs" and self._controller.due(self.epoch + 1):
+        with r.undone_on_error():
+            r.method.end_epoch()
+            if self.config.interval_unit == "epochs" and r.method.due(self.epoch + 1):
                 self._restructure(self.epoch + 1)
         self.epoch += 1
         if self._bits is not None:
             self._bits.end_epoch()
         self._start_bits()
         self._spent_steps, self._spent_macs = 0, 0
-        record = cast(EpochRecord, {**record, **self._changes, "worth": self._worth(), "next_load": self.target_load})
-        self._changes, self._steps.count = no_changes(), 0
+        record = cast(EpochRecord, {**record, **self._changes, "worth": r.worth(), "next_load": self.target_load})
+        self._changes, r.steps.count = no_changes(), 0
         self.history.append(record)
         warn_of_more_epochs(self.epoch, self.epochs)
         return record
@@ -247,8 +237,8 @@ class Grower:
         """
         self._growing.settle()
         before = self._growing.selection
-        if self.config.interval_unit == "steps" and self._controller.due(self._step + 1):
-            with self._undone_on_error():
+        if self.config.interval_unit == "steps" and self._method.due(self._step + 1):
+            with self._restructuring.undone_on_error():
                 self._restructure(self._step + 1)
                 self._start_bits()
         self._step += 1
@@ -293,7 +283,7 @@ class Grower:
             >>> round(grower.plan().train_macs_vs_dense, 2)
             0.41
         """
-        return plan_of(self._controller, self._first, self.epochs, str(self.budget))
+        return plan_of(self._method, self._first, self.epochs, str(self.budget))
 
     def report(self, path: str | Path = "report.html") -> Path:
         """Write a page about the training so far: the network by epoch, why it grew so, what it cost, the metrics.
@@ -323,27 +313,27 @@ class Grower:
     @property
     def frozen(self) -> bool:
         """Whether the network will not change any more."""
-        return self._controller.frozen
+        return self._method.frozen
 
     @property
     def components(self) -> Components:
         """What is known of all units and blocks."""
-        return self._controller.components
+        return self._method.components
 
     @property
     def bound(self) -> BoundBudget:
         """The budget, which prices networks."""
-        return self._controller.terms.bound
+        return self._method.terms.bound
 
     @property
     def latency(self) -> LatencyTable | None:
         """The measured table of a latency budget, with its error; else None."""
-        return self._controller.terms.latency
+        return self._method.terms.latency
 
     @property
     def target_load(self) -> float:
         """Scheduled cost of the present network as a fraction of the budget."""
-        return self._controller.target_load
+        return self._method.target_load
 
     @property
     def keep(self) -> dict[str, list[int]]:
@@ -364,7 +354,7 @@ class Grower:
             present = self._growing.selection
             load = self.bound.load(present.keep, present.skip)
             warn_of_unfinished(self.epoch, self.epochs, load, str(self.budget))
-        self._steps.remove()
+        self._restructuring.steps.remove()
         if self._bits is not None:
             self._bits.finish()
         self._growing.release()
@@ -396,74 +386,21 @@ class Grower:
 
     # ---- restructuring ---------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        """Leaves the controller as it was if the model cannot be resized, which is all or nothing."""
-        before = self._controller.state_dict()
-        try:
-            with torch.inference_mode(False):  # what is made here is trained on
-                yield
-        except BaseException:
-            self._controller.load_state_dict(before)
-            raise
+    @property
+    def _growing(self) -> GrowingModel:
+        return self._restructuring.growing
+
+    @property
+    def _method(self) -> Method:
+        return self._restructuring.method
 
     def _restructure(self, done: int) -> None:
-        """Go on with the network that is chosen after this many epochs (or steps)."""
-        start = time.perf_counter()
-        refuse_lost_weights(self.model)
-        if not self._restructured:
-            self._warn_of_copies(begun=True)
-        self._restructured = True
-        self._updates.write_back()
-        before = self._growing.selection
-        changes = self._apply(self._controller.next(done, before))
-        worth, left = self._worth(), sorted(self._growing.selection.skip - before.skip)
-        changes["blocks_left"] = {name: worth.get(name) for name in left}
-        changes["restructure_seconds"] = time.perf_counter() - start
-        self._changes = add_changes(self._changes, changes)
-
-    def _apply(self, choice: Choice) -> Changes:
-        """Become the chosen network, and watch its gate sites."""
-        c = self.components
-        before, had_lived = c.live.clone(), c.lived.clone()
-        self._growing.follow(choice, c, preserving=self.config.birth == "preserving")
-        c.set_live(choice.keep, choice.skip)
-        born = c.live & ~before
-        self._controller.applied(born)
-        self._watch()
-        return Changes(
-            born=int((born & ~had_lived).sum()),
-            returned=int((born & had_lived).sum()),
-            died=int((before & ~c.live).sum()),
-            blocks_left={},
-            restructure_seconds=0.0,
-        )
-
-    def _watch(self) -> None:
-        """Observe the gate sites of the present network."""
-        observers = self._growing.observers(self.components, self._controller.reads_shifts)
-        self._updates = self._controller.watch(observers, next(self.model.parameters()).device)
-
-    def _observe(self, index: int, optimizer: Optimizer) -> None:
-        self._updates.observe(index, optimizer)
-
-    def _stepped(self, index: int, optimizer: Optimizer) -> None:
-        """Check, after the first step and not after a whole epoch, that the optimizer's state can be resized."""
-        if index in self._unchecked and optimizer.state:
-            check_state(optimizer, {id(p): name for name, p in self.model.named_parameters()})
-            self._unchecked.discard(index)
+        self._changes = add_changes(self._changes, self._restructuring.next(done))
 
     def _warn_of_replaced(self) -> None:
         names = self._growing.untrained()
         warn_of_replaced([n for n in names if n not in self._untrained])
         self._untrained.update(names)
-
-    def _warn_of_copies(self, begun: bool) -> None:
-        known = [unaveraged(copy) for copy in self._growing.copies]
-        warn_of_copies(self.model, [*known, *_SHRUNK], begun)
-
-    def _worth(self) -> dict[str, float]:
-        return {name: round(value, 3) for name, value in self._controller.relative.items()}
 
     # ---- what a prompt and a notebook show ---------------------------------------------------------------------------
 
@@ -495,32 +432,20 @@ class Grower:
         """
         if self._growing.sharded:
             raise ConfigError("a Grower of a sharded model cannot be copied or pickled: use apical.growth.save_sharded")
-        if self.store is not None:
-            self._updates.write_back()
-        return {**vars(self), "_updates": None, "_steps": self._steps.count}
+        return dict(vars(self))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        _SHRUNK.add(self.model)
-        self._steps = StepWatch(() if self.store is None else self._growing.optimizers, self._observe, self._stepped)
-        self._steps.count = state["_steps"]
-        if self.store is not None:
-            self._watch()
+        note_shrunk(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""
-        present, store = self._growing.selection, self._growing.settle()
-        self._updates.write_back()
         return {
             "identity": self._identity(self.config),
-            "keep": self.keep,
-            "skip": sorted(present.skip),
-            "store": store.state_dict(),
+            **self._restructuring.state_dict(),
             "epoch": self.epoch,
             "step": self._step,
             "spent": [self._spent_steps, self._spent_macs],
-            **self._controller.state_dict(),
-            "latency": None if self.latency is None else self.latency.to_dict(),
             "changes": dict(self._changes),
             "history": [dict(r) for r in self.history],
             "bits": None if self._bits is None else self._bits.state_dict(),
@@ -538,27 +463,19 @@ class Grower:
         with changed_since():
             # the saved divisor counts, not the one that was measured when this Grower was made
             config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
-            check_identity(self._identity(config), state, type(self._controller).SAVED)
+            check_identity(self._identity(config), state, self._method.SAVED)
             self._take_up(state, config)
 
     def _take_up(self, state: Mapping[str, Any], config: GrowthConfig | ScsConfig) -> None:
         """Become what a state says, which is one of this Grower's."""
-        store = self._growing.settle()
         self.config = config
-        self._growing.resize(state["keep"], state["skip"])
-        store.load_state_dict(state["store"])
-        table = state["latency"]
-        latency = None if table is None else LatencyTable.from_dict(self.structure, table)
-        self._controller.config = config
-        self._controller.terms = replace(self._controller.terms, divisor=config.step, latency=latency)
-        self._controller.load_state_dict(state)
+        self._restructuring.load_state_dict(state, config)
         counts = [int(n) for n in checked([0] * 4, [state["epoch"], state["step"], *state["spent"]], "epoch or step")]
         self.epoch, self._step, self._spent_steps, self._spent_macs = counts
         changes = {**no_changes(), **state["changes"]}
         checked({}, {name: value for name, value in changes.items() if name != "blocks_left"}, "changes")
         self._changes = cast(Changes, changes)
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
-        self._watch()
         self._start_bits()
         if self._bits is not None:
             self._bits.load_state_dict(state.get("bits"))
