@@ -34,7 +34,7 @@ from apical.baselines._reconstruct import gram_of, greedy_removal, readers_of, r
 from apical.baselines._scores import filter_norms, gate_products
 from apical.budget import BoundBudget, Budget
 from apical.errors import ConfigError
-from apical.resizing import zero_gates_
+from apical.resizing._gates import zero_gates_
 from growth.cases import built, example, sgd, step, structure_of
 
 IMAGE = torch.zeros(1, 3, 8, 8)

@@ -12,8 +12,9 @@ from torch.func import functional_call
 
 from apical import Grower
 from apical.growth import ScsConfig
-from apical.resizing import Selection, TemplateMap, lookup
-from apical.resizing._indexing import scatter_
+from apical.resizing._indexing import TemplateMap, scatter_
+from apical.resizing._install import lookup
+from apical.resizing._selection import Selection
 
 
 class GatedTemplate:

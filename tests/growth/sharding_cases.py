@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 import apical
 from apical.errors import ApicalError
 from apical.growth import load_sharded, save_sharded
-from apical.resizing import is_sharded, own_part, whole
+from apical.resizing._shards import is_sharded, own_part, whole
 from apical.training._processes import process_group, processes
 
 EPOCHS, STEPS, BATCH, WIDTH = 6, 3, 12, 13
@@ -182,7 +182,8 @@ def made_with(how: Any, **options: Any) -> None:
 
 def counted(folder: str) -> int:
     """Counts the numbers that each restructuring gathers; writes them beside what was said on paper."""
-    from apical.resizing import _resize, _store, traffic
+    from apical.resizing import _resize, _store
+    from apical.resizing._traffic import traffic
 
     gathered = 0
 

@@ -17,7 +17,7 @@ from apical.growth._method import terms_of
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsController
 from apical.models import CifarResNet
-from apical.resizing import Selection
+from apical.resizing._selection import Selection
 
 EPOCHS = 10
 AnyController = Controller | ScsController

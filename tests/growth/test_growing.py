@@ -15,7 +15,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from apical import Budget, Grower, trace
 from apical.errors import ConfigError
 from apical.growth import ScsConfig
-from apical.resizing import Selection, StandIn, TemplateMap
+from apical.resizing._indexing import TemplateMap
+from apical.resizing._selection import Selection
+from apical.resizing._stand_in import StandIn
 from apical.structure import ParamSlice
 from growth.cases import CASES, built, epochs, example, grown, loss_of, outputs, run, sgd, step, structure_of
 from marks import quick

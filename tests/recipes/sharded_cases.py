@@ -10,7 +10,7 @@ import torch
 
 from apical.errors import ApicalError
 from apical.recipes import apply_settings, get_recipe
-from apical.resizing import is_sharded, own_part
+from apical.resizing._shards import is_sharded, own_part
 from apical.runs import _run as whole_run
 from apical.runs import read_config, run
 from apical.runs._sharding import PARTS

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apical.budget import DeviceTable, NetworkCost, Setting, allreduce_bytes, memory_bytes, project
+from apical.budget import DeviceTable, NetworkCost, Setting, project
+from apical.budget._projection import allreduce_bytes, memory_bytes
 from apical.cli import main
 from apical.data import TokenStream
 from apical.errors import ApicalError, ConfigError

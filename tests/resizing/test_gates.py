@@ -16,7 +16,7 @@ import apical
 from apical.errors import ResizeError
 from apical.export import export_onnx, export_pt2
 from apical.models import LSTMLanguageModel
-from apical.resizing import zero_gates_
+from apical.resizing._gates import zero_gates_
 from apical.structure import ChannelGroup, Structure
 from apical.structure._without import without
 

@@ -14,7 +14,7 @@ import apical
 from apical import DormantStore, Grower, Structure, resize_, resize_state, trace
 from apical.errors import ResizeError
 from apical.models import LSTMLanguageModel
-from apical.resizing import zero_gates_
+from apical.resizing._gates import zero_gates_
 from zoo.sequences import LstmLM
 
 Make = Callable[[], nn.Module]

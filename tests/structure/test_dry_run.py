@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from apical.resizing import zero_gates_
 from apical.resizing._copying import sharing_copy
+from apical.resizing._gates import zero_gates_
 from apical.resizing._widened import Widened
 from apical.structure import ChannelGroup, Structure
 from structure.expectations import OUTPUT, reasons_of, traced

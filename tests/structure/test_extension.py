@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import apical
 from apical import register_module, register_op
-from apical.structure import Value, Walk, _registry, module_refresh
+from apical.structure import Value, Walk, _registry
+from apical.structure._registry import module_refresh
 from structure.expectations import reasons_of, traced
 from structure.nets import Net, conv, image, unit, vectors
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import apical
 from apical.errors import LoadError
 from apical.export import export_onnx, export_pt2
-from apical.resizing import StandIn
+from apical.resizing._stand_in import StandIn
 from apical.structure import Returned
 from structure.contract import generic_
 from structure.expectations import traced

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.errors import TraceError
-from apical.structure import quiet, quiet_rng
+from apical.structure._quiet import quiet, quiet_rng
 
 
 def net() -> nn.Module:

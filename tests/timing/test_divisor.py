@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from apical import trace
-from apical.budget import Budget, budget_share
+from apical.budget import Budget
+from apical.budget._load import budget_share
 from apical.models import LSTMLanguageModel
 from apical.timing import DIVISORS, measure_divisor
 from apical.timing._divisor import StepTimer

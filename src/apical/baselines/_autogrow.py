@@ -11,7 +11,8 @@ from apical.baselines._comparator import Change, Course, Task, epoch_at
 from apical.baselines._uniform import uniform_keep
 from apical.budget import BoundBudget, Budget
 from apical.errors import ConfigError
-from apical.structure import Structure, lies_in
+from apical.structure import Structure
+from apical.structure._cost import lies_in
 
 
 @dataclass(frozen=True)

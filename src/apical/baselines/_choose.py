@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from apical.budget import BoundBudget, Budget, least_width, rounding_step
+from apical.budget import BoundBudget, Budget, rounding_step
+from apical.budget._rounding import least_width
 from apical.errors import BudgetError
 from apical.gates import shift_for_cost
-from apical.resizing import first_units
+from apical.resizing._selection import first_units
 from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its target by this fraction, so that it can end nearest to it

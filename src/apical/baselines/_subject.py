@@ -11,7 +11,10 @@ from torch.optim import Optimizer
 
 from apical.baselines._record import network_record
 from apical.errors import CheckpointError, ConfigError
-from apical.resizing import DormantStore, Selection, TemplateMap, lookup, resize_, trace
+from apical.resizing import DormantStore, resize_, trace
+from apical.resizing._indexing import TemplateMap
+from apical.resizing._install import lookup
+from apical.resizing._selection import Selection
 from apical.structure import ChannelGroup, ExampleInputs, Keep, ParamSlice, Structure
 
 

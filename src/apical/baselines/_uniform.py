@@ -11,7 +11,8 @@ from torch import Tensor
 
 from apical.baselines._choose import LEAST_FRACTION, sparing_streams
 from apical.baselines._comparator import Course, Task
-from apical.budget import BoundBudget, Budget, least_width, possible_widths
+from apical.budget import BoundBudget, Budget
+from apical.budget._rounding import least_width, possible_widths
 from apical.errors import BudgetError
 from apical.gates import shift_for_cost
 from apical.structure import Structure

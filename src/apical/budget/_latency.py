@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from apical.structure import SizeAxis, Structure, lies_in
+from apical.structure import SizeAxis, Structure
+from apical.structure._cost import lies_in
 
 
 @dataclass(frozen=True)

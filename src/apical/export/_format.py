@@ -13,8 +13,9 @@ from torch import nn
 
 from apical._reading import read_record
 from apical.errors import LoadError
-from apical.resizing import StandIn
-from apical.structure import Returned, stated_sizes
+from apical.resizing._stand_in import StandIn
+from apical.structure import Returned
+from apical.structure._groups import stated_sizes
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"

@@ -23,8 +23,14 @@ from apical.export._format import (
     read_architecture,
 )
 from apical.quantize import SCALES, QuantizedTensor, unpack
-from apical.resizing import Installation, StandIn, lookup, refuse_wrapped
-from apical.structure import TensorSpec, lies_in, module_refresh, stated, tensor_specs
+from apical.resizing._guards import refuse_wrapped
+from apical.resizing._install import Installation, lookup
+from apical.resizing._stand_in import StandIn
+from apical.structure import TensorSpec
+from apical.structure._analyse import tensor_specs
+from apical.structure._cost import lies_in
+from apical.structure._groups import stated
+from apical.structure._registry import module_refresh
 
 _ATTEMPTS = 20  # at reading a folder that others keep saving to
 _UNREADABLE = (SafetensorError, OSError, RuntimeError)  # the last one of torch, if a file goes while it is opened

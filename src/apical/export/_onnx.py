@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
 from apical.quantize import QuantizedTensor, codes_of
-from apical.resizing import lookup
-from apical.structure import Call, ExampleInputs, quiet
+from apical.resizing._install import lookup
+from apical.structure import Call, ExampleInputs
+from apical.structure._quiet import quiet
 
 
 def export_onnx(

@@ -20,8 +20,10 @@ from apical._atomic import atomic_file
 from apical.errors import ExportError
 from apical.export._load import load
 from apical.export._save import save
-from apical.resizing import refuse_wrapped
-from apical.structure import Call, ExampleInputs, quiet, without_cache_
+from apical.resizing._guards import refuse_wrapped
+from apical.structure import Call, ExampleInputs
+from apical.structure._quiet import quiet
+from apical.structure._running import without_cache_
 
 TOLERANCE = 1e-5
 PLAIN = (bool, int, float, str)  # options of the call that become constants

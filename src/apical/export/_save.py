@@ -17,8 +17,9 @@ from apical._atomic import asides, flush_to_disk, lock_file, new_aside
 from apical.errors import LoadError, ResizeError, SaveError, why_not_written
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
 from apical.quantize import QuantizedTensor, pack
-from apical.resizing import StandIn, refuse_wrapped
-from apical.structure import tensor_specs
+from apical.resizing._guards import refuse_wrapped
+from apical.resizing._stand_in import StandIn
+from apical.structure._analyse import tensor_specs
 
 LOCK = ".apical-save.lock"
 LOCK_PATIENCE_S = 600.0

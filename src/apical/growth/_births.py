@@ -8,8 +8,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from apical.growth._observer import directions
-from apical.resizing import DormantStore, fill_
-from apical.structure import ChannelGroup, Structure, lies_in
+from apical.resizing import DormantStore
+from apical.resizing._shards import fill_
+from apical.structure import ChannelGroup, Structure
+from apical.structure._cost import lies_in
 
 
 def prepare_births_(

@@ -32,8 +32,11 @@ from apical.quantize import (
     packed_size,
     soft_gates,
 )
-from apical.resizing import Selection, lookup
-from apical.structure import CostModel, Structure, lies_in, tensor_specs
+from apical.resizing._install import lookup
+from apical.resizing._selection import Selection
+from apical.structure import CostModel, Structure
+from apical.structure._analyse import tensor_specs
+from apical.structure._cost import lies_in
 
 KEPT = 0.5  # how much of the earlier estimate of a plane's worth stays when it is measured anew
 CHOICES = 48  # of precisions, until they are settled

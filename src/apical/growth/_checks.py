@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from apical.errors import ConfigError, TrainingError
-from apical.resizing import are_finite, unaveraged
+from apical.resizing._guards import unaveraged
+from apical.resizing._shards import are_finite
 
 CALLER = 3  # of the Grower's method: whose line the warning shows
 TRAINED = 20  # batches that a batch norm has counted: fewer may have been tried out on a new model

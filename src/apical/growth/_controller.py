@@ -41,7 +41,7 @@ from apical.growth._observer import GateObserver
 from apical.growth._strength import strongest_first_
 from apical.growth._utility import UtilityMeter, update_utilities_
 from apical.growth._widths import TOLERANCE, Widths, fit
-from apical.resizing import Selection, first_units
+from apical.resizing._selection import Selection, first_units
 
 HYSTERESIS = 1.5  # an absent block must be worth this much more than the widths to come back
 

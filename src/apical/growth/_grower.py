@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable
+from apical.budget import BoundBudget, Budget, LatencyTable
+from apical.budget._budget import BIT_KINDS, Kind
 from apical.errors import ConfigError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
@@ -48,7 +49,8 @@ from apical.growth._scs import ScsConfig
 from apical.growth._shown import as_html, in_words
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
-from apical.resizing import DormantStore, Shard, check_kinds, resize_state, trace
+from apical.resizing import DormantStore, Shard, resize_state, trace
+from apical.resizing._optimizer import check_kinds
 from apical.structure import Call, ExampleInputs, Structure
 from apical.timing._latency_table import table_for
 

@@ -13,16 +13,11 @@ from apical.growth._births import fixed_parameters, prepare_births_
 from apical.growth._components import Components
 from apical.growth._method import Choice
 from apical.growth._observer import GateObserver, directions
-from apical.resizing import (
-    DormantStore,
-    Selection,
-    Shard,
-    Sharding,
-    TemplateMap,
-    check_matches,
-    resize_,
-    unaveraged,
-)
+from apical.resizing import DormantStore, Shard, resize_
+from apical.resizing._guards import check_matches, unaveraged
+from apical.resizing._indexing import TemplateMap
+from apical.resizing._selection import Selection
+from apical.resizing._sharding import Sharding
 from apical.structure import Keep, Structure
 
 

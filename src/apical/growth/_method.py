@@ -18,8 +18,9 @@ from apical.growth._components import Components, checked
 from apical.growth._observer import GateObserver
 from apical.growth._schedule import Schedule
 from apical.growth._widths import Limits
-from apical.resizing import Selection
-from apical.structure import Structure, lies_in
+from apical.resizing._selection import Selection
+from apical.structure import Structure
+from apical.structure._cost import lies_in
 
 
 @dataclass(frozen=True)

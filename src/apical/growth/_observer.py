@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical.resizing import Selection, TemplateMap, is_sharded, lookup, own_part, start_of_part, sum_over_parts_
+from apical.resizing._indexing import TemplateMap
+from apical.resizing._install import lookup
+from apical.resizing._selection import Selection
+from apical.resizing._shards import is_sharded, own_part, start_of_part, sum_over_parts_
 
 
 class GateObserver:

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from apical.errors import ConfigError
 from apical.reporting import RunRecord
-from apical.resizing import Selection
+from apical.resizing._selection import Selection
 from apical.structure import Structure
 
 

@@ -19,7 +19,7 @@ from apical.growth._method import Choice, Method
 from apical.growth._observer import StepWatch
 from apical.growth._record import Changes
 from apical.growth._scs import ScsConfig
-from apical.resizing import check_state
+from apical.resizing._optimizer import check_state
 
 
 class Restructuring:

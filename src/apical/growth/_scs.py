@@ -36,7 +36,7 @@ from apical.growth._method import Choice, Measurement, Method, Terms
 from apical.growth._observer import GateObserver, Round
 from apical.growth._options import changed, check_options, numeric_divisor, wrong_times
 from apical.growth._widths import fit_thresholds
-from apical.resizing import Selection, first_units
+from apical.resizing._selection import Selection, first_units
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from apical._reading import regular
 from apical.errors import CheckpointError
 from apical.growth._grower import Grower
-from apical.resizing import is_sharded
+from apical.resizing._shards import is_sharded
 
 MARK = "divided tensor "  # stands, with its number, for a tensor that the processes share
 REST = "rest"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.growth._components import Components
-from apical.resizing import lookup
+from apical.resizing._install import lookup
 from apical.structure import ChannelGroup, ParamSlice
 
 

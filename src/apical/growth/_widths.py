@@ -10,7 +10,8 @@ from math import inf, log
 import torch
 from torch import Tensor
 
-from apical.budget import BoundBudget, least_width, rounding_step
+from apical.budget import BoundBudget, rounding_step
+from apical.budget._rounding import least_width
 from apical.gates import shift_for_cost
 from apical.structure import Structure
 

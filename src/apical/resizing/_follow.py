@@ -21,7 +21,8 @@ from apical.resizing._dry_run import confirm
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
 from apical.resizing._testbed import Example, Testbed, difference, other_shapes
-from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure, stated
+from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
+from apical.structure._groups import stated
 
 MAX_TRIALS = 60
 MAX_ATTRIBUTES = 6

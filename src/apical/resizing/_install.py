@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import ResizeError
-from apical.structure import OWN_SIZES, SIZE_ATTRIBUTES
+from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES
 
 
 class Installation:

@@ -25,7 +25,9 @@ from apical.resizing._selection import Selection, check_selection
 from apical.resizing._shards import alike, is_sharded, whole
 from apical.resizing._stand_in import stand_in
 from apical.resizing._store import DormantStore
-from apical.structure import Keep, Structure, lies_in, module_refresh
+from apical.structure import Keep, Structure
+from apical.structure._cost import lies_in
+from apical.structure._registry import module_refresh
 
 _NO_STORE = (
     "what left it is not kept. Pass store=apical.DormantStore() to the resize that removes and the same store to the "

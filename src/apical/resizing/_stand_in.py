@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from apical.structure import Argument, Feeder, Returned, SkippableBlock, Structure, returned, returned_zeros
-
-ONLY_INPUT = Returned("input", 0)
+from apical.structure import Argument, Feeder, Returned, SkippableBlock, Structure
+from apical.structure._returned import returned, returned_zeros
 
 
 class AbsentWeight:

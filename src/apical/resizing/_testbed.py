@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from apical.resizing._copying import keep_apart_, sharing_copy, versions
 from apical.resizing._widened import NARROW, Widened
-from apical.structure import check_runs, first_line, own, quiet_rng, steady_training
+from apical.structure._quiet import quiet_rng
+from apical.structure._running import check_runs, first_line, own
+from apical.structure._steady import steady_training
 
 # Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
 SMALL_SIDES = (64, 96)

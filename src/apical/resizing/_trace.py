@@ -14,17 +14,10 @@ from apical.resizing._dry_run import confirm
 from apical.resizing._follow import follow
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._testbed import Example, testbeds
-from apical.structure import (
-    OUTPUT,
-    Call,
-    ExampleInputs,
-    HandGroups,
-    Structure,
-    analysis_copy,
-    describe,
-    propose,
-    without_cache_,
-)
+from apical.structure import Call, ExampleInputs, HandGroups, Structure
+from apical.structure._analyse import OUTPUT, propose
+from apical.structure._manual import describe
+from apical.structure._running import analysis_copy, without_cache_
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
 LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from apical.budget import Budget, DeviceTable, NetworkCost, Setting, project, totals
+from apical.budget import Budget, DeviceTable, NetworkCost, Setting, project
+from apical.budget._projection import totals
 from apical.growth import Grower, Plan, plan_on_paper
 from apical.recipes import RunConfig
 from apical.recipes._task_kind import Described, Facts, task_kind
-from apical.resizing import Selection, first_units, resize_, traffic
+from apical.resizing import resize_
+from apical.resizing._selection import Selection, first_units
+from apical.resizing._traffic import traffic
 from apical.runs._divisor import require_divisor
-from apical.structure import Structure, analysis_copy, propose, without_cache_
+from apical.structure import Structure
+from apical.structure._analyse import propose
+from apical.structure._running import analysis_copy, without_cache_
 from apical.timing._clock import time_ms
 from apical.timing._networks import batch_of
 from apical.training._amp import assumed_amp

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from apical.growth import template_record
-from apical.structure import Structure, lies_in
+from apical.structure import Structure
+from apical.structure._cost import lies_in
 
 
 def template_facts(method: object) -> dict[str, Any]:

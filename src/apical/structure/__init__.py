@@ -1,15 +1,11 @@
 """What can be removed from a model: groups, blocks, gate sites and their cost, found by analysing its graph."""
 
-from apical.structure._analyse import OUTPUT, propose, tensor_specs
+from apical.structure import _analyse  # noqa: F401  (importing it registers the rules, before those of users)
 from apical.structure._call import Call, ExampleInputs
-from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
-from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES, stated, stated_sizes
-from apical.structure._manual import HandGroups, describe
-from apical.structure._quiet import quiet, quiet_rng
-from apical.structure._registry import module_refresh, register_module, register_op
-from apical.structure._returned import Argument, Returned, returned, returned_zeros
-from apical.structure._running import analysis_copy, check_runs, first_line, own, without_cache_
-from apical.structure._steady import steady_training
+from apical.structure._cost import CostModel, CostTerm, SizeAxis
+from apical.structure._manual import HandGroups
+from apical.structure._registry import register_module, register_op
+from apical.structure._returned import Argument, Returned
 from apical.structure._structure import Structure
 from apical.structure._torch_modules import NarrowMultiheadAttention
 from apical.structure._types import (
@@ -28,9 +24,6 @@ from apical.structure._values import ParamValue, Value
 from apical.structure._walk import Walk
 
 __all__ = [
-    "OUTPUT",
-    "OWN_SIZES",
-    "SIZE_ATTRIBUTES",
     "Argument",
     "AttributeAxis",
     "Call",
@@ -54,23 +47,6 @@ __all__ = [
     "TensorSpec",
     "Value",
     "Walk",
-    "analysis_copy",
-    "check_runs",
-    "describe",
-    "first_line",
-    "lies_in",
-    "module_refresh",
-    "own",
-    "propose",
-    "quiet",
-    "quiet_rng",
     "register_module",
     "register_op",
-    "returned",
-    "returned_zeros",
-    "stated",
-    "stated_sizes",
-    "steady_training",
-    "tensor_specs",
-    "without_cache_",
 ]

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from apical.budget import Budget, budget_share, rounding_step
-from apical.structure import ExampleInputs, SizeAxis, Structure, quiet_rng
+from apical.budget import Budget, rounding_step
+from apical.budget._load import budget_share
+from apical.structure import ExampleInputs, SizeAxis, Structure
+from apical.structure._quiet import quiet_rng
 from apical.timing._clock import time_step_ms
 from apical.timing._first import from_first
 from apical.timing._layers import alike, axes_of, has_channels_last, layer_inputs, layer_of, width_names
@@ -100,7 +102,7 @@ def measure_divisor(
         structure: of it.
         example_inputs: one call's arguments, on the model's device. Its batch is what is measured, so give the batch
             of training.
-        share: final cost as a fraction of the template's, in (0, 1]; see `apical.budget.budget_share`.
+        share: final cost as a fraction of the template's, in (0, 1]; see `apical.budget._load.budget_share`.
         step_ms: the timer; measures by wall clock if None.
 
     Returns:

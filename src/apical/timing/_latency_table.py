@@ -16,7 +16,8 @@ from apical.budget import Budget, LatencyTable
 from apical.budget._latency import LayerTable
 from apical.errors import BudgetError
 from apical.resizing import resize_
-from apical.structure import Call, ExampleInputs, SizeAxis, Structure, quiet_rng
+from apical.structure import Call, ExampleInputs, SizeAxis, Structure
+from apical.structure._quiet import quiet_rng
 from apical.timing._clock import time_ms
 from apical.timing._first import from_first
 from apical.timing._layers import alike, axes_of, has_channels_last, layer_inputs, layer_of, width_names
