@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from fork_server import ForkServer, fork_server
 from traced_once import trace_once
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -44,6 +45,13 @@ def traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Each network is traced once, not once a run; `make test-all`, which selects by no mark, traces anew each time."""
     if request.config.option.markexpr:
         trace_once(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[ForkServer]:
+    """Forks processes that run the functions of the module that the test module names in `SERVED`."""
+    with fork_server(request.module.SERVED) as running:
+        yield running
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

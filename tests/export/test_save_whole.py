@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,13 @@ from apical.errors import ApicalError, LoadError, SaveError
 from apical.export import _load, _save
 from export.folders import ARCHITECTURE, WEIGHTS
 from export.save_cases import net
-from fork_server import Ended, ForkServer, fork_server
+from fork_server import Ended, ForkServer
 
-CASES = "export.save_cases"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with fork_server(CASES) as running:
-        yield running
+SERVED = "export.save_cases"
 
 
 def call(server: ForkServer, function: str, folder: Path, *arguments: Any) -> Ended:
-    (end,) = server.run(f"{CASES}:{function}", str(folder), *arguments, folder=folder.parent)
+    (end,) = server.run(f"{SERVED}:{function}", str(folder), *arguments, folder=folder.parent)
     return end
 
 

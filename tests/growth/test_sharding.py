@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from fork_server import ForkServer, fork_server
+from fork_server import ForkServer
 from marks import quick
 
-CASES = "growth.sharding_cases"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with fork_server(CASES) as running:
-        yield running
+SERVED = "growth.sharding_cases"
 
 
 def states(server: ForkServer, folder: Path, function: str, *arguments: Any, count: int) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    ended = server.run(f"{CASES}:{function}", str(folder), *arguments, count=count, folder=folder)
+    ended = server.run(f"{SERVED}:{function}", str(folder), *arguments, count=count, folder=folder)
     assert all(e.code == 0 for e in ended), "\n".join(e.output for e in ended)
     return [torch.load(folder / f"state-{rank}.pt") for rank in range(count)]
 
@@ -90,7 +84,7 @@ def test_resumed_by_other_processes(
     """What two processes saved three load; it goes on as one that was never stopped. `finish` makes it plain."""
     folder = tmp_path / "many"
     folder.mkdir()
-    ended = server.run(f"{CASES}:saved", str(folder), "each", count=before, folder=folder)
+    ended = server.run(f"{SERVED}:saved", str(folder), "each", count=before, folder=folder)
     assert all(e.code == 0 for e in ended), "\n".join(e.output for e in ended)
     together = states(server, folder, "resumed", "each", count=after)
     assert_as_one(alone("AdamW"), together)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.fsdp  # once for all that are forked
 
 from apical.errors import ApicalError
 from apical.recipes import apply_settings, get_recipe
@@ -21,14 +22,14 @@ from tiny_run import Recorder
 TEXT = ("model.embedding_size=12", "model.num_heads=2", "model.num_layers=3", "model.dropout=0", "bptt=6",
         "batch_size=4", "eval_streams=2", "amp=none", "epochs=4", "lr=0.01", "divisor=1", "warmup_epochs=0.5",
         "growth.interval_unit=steps", "growth.interval=6")  # fmt: skip
-IMAGES = ("data.path=synthetic", "limit=33", "crop_padding=1", "batch_size=8", "epochs=3", "model.depth=8",
+IMAGES = ("data.path=synthetic", "limit=33", "crop_padding=1", "batch_size=8", "model.depth=8",
           "model.width=8", "device=cpu", "lr=0.05")  # fmt: skip
 STOPPED_AT = (2, 5)
 
 
-def images(folder: str, shard: bool) -> int:
+def images(folder: str, shard: bool, epochs: int) -> int:
     """A run on images, of which the first of two processes evaluates three batches and the second two."""
-    config = apply_settings(get_recipe("digits"), [*IMAGES, f"training.shard={shard}"])
+    config = apply_settings(get_recipe("digits"), [*IMAGES, f"training.shard={shard}", f"epochs={epochs}"])
     result = run(config, Path(folder) / str(shard), progress=Recorder())
     torch.save({"history": result.history, "model": result.model.state_dict(), "summary": result.summary},
                Path(folder) / f"{shard}-{processes().rank}-{processes().count}.pt")  # fmt: skip

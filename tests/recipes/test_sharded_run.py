@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,11 @@ import torch
 from apical.errors import ConfigError
 from apical.recipes import apply_settings, get_recipe
 from apical.runs import load_run, run
-from fork_server import Ended, ForkServer, fork_server
+from fork_server import Ended, ForkServer
 from recipes.sharded_cases import STOPPED_AT
 from tiny_run import timeless
 
-MODULE = "recipes.sharded_cases"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with fork_server(MODULE) as running:
-        yield running
+SERVED = "recipes.sharded_cases"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +29,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ends(server: ForkServer, folder: Path, text: Path, what: str, count: int, *settings: str) -> list[Ended]:
     return server.run(
-        f"{MODULE}:once", str(folder), str(text), what, list(settings), count=count, folder=folder, timeout=300
+        f"{SERVED}:once", str(folder), str(text), what, list(settings), count=count, folder=folder, timeout=300
     )
 
 
@@ -56,10 +49,20 @@ def assert_close(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-9) 
         assert [r[name] for r in a["history"]] == pytest.approx([r[name] for r in b["history"]], rel=1e-6), name
 
 
+def cut_and_resumed(server: ForkServer, folder: Path, text: Path) -> list[dict[str, Any]]:
+    """What two processes end with that are stopped in the middle of an epoch and go on."""
+    stopped = ends(server, folder, text, "cut", 2)
+    assert [e.code for e in stopped] == [75, 75], stopped[0].output
+    assert "within epoch 2 of 4; resumed, it goes on there" in stopped[0].output
+    begun = torch.load(folder / "cut" / "checkpoint.pt")["state"]["begun"]
+    assert begun["steps"] == STOPPED_AT[1]
+    return states(ends(server, folder, text, "resumed", 2), folder, "resumed")
+
+
 def test_processes_that_divide_the_model_are_one_that_holds_it(server: ForkServer, text: Path, tmp_path: Path) -> None:
-    """And one that is stopped in the middle of an epoch and goes on ends, bit for bit, like one that is not."""
+    """Though they are stopped in the middle of an epoch and go on; they leave an ordinary run."""
     (alone,) = states(ends(server, tmp_path, text, "plain", 1), tmp_path, "plain")
-    two = states(ends(server, tmp_path, text, "whole", 2), tmp_path, "whole")
+    two = cut_and_resumed(server, tmp_path, text)
     assert_close(alone, two[0])
     assert alone["summary"]["test_perplexity"] == pytest.approx(two[0]["summary"]["test_perplexity"], rel=1e-6)
     assert len({str(r["widths"]) for r in two[0]["history"]}) > 2, "the network did change"
@@ -74,7 +77,7 @@ def test_processes_that_divide_the_model_are_one_that_holds_it(server: ForkServe
         assert max(model, other) < 0.6 * all_of_model
         assert max(store, rest) < 0.6 * all_of_store
 
-    folder = tmp_path / "whole"
+    folder = tmp_path / "cut"
     kept = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "architecture.json", "summary.json", "report.html"} <= kept
     assert len([name for name in kept if name.startswith("parts-")]) == 2
@@ -83,25 +86,31 @@ def test_processes_that_divide_the_model_are_one_that_holds_it(server: ForkServe
         name: p.shape for name, p in two[0]["model"].items()
     }
 
-    stopped = ends(server, tmp_path, text, "cut", 2)
-    assert [e.code for e in stopped] == [75, 75], stopped[0].output
-    assert "within epoch 2 of 4; resumed, it goes on there" in stopped[0].output
-    begun = torch.load(tmp_path / "cut" / "checkpoint.pt")["state"]["begun"]
-    assert begun["steps"] == STOPPED_AT[1]
-    resumed = states(ends(server, tmp_path, text, "resumed", 2), tmp_path, "resumed")
-    for mine, theirs in zip(two, resumed, strict=True):
+
+@pytest.mark.slow
+def test_one_that_goes_on_ends_as_one_that_was_not_stopped(server: ForkServer, text: Path, tmp_path: Path) -> None:
+    """Bit for bit, with the same number of processes."""
+    unbroken = states(ends(server, tmp_path, text, "whole", 2), tmp_path, "whole")
+    resumed = cut_and_resumed(server, tmp_path, text)
+    for mine, theirs in zip(unbroken, resumed, strict=True):
         for name, tensor in mine["model"].items():
             assert torch.equal(tensor, theirs["model"][name]), name
-    assert timeless(two[0]["history"])[-1]["eval_loss"] == timeless(resumed[0]["history"])[-1]["eval_loss"]
+    assert timeless(unbroken[0]["history"])[-1]["eval_loss"] == timeless(resumed[0]["history"])[-1]["eval_loss"]
+
+
+def images(server: ForkServer, folder: Path, shard: bool, epochs: int) -> dict[str, Any]:
+    ended = server.run(f"{SERVED}:images", str(folder), shard, epochs, count=2, folder=folder)
+    return states(ended, folder, str(shard))[0]
 
 
 def test_processes_that_evaluate_unequally_often_do_not_wait_in_vain(server: ForkServer, tmp_path: Path) -> None:
-    """They end as two that hold the model whole, with synchronised batch norms and augmentation, in float32."""
-    found = []
-    for shard in (False, True):
-        ended = server.run(f"{MODULE}:images", str(tmp_path), shard, count=2, folder=tmp_path)
-        found.append(states(ended, tmp_path, str(shard))[0])
-    whole, divided = found
+    assert images(server, tmp_path, True, epochs=2)["summary"]["test_samples"] == 33
+
+
+@pytest.mark.slow
+def test_synchronised_norms_of_a_divided_model_are_those_of_a_whole_one(server: ForkServer, tmp_path: Path) -> None:
+    """With augmentation, in float32."""
+    whole, divided = (images(server, tmp_path, shard, epochs=3) for shard in (False, True))
     assert [r["widths"] for r in whole["history"]] == [r["widths"] for r in divided["history"]]
     for name in ("train_loss", "eval_loss"):
         assert [r[name] for r in whole["history"]] == pytest.approx([r[name] for r in divided["history"]], rel=1e-3)

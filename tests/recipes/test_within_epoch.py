@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,14 @@ import pytest
 import torch
 
 from data.layout_writers import encode, random_images, write_parquet
-from fork_server import ForkServer, fork_server
+from fork_server import ForkServer
 from marks import slow
 from photo_folder import write_image_folder
 from recipes.within_epoch_cases import CASES
 from tiny_run import timeless
 from voc_folder import write_voc
 
-MODULE = "recipes.within_epoch_cases"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with fork_server(MODULE) as running:
-        yield running
+SERVED = "recipes.within_epoch_cases"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def ended(server: ForkServer, folder: Path, case: str, data: Path, what: str, count: int) -> list[dict[str, Any]]:
     """What each process ends with; nothing if the run was stopped."""
-    ends = server.run(f"{MODULE}:once", str(folder), case, str(data), what, count=count, folder=folder)
+    ends = server.run(f"{SERVED}:once", str(folder), case, str(data), what, count=count, folder=folder)
     output = "\n".join(end.output for end in ends)
     assert [end.code for end in ends] == [75 if what == "cut" else 0] * count, output
     if what == "cut":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.export._trace  # what tracing imports, once for all that are forked
 
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.runs import read_config, run

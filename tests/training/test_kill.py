@@ -6,7 +6,6 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,12 @@ import torch
 from apical.errors import CheckpointError
 from apical.training import _run_folder as folders
 from apical.training._run_folder import RunFolder
-from fork_server import Ended, ForkServer, fork_server
+from fork_server import Ended, ForkServer
 from marks import quick, slow
 from tiny_run import timeless
 from training.kill_cases import EPOCHS, NO_SPACE, POINTS
 
-CASES = "training.kill_cases"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with fork_server(CASES) as running:
-        yield running
+SERVED = "training.kill_cases"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +37,7 @@ def whole(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def call(server: ForkServer, function: str, folder: Path, *arguments: Any, after: float | None = None,
          number: int = signal.SIGKILL) -> Ended:  # fmt: skip
     signals = None if after is None else {0: (int(number), after)}
-    (end,) = server.run(f"{CASES}:{function}", str(folder), *arguments, folder=folder.parent, signals=signals)
+    (end,) = server.run(f"{SERVED}:{function}", str(folder), *arguments, folder=folder.parent, signals=signals)
     return end
 
 

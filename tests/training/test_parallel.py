@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,16 @@ from apical.recipes.tasks.classification._stream import StreamLoader
 from apical.training import OptimizerConfig, Processes, TrainingConfig, processes
 from apical.training._config import resolve_device
 from apical.training._parallel import Replica, fingerprint
-from fork_server import Ended, ForkServer, fork_server
+from fork_server import Ended, ForkServer
 from marks import slow
 
-CASES = "training.parallel_cases"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with fork_server(CASES) as running:
-        yield running
+SERVED = "training.parallel_cases"
 
 
 def run(server: ForkServer, folder: Path, function: str = "run", *arguments: Any, count: int = 2,
         signals: Any = None) -> list[Ended]:  # fmt: skip
     folder.mkdir(exist_ok=True)
-    return server.run(f"{CASES}:{function}", str(folder), *arguments, count=count, folder=folder, signals=signals)
+    return server.run(f"{SERVED}:{function}", str(folder), *arguments, count=count, folder=folder, signals=signals)
 
 
 def states(ended: list[Ended], folder: Path) -> list[dict[str, Any]]:
