@@ -175,11 +175,11 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
 @both
 def test_exported_with_some_gates(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = built(kind).float()
-    structure = apical.trace(model, TOKENS)
+    model, few = built(kind).float(), TOKENS[:3]  # exporters write every step out
+    structure = apical.trace(model, few)
     apical.resize_(model, structure, some_of(structure, 4))
-    assert export_onnx(model, TOKENS, tmp_path / "model.onnx", batch_dim=1).difference < 1e-5
-    assert export_pt2(model, TOKENS, tmp_path / "model.pt2", batch_dim=1).difference < 1e-5
+    assert export_onnx(model, few, tmp_path / "model.onnx", batch_dim=1).difference < 1e-5
+    assert export_pt2(model, few, tmp_path / "model.pt2", batch_dim=1).difference < 1e-5
 
 
 def test_a_state_follows_the_hidden_units(traced: tuple[str, Structure]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from apical.errors import ResizeError
 from apical.structure import ChannelGroup, Keep, Structure
+from apical.structure._structure import unknown
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def check_selection(structure: Structure, keep: Keep, skip: Iterable[str]) -> Se
     blocks = [b.name for b in structure.blocks]
     if not isinstance(keep, Mapping):
         raise ResizeError(f"keep must map group names to positions, not be a {type(keep).__name__}")
-    problems += [_unknown("group", name, names) for name in keep if name not in names]
+    problems += [unknown("group", name, names) for name in keep if name not in names]
     if not isinstance(skip, Iterable):
         raise ResizeError(f"skip must list block names, not be a {type(skip).__name__}")
     skip = [skip] if isinstance(skip, str) else list(skip)
-    problems += [_unknown("block", name, blocks) for name in skip if name not in blocks]
+    problems += [unknown("block", name, blocks) for name in skip if name not in blocks]
     chosen: dict[str, tuple[int, ...]] = {}
     for group in structure.groups:
         positions = keep.get(group.name)
@@ -101,12 +101,6 @@ def first_units(
             possible = [k for k in rankings[group.name] if units[k] in there]
             keep[group.name] = sorted(possible[: counts[group.name]])
     return keep
-
-
-def _unknown(kind: str, name: Any, names: Sequence[str]) -> str:
-    near = get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; the {kind}s are {', '.join(names) or '(none)'}"
-    return f"no {kind} is called {name!r}{hint}"
 
 
 def _positions(group: ChannelGroup, positions: Any) -> tuple[int, ...] | str:

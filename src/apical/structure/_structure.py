@@ -62,7 +62,7 @@ class Structure:
         try:
             return self._group_index[name]
         except KeyError:
-            raise KeyError(_unknown("group", name, self._group_index)) from None
+            raise KeyError(unknown("group", name, self._group_index)) from None
 
     @cached_property
     def _group_index(self) -> dict[str, ChannelGroup]:
@@ -135,7 +135,7 @@ class Structure:
         try:
             return self._block_order[name]
         except KeyError:
-            raise KeyError(_unknown("block", name, self._block_order)) from None
+            raise KeyError(unknown("block", name, self._block_order)) from None
 
     def left_out(self, skip: Iterable[str]) -> tuple[str, ...]:
         """Paths of the modules that leave with these blocks; `KeyError` names the nearest block if one is unknown.
@@ -268,9 +268,10 @@ def _count(kept: Any) -> int:
     return int(kept) if isinstance(kept, Integral) else len(kept)
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """What is said of a group or block that a structure does not have."""
     names = list(known)
-    near = get_close_matches(name, names, 1)
+    near = get_close_matches(str(name), names, 1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; the {kind}s are {', '.join(names) or '(none)'}"
     return f"no {kind} is called {name!r}{hint}"
 

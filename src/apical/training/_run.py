@@ -116,28 +116,14 @@ def train(
         learner = prepare_learner(model, method, config, task)
         kept = None if parts is None else Parts(run_folder.path, team, parts)
         run = _Run(learner, loaders, run_folder, run_identity(content, loaders.contents()), guard, progress, kept)
-        with first_before_others(team):  # it may set a torn checkpoint aside
-            found = run.find() if resume else None
-        if found is not None:
-            run.take_up(found)
-        else:
-            for doubt in doubts(config, len(loaders.train)):
-                progress.message(doubt)
-            run_folder.write_json("config.json", {**content, "versions": versions()})
-            run.save()
-        learner.replica.refresh("at the start")
+        run.begin(content, resume)
         progress.start(config.epochs, str(run_folder.path), task.metrics[0])
         try:
             while len(run.history) < config.epochs:
                 run.one_epoch()
-            result = run.finish(content)
-            if on_finish is not None and team.first:
-                on_finish(result)
-            run_folder.write_json("summary.json", result.summary)
-            progress.summary(result.summary)
+            return run.finish(content, on_finish if team.first else None)
         finally:
             progress.stop()
-    return result
 
 
 def _content(config: TrainingConfig, run_config: Mapping[str, Any] | None, task: Task) -> dict[str, Any]:
@@ -168,6 +154,20 @@ class _Run:
     begun: Partial | None = None
     own: Mapping[str, Any] | None = None
     tally: Tally | None = None
+
+    def begin(self, content: Mapping[str, Any], resume: bool) -> None:
+        """Take up the folder's checkpoint, or write the first one; all processes do so together."""
+        learner, progress = self.learner, self.progress
+        with first_before_others(learner.replica.team):  # it may set a torn checkpoint aside
+            found = self.find() if resume else None
+        if found is not None:
+            self.take_up(found)
+        else:
+            for doubt in doubts(learner.config, len(self.loaders.train)):
+                progress.message(doubt)
+            self.folder.write_json("config.json", {**content, "versions": versions()})
+            self.save()
+        learner.replica.refresh("at the start")
 
     def one_epoch(self) -> None:
         """Train, evaluate, restructure and save."""
@@ -322,8 +322,8 @@ class _Run:
         with autocast(learner.config, learner.device):
             learner.task.batch(learner.model.eval(), *batch, training=False)
 
-    def finish(self, content: Mapping[str, Any]) -> TrainingResult:
-        """Make the model final and test it."""
+    def finish(self, content: Mapping[str, Any], on_finish: Callable[[TrainingResult], None] | None) -> TrainingResult:
+        """Make the model final, test it, and write the summary."""
         learner, loaders = self.learner, self.loaders
         learner.finish()
         test = self._evaluate(learner.model, loaders.test or loaders.evaluation, "the final model")
@@ -334,4 +334,9 @@ class _Run:
                 "end_epoch() or finish() changed it after the last step, so the MACs reported are not quite its own"
             )
         summary = run_summary(self.history, test, loaders.test is not None, num_params, content, learner.device)
-        return TrainingResult(learner.model, learner.method, self.history, summary, self.folder.path)
+        result = TrainingResult(learner.model, learner.method, self.history, summary, self.folder.path)
+        if on_finish is not None:
+            on_finish(result)
+        self.folder.write_json("summary.json", result.summary)
+        self.progress.summary(result.summary)
+        return result
