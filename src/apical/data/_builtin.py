@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from apical._optional import import_optional
 from apical.data._arrays import ImageArrays
-from apical.data._optional import import_optional
 from apical.data._splits import Split, check_split
 from apical.errors import DataError
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apical.data._optional import import_optional
+from apical._optional import import_optional
 from apical.errors import ConfigError, DataError
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from apical._optional import import_optional
 from apical._reading import is_regular, lies_inside, regular
 from apical.data._arrays import ImageArrays
 from apical.data._decoding import Decode, decode_all
-from apical.data._optional import import_optional
 from apical.data._splits import ALIASES, Split, canonical_split, choose_split
 from apical.errors import DataError
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apical._optional import import_optional
 from apical._reading import is_regular, lies_inside
 from apical.data._decoding import Decode
-from apical.data._optional import import_optional
 from apical.data._utf8 import read_utf8
 from apical.errors import DataError
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apical._optional import import_optional
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
 from apical.quantize import QuantizedTensor, codes_of
@@ -90,11 +91,9 @@ def _default_names(inputs: Call) -> list[str]:
 
 
 def _import_all() -> Any:
+    """The last of the packages that writing needs."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            raise ExportError(f"writing ONNX needs {name}: pip install 'apical[export]' ({error})") from error
+        module = import_optional(name, name, "export", "writing ONNX", ExportError)
     return module
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from apical._checks import fits
-from apical.data._optional import import_optional
+from apical._optional import import_optional
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
 from apical.recipes._fields import parse

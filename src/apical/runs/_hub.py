@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apical._optional import import_optional
 from apical.errors import ApicalError, ConfigError, ExportError, LoadError, SaveError, why_not_written
 from apical.export import export_pt2, load
 from apical.recipes._model import find_builder
@@ -271,8 +271,5 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _require(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(f"the Hub cannot be used: {error}. Install it with: pip install 'apical[hub]'") from error
+def _require(module: str) -> Any:
+    return import_optional(module, module, "hub", "the Hub", ConfigError)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from apical._optional import import_optional
 from apical.errors import ConfigError
 
 Pixels = npt.NDArray[np.uint8]
@@ -90,11 +91,6 @@ def require_tensorboard() -> Any:
     Raises:
         ConfigError: tensorboard, or Pillow for its images, is not installed.
     """
-    try:
-        import PIL  # noqa: F401
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            f"log: TensorBoard cannot be used: {error}. Install it with: pip install 'apical[live]'"
-        ) from error
-    return SummaryWriter
+    needed = (("PIL", "Pillow"), ("torch.utils.tensorboard", "tensorboard"))
+    _, board = (import_optional(path, package, "live", "log: TensorBoard", ConfigError) for path, package in needed)
+    return board.SummaryWriter

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from apical._atomic import atomic_file
+from apical._optional import import_optional
 from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.training._loggers import Pixels
@@ -27,12 +28,7 @@ def require(package: str) -> Any:
     Raises:
         ConfigError: it is not installed, or does not load.
     """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"log: {package} cannot be used: {error}. Install it with: pip install 'apical[{package}]'"
-        ) from error
+    return import_optional(package, package, package, f"log: {package}", ConfigError)
 
 
 class CsvLogger:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from apical._optional import import_optional
 from apical.data import VocSplit
-from apical.data._optional import import_optional
 from apical.recipes.tasks.segmentation._loss import class_iou, confusion
 from apical.training._run_folder import write_text
 
