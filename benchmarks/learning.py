@@ -87,11 +87,13 @@ SETTINGS = {
     ),
     "resnet20-16-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "50% macs", EARLY),
     "resnet20-16-quarter-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "25% macs", EARLY),
+    "resnet20-16-eighth-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "12.5% macs", EARLY),
     "resnet20-32": Setting(lambda: CifarResNet(depth=20), 1, 8, "50% macs", EARLY),
     "resnet20-32-quarter": Setting(
         lambda: CifarResNet(depth=20), 1, 8, "25% macs", EARLY, other="resnet20-16-quarter"
     ),
     "vgg16-32": Setting(vgg16, 1, 8, "13.6% macs, 5% params"),
+    "vgg16-32-long": Setting(vgg16, 1, 40, "13.6% macs, 5% params"),
     "mobilenet-photos": Setting(
         lambda: MobileNetV1(num_classes=10), 2, 8, "50% macs", data="imagenette128",
         train=8_000, held_out=1_469, amp=False,
