@@ -149,14 +149,7 @@ class Grower:
         self.structure = trace(model, inputs, streams=streams) if structure is None else structure
         growing = GrowingModel(model, optimizers, copies, self.structure, shard)
         self._full_bytes = model_bytes(model)
-        widths = width_budget or Budget("100% macs")
-        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
-        latency = table_for(model, self.structure, inputs, widths)
-        terms = terms_of(model, self.structure, widths, self.config, latency)
-        if self._bit_budget is not None:
-            least = terms.limits.least_of(self.structure)
-            refuse_impossible_size(self._bit_budget, self.structure, least, self._full_bytes)
-        method = method_of(model, terms, self.config, epochs, self._total)
+        method = self._method_for(model, inputs, width_budget or Budget("100% macs"))
         self._first = method.seed()
         self.history: list[EpochRecord] = []
         self.epoch, self._step = 0, 0
@@ -175,6 +168,16 @@ class Grower:
         warn_of_untrained(untrained)
         self._untrained = set(untrained)  # that have been warned of
         self._restructuring.listen()
+
+    def _method_for(self, model: nn.Module, inputs: Any, widths: Budget) -> Method:
+        """What chooses the networks. A budget that cannot be met is refused here, before anything changes."""
+        self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
+        latency = table_for(model, self.structure, inputs, widths)
+        terms = terms_of(model, self.structure, widths, self.config, latency)
+        if self._bit_budget is not None:
+            least = terms.limits.least_of(self.structure)
+            refuse_impossible_size(self._bit_budget, self.structure, least, self._full_bytes)
+        return method_of(model, terms, self.config, self.epochs, self._total)
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
