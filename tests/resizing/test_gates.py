@@ -19,6 +19,7 @@ from apical.models import LSTMLanguageModel
 from apical.resizing._gates import zero_gates_
 from apical.structure import ChannelGroup, Structure
 from apical.structure._without import without
+from marks import quick
 
 VOCABULARY, EMBEDDING, UNITS = 11, 4, (6, 5)
 KINDS = {"lstm": "ifgo", "gru": "rzn"}
@@ -172,7 +173,7 @@ def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     assert [layer.gate_counts() for layer in again.layers] == [layer.gate_counts() for layer in model.layers]
 
 
-@both
+@pytest.mark.parametrize("kind", quick(KINDS, ["lstm"]))
 def test_exported_with_some_gates(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     model, few = built(kind).float(), TOKENS[:3]  # exporters write every step out
