@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from itertools import combinations
+from typing import Literal, NoReturn
 
 from apical.errors import BudgetError
 
 Kind = Literal["macs", "params", "latency", "size", "bitops"]
 BIT_KINDS: tuple[Kind, ...] = ("size", "bitops")  # what the bits of weights are chosen by, and widths are not
 
+_NAMES = ("macs", "params", "latency_ms", "latency")
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 FORMS = "write for example '50% macs', '300M macs', '0.1M params', '2.5 ms', '0.5 MB', or '50% macs, 10% size'"
 _PATTERN = re.compile(
@@ -20,6 +22,10 @@ _PATTERN = re.compile(
 _SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _BARE = re.compile(r"^\s*(\d*\.?\d+)\s*(%?)\s*$")
+_NUMBERED = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kmgbt](?![a-z]))?\s*((?:[a-z-]+\s*)+)", re.I)  # then words
+_FLOPS = re.compile(r"([kmgt]?)flops?", re.I)
+_OTHER_WORDS = {"mac": "macs", "madds": "macs", "mult-adds": "macs", "multadds": "macs", "param": "params",
+                "parameter": "params", "weights": "params"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Budget:
         latency: fraction of the template's measured latency.
 
     Raises:
-        BudgetError: if the text cannot be read, nothing is limited, or a limit is not positive.
+        BudgetError: if the text cannot be read, nothing is limited, a limit is not positive, or the same is limited
+            twice.
 
     Example:
         >>> from apical.budget import Budget
@@ -72,7 +79,11 @@ class Budget:
         params: float | None = None,
         latency_ms: float | None = None,
         latency: float | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        for name in unknown:
+            flops = "; a multiply-accumulate (MAC) is two FLOPs, a share of both is the same" if "flop" in name else ""
+            raise BudgetError(f"a budget has no {name!r}, expected {', '.join(_NAMES)}{flops}; {FORMS}")
         numbers = {"macs": macs, "params": params, "latency_ms": latency_ms, "latency": latency}
         for name, number in numbers.items():
             if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
@@ -95,6 +106,12 @@ class Budget:
             if target.relative and target.amount > 1:
                 raise BudgetError(
                     f"{target} is more than the whole model; pass a larger model, which is the most that may be grown"
+                )
+        for one, other in combinations(targets, 2):
+            if (one.kind, one.relative) == (other.kind, other.relative):
+                raise BudgetError(
+                    f"the budget limits {one.kind} twice, to {one} and to {other}; write the one that is to hold, or "
+                    f"limit something else by the second. {FORMS[0].upper()}{FORMS[1:]}"
                 )
         object.__setattr__(self, "targets", tuple(targets))
 
@@ -161,9 +178,28 @@ def _parse(text: str) -> Target:
 
 
 def _nearest(text: str) -> str:
-    """A suggestion for a number that does not say of what."""
-    match = _BARE.match(text)
-    if match is None:
+    """A suggestion for a number that does not say of what, for other words, and for limits without a comma between."""
+    if match := _BARE.match(text):
+        share = float(match[1]) * (1 if match[2] else 100)
+        return f"did you mean '{share:g}% macs'? " if 0 < share <= 100 else ""
+    meant = [
+        _other_word(float(number), unit.lower(), word.lower())
+        for number, unit, words in _NUMBERED.findall(text)
+        for word in words.split()
+    ]
+    suggestion = ", ".join(dict.fromkeys(meant))
+    if not meant or _NUMBERED.sub("", text).strip() or not all(map(_PATTERN.match, meant)):
+        return ""  # something was not understood
+    try:
+        Budget(suggestion)
+    except BudgetError:
         return ""
-    share = float(match[1]) * (1 if match[2] else 100)
-    return f"did you mean '{share:g}% macs'? " if 0 < share <= 100 else ""
+    flops = " (a multiply-accumulate, MAC, is two FLOPs)" if _FLOPS.search(text) else ""
+    return f"did you mean '{suggestion}'?{flops} "
+
+
+def _other_word(number: float, unit: str, word: str) -> str:
+    """A limit in our words: half as many MACs as FLOPs, the same share of both."""
+    if match := _FLOPS.fullmatch(word):
+        return f"{number if unit == '%' else number / 2:g}{(unit or match[1]).upper()} macs"
+    return f"{number:g}{unit.upper()} {_OTHER_WORDS.get(word, word)}"
