@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable
+from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable, warn_of_idle_divisor
 from apical.errors import ConfigError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
@@ -159,6 +159,8 @@ class Grower:
         self._full_bytes = model_bytes(model)
         widths = width_budget or Budget("100% macs")
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
+        if self.divisor_choice is None:  # it was given
+            warn_of_idle_divisor((g.size for g in self.structure.groups), self.config.step)
         latency = table_for(model, self.structure, inputs, widths)
         terms = terms_of(model, self.structure, widths, self.config, latency)
         if self._bit_budget is not None:
