@@ -188,7 +188,7 @@ def test_reach_and_refusals_say_what_can_be_had() -> None:
     (reach,) = BoundBudget(Budget("50% macs"), structure).reach
     assert (reach.least, reach.most, reach.limit) == (2 * (4 + 1 + 3), FULL_MACS, FULL_MACS / 2)
     assert str(reach) == f"50% macs: reachable 16 to {FULL_MACS}"
-    with pytest.raises(BudgetError, match=r"smallest .* costs 16 \(2.6 % of 620\).*frozen: 4 \(3\): reaches"):
+    with pytest.raises(BudgetError, match=r"smallest .* costs 16 \(2.6 % of 620\).*frozen: 4 \(3 channels\): reaches"):
         BoundBudget(Budget("10 macs"), structure)
     with pytest.raises(BudgetError, match="costs 262"):
         BoundBudget(Budget("10 macs"), structure, minimum={"0": 10, "2": 7})

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apical.errors import DataError
 from apical.reporting import Series, growth_pixels, heat_strip, line_chart, read_run, write_report, write_runs_report
+from apical.reporting._svg import ticks
 
 VOID = {"meta", "line", "polyline", "circle", "rect", "br", "input"}
 
@@ -187,6 +190,11 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e4), st.integers(4, 6))
+def test_an_axis_has_three_ticks_or_more(low: float, span: float, count: int) -> None:
+    assert 3 <= len(ticks(low, low + span, count)) <= 2 * count
+
+
 def test_charts_draw_inside_their_frame() -> None:
     chart = line_chart("t", [Series("a", [(1, 5.0), (2, -3.0), (3, 0.25)])], from_zero=False)
     corners = re.search(r'points="([^"]+)"', chart)
@@ -195,6 +203,8 @@ def test_charts_draw_inside_their_frame() -> None:
         x, y = map(float, corner.split(","))
         assert 0 <= x <= 560
         assert 0 <= y <= 220
+    shown = re.findall(r'class="axis mid"[^>]*>([^<]+)<', chart)
+    assert shown == ["1", "2", "3"], "whole epochs, from the first"
     assert line_chart("t", [Series("a", [])]) == ""
     assert "polyline" in line_chart("t", [Series("constant", [(1, 0.0)])])
     assert heat_strip({}, {}) == ""
