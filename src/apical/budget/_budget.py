@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NoReturn
 
+from apical._checks import shown
 from apical.errors import BudgetError
 
 Kind = Literal["macs", "params", "latency", "size", "bitops"]
@@ -87,7 +88,7 @@ class Budget:
         numbers = {"macs": macs, "params": params, "latency_ms": latency_ms, "latency": latency}
         for name, number in numbers.items():
             if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
-                raise BudgetError(f"{name} must be a number, got {number!r}; {FORMS}")
+                raise BudgetError(f"{name} must be a number, got {shown(number)}; {FORMS}")
         targets = [] if text is None else [_parse(part) for part in _parts(text)]
         targets += [Target("macs", macs, macs <= 1)] if macs is not None else []
         targets += [Target("params", params, params <= 1)] if params is not None else []
@@ -122,10 +123,7 @@ class Budget:
             return budget
         if isinstance(budget, str):
             return Budget(budget)
-        raise BudgetError(
-            f"a budget is a text or apical.Budget, got {type(budget).__name__} {budget!r}; "
-            f"{_nearest(str(budget))}{FORMS}"
-        )
+        raise BudgetError(f"a budget is a text or apical.Budget, got {_kind(budget)}; {_nearest(shown(budget))}{FORMS}")
 
     def of_kinds(self, *kinds: Kind) -> Budget | None:
         """The limits of these kinds alone; None if there are none.
@@ -145,10 +143,16 @@ class Budget:
         return ", ".join(str(t) for t in self.targets)
 
 
+def _kind(value: object) -> str:
+    """A value that is no budget, with its type."""
+    text, kind = shown(value), type(value).__name__
+    return text if text.endswith(f" {kind}") else f"{kind} {text}"
+
+
 def _parts(text: str) -> list[str]:
     """Split at commas that separate limits (not those in ``300,000 params``)."""
     if not isinstance(text, str):
-        raise BudgetError(f"a budget is a text, got {type(text).__name__} {text!r}; {FORMS}")
+        raise BudgetError(f"a budget is a text, got {_kind(text)}; {FORMS}")
     return [p for p in re.split(r"[;+]|(?<!\d),|,(?!\d{3})|\band\b", text.replace("_", "")) if p.strip()]
 
 
