@@ -319,7 +319,10 @@ def test_it_says_what_each_part_was_worth_and_which_blocks_left(tmp_path: Path) 
     records[1]["blocks_left"] = {"layer1.0": -0.693}  # after the second epoch
     history.write_text("".join(json.dumps(r | {"worth": w}) + "\n" for r, w in zip(records, worths, strict=True)))
     page, said = parsed(write_report(folder))
-    assert ('<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td>4 → 6</td>') in page
+    assert (
+        '<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td>4 → 6</td><td>conv1: 4 → 6</td>'
+    ) in page
+    assert "taken from them when it comes back" in said
     assert "left out: layer1.0" in said
     assert "2.00" in said
     assert "under 0.01" in said
@@ -331,7 +334,7 @@ def test_a_block_that_left_in_the_first_epoch_is_told_of_and_one_that_the_seed_l
     record = json.loads(history.read_text()) | {"worth": {"conv1": 0.0}, "skipped": ["layer1.0", "layer2.0"]}
     history.write_text(json.dumps(record | {"blocks_left": {"layer1.0": -0.693}}) + "\n")
     page = parsed(write_report(folder))[0]
-    assert '<td class="num">1</td><td>layer1.0</td><td>left</td><td>0.50</td><td></td>' in page
+    assert '<td class="num">1</td><td>layer1.0</td><td>left</td><td>0.50</td><td></td><td></td>' in page
     assert "<td>layer2.0</td><td>left</td>" not in page
 
 
