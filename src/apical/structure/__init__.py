@@ -23,6 +23,8 @@ from apical.structure._types import (
     SkippableBlock,
     StateSlice,
     TensorSpec,
+    by_reason,
+    parts_in_words,
 )
 from apical.structure._values import ParamValue, Value
 from apical.structure._walk import Walk
@@ -55,12 +57,14 @@ __all__ = [
     "Value",
     "Walk",
     "analysis_copy",
+    "by_reason",
     "check_runs",
     "describe",
     "first_line",
     "lies_in",
     "module_refresh",
     "own",
+    "parts_in_words",
     "propose",
     "quiet",
     "quiet_rng",
