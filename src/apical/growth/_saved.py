@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
 from apical.budget import Budget
 from apical.errors import ApicalError, CheckpointError
 from apical.growth._config import GrowthConfig
@@ -61,6 +64,25 @@ def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str])
     missing = [e for e in (*ENTRIES, *of_method) if e not in state]
     if missing:
         raise CheckpointError(f"the saved growth state is incomplete: {', '.join(missing)} is missing")
+
+
+def refuse_early_optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Stop if the state of an optimizer belongs to another network than the present one: it was loaded too early.
+
+    Raises:
+        CheckpointError: naming the optimizer, a parameter and both shapes.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for entry, value in state.items() if id(parameter) in names else ():
+                if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape != parameter.shape:
+                    raise CheckpointError(
+                        f"the state of {type(optimizer).__name__} was loaded before the Grower's: its {entry!r} of "
+                        f"{names[id(parameter)]} has the shape {tuple(value.shape)}, the parameter is still "
+                        f"{tuple(parameter.shape)}, as in the seed. Build model, optimizer and Grower anew, and load "
+                        "the Grower's state first, then those of the model and the optimizer."
+                    )
 
 
 @contextmanager

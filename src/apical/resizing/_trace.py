@@ -17,6 +17,7 @@ from apical.resizing._testbed import Example, testbeds
 from apical.structure import Call, ExampleInputs, HandGroups, Structure
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
+from apical.structure._quiet import quiet_rng
 from apical.structure._running import analysis_copy, without_cache_
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
@@ -83,6 +84,7 @@ def trace(
     if isinstance(state_outputs, (int, str)):
         state_outputs = (state_outputs,)
     _check_devices(model, (args, kwargs))
+    call.check_values()
     twin = analysis_copy(model)
     uncached = without_cache_(twin)
     if groups is None:
@@ -94,8 +96,23 @@ def trace(
     bed, quick = testbeds(twin, Example(args, kwargs, tuple(state_outputs)))
     structure = follow(structure, confirm(structure, bed, quick), bed, quick)
     if not structure.groups and not structure.blocks:
+        _refuse_lost_outputs(analysis_copy(model), call)  # the twin holds its weights in float64 by now
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")
     return structure
+
+
+def _refuse_lost_outputs(twin: nn.Module, call: Call) -> None:
+    """Say that outputs are not numbers, where that is why nothing could be compared."""
+    with torch.no_grad(), quiet_rng():
+        outputs = torch.utils._pytree.tree_leaves(call.map(Tensor.clone).run(twin))
+    if any(isinstance(o, Tensor) and o.is_floating_point() and bool(o.isnan().any()) for o in outputs):
+        weights = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+        lost = [name for name, w in weights.items() if w.is_floating_point() and not bool(w.isfinite().all())]
+        cause = f"{', '.join(lost[:3])} of the model is not finite" if lost else "its inputs are too large or infinite"
+        raise TraceError(
+            f"the outputs of {type(twin).__name__} on the example inputs are not numbers (NaN), so that nothing can be "
+            f"compared: {cause}. Pass an ordinary batch and finite weights."
+        )
 
 
 def _reasons(structure: Structure) -> str:
