@@ -35,6 +35,7 @@ from apical.structure import (
 
 # Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
 SMALL_SIDES = (64, 96)
+FAILS = "without some of it the forward pass fails: "
 APART, TOGETHER = "cannot change apart from another part", "refuted together with others"
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 Part = ChannelGroup | SkippableBlock
@@ -446,7 +447,7 @@ def _without(
                 resize_(removed, structure, keep, skip)
             found[training] = bed.example.run(removed, training)
         except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
-            found[training] = f"without some of it the forward pass fails: {explained(problem, removed)}"
+            found[training] = f"{FAILS}{explained(problem, removed)}"
             break
     return found
 

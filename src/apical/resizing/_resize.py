@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -25,7 +24,7 @@ from apical.resizing._selection import Selection, check_selection
 from apical.resizing._shards import alike, is_sharded, whole
 from apical.resizing._stand_in import stand_in
 from apical.resizing._store import DormantStore
-from apical.structure import Keep, Structure, lies_in, module_refresh
+from apical.structure import Keep, Structure, lies_in, module_refresh, stated
 
 _NO_STORE = (
     "what left it is not kept. Pass store=apical.DormantStore() to the resize that removes and the same store to the "
@@ -334,7 +333,7 @@ class _Resize:
             if self.template.absent(spec.module, self.after):
                 continue
             module, value = model.get_submodule(spec.module), spec.axis.length(sizes)
-            if attrgetter(spec.attribute)(module) != value:
+            if stated(module, spec.attribute) != value:
                 install.attribute(module, spec.attribute, value)
                 found[f"{spec.module}.{spec.attribute}".lstrip(".")] = value
         for path in self._touched_modules():

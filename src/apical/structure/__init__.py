@@ -3,12 +3,12 @@
 from apical.structure._analyse import OUTPUT, propose, tensor_specs
 from apical.structure._call import Call, ExampleInputs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
-from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES, stated, stated_sizes
 from apical.structure._manual import HandGroups, describe
 from apical.structure._quiet import quiet, quiet_rng
 from apical.structure._registry import module_refresh, register_module, register_op
 from apical.structure._returned import Argument, Returned, returned, returned_zeros
 from apical.structure._running import analysis_copy, check_runs, first_line, own, without_cache_
+from apical.structure._sizes import OWN_SIZES, SIZE_ATTRIBUTES, integers, stated, stated_sizes, with_size
 from apical.structure._steady import steady_training
 from apical.structure._structure import Structure
 from apical.structure._torch_modules import NarrowMultiheadAttention
@@ -58,6 +58,7 @@ __all__ = [
     "check_runs",
     "describe",
     "first_line",
+    "integers",
     "lies_in",
     "module_refresh",
     "own",
@@ -72,5 +73,6 @@ __all__ = [
     "stated_sizes",
     "steady_training",
     "tensor_specs",
+    "with_size",
     "without_cache_",
 ]

@@ -44,9 +44,9 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
         result = join_operands(walk, operands)
     if isinstance(result, ParamValue):
         return replace(result, vanishes=result.vanishes and _keeps_zero(name, args))
-    with_ids = sum(isinstance(o, Value) and o.ids is not None for o in operands)
-    if name in SUMS and with_ids > 1 and result is not None:
-        walk.summed.append(result)
+    added = [o.ids for o in operands if isinstance(o, Value) and o.ids is not None] if name in SUMS else []
+    if result is not None and len({walk.atoms.origins(ids) for ids in added}) > 1:
+        walk.summed.append(result)  # unlike the two turned halves of one head's width in rotary positions
     zeros = _zeros_after(walk, name, args, operands, result)
     flexible = all(isinstance(o, Value) and o.flexible for o in operands)
     made = frozenset[MadeAxis]().union(*(o.made for o in operands if isinstance(o, Value))) if flexible else frozenset()
