@@ -358,8 +358,9 @@ _LIMITS = """\
   weights, and no factor on the router's row makes an expert absent: a row of zero gives it a score of 0, not of minus
   infinity, and a router without bias has nothing to which minus infinity could be added. So a gate of zero does not
   equal the expert's absence. What would: a group whose dry run masks the router's scores, and that keeps at least as
-  many units as the router picks. Groups know neither so far. A hidden unit of stacked experts is the same position in
-  each of them. With transformers' default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no
+  many units as the router picks. Groups know neither so far. Without softmax and top-k (sigmoid scores, and one einsum
+  over scores, experts and hidden units) experts are units. A hidden unit of stacked experts is the same position in
+  each of them; experts in a list have hidden units of their own. With transformers' default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no
   multiple of 16 bytes; pass `experts_implementation="batched_mm"`, as was done for Mixtral here.
 - **The embedding of FNet**, which a Fourier transform mixes.
 

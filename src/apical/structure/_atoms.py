@@ -28,7 +28,7 @@ class Atoms:
         return torch.arange(self.count - n, self.count, device="cpu")
 
     def origins(self, ids: Tensor) -> frozenset[int]:
-        """Which calls of `new` these atoms come from, by their number."""
+        """Which calls of `new` these atoms come from, by their number: places in `Walk.axes`."""
         (ids,) = shrink_constant_dims(ids)
         starts = torch.tensor(self._starts, device="cpu")
         return frozenset((torch.searchsorted(starts, ids[ids >= 0], right=True) - 1).unique().tolist())
@@ -49,6 +49,12 @@ class Atoms:
         ids = ids[ids >= 0]
         if ids.numel():
             self._frozen.append((ids, reason))
+
+    def joined(self, ids: Tensor) -> Tensor:
+        """All atoms that are the same unit as one of these, as far as is known by now  # (atoms,)"""
+        labels = self.labels()
+        (ids,) = shrink_constant_dims(ids)
+        return torch.isin(labels, labels[ids[ids >= 0]]).nonzero().reshape(-1)
 
     def all_frozen(self, ids: Tensor) -> bool:
         """Whether none of these can be removed, as far as is known by now."""

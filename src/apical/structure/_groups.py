@@ -44,7 +44,7 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     averaged = _labels_of(walk.averaged, labels)
     group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> group
     taken: dict[str, int] = defaultdict(int)
-    summed = _labels_of(walk.summed, labels)
+    summed = _labels_of(_sums_of_producers(walk), labels)
     needs = _needs_by_label(walk, labels)
     for units in _by_needs(_alike(walk, labels, alive, sites, averaged), needs):
         group = _group(walk, units, membership, sites, taken, summed, needs)
@@ -221,6 +221,15 @@ def _group(
     stream = len(writers) > 1 and any(u in summed for u in units)
     readers = tuple(slices[k] for k in walk.columns if k in slices)
     return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate, readers)
+
+
+def _sums_of_producers(walk: Walk) -> list[Tensor]:
+    """The atoms of additions of what different producers write.
+
+    Rotary positions add two halves of what one producer writes, and a table of position biases writes no channels.
+    """
+    writing = frozenset(i for i, key in enumerate(walk.axes) if key in walk.producers)
+    return [ids for ids, origins in walk.summed if len({writing & o for o in origins if writing & o}) > 1]
 
 
 def _labels_of(tensors: Iterable[Tensor], labels: Tensor) -> set[int]:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from apical.structure._atoms import compress, spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
+from apical.structure._rules_elementwise import FIXED_SIZE, SHARED, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
 from apical.structure._walk import Walk, structural
 
 OUTER = "meets other channels in an outer product (of which only one side can go)"
-SHARED = "is shared by all units of another set of channels"
 WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
 
 
@@ -211,7 +210,7 @@ def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, *, beta: float =
 
 @register_op("aten::einsum")
 def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = None) -> AnyValue:
-    """A contraction of two operands, or a permutation of one, without repeated labels."""
+    """A contraction of operands, two at a time, or a permutation of one, without repeated labels."""
     left, _, out = equation.replace(" ", "").partition("->")
     labels = left.split(",")
     rank = max(len(o.shape) - len(x.replace("...", "")) for o, x in zip(operands, labels, strict=True))
@@ -219,13 +218,26 @@ def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = 
     for i, (x, o) in enumerate(zip(labels, operands, strict=True)):
         labels[i] = x.replace("...", dots[rank - (len(o.shape) - len(x.replace("...", ""))) :])
     out = out.replace("...", dots)
-    if len(operands) > 2 or any(len(set(x)) < len(x) for x in labels) or not out:
+    if any(len(set(x)) < len(x) for x in labels) or not out:
         raise LookupError(f"einsum {equation}")
-    if len(operands) == 2:
-        return contract(walk, operands[0], labels[0], operands[1], labels[1], out)
+    if len(operands) > 1:
+        return _contract_all(walk, list(zip(operands, labels, strict=True)), out, path)
     if set(out) != set(labels[0]):
         raise LookupError(f"einsum {equation}")
     return structural(walk, operands[0], lambda t: t.permute([labels[0].index(label) for label in out]))
+
+
+def _contract_all(walk: Walk, operands: list[tuple[AnyValue, str]], out: str, path: Sequence[int] | None) -> AnyValue:
+    """Contract two operands after the other, along torch's path: pairs of places, of which the result is the last."""
+    steps = list(path or [])
+    while len(operands) > 1:
+        i, j = (steps.pop(0), steps.pop(0)) if steps else (0, 1)
+        (a, la), (b, lb) = operands[i], operands[j]
+        rest = [operand for place, operand in enumerate(operands) if place not in (i, j)]
+        later = set(out).union(*(labels for _, labels in rest))
+        left = out if not rest else "".join(label for label in dict.fromkeys(la + lb) if label in later)
+        operands = [*rest, (contract(walk, a, la, b, lb, left), left)]
+    return operands[0][0]
 
 
 @register_op("aten::scaled_dot_product_attention")
@@ -278,7 +290,8 @@ def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -
         ids, zeros, axes = _with_weight(walk, a, la, b, lb, out)
     else:
         ids, zeros, axes = _with_activation(walk, a, la, b, lb, out)
-    walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
+    if not sizes.keys() <= set(out):  # what sums nothing is no product of matrices
+        walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
     return Value(shape, None if ids is None else _placed(*ids, out, shape), zeros)
 
 
@@ -301,9 +314,14 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
                 a = replace(a, ids=walk.held(a.ids, la.index(label), FIXED_SIZE))
     summed = [label for label in lw if label in la and label not in out]
     free = [label for label in lw if label not in la and label in out]
-    if len(summed) != 1 or not free:
+    moving = [] if a.ids is None else [la[d] for d in varying_dims(a.ids) if la[d] in summed]
+    if not summed or not free or len(moving) > 1:
         raise LookupError("a sum over several dimensions of a weight")
-    for label in free[1:]:  # (heads, width) as two dimensions of a weight: heads are the units
+    summed.sort(key=lambda label: label not in moving)  # (heads, width) as two dimensions: heads are the units
+    for label in summed[1:]:
+        _whole(walk, w, lw.index(label))
+    free = walk.first_choice(w, free, lw)
+    for label in free[1:]:  # (heads, width) as two dimensions of a weight: heads are the units, if they can be
         _whole(walk, w, lw.index(label))
     if a.ids is not None and {la[d] for d in varying_dims(a.ids)} - set(summed):
         if not walk.atoms.all_frozen(a.ids):
@@ -342,17 +360,19 @@ def _whole(walk: Walk, w: ParamValue, dim: int) -> None:
 
 def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> Labelled:
     axes: dict[str, Tensor | int]
-    moving_a = [la[d] for d in varying_dims(a.ids)] if a.ids is not None else []
-    moving_b = [lb[d] for d in varying_dims(b.ids)] if b.ids is not None else []
+    moving_a, moving_b = _moving(a, la), _moving(b, lb)
     batch = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label in la and label in lb and label in out]
     if batch:
         for one, moving in ((a, moving_a), (b, moving_b)):
             if moving and not set(batch) & set(moving):  # one key head for all query heads: it stays, and ties none
                 walk.freeze_value(one, SHARED)
-        a, b = (v if set(batch) & set(m) else _without_ids(v) for v, m in ((a, moving_a), (b, moving_b)))
+        sides = ((a, la, moving_a), (b, lb, moving_b))
+        a, b = (v if set(batch) & set(m) or _counts(v, lv, batch) else _without_ids(v) for v, lv, m in sides)
         slices = _whole_slices(walk, a, la, b, lb, batch)
         axes = {batch[0]: slices.reshape(-1), **dict.fromkeys(batch[1:], 1)}
         return ("".join(batch), slices), b.zeros if b.zeros is not None else a.zeros, axes
+    a, b = _one_for_all(walk, a, la, b, lb, out)
+    moving_a, moving_b = _moving(a, la), _moving(b, lb)
     axes = {}
     summed = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label not in out]
     for label in summed:
@@ -372,12 +392,36 @@ def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str)
         vector = walk.channel_ids(value, labels.index(label))
         assert vector is not None
         outer.append((label, vector, value.zeros))
-    # An outer product: one side stays whole, that which does anyway, else the shorter one.
-    outer.sort(key=lambda side: (not walk.atoms.all_frozen(side[1]), side[1].numel()))
+    # An outer product: one side stays whole, that which does anyway, else that which is the smaller part of weights.
+    outer.sort(key=lambda side: (not walk.atoms.all_frozen(side[1]), walk.atoms.joined(side[1]).numel()))
     for _, vector, _ in outer[:-1]:
         walk.atoms.freeze(vector, OUTER)
     label, vector, zeros = outer[-1]
     return (label, vector), zeros, {**axes, label: vector}
+
+
+def _moving(value: Value, labels: str) -> list[str]:
+    return [] if value.ids is None else [labels[d] for d in varying_dims(value.ids)]
+
+
+def _counts(value: Value, labels: str, batch: Sequence[str]) -> bool:
+    """Whether a value without channels has an entry of its own for each unit, so that their number cannot change."""
+    own = any(value.shape[labels.index(label)] > 1 for label in batch)
+    return own and value.ids is None and not value.flexible
+
+
+def _one_for_all(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> tuple[Value, Value]:
+    """Heads against the only key head, without a dimension of heads: it stays, and ties only the width of each head."""
+    for wide, labels, other in ((a, la, b), (b, lb, a)):
+        moving = _moving(wide, labels)
+        summed = [label for label in moving if label not in out]
+        if summed and len(summed) < len(moving):
+            walk.freeze_value(other, SHARED)
+            tied = wide
+            for label in summed:
+                tied = walk.tied_along(tied, labels.index(label))
+            return (tied, _without_ids(other)) if wide is a else (_without_ids(other), tied)
+    return a, b
 
 
 def _without_ids(value: Value) -> Value:

@@ -16,6 +16,7 @@ from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Va
 from apical.structure._walk import Walk
 
 OUTER = "outer product or sum of two sets of channels"
+SHARED = "is shared by all units of another set of channels"
 FIXED_SIZE = "is combined with positions of fixed size (zero padding, a constant, or another frozen tensor)"
 
 # f(0) = 0, so that a channel that is zero before is zero after
@@ -35,6 +36,8 @@ PRODUCTS = frozenset({"mul", "multiply"})
 def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
     """Any elementwise operation with broadcasting."""
     name = op_name(walk.target).split("::")[-1]
+    if name == "where" and len(args) == 1:
+        return _positions(walk, args[0])
     if name in ("where", "masked_fill"):
         mask, args = (args[0], args[1:]) if name == "where" else (args[1], (args[0], *args[2:]))
         operands = [a for a in args if isinstance(a, (Value, ParamValue))]
@@ -45,12 +48,22 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
     if isinstance(result, ParamValue):
         return replace(result, vanishes=result.vanishes and _keeps_zero(name, args))
     added = [o.ids for o in operands if isinstance(o, Value) and o.ids is not None] if name in SUMS else []
-    if result is not None and len({walk.atoms.origins(ids) for ids in added}) > 1:
-        walk.summed.append(result)  # unlike the two turned halves of one head's width in rotary positions
+    if isinstance(result, Tensor) and len(added) > 1:
+        origins = {walk.atoms.origins(ids) for ids in added}
+        if len(origins) == 1:  # parts of one tensor, or of several that were joined before (stacked, say)
+            origins = {frozenset([i]) for i in walk.atoms.origins(walk.atoms.joined(result))}
+        walk.summed.append((result, origins))
     zeros = _zeros_after(walk, name, args, operands, result)
     flexible = all(isinstance(o, Value) and o.flexible for o in operands)
     made = frozenset[MadeAxis]().union(*(o.made for o in operands if isinstance(o, Value))) if flexible else frozenset()
     return Value(walk.out_shape, result, zeros, flexible, made)
+
+
+@register_op("aten::nonzero", "aten::nonzero_numpy")
+def _positions(walk: Walk, condition: AnyValue) -> Any:
+    """Where a condition holds: as many positions as it happens to have, so that no channel may decide it."""
+    walk.freeze_value(condition, "decides which positions are picked")
+    return walk.fixed(walk.current)
 
 
 def join_operands(

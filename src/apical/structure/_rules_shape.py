@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apical.structure._atoms import compress, is_constant, spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
+from apical.structure._rules_elementwise import FIXED_SIZE, SHARED, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, ParamValue, Value
 from apical.structure._walk import Walk, structural
 
@@ -127,7 +127,12 @@ def _cat_across(
     walk: Walk, operands: Sequence[AnyValue], across: Sequence[int], dim: int, shape: tuple[int, ...]
 ) -> Tensor:
     """The ids of a concatenation whose channels vary along other dimensions than ``dim`` (and perhaps along it too)."""
-    sized = [o for o in operands if not (isinstance(o, Value) and o.ids is None and o.flexible)]
+    sized: list[AnyValue] = []
+    for o in operands:
+        if isinstance(o, Value) and o.ids is not None and not any(_varies(o, d) for d in across):
+            walk.freeze_value(o, SHARED)  # a part of the width that all heads have in common: it ties none
+        elif not (isinstance(o, Value) and o.ids is None and o.flexible):
+            sized.append(o)
     if len(sized) == len(operands) and all(isinstance(o, Value) and _varies(o, dim) for o in operands):
         # Two halves of the width of every head, side by side: heads stay apart, and must stay the same in each part.
         ids = compress(torch.cat([o.ids for o in operands if isinstance(o, Value) and o.ids is not None], dim))

@@ -25,14 +25,22 @@ from apical.structure._values import (
     whole_parameter,
 )
 
-PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow", "aten::index")
+PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow")  # unlike aten::index, which copies
 
 
 class Walk:
     """The state of one pass over a graph, and the vocabulary in which rules are written."""
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str], resize_streams: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Mapping[str, str],
+        resize_streams: bool = False,
+        turned: frozenset[str] = frozenset(),
+    ) -> None:
         self.model = model
+        self.turned = turned  # weights whose last free dimension holds the units, not the first
+        self.chosen: dict[str, int] = {}  # of a weight with several free dimensions, that which holds the units
         self.resize_streams = resize_streams
         self.canonical = dict(names)
         self.atoms = Atoms()
@@ -45,7 +53,7 @@ class Walk:
         self.terms: list[RawTerm] = []
         self.attributes: dict[tuple[str, str], Tensor] = {}
         self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
-        self.summed: list[Tensor] = []  # atoms that meet another producer's in an addition
+        self.summed: list[tuple[Tensor, set[frozenset[int]]]] = []  # of additions: atoms, each operand's origins
         self.needs: list[tuple[str, Tensor, Tensor]] = []  # what they are called, atoms, and others that each needs
         self.averaged: list[Tensor] = []  # atoms over which a mean or variance is taken, where they may go
         self.made: dict[MadeAxis, Tensor] = {}  # the ids that each dimension of a created tensor met first
@@ -69,6 +77,8 @@ class Walk:
             elif node.op == "get_attr":
                 inner = getattr(graph.owning_module, str(node.target), None)
                 self.values[node] = inner if isinstance(inner, fx.GraphModule) else self.fixed(node)
+            elif node.op == "call_function" and isinstance(node.meta.get("val"), int):
+                self.values[node] = node.meta["val"]  # a size
             elif node.op == "call_function":
                 self.values[node] = self.computed[node] = self._call(node)
 
@@ -328,6 +338,20 @@ class Walk:
             return
         if value == (ids.numel() if size is None else size):
             self.attributes[(path, name)] = ids
+
+    def first_choice(self, weight: ParamValue, free: list[str], labels: str) -> list[str]:
+        """The free dimensions of a weight (by their labels), that first which holds the units."""
+        if len(free) > 1:
+            free = free[::-1] if weight.name in self.turned else free
+            found = param_axis_along(weight, labels.index(free[0]))
+            if found is not None:
+                self.chosen[weight.name] = found[0]
+        return free
+
+    def stuck(self) -> frozenset[str]:
+        """Weights with several free dimensions of which the chosen one cannot go."""
+        chosen = {name: self.axis(name, dim) for name, dim in self.chosen.items()}
+        return frozenset(name for name, ids in chosen.items() if self.atoms.all_frozen(ids))
 
     def meet_rows(self, table: Tensor) -> None:
         """Join the entries of each row  # (rows, entries)"""
