@@ -360,8 +360,10 @@ _LIMITS = """\
   equal the expert's absence. What would: a group whose dry run masks the router's scores, and that keeps at least as
   many units as the router picks. Groups know neither so far. Without softmax and top-k (sigmoid scores, and one einsum
   over scores, experts and hidden units) experts are units. A hidden unit of stacked experts is the same position in
-  each of them; experts in a list have hidden units of their own. With transformers' default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no
-  multiple of 16 bytes; pass `experts_implementation="batched_mm"`, as was done for Mixtral here.
+  each of them; experts in a list have hidden units of their own. With
+  transformers' default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no multiple of 16
+  bytes; pass `experts_implementation="eager"`, or `"batched_mm"` as was done for Mixtral here. The first loops over the
+  experts that some token chose, which no exporter can follow: it is traced as `"batched_mm"`, which computes the same.
 - **The embedding of FNet**, which a Fourier transform mixes.
 
 Configs are small (two layers, width 32), so that heads, first layers and embeddings weigh more than in published sizes.

@@ -21,7 +21,7 @@ from apical.errors import ExportError
 from apical.export._load import load
 from apical.export._save import save
 from apical.resizing import refuse_wrapped
-from apical.structure import Call, ExampleInputs, quiet, without_cache_
+from apical.structure import Call, ExampleInputs, make_traceable_, quiet
 
 TOLERANCE = 1e-5
 PLAIN = (bool, int, float, str)  # options of the call that become constants
@@ -162,7 +162,7 @@ def prepare(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | No
                     "batch; pass another batch_dim, or None to fix all sizes"
                 )
     twin = copy.deepcopy(model).cpu().eval()
-    without_cache_(twin)
+    make_traceable_(twin)
     return twin, call.map(lambda value: value.detach().cpu())
 
 

@@ -21,8 +21,8 @@ from apical.structure import (
     Structure,
     analysis_copy,
     describe,
+    make_traceable_,
     propose,
-    without_cache_,
 )
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
@@ -90,13 +90,12 @@ def trace(
         state_outputs = (state_outputs,)
     _check_devices(model, (args, kwargs))
     twin = analysis_copy(model)
-    uncached = without_cache_(twin)
+    changed = make_traceable_(twin)
     if groups is None:
         structure = propose(twin, args, kwargs, state_outputs, streams == "resize")
     else:
         structure = describe(twin, args, kwargs, groups)
-    if uncached:
-        structure = replace(structure, notes=(*structure.notes, "traced with config.use_cache=False"))
+    structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
     bed, quick = testbeds(twin, Example(args, kwargs, tuple(state_outputs)))
     structure = follow(structure, confirm(structure, bed, quick), bed, quick)
     if not structure.groups and not structure.blocks:

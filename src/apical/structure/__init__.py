@@ -7,7 +7,7 @@ from apical.structure._manual import HandGroups, describe
 from apical.structure._quiet import quiet, quiet_rng
 from apical.structure._registry import module_refresh, register_module, register_op
 from apical.structure._returned import Argument, Returned, returned, returned_zeros
-from apical.structure._running import analysis_copy, check_runs, first_line, own, without_cache_
+from apical.structure._running import analysis_copy, check_runs, first_line, make_traceable_, own
 from apical.structure._sizes import OWN_SIZES, SIZE_ATTRIBUTES, integers, stated, stated_sizes, with_size
 from apical.structure._steady import steady_training
 from apical.structure._structure import Structure
@@ -60,6 +60,7 @@ __all__ = [
     "first_line",
     "integers",
     "lies_in",
+    "make_traceable_",
     "module_refresh",
     "own",
     "propose",
@@ -74,5 +75,4 @@ __all__ = [
     "steady_training",
     "tensor_specs",
     "with_size",
-    "without_cache_",
 ]
