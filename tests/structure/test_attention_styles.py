@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +22,12 @@ def turned(x: Tensor) -> Tensor:
     return x * angles.cos() + torch.cat((-b, a), -1) * angles.sin()
 
 
-def test_latent_attention_whose_rotary_keys_all_heads_share() -> None:
-    """As in DeepSeek: queries and keys have a part of their own and a rotary one, and a key has one for all heads."""
+@pytest.mark.parametrize("written", [False, True])
+def test_latent_attention_whose_rotary_keys_all_heads_share(written: bool) -> None:
+    """As in DeepSeek: queries and keys have a part of their own and a rotary one, and a key has one for all heads.
+
+    Its keys are a concatenation, or (in transformers) written into two slices of a new tensor.
+    """
 
     def forward(m: Any, x: Tensor) -> Tensor:
         b, t, _ = x.shape
@@ -30,7 +35,13 @@ def test_latent_attention_whose_rotary_keys_all_heads_share() -> None:
         latent, shared = m.down(x).split([m.rank, 4], -1)
         k, v = m.up(latent).view(b, t, m.h, 11).transpose(1, 2).split([6, 5], -1)
         shared = turned(shared.view(b, t, 1, 4).transpose(1, 2)).expand(b, m.h, t, 4)
-        y = F.scaled_dot_product_attention(torch.cat([q, turned(q_turned)], -1), torch.cat([k, shared], -1), v)
+        if written:
+            keys = k.new_empty(*k.shape[:-1], 10)
+            keys[..., :6].copy_(k)
+            keys[..., 6:].copy_(shared)
+        else:
+            keys = torch.cat([k, shared], -1)
+        y = F.scaled_dot_product_attention(torch.cat([q, turned(q_turned)], -1), keys, v)
         return m.o(y.transpose(1, 2).reshape(b, t, m.h * 5))
 
     layers = {"q": nn.Linear(12, 40), "down": nn.Linear(12, 12), "up": nn.Linear(8, 44), "o": nn.Linear(20, 3)}
@@ -90,6 +101,27 @@ def test_slopes_of_heads_make_no_stream() -> None:
     structure = traced(Net(forward, **layers, o=nn.Linear(12, 5), slopes=2.0 ** -torch.arange(1, 5)), INPUTS)
     assert [(g.size, g.role) for g in structure.groups] == [(4, "inner")]
     assert members_of(structure, structure.groups[0].name)["slopes"] == 1
+
+
+@pytest.mark.parametrize("of_keys", ["parameter", "buffer", "created"])
+def test_biases_of_queries_keys_and_values_side_by_side(of_keys: str) -> None:
+    """As in BEiT and Swin V2: one projection, whose bias is put together anew in every call."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        k_bias = torch.zeros_like(m.v_bias) if of_keys == "created" else m.k_bias
+        qkv = F.linear(x, m.qkv.weight, torch.cat((m.q_bias, k_bias, m.v_bias)))
+        q, k, v = qkv.reshape(b, t, 3, -1, 3).permute(2, 0, 3, 1, 4)
+        return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1))
+
+    biases: dict[str, Any] = {f"{name}_bias": nn.Parameter(torch.randn(12)) for name in "qv"}
+    if of_keys != "created":
+        biases["k_bias"] = nn.Parameter(torch.randn(12)) if of_keys == "parameter" else torch.randn(12)
+    layers = {"qkv": nn.Linear(12, 36, bias=False), "o": nn.Linear(12, 5)}
+    structure = traced(Net(forward, **layers, **biases), INPUTS)
+    assert members_of(structure, "qkv") == {
+        "qkv.weight": 9, **dict.fromkeys(sorted(biases), 3), "o.weight/1": 3
+    }  # fmt: skip
 
 
 def test_elementwise_einsum_costs_nothing() -> None:

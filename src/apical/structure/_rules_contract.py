@@ -63,7 +63,7 @@ def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, tr
         walk.attribute("in_channels", incoming, path=path)
         walk.attribute("out_channels", ids, path=path)
     added = _add_bias(walk, bias, ids)
-    return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), None if zeros is None else zeros | added)
+    return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), union_zeros([zeros, added]))
 
 
 def _dense_convolution(
@@ -122,9 +122,15 @@ def _read_columns(walk: Walk, x: Value, incoming: Tensor | None, columns: Tensor
     walk.read(columns, x.zeros, key)
 
 
-def _add_bias(walk: Walk, bias: Any, ids: Tensor) -> frozenset[AxisKey]:
+def _add_bias(walk: Walk, bias: Any, ids: Tensor) -> Zeros:
+    """Join a bias with the channels that it is added to; returns what zeroes it."""
     if bias is None:
         return frozenset()
+    if isinstance(bias, Value) and bias.ids is not None:  # of queries, keys and values, side by side
+        vector = walk.channel_ids(bias, -1)
+        assert vector is not None
+        walk.meet(ids, vector, FIXED_SIZE)
+        return bias.zeros
     if not isinstance(bias, ParamValue):
         walk.atoms.freeze(ids, "the bias is computed in the forward pass")
         return frozenset()
@@ -155,7 +161,7 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     if bias is None or ids is None:
         return result
     extra = _add_bias(walk, bias, ids)
-    return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | extra)
+    return Value(result.shape, result.ids, union_zeros([result.zeros, extra]))
 
 
 def _owners(walk: Walk, weight: AnyValue) -> tuple[str, ...]:

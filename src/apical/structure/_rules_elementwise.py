@@ -344,5 +344,7 @@ def created(walk: Walk, *args: Any, **kwargs: Any) -> Value:
     """Tensors that the forward pass makes itself; whether their size follows is for the dry run to find out."""
     is_zero = "zeros" in op_name(walk.target) or ("full" in op_name(walk.target) and 0 in args[1:])
     assert walk.node is not None
+    if args and isinstance(args[0], ParamValue) and len(walk.out_shape) == 1:  # the bias of keys, like that of values
+        return Value(walk.out_shape, walk.as_channels(args[0], 0).ids, frozenset() if is_zero else None)
     made = frozenset((walk.node, dim) for dim in range(-len(walk.out_shape), 0) if walk.out_shape[dim] > 1)
     return Value(walk.out_shape, None, frozenset() if is_zero else None, flexible=True, made=made)

@@ -58,6 +58,16 @@ def index_put(walk: Walk, x: AnyValue, indices: Sequence[Any], source: AnyValue,
     return _written(walk, x, 0, source)
 
 
+@register_op("aten::copy")
+def copy(walk: Walk, x: AnyValue, source: AnyValue, *args: Any) -> Value:
+    """A tensor whose entries are all written anew."""
+    if isinstance(x, ParamValue) or isinstance(source, ParamValue):
+        raise LookupError("a parameter that is copied")
+    ids = join_operands(walk, [replace(x, flexible=True), source], shape=x.shape)
+    assert not isinstance(ids, ParamValue)
+    return Value(x.shape, ids, source.zeros, source.flexible, source.made)
+
+
 def _written(walk: Walk, x: AnyValue, dim: int, source: AnyValue) -> Value:
     """The channels of what is written are those of what it is written into; neither may lie along ``dim``."""
     dim %= len(x.shape)

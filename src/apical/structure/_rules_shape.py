@@ -98,12 +98,15 @@ def unbind(walk: Walk, x: AnyValue, dim: int = 0) -> tuple[AnyValue, ...]:
 @register_op("aten::cat", "aten::concat", "aten::concatenate")
 def cat(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
     """Channels side by side; along other dimensions the operands' channels are joined."""
-    shape = walk.out_shape
-    dim = dim % len(shape)
+    dim = dim % max(len(o.shape) for o in operands)
     operands = [o for o in operands if o.shape != (0,) and o.shape[dim] > 0]  # no rest of the width without RoPE
+    shape = (*operands[0].shape[:dim], sum(o.shape[dim] for o in operands), *operands[0].shape[dim + 1 :])
     zeros = union_zeros([o.zeros if isinstance(o, Value) else param_axes(o) for o in operands])
     with_ids = [o for o in operands if isinstance(o, Value) and o.ids is not None]
-    if not with_ids:
+    if not with_ids and len(shape) == 1 and all(isinstance(o, ParamValue) for o in operands):
+        trained = all(isinstance(o, ParamValue) and walk.is_parameter(o.name) for o in operands)
+        zeros = zeros if trained else None  # no gate may sit on a buffer
+    elif not with_ids:
         for o in operands:
             walk.freeze_value(o, "joined with a tensor without channels")
         return Value(shape, None, zeros, all(isinstance(o, Value) and o.flexible for o in operands))

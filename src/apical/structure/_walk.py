@@ -26,6 +26,7 @@ from apical.structure._values import (
 )
 
 PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow")  # unlike aten::index, which copies
+WRITTEN = "the forward pass writes into a slice of it"
 
 
 class Walk:
@@ -61,6 +62,7 @@ class Walk:
         self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
         self.values: dict[fx.Node, Any] = {}
         self.computed: dict[fx.Node, Any] = {}  # as computed, whatever was written into it later
+        self.parts: dict[tuple[fx.Node, int], dict[int, tuple[int, Value]]] = {}  # written so far: start -> (end, part)
         self.node: fx.Node | None = None
 
     # ---- running -------------------------------------------------------------------------------------------------
@@ -81,6 +83,7 @@ class Walk:
                 self.values[node] = node.meta["val"]  # a size
             elif node.op == "call_function":
                 self.values[node] = self.computed[node] = self._call(node)
+        self._freeze_parts()
 
     def _source(self, node: fx.Node, sources: Mapping[str, str]) -> Any:
         name = sources.get(node.name)
@@ -105,6 +108,8 @@ class Walk:
         terms = len(self.terms)
         try:
             result = rule(self, *args, **kwargs)
+            if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
+                self._overwrite(node.args[0], result)
         except LookupError as problem:  # a case that the rule says it cannot express
             del self.terms[terms:]
             return self.unknown(node, args, kwargs, str(problem))
@@ -112,8 +117,6 @@ class Walk:
             del self.terms[terms:]
             said = str(problem) or "a case that its rule does not know"
             return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {said}")
-        if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
-            self._overwrite(node.args[0], result)
         return result
 
     def _inline(self, region: fx.GraphModule, operands: Sequence[Any]) -> Any:
@@ -132,12 +135,42 @@ class Walk:
 
     def _overwrite(self, written: fx.Node, result: Any) -> None:
         """After an in-place operation: later uses of what it wrote see its result."""
-        if op_name(written.target) in PARTIAL_VIEWS:
-            reason = "the forward pass writes into a slice of it"
+        if isinstance(result, Value) and self._put_together(written, result):
+            pass
+        elif op_name(written.target) in PARTIAL_VIEWS:
             for node in (written, *written.all_input_nodes):
-                self.freeze_value(self.values[node], reason)
-            self.freeze_value(result, reason)
+                self.freeze_value(self.values[node], WRITTEN)
+            self.freeze_value(result, WRITTEN)
         self.values[written] = result
+
+    def _put_together(self, view: fx.Node, result: Value) -> bool:
+        """Take a slice that is written for a part of a created tensor, which is their concatenation once all are there.
+
+        As DeepSeek's keys are made, from a part that each head has of its own and one that all share.
+        """
+        found = part_of_created(view, self.values)
+        if found is None:
+            return False
+        base, dim, start, end = found
+        parts = self.parts.setdefault((base, dim), {})
+        for at, (until, value) in parts.items():
+            if at < end and start < until:  # written once more: whether it was read before is not known
+                self.freeze_value(value, WRITTEN)
+                self.freeze_value(result, WRITTEN)
+        parts[start] = (end, result)
+        order = sorted(parts)
+        ends = [parts[at][0] for at in order]
+        if order == [0, *ends[:-1]] and ends[-1] == self.values[base].shape[dim]:
+            cat = op_rule(torch.ops.aten.cat.default)
+            assert cat is not None
+            self.values[base] = cat(self, [value for _, value in self.parts.pop((base, dim)).values()], dim)
+        return True
+
+    def _freeze_parts(self) -> None:
+        """Freeze what was written into a part of a created tensor of which another part was not."""
+        for _, value in (part for parts in self.parts.values() for part in parts.values()):
+            self.freeze_value(value, WRITTEN)
+        self.parts.clear()
 
     def unknown(self, node: fx.Node, args: Any, kwargs: Any, problem: str = "") -> Any:
         """Freeze whatever enters an operation that has no rule, and say so once."""
@@ -403,6 +436,24 @@ def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], spli
     if split:
         walk.rectangle(ids)
     return Value(tuple(ids.shape), ids, value.zeros, value.flexible)
+
+
+def part_of_created(view: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[fx.Node, int, int, int] | None:
+    """For a slice of a tensor that the forward pass made: that tensor's node, the dimension, start and end of it."""
+    if op_name(view.target) != "aten::slice" or not isinstance(view.args[0], fx.Node):
+        return None
+    base = view.args[0]
+    while op_name(base.target) == "aten::slice" and _shapes(base.meta["val"]) == _shapes(base.args[0].meta["val"]):
+        base = base.args[0]  # x[:, a:b] is x[:][:, a:b]
+    value = values[base]
+    dim, start, end, step = (*view.args[1:], *(0, None, None, 1)[len(view.args) - 1 :])
+    schema = getattr(base.target, "_schema", None)
+    is_new = schema is not None and all(r.alias_info is None for r in schema.returns)  # neither input nor view
+    if not is_new or not isinstance(value, Value) or value.ids is not None or not value.flexible or step != 1:
+        return None
+    dim %= len(value.shape)
+    start, end, _ = slice(start, end).indices(value.shape[dim])
+    return base, dim, start, end
 
 
 def unused_nodes(graph: fx.Graph) -> set[fx.Node]:
