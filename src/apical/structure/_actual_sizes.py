@@ -42,7 +42,7 @@ def settle_sizes_(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mappi
         else:  # a constant, or a buffer that is not saved
             inputs.append(program.constants[str(spec.target)])
     with quiet_rng(), torch.no_grad():
-        Recorder(program.graph_module).run(*inputs)  # type: ignore[no-untyped-call]
+        Recorder(program.graph_module).run(*inputs)
 
 
 def _depends_on_values(val: Any) -> bool:

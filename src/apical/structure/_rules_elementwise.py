@@ -33,7 +33,7 @@ PRODUCTS = frozenset({"mul", "multiply"})
 
 @register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu",
              "aten::hardswish", "aten::log_sigmoid", "aten::rsub", "aten::__and__", "aten::__or__")  # fmt: skip
-def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
+def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> Any:
     """Any elementwise operation with broadcasting."""
     name = op_name(walk.target).split("::")[-1]
     if name == "where" and len(args) == 1:

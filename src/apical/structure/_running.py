@@ -65,7 +65,8 @@ def make_traceable_(twin: nn.Module) -> tuple[str, ...]:
     experts that some token chose depends on values; all experts at once compute the same.
     """
     changed: dict[str, None] = {}
-    for config in (vars(module).get("config") for module in twin.modules()):
+    configs: list[Any] = [vars(module).get("config") for module in twin.modules()]
+    for config in configs:
         if getattr(config, "use_cache", None) is True:
             config.use_cache = False
             changed["config.use_cache=False"] = None

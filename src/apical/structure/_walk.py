@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_constant, shrink_constant_dims, varying_dims
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
+from apical.structure._nodes import leaves_of, node_modules, shapes_of, unused_nodes, written_part
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
 from apical.structure._values import (
     AnyValue,
@@ -148,22 +148,24 @@ class Walk:
 
         As DeepSeek's keys are made, from a part that each head has of its own and one that all share.
         """
-        found = part_of_created(view, self.values)
-        if found is None:
+        found = written_part(view)
+        value = None if found is None else self.values[found.base]
+        if found is None or not isinstance(value, Value) or value.ids is not None or not value.flexible:
             return False
-        base, dim, start, end = found
+        base, dim, start, end = found.base, found.dim, found.start, found.end
         parts = self.parts.setdefault((base, dim), {})
-        for at, (until, value) in parts.items():
+        for at, (until, before) in parts.items():
             if at < end and start < until:  # written once more: whether it was read before is not known
-                self.freeze_value(value, WRITTEN)
+                self.freeze_value(before, WRITTEN)
                 self.freeze_value(result, WRITTEN)
         parts[start] = (end, result)
         order = sorted(parts)
         ends = [parts[at][0] for at in order]
-        if order == [0, *ends[:-1]] and ends[-1] == self.values[base].shape[dim]:
+        if order == [0, *ends[:-1]] and ends[-1] == value.shape[dim]:
+            del self.parts[base, dim]
             cat = op_rule(torch.ops.aten.cat.default)
             assert cat is not None
-            self.values[base] = cat(self, [value for _, value in self.parts.pop((base, dim)).values()], dim)
+            self.values[base] = cat(self, [parts[at][1] for at in order], dim)
         return True
 
     def _freeze_parts(self) -> None:
@@ -177,12 +179,12 @@ class Walk:
         name = op_name(node.target)
         reason = f"{name} cannot be followed here ({problem})" if problem else f"no rule for the operation {name}"
         touched = False
-        for value in _leaves((args, kwargs)):
+        for value in leaves_of((args, kwargs)):
             touched |= self.freeze_value(value, reason)
         note = f"{reason}; what it reads is frozen"
         if touched and note not in self.notes:
             self.notes.append(note)
-        if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in _leaves((args, kwargs))):
+        if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in leaves_of((args, kwargs))):
             self.list_frozen(reason)
         macs = counted_macs(node)
         if macs:
@@ -211,12 +213,12 @@ class Walk:
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the current operation's (first) result."""
-        return _shapes(self.current.meta.get("val"))[0]
+        return shapes_of(self.current.meta.get("val"))[0]
 
     @property
     def out_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all results of the current operation."""
-        return _shapes(self.current.meta.get("val"))
+        return shapes_of(self.current.meta.get("val"))
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of this name."""
@@ -234,8 +236,8 @@ class Walk:
         """Values without channel identity for all results of a node."""
         val = node.meta.get("val")
         if isinstance(val, (tuple, list)):
-            return tuple(Value(s) for s in _shapes(val))
-        return Value(_shapes(val)[0]) if _shapes(val) else None
+            return tuple(Value(s) for s in shapes_of(val))
+        return Value(shapes_of(val)[0]) if shapes_of(val) else None
 
     def axis(self, name: str, dim: int) -> Tensor:
         """The atoms of a parameter's dimension  # (size,)"""
@@ -436,53 +438,3 @@ def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], spli
     if split:
         walk.rectangle(ids)
     return Value(tuple(ids.shape), ids, value.zeros, value.flexible)
-
-
-def part_of_created(view: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[fx.Node, int, int, int] | None:
-    """For a slice of a tensor that the forward pass made: that tensor's node, the dimension, start and end of it."""
-    if op_name(view.target) != "aten::slice" or not isinstance(view.args[0], fx.Node):
-        return None
-    base = view.args[0]
-    while op_name(base.target) == "aten::slice" and _shapes(base.meta["val"]) == _shapes(base.args[0].meta["val"]):
-        base = base.args[0]  # x[:, a:b] is x[:][:, a:b]
-    value = values[base]
-    dim, start, end, step = (*view.args[1:], *(0, None, None, 1)[len(view.args) - 1 :])
-    schema = getattr(base.target, "_schema", None)
-    is_new = schema is not None and all(r.alias_info is None for r in schema.returns)  # neither input nor view
-    if not is_new or not isinstance(value, Value) or value.ids is not None or not value.flexible or step != 1:
-        return None
-    dim %= len(value.shape)
-    start, end, _ = slice(start, end).indices(value.shape[dim])
-    return base, dim, start, end
-
-
-def unused_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Operations whose results reach nothing: attention weights that are averaged and then dropped, for example."""
-    unused: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        writes = getattr(getattr(node.target, "_schema", None), "is_mutable", True)
-        if node.op == "call_function" and not writes and all(user in unused for user in node.users):
-            unused.add(node)
-    return unused
-
-
-def node_modules(node: fx.Node) -> list[str]:
-    """Paths of the modules whose forward passes enclose a node, outermost first."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [re.sub(r"@\d+", "", path) for path, _ in stack.values()]
-
-
-def _shapes(val: Any) -> list[tuple[int, ...]]:
-    if isinstance(val, Tensor):
-        return [tuple(int(s) for s in val.shape)]
-    if isinstance(val, (tuple, list)):
-        return [tuple(int(s) for s in v.shape) if isinstance(v, Tensor) else () for v in val]
-    return []
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, (tuple, list)):
-        return [leaf for item in tree for leaf in _leaves(item)]
-    if isinstance(tree, dict):
-        return [leaf for item in tree.values() for leaf in _leaves(item)]
-    return [tree]
