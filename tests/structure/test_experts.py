@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
+from apical.errors import TraceError
+from apical.structure import propose
 from structure.contract import counted_macs, doubled, generic_, outputs, relative_error, zeroed
 from structure.expectations import members_of, reasons_of, traced
 from structure.nets import vectors
@@ -105,6 +107,12 @@ def test_hidden_units_of_experts_in_a_list(mixture: type[Mixture]) -> None:
 def test_an_expert_without_a_token_is_followed_too() -> None:
     structure = apical.trace(around(Unused()), INPUTS)
     assert structure.group("1.experts.3.up").size == INNER
+
+
+def test_sizes_that_only_weights_tell_are_refused_without_them() -> None:
+    model = around(Indexed()).to("meta").eval()
+    with pytest.raises(TraceError, match=r"depend on values.*not on the meta device"):
+        propose(model, (INPUTS[0].to("meta"),), {})
 
 
 class Stacked(nn.Module):

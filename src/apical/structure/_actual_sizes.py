@@ -12,14 +12,18 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_leaves, tree_map
 
+from apical.errors import TraceError
 from apical.structure._quiet import quiet_rng
-from apical.structure._running import own
+from apical.structure._running import first_line, own
 
 
 def settle_sizes_(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Replace sizes that only running tells, in the nodes' ``val``, by those of a run on these inputs, 1 at least.
 
     A part that gets nothing in the example (an expert without a token) is so still followed.
+
+    Raises:
+        TraceError: the run fails, as it does without weights.
     """
     unsettled = {node for node in program.graph.nodes if _depends_on_values(node.meta.get("val"))}
     if not unsettled:
@@ -41,8 +45,14 @@ def settle_sizes_(program: ExportedProgram, args: tuple[Any, ...], kwargs: Mappi
             inputs.append(next(leaves))
         else:  # a constant, or a buffer that is not saved
             inputs.append(program.constants[str(spec.target)])
-    with quiet_rng(), torch.no_grad():
-        Recorder(program.graph_module).run(*inputs)
+    try:
+        with quiet_rng(), torch.no_grad():
+            Recorder(program.graph_module).run(*inputs)
+    except Exception as problem:
+        raise TraceError(
+            f"some sizes depend on values, which a run on the example did not tell ({first_line(problem)}). Pass "
+            "inputs of an ordinary call to a model that has weights (not on the meta device, not with --no-weights)."
+        ) from problem
 
 
 def _depends_on_values(val: Any) -> bool:
