@@ -378,8 +378,8 @@ can only freeze more, and before branches of several modules became blocks. Of t
 measured, at 64 pixels or the smallest of 96, 128 and their own size that they take, on one thread; the limit of time is
 one of the processor's seconds, but for tiny_vit_21m_384 and crossvit_18_dagger_408, where it was the clock's of a busy
 machine.
-The last eleven (from coat_lite_medium on) were measured before biases that are put side by side in each call (Swin V2)
-no longer held the heads.
+The last eleven (from coat_lite_medium on) were measured before biases that are put side by side in each call were
+followed; measured anew after that, Swin V2's heads still stay, since it reshapes to the width of the input.
 """
 
 
