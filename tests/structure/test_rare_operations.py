@@ -211,3 +211,35 @@ def test_an_input_that_is_as_wide_as_the_channels_freezes_them() -> None:
 
     inputs = (*image(), *vectors(2, 6))
     assert set(groups_of(traced(Net(forward, a=unit(3, 6), b=unit(6, 5), last=conv(5, 2)), inputs))) == {"b.0"}
+
+
+def test_a_tensor_that_is_written_in_parts_is_their_concatenation() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = m.a(x), m.b(x)
+        both = a.new_zeros(a.shape[0], a.shape[1] + b.shape[1], *a.shape[2:])
+        both[:, : a.shape[1]] = a
+        both[:, a.shape[1] :].add_(b)
+        return m.last(torch.relu(both))
+
+    net = Net(forward, a=conv(3, 4), b=conv(3, 6), last=conv(10, 2))
+    assert {name: size for name, (size, _, _) in groups_of(traced(net, image())).items()} == {"a": 4, "b": 6}
+
+
+@pytest.mark.parametrize("case", ["in part", "twice", "through a view"])
+def test_channels_written_into_a_slice_otherwise_stay(case: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a = torch.relu(m.a(x))
+        made = a.new_zeros(a.shape[0], 7 if case == "in part" else 5, *a.shape[2:])
+        if case == "through a view":
+            made.transpose(2, 3)[:, :5] = a
+        else:
+            made[:, :5] = a
+        if case == "twice":
+            made[:, 1:] += a[:, 1:]
+        return m.last(made)
+
+    net = Net(forward, a=conv(3, 5), last=conv(7 if case == "in part" else 5, 6))
+    whole = Net(
+        lambda m, x: m.end(m.net(x) + m.one(m.body(x))), net=net, end=conv(6, 2), body=unit(3, 4), one=conv(4, 6)
+    )
+    assert "net.a" not in groups_of(traced(whole, image()))

@@ -71,3 +71,25 @@ def test_blocks_go_and_come_back(build: Callable[[Any], Any], tmp_path: Path) ->
     small.train()(**inputs)[0].sum().backward()
     apical.resize_(small, structure, {}, store=store)
     assert torch.equal(small.eval()(**inputs)[0], model.eval()(**inputs)[0])
+
+
+def test_experts_of_the_loop_are_traced_as_a_batch() -> None:
+    """The loop over the experts that some token chose cannot be exported; the model itself keeps it."""
+    if has_torchvision():
+        import_torchvision()
+    import transformers
+
+    config = transformers.MixtralConfig(
+        **SIZES, num_key_value_heads=2, num_local_experts=4, experts_implementation="eager"
+    )
+    model = transformers.MixtralForCausalLM(config).eval()
+    structure = apical.trace(model, {"input_ids": IDS})
+    assert "traced with config.experts_implementation='batched_mm'" in structure.notes
+    assert model.config._experts_implementation == "eager"
+    name = "model.layers.1.mlp.experts"
+    assert structure.group(name).size == SIZES["intermediate_size"]
+    with torch.no_grad():  # hidden units whose columns are zero leave
+        model.get_parameter(f"{name}.down_proj")[..., ::3] = 0
+        expected = model(input_ids=IDS)[0]
+        apical.resize_(model, structure, {name: [i for i in range(24) if i % 3]})
+        torch.testing.assert_close(model(input_ids=IDS)[0], expected)

@@ -15,7 +15,7 @@ from apical._reading import read_record
 from apical.errors import LoadError
 from apical.resizing._stand_in import StandIn
 from apical.structure import Returned
-from apical.structure._groups import stated_sizes
+from apical.structure._sizes import stated_sizes
 
 ARCHITECTURE = "architecture.json"
 WEIGHTS = "model.safetensors"

@@ -29,8 +29,8 @@ from apical.resizing._stand_in import StandIn
 from apical.structure import TensorSpec
 from apical.structure._analyse import tensor_specs
 from apical.structure._cost import lies_in
-from apical.structure._groups import stated
 from apical.structure._registry import module_refresh
+from apical.structure._sizes import stated
 
 _ATTEMPTS = 20  # at reading a folder that others keep saving to
 _UNREADABLE = (SafetensorError, OSError, RuntimeError)  # the last one of torch, if a file goes while it is opened

@@ -23,7 +23,7 @@ from apical.export._save import save
 from apical.resizing._guards import refuse_wrapped
 from apical.structure import Call, ExampleInputs
 from apical.structure._quiet import quiet
-from apical.structure._running import without_cache_
+from apical.structure._running import make_traceable_
 
 TOLERANCE = 1e-5
 PLAIN = (bool, int, float, str)  # options of the call that become constants
@@ -164,7 +164,7 @@ def prepare(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | No
                     "batch; pass another batch_dim, or None to fix all sizes"
                 )
     twin = copy.deepcopy(model).cpu().eval()
-    without_cache_(twin)
+    make_traceable_(twin)
     return twin, call.map(lambda value: value.detach().cpu())
 
 

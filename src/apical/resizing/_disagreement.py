@@ -18,6 +18,7 @@ from apical.structure import ChannelGroup, SkippableBlock, Structure
 from apical.structure._without import Part
 
 Count = Callable[[int, int], int]  # how many of so many units stay, by a shift that differs between groups
+FAILS = "without some of it the forward pass fails: "
 
 
 def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Count) -> str | None:
@@ -75,7 +76,7 @@ def _removed(
                 resize_(removed, structure, keep, skip)
             found[training] = bed.example.run(removed, training)
         except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
-            found[training] = f"without some of it the forward pass fails: {explained(problem, removed)}"
+            found[training] = f"{FAILS}{explained(problem, removed)}"
             break
     return found
 

@@ -3,6 +3,7 @@
 Code such as ``x.view(*x.shape[:-1], self.nf)`` works at one width only. Where the dry run meets it, integer
 attributes of the modules on the way to the error that equal the size of the group are set to the new size, one after
 the other, until the forward pass runs and equals the gated one. Nothing is guessed: the dry run has the last word.
+Where no attribute helps, the reason is the line at which the trial stopped that got furthest.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
+from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from apical.resizing._copying import sharing_copy
-from apical.resizing._culprit import Culprit, culprit
-from apical.resizing._disagreement import disagreement, keep_half, kind_of
+from apical.resizing._culprit import Culprit, culprit, explained
+from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of
 from apical.resizing._dry_run import confirm
 from apical.resizing._gates import gated_copy
 from apical.resizing._resize import resize_
 from apical.resizing._testbed import Example, Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
-from apical.structure._groups import stated
+from apical.structure._cost import lies_in
+from apical.structure._sizes import integers, stated
 
 MAX_TRIALS = 60
 MAX_ATTRIBUTES = 6
@@ -34,10 +38,28 @@ class Trial:
     """How a copy without half of a group ran: it broke at a place, or it computed something else, or it agreed.
 
     A group that is not exact agrees when the copy runs and returns the same shapes.
+
+    Attributes:
+        agreed: whether it equals the gated one.
+        where: where it broke.
+        reached: how many calls of torch it came to.
     """
 
     agreed: bool
     where: Culprit | None = None
+    reached: int = 0
+
+
+class _Calls(TorchFunctionMode):
+    """Counts the calls of torch: how far a forward pass came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 class _Bench:
@@ -51,17 +73,21 @@ class _Bench:
         self.left = MAX_TRIALS
         self.keeps = [{group.name: list(range(0, group.size, 2))}, {group.name: [group.size - 1]}]
         self._expected: dict[int, list[Tensor]] = {}
+        self.furthest, self.reason = 0, ""
 
     def run(self, steps: Sequence[Step], which: int = 0) -> Trial:
         """Remove some units, with these attributes following, and compare with their gates at zero."""
         self.left -= 1
         structure = replace(self.structure, attributes=(*self.structure.attributes, *chain(*steps)))
-        model = sharing_copy(self.twin)
+        model, calls = sharing_copy(self.twin), _Calls()
         try:
             resize_(model, structure, self.keeps[which])
-            found = self.example.run(model)
+            with calls:
+                found = self.example.run(model)
         except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
-            return Trial(False, culprit(problem, model))
+            if calls.count > self.furthest:
+                self.furthest, self.reason = calls.count, f"{FAILS}{explained(problem, model)}"
+            return Trial(False, culprit(problem, model), calls.count)
         expected = self._gated(which)
         if self.group.exact:
             return Trial(difference(expected, found, self.tolerance) is None)
@@ -76,31 +102,27 @@ class _Bench:
     def candidates(self, where: Culprit, taken: Sequence[Step]) -> Iterator[Step]:
         """Integer attributes that equal a multiple of the group's size, of the innermost module first.
 
-        A stream passes through many layers: all those whose names differ in numbers only follow together.
+        A group may pass through many layers: all those whose names differ in numbers only follow together.
         """
         known = {(a.module, a.attribute) for a in (*self.structure.attributes, *chain(*taken))}
         counts = {len(m.positions[0]) for m in self.group.members}
         for path in where.modules:
-            for name, value in _integers(self.twin.get_submodule(path)).items():
+            for name, value in integers(self.twin.get_submodule(path)).items():
                 per_unit, rest = divmod(value, self.group.size)
                 if (path, name) not in known and value and not rest and any(n % per_unit == 0 for n in counts):
                     axis = SizeAxis(0, ((self.index, per_unit),))
                     yield tuple(AttributeAxis(p, name, axis) for p in self._alike(path, name, value))
 
     def _alike(self, path: str, name: str, value: int) -> list[str]:
-        if self.group.role != "stream":
-            return [path]
+        """The module, and those alike that the group passes through as well."""
         modules = [(p, m) for p, m in self.twin.named_modules() if kind_of(p) == kind_of(path)]
-        return [p for p, m in modules if stated(m, name) == value]
+        return [p for p, m in modules if stated(m, name) == value and (p == path or self._passes(p))]
 
-
-def _integers(module: nn.Module) -> dict[str, int]:
-    """The integers among a module's public attributes, then those of plain objects that it holds (``config.heads``)."""
-    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    for holder, value in list(own.items()):
-        if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor)) and not callable(value):
-            own.update({f"{holder}.{name}": v for name, v in vars(value).items() if not name.startswith("_")})
-    return {name: v for name, v in own.items() if isinstance(v, int) and not isinstance(v, bool)}
+    def _passes(self, path: str) -> bool:
+        """Whether the module, or the nearest around it that has parameters, holds some of the group's."""
+        while path and next(self.twin.get_submodule(path).parameters(), None) is None:
+            path = path.rpartition(".")[0]
+        return not path or any(lies_in(part.tensor, path) for part in self.group.members)
 
 
 def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:
@@ -119,6 +141,7 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
         return confirmed
     small = quick or bed
     found: dict[str, Step] = {}
+    reasons: dict[str, str] = {}  # by kind
     for group in groups:
         if group.name in found:
             continue
@@ -129,12 +152,19 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
         result = ready or (() if known else _search(bench))
         if result or not known:
             found[group.name] = result
+        if not result:
+            reasons.setdefault(kind_of(group.name), bench.reason)
         if result and not known:
             found |= _all_alike(proposed, small, alike, group.name, result)
     extra = dict.fromkeys(axis for axes in found.values() for axis in axes)
-    if not extra:
-        return confirmed
-    return confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
+    if extra:
+        confirmed = confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
+    # The first line that fails may be one whose attributes can follow: tell of the one that cannot.
+    told = {g.name: reasons.get(kind_of(g.name)) for g in groups if not found.get(g.name)}
+    frozen = [
+        replace(f, reason=told.get(f.name) or f.reason) if f.reason.startswith(FAILS) else f for f in confirmed.frozen
+    ]
+    return replace(confirmed, frozen=tuple(frozen))
 
 
 def _all_alike(
@@ -179,7 +209,7 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
             return more
         if result.where is not None and result.where.point != trial.where.point:
             later.append((more, result))
-    for more, result in later:
+    for more, result in sorted(later, key=lambda tried: -tried[1].reached):
         deeper = _deepen(bench, more, result)
         if deeper:
             return deeper

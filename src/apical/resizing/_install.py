@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import ResizeError
-from apical.structure._groups import OWN_SIZES, SIZE_ATTRIBUTES
+from apical.structure._sizes import OWN_SIZES, SIZE_ATTRIBUTES, with_size
 
 
 class Installation:
@@ -55,12 +54,13 @@ class Installation:
     def attribute(self, module: nn.Module, name: str, value: int) -> None:
         """Set an integer attribute; one without a usual name is noted in the module, so that it can be saved.
 
-        Of an object that the module holds (``config.num_heads``), which others may hold too, it gets a copy.
+        Of an object that the module holds (``config.num_heads``, ``sizes.0``), which others may hold too, it gets a
+        copy.
         """
         holder, _, inner = name.partition(".")
         old = getattr(module, holder)
         self.on_undo(lambda: vars(module).__setitem__(holder, old))
-        setattr(module, holder, _changed_copy(old, inner, value) if inner else value)
+        setattr(module, holder, with_size(old, inner, value) if inner else value)
         noted = vars(module).get(OWN_SIZES, ())
         if name not in (*SIZE_ATTRIBUTES, *noted):
             vars(module)[OWN_SIZES] = (*noted, name)
@@ -94,12 +94,6 @@ class Installation:
             optimizer.state.update(state)
 
         self.on_undo(restore)
-
-
-def _changed_copy(holder: Any, name: str, value: int) -> Any:
-    other = copy.copy(holder)
-    object.__setattr__(other, name, value)  # also of a frozen dataclass
-    return other
 
 
 @contextmanager

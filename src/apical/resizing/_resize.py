@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -28,6 +27,7 @@ from apical.resizing._store import DormantStore
 from apical.structure import Keep, Structure
 from apical.structure._cost import lies_in
 from apical.structure._registry import module_refresh
+from apical.structure._sizes import stated
 
 _NO_STORE = (
     "what left it is not kept. Pass store=apical.DormantStore() to the resize that removes and the same store to the "
@@ -336,7 +336,7 @@ class _Resize:
             if self.template.absent(spec.module, self.after):
                 continue
             module, value = model.get_submodule(spec.module), spec.axis.length(sizes)
-            if attrgetter(spec.attribute)(module) != value:
+            if stated(module, spec.attribute) != value:
                 install.attribute(module, spec.attribute, value)
                 found[f"{spec.module}.{spec.attribute}".lstrip(".")] = value
         for path in self._touched_modules():

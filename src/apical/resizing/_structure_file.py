@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from apical.resizing._guards import misfits
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
 from apical.structure import ParamSlice, Structure
+from apical.structure._sizes import stated
 
 FORMAT = "apical-structure"
 VERSION = 1
@@ -135,9 +135,7 @@ def _other_sizes(structure: Structure, model: nn.Module) -> Iterator[str]:
     sizes = [group.size for group in structure.groups]
     for spec in structure.attributes:
         expected = spec.axis.length(sizes)
-        try:
-            got = attrgetter(spec.attribute)(modules[spec.module])
-        except (KeyError, AttributeError):
-            got = "missing"
+        got = stated(modules[spec.module], spec.attribute) if spec.module in modules else None
         if got != expected:
+            got = "missing" if got is None else got
             yield f"{spec.module}.{spec.attribute}".lstrip(".") + f" is {got}, expected {expected}"

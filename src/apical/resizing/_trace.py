@@ -18,7 +18,7 @@ from apical.structure import Call, ExampleInputs, HandGroups, Structure
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
 from apical.structure._quiet import quiet_rng
-from apical.structure._running import analysis_copy, without_cache_
+from apical.structure._running import analysis_copy, make_traceable_
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
 LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)
@@ -86,13 +86,12 @@ def trace(
     _check_devices(model, (args, kwargs))
     call.check_values()
     twin = analysis_copy(model)
-    uncached = without_cache_(twin)
+    changed = make_traceable_(twin)
     if groups is None:
         structure = propose(twin, args, kwargs, state_outputs, streams == "resize")
     else:
         structure = describe(twin, args, kwargs, groups)
-    if uncached:
-        structure = replace(structure, notes=(*structure.notes, "traced with config.use_cache=False"))
+    structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
     bed, quick = testbeds(twin, Example(args, kwargs, tuple(state_outputs)))
     structure = follow(structure, confirm(structure, bed, quick), bed, quick)
     if not structure.groups and not structure.blocks:

@@ -22,7 +22,7 @@ from apical.resizing._traffic import traffic
 from apical.runs._divisor import require_divisor
 from apical.structure import Structure
 from apical.structure._analyse import propose
-from apical.structure._running import analysis_copy, without_cache_
+from apical.structure._running import analysis_copy, make_traceable_
 from apical.timing._clock import time_ms
 from apical.timing._networks import batch_of
 from apical.training._amp import assumed_amp
@@ -128,7 +128,7 @@ def plan_model(config: RunConfig, model: nn.Module, example: tuple[Tensor, ...])
     require_divisor(config, "a plan")
     if any(p.is_meta for p in model.parameters()):
         twin = analysis_copy(model)
-        without_cache_(twin)
+        make_traceable_(twin)
         structure = propose(twin, example, {})
         plan = plan_on_paper(model, structure, Budget.of(config.budget), config.training.epochs, config.growth)
         return Planned(config, config.model.name, model, example, structure, plan)

@@ -20,6 +20,7 @@ from apical.structure import (  # noqa: F401  (importing them registers the rule
     _rules_scatter,
     _rules_shape,
 )
+from apical.structure._actual_sizes import settle_sizes_
 from apical.structure._blocks import find_blocks
 from apical.structure._groups import assemble
 from apical.structure._running import export_graph
@@ -66,15 +67,28 @@ def propose(
     """
     tensors = tensor_specs(model)
     program = export_graph(model, args, kwargs)
-    names = {alias: name for name, spec in tensors.items() for alias in (name, *spec.aliases)}
-    walk = Walk(model, names, resize_streams)
-    walk.run(program.graph, _sources(walk, program))
-    states = _outputs(walk, program, state_outputs)
+    settle_sizes_(program, args, kwargs)
     training = training_graph(model, args, kwargs, program)
-    if isinstance(training, str):
-        walk.notes.append(training)
-    elif training is not None:
-        _join(walk, training, state_outputs)
+    if isinstance(training, ExportedProgram):
+        settle_sizes_(training, args, kwargs)
+    names = {alias: name for name, spec in tensors.items() for alias in (name, *spec.aliases)}
+
+    def walked(turned: frozenset[str]) -> tuple[Walk, list[AnyValue | None]]:
+        walk = Walk(model, names, resize_streams, turned)
+        walk.run(program.graph, _sources(walk, program))
+        states = _outputs(walk, program, state_outputs)
+        if isinstance(training, str):
+            walk.notes.append(training)
+        elif training is not None:
+            _join(walk, training, state_outputs)
+        return walk, states
+
+    walk, states = walked(frozenset())
+    stuck = walk.stuck()
+    if stuck:  # the other dimension may go: the hidden units of stacked experts, whose number stays
+        other, other_states = walked(stuck)
+        if other.stuck() < stuck:
+            walk, states = other, other_states
     assembly = assemble(walk, tensors)
     return Structure(
         groups=assembly.groups,

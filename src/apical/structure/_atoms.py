@@ -16,14 +16,22 @@ class Atoms:
 
     def __init__(self) -> None:
         self.count = 0
+        self._starts: list[int] = []
         self._edges: list[tuple[Tensor, Tensor]] = []
         self._labels = torch.empty(0, dtype=torch.long, device="cpu")
         self._frozen: list[tuple[Tensor, str]] = []
 
     def new(self, n: int) -> Tensor:
         """``n`` fresh atoms  # (n,)"""
+        self._starts.append(self.count)
         self.count += n
         return torch.arange(self.count - n, self.count, device="cpu")
+
+    def origins(self, ids: Tensor) -> frozenset[int]:
+        """Which calls of `new` these atoms come from, by their number: places in `Walk.axes`."""
+        (ids,) = shrink_constant_dims(ids)
+        starts = torch.tensor(self._starts, device="cpu")
+        return frozenset((torch.searchsorted(starts, ids[ids >= 0], right=True) - 1).unique().tolist())
 
     def join(self, a: Tensor, b: Tensor) -> None:
         """Declare a[i] and b[i] the same unit, for tensors of one (broadcast) shape; fixed positions are left out."""
@@ -41,6 +49,12 @@ class Atoms:
         ids = ids[ids >= 0]
         if ids.numel():
             self._frozen.append((ids, reason))
+
+    def joined(self, ids: Tensor) -> Tensor:
+        """All atoms that are the same unit as one of these, as far as is known by now  # (atoms,)"""
+        labels = self.labels()
+        (ids,) = shrink_constant_dims(ids)
+        return torch.isin(labels, labels[ids[ids >= 0]]).nonzero().reshape(-1)
 
     def all_frozen(self, ids: Tensor) -> bool:
         """Whether none of these can be removed, as far as is known by now."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from apical.structure._cost import lies_in
+from apical.structure._nodes import node_modules, unused_nodes
 from apical.structure._registry import op_name
 from apical.structure._types import Feeder, SkippableBlock
 from apical.structure._values import AxisKey, ParamValue, Value
-from apical.structure._walk import Walk, node_modules, unused_nodes
+from apical.structure._walk import Walk
 
 PASSES = frozenset({"dropout", "feature_dropout", "contiguous", "clone", "to", "alias", "view", "reshape", "flatten",
                     "unflatten"})  # fmt: skip

@@ -5,43 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apical.structure._atoms import depends_only_on, drop_constant_dims, line
 from apical.structure._cost import CostTerm, SizeAxis
 from apical.structure._rectangles import resolve_rectangles
+from apical.structure._sizes import HEAD_ATTRIBUTES, WIDTH_ATTRIBUTES
 from apical.structure._states import units_by_label
 from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, Needs, ParamSlice, TensorSpec
 from apical.structure._values import AxisKey
 from apical.structure._walk import Walk
-
-HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "heads", "nhead", "num_attention_heads", "num_kv_heads",
-                   "num_key_value_heads", "n_kv_heads")  # fmt: skip
-WIDTH_ATTRIBUTES = ("attn_dim", "inner_dim", "all_head_size", "attention_dim", "inner_width", "attn_width")
-
-SIZE_ATTRIBUTES = (
-    "in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_channels",
-    "num_groups", "num_parameters", "embedding_dim", "input_size", "hidden_size", "proj_size",
-    *HEAD_ATTRIBUTES, *WIDTH_ATTRIBUTES,
-)  # fmt: skip
-OWN_SIZES = "_apical_sizes"  # where a resized module names further attributes of its own that state a size
-
-
-def stated_sizes(module: nn.Module) -> dict[str, int]:
-    """The integer attributes in which a module says how large it is."""
-    names = dict.fromkeys((*SIZE_ATTRIBUTES, *vars(module).get(OWN_SIZES, ())))
-    return {name: v for name in names if isinstance(v := stated(module, name), int) and not isinstance(v, bool)}
-
-
-def stated(module: nn.Module, name: str) -> Any:
-    """A plain attribute, also of an object that the module holds (``config.num_heads``); None if it is not there."""
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, "__dict__", {}).get(part)
-    return value
 
 
 @dataclass(frozen=True)
@@ -69,7 +44,7 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     averaged = _labels_of(walk.averaged, labels)
     group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> group
     taken: dict[str, int] = defaultdict(int)
-    summed = _labels_of(walk.summed, labels)
+    summed = _labels_of(_sums_of_producers(walk), labels)
     needs = _needs_by_label(walk, labels)
     for units in _by_needs(_alike(walk, labels, alive, sites, averaged), needs):
         group = _group(walk, units, membership, sites, taken, summed, needs)
@@ -246,6 +221,15 @@ def _group(
     stream = len(writers) > 1 and any(u in summed for u in units)
     readers = tuple(slices[k] for k in walk.columns if k in slices)
     return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate, readers)
+
+
+def _sums_of_producers(walk: Walk) -> list[Tensor]:
+    """The atoms of additions of what different producers write.
+
+    Rotary positions add two halves of what one producer writes, and a table of position biases writes no channels.
+    """
+    writing = frozenset(i for i, key in enumerate(walk.axes) if key in walk.producers)
+    return [ids for ids, origins in walk.summed if len({writing & o for o in origins if writing & o}) > 1]
 
 
 def _labels_of(tensors: Iterable[Tensor], labels: Tensor) -> set[int]:

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from apical.structure._atoms import compress, spread, varying_dims
+from apical.structure._contract import contract, read_columns, weight_axis, whole
 from apical.structure._registry import register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
-from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
+from apical.structure._values import AnyValue, ParamValue, Value, Zeros
 from apical.structure._walk import Walk, structural
 
-OUTER = "meets other channels in an outer product (of which only one side can go)"
-SHARED = "is shared by all units of another set of channels"
 WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
 
 
@@ -64,16 +62,16 @@ def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, tr
         walk.attribute("in_channels", incoming, path=path)
         walk.attribute("out_channels", ids, path=path)
     added = _add_bias(walk, bias, ids)
-    return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), None if zeros is None else zeros | added)
+    return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), union_zeros([zeros, added]))
 
 
 def _dense_convolution(
     walk: Walk, x: Value, weight: ParamValue, incoming: Tensor | None, pixels: int, transposed: bool
 ) -> tuple[Tensor, Zeros]:
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
-    ids, out_key = _weight_axis(walk, weight, out_dim, produce=True)
-    columns, in_key = _weight_axis(walk, weight, in_dim)
-    _read_columns(walk, x, incoming, columns, in_key)
+    ids, out_key = weight_axis(walk, weight, out_dim, produce=True)
+    columns, in_key = weight_axis(walk, weight, in_dim)
+    read_columns(walk, x, incoming, columns, in_key)
     walk.cost(pixels, columns, ids)
     return ids, frozenset([out_key])
 
@@ -85,7 +83,7 @@ def _grouped_convolution(
 
     A filter that is a buffer (a blur) is not trained, and holds no gate: its result is zero where its input is.
     """
-    rows, key = _weight_axis(walk, weight, 0)  # (out,), or (in,) when transposed
+    rows, key = weight_axis(walk, weight, 0)  # (out,), or (in,) when transposed
     walk.meet_rows(rows.view(groups, -1))
     if incoming is None:
         walk.atoms.freeze(rows, "a grouped convolution over fixed channels")
@@ -102,34 +100,19 @@ def _grouped_convolution(
     return ids, frozenset([key]) if walk.is_parameter(weight.name) else x.zeros
 
 
-def _weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False) -> tuple[Tensor, AxisKey]:
-    """The atoms along one dimension of a weight (a vector even where it has size 1), and the axis they lie on."""
-    found = param_axis_along(weight, dim)
-    if found is None:
-        if weight.shape[dim] != 1 or not weight.whole:
-            raise LookupError("the weight is an expanded view")
-        found = (dim, torch.zeros(1, dtype=torch.long, device="cpu"))
-    pdim, indices = found
-    axis = walk.produce(weight.name, pdim) if produce else walk.axis(weight.name, pdim)
-    return axis[indices], (weight.name, pdim)
-
-
-def _read_columns(walk: Walk, x: Value, incoming: Tensor | None, columns: Tensor, key: AxisKey) -> None:
-    if incoming is None:
-        if not x.flexible:
-            walk.atoms.freeze(columns, "reads a tensor without channels")
-        return
-    walk.meet(incoming, columns, "reads channels of which some are fixed")
-    walk.read(columns, x.zeros, key)
-
-
-def _add_bias(walk: Walk, bias: Any, ids: Tensor) -> frozenset[AxisKey]:
+def _add_bias(walk: Walk, bias: Any, ids: Tensor) -> Zeros:
+    """Join a bias with the channels that it is added to; returns what zeroes it."""
     if bias is None:
         return frozenset()
+    if isinstance(bias, Value) and bias.ids is not None:  # of queries, keys and values, side by side
+        vector = walk.channel_ids(bias, -1)
+        assert vector is not None
+        walk.meet(ids, vector, FIXED_SIZE)
+        return bias.zeros
     if not isinstance(bias, ParamValue):
         walk.atoms.freeze(ids, "the bias is computed in the forward pass")
         return frozenset()
-    vector, key = _weight_axis(walk, bias, len(bias.shape) - 1)
+    vector, key = weight_axis(walk, bias, len(bias.shape) - 1)
     walk.meet(ids, vector, FIXED_SIZE)
     return frozenset([key])
 
@@ -156,7 +139,7 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     if bias is None or ids is None:
         return result
     extra = _add_bias(walk, bias, ids)
-    return Value(result.shape, result.ids, None if result.zeros is None else result.zeros | extra)
+    return Value(result.shape, result.ids, union_zeros([result.zeros, extra]))
 
 
 def _owners(walk: Walk, weight: AnyValue) -> tuple[str, ...]:
@@ -194,7 +177,7 @@ def grouped_matmul(walk: Walk, a: AnyValue, b: AnyValue, offs: Any = None, *args
         raise LookupError("a grouped product of other shapes than (rows, in) and (experts, in, out)")
     if not isinstance(b, ParamValue):
         raise LookupError(WEIGHT_COMPUTED)
-    _whole(walk, b, 0)
+    whole(walk, b, 0)
     one = tuple(c.select(0, 0) for c in b.coords)  # every row meets the weight of one expert
     return contract(walk, a, "ax", replace(b, shape=b.shape[1:], coords=one, whole=False), "xy", "ay")
 
@@ -211,7 +194,7 @@ def addmm(walk: Walk, bias: AnyValue, a: AnyValue, b: AnyValue, *, beta: float =
 
 @register_op("aten::einsum")
 def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = None) -> AnyValue:
-    """A contraction of two operands, or a permutation of one, without repeated labels."""
+    """A contraction of operands, two at a time, or a permutation of one, without repeated labels."""
     left, _, out = equation.replace(" ", "").partition("->")
     labels = left.split(",")
     rank = max(len(o.shape) - len(x.replace("...", "")) for o, x in zip(operands, labels, strict=True))
@@ -219,13 +202,26 @@ def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = 
     for i, (x, o) in enumerate(zip(labels, operands, strict=True)):
         labels[i] = x.replace("...", dots[rank - (len(o.shape) - len(x.replace("...", ""))) :])
     out = out.replace("...", dots)
-    if len(operands) > 2 or any(len(set(x)) < len(x) for x in labels) or not out:
+    if any(len(set(x)) < len(x) for x in labels) or not out:
         raise LookupError(f"einsum {equation}")
-    if len(operands) == 2:
-        return contract(walk, operands[0], labels[0], operands[1], labels[1], out)
+    if len(operands) > 1:
+        return _contract_all(walk, list(zip(operands, labels, strict=True)), out, path)
     if set(out) != set(labels[0]):
         raise LookupError(f"einsum {equation}")
     return structural(walk, operands[0], lambda t: t.permute([labels[0].index(label) for label in out]))
+
+
+def _contract_all(walk: Walk, operands: list[tuple[AnyValue, str]], out: str, path: Sequence[int] | None) -> AnyValue:
+    """Contract two operands after the other, along torch's path: pairs of places, of which the result is the last."""
+    steps = list(path or [])
+    while len(operands) > 1:
+        i, j = (steps.pop(0), steps.pop(0)) if steps else (0, 1)
+        (a, la), (b, lb) = operands[i], operands[j]
+        rest = [operand for place, operand in enumerate(operands) if place not in (i, j)]
+        later = set(out).union(*(labels for _, labels in rest))
+        left = out if not rest else "".join(label for label in dict.fromkeys(la + lb) if label in later)
+        operands = [*rest, (contract(walk, a, la, b, lb, left), left)]
+    return operands[0][0]
 
 
 @register_op("aten::scaled_dot_product_attention")
@@ -258,151 +254,12 @@ def _repeat_heads(value: AnyValue, repeats: int) -> AnyValue:
     return Value(shape, ids, value.zeros)
 
 
-def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -> Value:
-    """The product of two tensors summed over the labels that ``out`` lacks, as in einsum.
-
-    Labels that both operands and the result have are batch labels: a unit that varies along one is a whole slice
-    there (a head). Labels that are summed join the operands' channels, which the operation then reads.
-    """
-    if isinstance(a, ParamValue) and isinstance(b, ParamValue):
-        raise LookupError("a product of two parameters")
-    if isinstance(a, ParamValue):
-        a, la, b, lb = b, lb, a, la
-    if not isinstance(a, Value):
-        raise LookupError("a product of two parameters")
-    sizes: dict[str, int] = {}
-    for label, size in [*zip(la, a.shape, strict=True), *zip(lb, b.shape, strict=True)]:
-        sizes[label] = max(size, sizes.get(label, 1))
-    shape = tuple(sizes[label] for label in out)
-    if isinstance(b, ParamValue):
-        ids, zeros, axes = _with_weight(walk, a, la, b, lb, out)
-    else:
-        ids, zeros, axes = _with_activation(walk, a, la, b, lb, out)
-    walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
-    return Value(shape, None if ids is None else _placed(*ids, out, shape), zeros)
-
-
-# ids with a label for each of their dimensions, the result's zeros, and the length of each label for the cost
-Labelled = tuple[tuple[str, Tensor] | None, Zeros, dict[str, Tensor | int]]
-
-
-def _placed(labels: str, ids: Tensor, out: str, shape: tuple[int, ...]) -> Tensor:
-    """Ids over some labels as ids of the result, constant along the others."""
-    order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
-    view = [n if label in labels else 1 for label, n in zip(out, shape, strict=True)]
-    return ids.permute(order).reshape(view).expand(shape)
-
-
-def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str) -> Labelled:
-    for label in lw:  # a weight for each of several experts, whose number stays
-        if label in la and label in out and w.shape[lw.index(label)] != 1:
-            _whole(walk, w, lw.index(label))
-            if a.ids is not None:
-                a = replace(a, ids=walk.held(a.ids, la.index(label), FIXED_SIZE))
-    summed = [label for label in lw if label in la and label not in out]
-    free = [label for label in lw if label not in la and label in out]
-    if len(summed) != 1 or not free:
-        raise LookupError("a sum over several dimensions of a weight")
-    for label in free[1:]:  # (heads, width) as two dimensions of a weight: heads are the units
-        _whole(walk, w, lw.index(label))
-    if a.ids is not None and {la[d] for d in varying_dims(a.ids)} - set(summed):
-        if not walk.atoms.all_frozen(a.ids):
-            return _beside_channels(walk, a, la, w, summed[0])
-        a = replace(a, ids=None)
-    ids, out_key = _weight_axis(walk, w, lw.index(free[0]), produce=True)
-    columns, in_key = _weight_axis(walk, w, lw.index(summed[0]))
-    incoming = walk.channel_ids(a, la.index(summed[0]))
-    _read_columns(walk, a, incoming, columns, in_key)
-    owner = w.name.rpartition(".")[0]
-    walk.attribute("in_features", columns, path=owner)
-    walk.attribute("out_features", ids, path=owner)
-    return (free[0], ids), frozenset([out_key]), {free[0]: ids, summed[0]: columns}
-
-
-def _beside_channels(walk: Walk, a: Value, la: str, w: ParamValue, summed: str) -> Labelled:
-    """A weight that mixes another dimension than the channels' (the width of every head, tokens): it stays whole."""
-    walk.freeze_value(w, "mixes positions beside channels, of which it has no part")
-    walk.list_frozen("mixes positions beside channels, which go in its place")
-    kept = walk.tied_along(a, la.index(summed))
-    assert kept.ids is not None
-    dims = [d for d in varying_dims(kept.ids) if la[d] != summed]
-    table = walk.table(kept, dims)
-    assert table is not None
-    labels = "".join(la[d] for d in dims)
-    axes: dict[str, Tensor | int] = {**dict.fromkeys(labels, 1), labels[0]: table.reshape(-1)}
-    return (labels, table), a.zeros, axes
-
-
-def _whole(walk: Walk, w: ParamValue, dim: int) -> None:
-    """Positions along one dimension of a weight that stay."""
-    found = walk.param_ids(w, dim)
-    if found is not None:
-        walk.atoms.freeze(found, "is a dimension of a weight beside that of its channels")
-
-
-def _with_activation(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> Labelled:
-    axes: dict[str, Tensor | int]
-    moving_a = [la[d] for d in varying_dims(a.ids)] if a.ids is not None else []
-    moving_b = [lb[d] for d in varying_dims(b.ids)] if b.ids is not None else []
-    batch = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label in la and label in lb and label in out]
-    if batch:
-        for one, moving in ((a, moving_a), (b, moving_b)):
-            if moving and not set(batch) & set(moving):  # one key head for all query heads: it stays, and ties none
-                walk.freeze_value(one, SHARED)
-        a, b = (v if set(batch) & set(m) else _without_ids(v) for v, m in ((a, moving_a), (b, moving_b)))
-        slices = _whole_slices(walk, a, la, b, lb, batch)
-        axes = {batch[0]: slices.reshape(-1), **dict.fromkeys(batch[1:], 1)}
-        return ("".join(batch), slices), b.zeros if b.zeros is not None else a.zeros, axes
-    axes = {}
-    summed = [label for label in dict.fromkeys([*moving_a, *moving_b]) if label not in out]
-    for label in summed:
-        sides = [(v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) if label in m]
-        vectors = [ids for v, lv in sides if (ids := walk.channel_ids(v, lv.index(label))) is not None]
-        axes[label] = vectors[0]
-        if len(vectors) < 2:  # it meets a dimension of fixed size
-            walk.atoms.freeze(vectors[0], FIXED_SIZE)
-            continue
-        walk.meet(vectors[0], vectors[1], FIXED_SIZE)
-        walk.read(vectors[0], a.zeros if a.zeros is not None else b.zeros, None)
-    free = [(label, v, lv) for v, lv, m in ((a, la, moving_a), (b, lb, moving_b)) for label in m if label in out]
-    if not free:
-        return None, None, axes
-    outer = []
-    for label, value, labels in free:
-        vector = walk.channel_ids(value, labels.index(label))
-        assert vector is not None
-        outer.append((label, vector, value.zeros))
-    # An outer product: one side stays whole, that which does anyway, else the shorter one.
-    outer.sort(key=lambda side: (not walk.atoms.all_frozen(side[1]), side[1].numel()))
-    for _, vector, _ in outer[:-1]:
-        walk.atoms.freeze(vector, OUTER)
-    label, vector, zeros = outer[-1]
-    return (label, vector), zeros, {**axes, label: vector}
-
-
-def _without_ids(value: Value) -> Value:
-    """The same for every unit of what it meets, so that its size follows (which the dry run finds out)."""
-    return Value(value.shape, None, None, flexible=True)
-
-
-def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, batch: Sequence[str]) -> Tensor:
-    """Join everything in each slice along batch labels; returns one id per slice  # (sizes of the labels)"""
-    tables = []
-    for value, labels in ((a, la), (b, lb)):
-        dims = [labels.index(label) for label in batch]
-        tables.append(Value(tuple(value.shape[d] for d in dims), walk.table(value, dims), None, value.flexible))
-    shape = tuple(max(sizes) for sizes in zip(*(t.shape for t in tables), strict=True))
-    ids = join_operands(walk, tables, shape=shape)
-    assert isinstance(ids, Tensor)
-    return ids
-
-
 @register_op("aten::embedding")
 def embedding(walk: Walk, weight: AnyValue, indices: Any, *args: Any) -> Value:
     """Rows of a table, weight (entries, width)."""
     if not isinstance(weight, ParamValue):
         raise LookupError("a table that is computed in the forward pass")
-    ids, key = _weight_axis(walk, weight, 1, produce=True)
+    ids, key = weight_axis(walk, weight, 1, produce=True)
     walk.attribute("embedding_dim", ids)
     return Value(walk.out_shape, spread(ids, walk.out_shape, len(walk.out_shape) - 1), frozenset([key]))
 

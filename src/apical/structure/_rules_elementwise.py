@@ -16,6 +16,7 @@ from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Va
 from apical.structure._walk import Walk
 
 OUTER = "outer product or sum of two sets of channels"
+SHARED = "is shared by all units of another set of channels"
 FIXED_SIZE = "is combined with positions of fixed size (zero padding, a constant, or another frozen tensor)"
 
 # f(0) = 0, so that a channel that is zero before is zero after
@@ -32,9 +33,11 @@ PRODUCTS = frozenset({"mul", "multiply"})
 
 @register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu",
              "aten::hardswish", "aten::log_sigmoid", "aten::rsub", "aten::__and__", "aten::__or__")  # fmt: skip
-def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
+def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> Any:
     """Any elementwise operation with broadcasting."""
     name = op_name(walk.target).split("::")[-1]
+    if name == "where" and len(args) == 1:
+        return _positions(walk, args[0])
     if name in ("where", "masked_fill"):
         mask, args = (args[0], args[1:]) if name == "where" else (args[1], (args[0], *args[2:]))
         operands = [a for a in args if isinstance(a, (Value, ParamValue))]
@@ -44,13 +47,23 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> AnyValue:
         result = join_operands(walk, operands)
     if isinstance(result, ParamValue):
         return replace(result, vanishes=result.vanishes and _keeps_zero(name, args))
-    with_ids = sum(isinstance(o, Value) and o.ids is not None for o in operands)
-    if name in SUMS and with_ids > 1 and result is not None:
-        walk.summed.append(result)
+    added = [o.ids for o in operands if isinstance(o, Value) and o.ids is not None] if name in SUMS else []
+    if isinstance(result, Tensor) and len(added) > 1:
+        origins = {walk.atoms.origins(ids) for ids in added}
+        if len(origins) == 1:  # parts of one tensor, or of several that were joined before (stacked, say)
+            origins = {frozenset([i]) for i in walk.atoms.origins(walk.atoms.joined(result))}
+        walk.summed.append((result, origins))
     zeros = _zeros_after(walk, name, args, operands, result)
     flexible = all(isinstance(o, Value) and o.flexible for o in operands)
     made = frozenset[MadeAxis]().union(*(o.made for o in operands if isinstance(o, Value))) if flexible else frozenset()
     return Value(walk.out_shape, result, zeros, flexible, made)
+
+
+@register_op("aten::nonzero", "aten::nonzero_numpy")
+def _positions(walk: Walk, condition: AnyValue) -> Any:
+    """Where a condition holds: as many positions as it happens to have, so that no channel may decide it."""
+    walk.freeze_value(condition, "decides which positions are picked")
+    return walk.fixed(walk.current)
 
 
 def join_operands(
@@ -331,5 +344,7 @@ def created(walk: Walk, *args: Any, **kwargs: Any) -> Value:
     """Tensors that the forward pass makes itself; whether their size follows is for the dry run to find out."""
     is_zero = "zeros" in op_name(walk.target) or ("full" in op_name(walk.target) and 0 in args[1:])
     assert walk.node is not None
+    if args and isinstance(args[0], ParamValue) and len(walk.out_shape) == 1:  # the bias of keys, like that of values
+        return Value(walk.out_shape, walk.as_channels(args[0], 0).ids, frozenset() if is_zero else None)
     made = frozenset((walk.node, dim) for dim in range(-len(walk.out_shape), 0) if walk.out_shape[dim] > 1)
     return Value(walk.out_shape, None, frozenset() if is_zero else None, flexible=True, made=made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +48,24 @@ def scatter(walk: Walk, x: AnyValue, dim: int, index: AnyValue, source: Any, *ar
 def index_add(walk: Walk, x: AnyValue, dim: int, index: Any, source: AnyValue, *args: Any, **kwargs: Any) -> Value:
     """Whole slices added or written along one dimension (sums over the neighbours in a graph)."""
     return _written(walk, x, dim, source)
+
+
+@register_op("aten::index_put")
+def index_put(walk: Walk, x: AnyValue, indices: Sequence[Any], source: AnyValue, accumulate: bool = False) -> Value:
+    """Whole slices written or added at picked positions of the first dimension (the tokens of an expert)."""
+    if len(indices) != 1 or len(indices[0].shape) != 1 or len(source.shape) != len(x.shape):
+        raise LookupError("written at positions along several dimensions, by a mask, or with broadcasting")
+    return _written(walk, x, 0, source)
+
+
+@register_op("aten::copy")
+def copy(walk: Walk, x: AnyValue, source: AnyValue, *args: Any) -> Value:
+    """A tensor whose entries are all written anew."""
+    if isinstance(x, ParamValue) or isinstance(source, ParamValue):
+        raise LookupError("a parameter that is copied")
+    ids = join_operands(walk, [replace(x, flexible=True), source], shape=x.shape)
+    assert not isinstance(ids, ParamValue)
+    return Value(x.shape, ids, source.zeros, source.flexible, source.made)
 
 
 def _written(walk: Walk, x: AnyValue, dim: int, source: AnyValue) -> Value:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apical.structure._atoms import compress, is_constant, spread, varying_dims
 from apical.structure._registry import register_op
-from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
+from apical.structure._rules_elementwise import FIXED_SIZE, SHARED, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, ParamValue, Value
 from apical.structure._walk import Walk, structural
 
@@ -98,12 +98,15 @@ def unbind(walk: Walk, x: AnyValue, dim: int = 0) -> tuple[AnyValue, ...]:
 @register_op("aten::cat", "aten::concat", "aten::concatenate")
 def cat(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
     """Channels side by side; along other dimensions the operands' channels are joined."""
-    shape = walk.out_shape
-    dim = dim % len(shape)
+    dim = dim % max(len(o.shape) for o in operands)
     operands = [o for o in operands if o.shape != (0,) and o.shape[dim] > 0]  # no rest of the width without RoPE
+    shape = (*operands[0].shape[:dim], sum(o.shape[dim] for o in operands), *operands[0].shape[dim + 1 :])
     zeros = union_zeros([o.zeros if isinstance(o, Value) else param_axes(o) for o in operands])
     with_ids = [o for o in operands if isinstance(o, Value) and o.ids is not None]
-    if not with_ids:
+    if not with_ids and len(shape) == 1 and all(isinstance(o, ParamValue) for o in operands):
+        trained = all(isinstance(o, ParamValue) and walk.is_parameter(o.name) for o in operands)
+        zeros = zeros if trained else None  # no gate may sit on a buffer
+    elif not with_ids:
         for o in operands:
             walk.freeze_value(o, "joined with a tensor without channels")
         return Value(shape, None, zeros, all(isinstance(o, Value) and o.flexible for o in operands))
@@ -127,7 +130,12 @@ def _cat_across(
     walk: Walk, operands: Sequence[AnyValue], across: Sequence[int], dim: int, shape: tuple[int, ...]
 ) -> Tensor:
     """The ids of a concatenation whose channels vary along other dimensions than ``dim`` (and perhaps along it too)."""
-    sized = [o for o in operands if not (isinstance(o, Value) and o.ids is None and o.flexible)]
+    sized: list[AnyValue] = []
+    for o in operands:
+        if isinstance(o, Value) and o.ids is not None and not any(_varies(o, d) for d in across):
+            walk.freeze_value(o, SHARED)  # a part of the width that all heads have in common: it ties none
+        elif not (isinstance(o, Value) and o.ids is None and o.flexible):
+            sized.append(o)
     if len(sized) == len(operands) and all(isinstance(o, Value) and _varies(o, dim) for o in operands):
         # Two halves of the width of every head, side by side: heads stay apart, and must stay the same in each part.
         ids = compress(torch.cat([o.ids for o in operands if isinstance(o, Value) and o.ids is not None], dim))

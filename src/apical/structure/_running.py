@@ -59,16 +59,22 @@ def _refuse_computed_weights(model: nn.Module) -> None:
                 raise TraceError(f"{where} is computed by a {type(hook).__name__} hook before every call: {advice}")
 
 
-def without_cache_(twin: nn.Module) -> bool:
-    """Let a copy of a transformers model return no cache of keys and values; says whether it would have.
+def make_traceable_(twin: nn.Module) -> tuple[str, ...]:
+    """Change what no exporter can follow in the configs of a copy of a transformers model; says what was changed.
 
-    Such a cache is an object that no exporter can return; training does not need it.
+    A cache of keys and values is an object that cannot be returned; training does not need it. The loop over the
+    experts that some token chose depends on values; all experts at once compute the same.
     """
+    changed: dict[str, None] = {}
     configs: list[Any] = [vars(module).get("config") for module in twin.modules()]
-    configs = [config for config in configs if getattr(config, "use_cache", None) is True]
     for config in configs:
-        config.use_cache = False
-    return bool(configs)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False
+            changed["config.use_cache=False"] = None
+        if getattr(config, "_experts_implementation", None) == "eager":
+            config._experts_implementation = "batched_mm"
+            changed["config.experts_implementation='batched_mm'"] = None
+    return tuple(changed)
 
 
 def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:

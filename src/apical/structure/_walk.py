@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_constant, shrink_constant_dims, varying_dims
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
+from apical.structure._nodes import leaves_of, node_modules, shapes_of, unused_nodes, written_part
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
 from apical.structure._values import (
     AnyValue,
@@ -25,14 +25,23 @@ from apical.structure._values import (
     whole_parameter,
 )
 
-PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow", "aten::index")
+PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow")  # unlike aten::index, which copies
+WRITTEN = "the forward pass writes into a slice of it"
 
 
 class Walk:
     """The state of one pass over a graph, and the vocabulary in which rules are written."""
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str], resize_streams: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Mapping[str, str],
+        resize_streams: bool = False,
+        turned: frozenset[str] = frozenset(),
+    ) -> None:
         self.model = model
+        self.turned = turned  # weights whose last free dimension holds the units, not the first
+        self.chosen: dict[str, int] = {}  # of a weight with several free dimensions, that which holds the units
         self.resize_streams = resize_streams
         self.canonical = dict(names)
         self.atoms = Atoms()
@@ -45,7 +54,7 @@ class Walk:
         self.terms: list[RawTerm] = []
         self.attributes: dict[tuple[str, str], Tensor] = {}
         self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
-        self.summed: list[Tensor] = []  # atoms that meet another producer's in an addition
+        self.summed: list[tuple[Tensor, set[frozenset[int]]]] = []  # of additions: atoms, each operand's origins
         self.needs: list[tuple[str, Tensor, Tensor]] = []  # what they are called, atoms, and others that each needs
         self.averaged: list[Tensor] = []  # atoms over which a mean or variance is taken, where they may go
         self.made: dict[MadeAxis, Tensor] = {}  # the ids that each dimension of a created tensor met first
@@ -53,6 +62,7 @@ class Walk:
         self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
         self.values: dict[fx.Node, Any] = {}
         self.computed: dict[fx.Node, Any] = {}  # as computed, whatever was written into it later
+        self.parts: dict[tuple[fx.Node, int], dict[int, tuple[int, Value]]] = {}  # written so far: start -> (end, part)
         self.node: fx.Node | None = None
 
     # ---- running -------------------------------------------------------------------------------------------------
@@ -69,8 +79,11 @@ class Walk:
             elif node.op == "get_attr":
                 inner = getattr(graph.owning_module, str(node.target), None)
                 self.values[node] = inner if isinstance(inner, fx.GraphModule) else self.fixed(node)
+            elif node.op == "call_function" and isinstance(node.meta.get("val"), int):
+                self.values[node] = node.meta["val"]  # a size
             elif node.op == "call_function":
                 self.values[node] = self.computed[node] = self._call(node)
+        self._freeze_parts()
 
     def _source(self, node: fx.Node, sources: Mapping[str, str]) -> Any:
         name = sources.get(node.name)
@@ -95,6 +108,8 @@ class Walk:
         terms = len(self.terms)
         try:
             result = rule(self, *args, **kwargs)
+            if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
+                self._overwrite(node.args[0], result)
         except LookupError as problem:  # a case that the rule says it cannot express
             del self.terms[terms:]
             return self.unknown(node, args, kwargs, str(problem))
@@ -102,8 +117,6 @@ class Walk:
             del self.terms[terms:]
             said = str(problem) or "a case that its rule does not know"
             return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {said}")
-        if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
-            self._overwrite(node.args[0], result)
         return result
 
     def _inline(self, region: fx.GraphModule, operands: Sequence[Any]) -> Any:
@@ -122,24 +135,56 @@ class Walk:
 
     def _overwrite(self, written: fx.Node, result: Any) -> None:
         """After an in-place operation: later uses of what it wrote see its result."""
-        if op_name(written.target) in PARTIAL_VIEWS:
-            reason = "the forward pass writes into a slice of it"
+        if isinstance(result, Value) and self._put_together(written, result):
+            pass
+        elif op_name(written.target) in PARTIAL_VIEWS:
             for node in (written, *written.all_input_nodes):
-                self.freeze_value(self.values[node], reason)
-            self.freeze_value(result, reason)
+                self.freeze_value(self.values[node], WRITTEN)
+            self.freeze_value(result, WRITTEN)
         self.values[written] = result
+
+    def _put_together(self, view: fx.Node, result: Value) -> bool:
+        """Take a slice that is written for a part of a created tensor, which is their concatenation once all are there.
+
+        As DeepSeek's keys are made, from a part that each head has of its own and one that all share.
+        """
+        found = written_part(view)
+        value = None if found is None else self.values[found.base]
+        if found is None or not isinstance(value, Value) or value.ids is not None or not value.flexible:
+            return False
+        base, dim, start, end = found.base, found.dim, found.start, found.end
+        parts = self.parts.setdefault((base, dim), {})
+        for at, (until, before) in parts.items():
+            if at < end and start < until:  # written once more: whether it was read before is not known
+                self.freeze_value(before, WRITTEN)
+                self.freeze_value(result, WRITTEN)
+        parts[start] = (end, result)
+        order = sorted(parts)
+        ends = [parts[at][0] for at in order]
+        if order == [0, *ends[:-1]] and ends[-1] == value.shape[dim]:
+            del self.parts[base, dim]
+            cat = op_rule(torch.ops.aten.cat.default)
+            assert cat is not None
+            self.values[base] = cat(self, [parts[at][1] for at in order], dim)
+        return True
+
+    def _freeze_parts(self) -> None:
+        """Freeze what was written into a part of a created tensor of which another part was not."""
+        for _, value in (part for parts in self.parts.values() for part in parts.values()):
+            self.freeze_value(value, WRITTEN)
+        self.parts.clear()
 
     def unknown(self, node: fx.Node, args: Any, kwargs: Any, problem: str = "") -> Any:
         """Freeze whatever enters an operation that has no rule, and say so once."""
         name = op_name(node.target)
         reason = f"{name} cannot be followed here ({problem})" if problem else f"no rule for the operation {name}"
         touched = False
-        for value in _leaves((args, kwargs)):
+        for value in leaves_of((args, kwargs)):
             touched |= self.freeze_value(value, reason)
         note = f"{reason}; what it reads is frozen"
         if touched and note not in self.notes:
             self.notes.append(note)
-        if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in _leaves((args, kwargs))):
+        if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in leaves_of((args, kwargs))):
             self.list_frozen(reason)
         macs = counted_macs(node)
         if macs:
@@ -168,12 +213,12 @@ class Walk:
     @property
     def out_shape(self) -> tuple[int, ...]:
         """Shape of the current operation's (first) result."""
-        return _shapes(self.current.meta.get("val"))[0]
+        return shapes_of(self.current.meta.get("val"))[0]
 
     @property
     def out_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of all results of the current operation."""
-        return _shapes(self.current.meta.get("val"))
+        return shapes_of(self.current.meta.get("val"))
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer of this name."""
@@ -191,8 +236,8 @@ class Walk:
         """Values without channel identity for all results of a node."""
         val = node.meta.get("val")
         if isinstance(val, (tuple, list)):
-            return tuple(Value(s) for s in _shapes(val))
-        return Value(_shapes(val)[0]) if _shapes(val) else None
+            return tuple(Value(s) for s in shapes_of(val))
+        return Value(shapes_of(val)[0]) if shapes_of(val) else None
 
     def axis(self, name: str, dim: int) -> Tensor:
         """The atoms of a parameter's dimension  # (size,)"""
@@ -329,6 +374,20 @@ class Walk:
         if value == (ids.numel() if size is None else size):
             self.attributes[(path, name)] = ids
 
+    def first_choice(self, weight: ParamValue, free: list[str], labels: str) -> list[str]:
+        """The free dimensions of a weight (by their labels), that first which holds the units."""
+        if len(free) > 1:
+            free = free[::-1] if weight.name in self.turned else free
+            found = param_axis_along(weight, labels.index(free[0]))
+            if found is not None:
+                self.chosen[weight.name] = found[0]
+        return free
+
+    def stuck(self) -> frozenset[str]:
+        """Weights with several free dimensions of which the chosen one cannot go."""
+        chosen = {name: self.axis(name, dim) for name, dim in self.chosen.items()}
+        return frozenset(name for name, ids in chosen.items() if self.atoms.all_frozen(ids))
+
     def meet_rows(self, table: Tensor) -> None:
         """Join the entries of each row  # (rows, entries)"""
         self.atoms.join(table[:, 1:], table[:, :1].expand_as(table[:, 1:]))
@@ -379,35 +438,3 @@ def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], spli
     if split:
         walk.rectangle(ids)
     return Value(tuple(ids.shape), ids, value.zeros, value.flexible)
-
-
-def unused_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Operations whose results reach nothing: attention weights that are averaged and then dropped, for example."""
-    unused: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        writes = getattr(getattr(node.target, "_schema", None), "is_mutable", True)
-        if node.op == "call_function" and not writes and all(user in unused for user in node.users):
-            unused.add(node)
-    return unused
-
-
-def node_modules(node: fx.Node) -> list[str]:
-    """Paths of the modules whose forward passes enclose a node, outermost first."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return [re.sub(r"@\d+", "", path) for path, _ in stack.values()]
-
-
-def _shapes(val: Any) -> list[tuple[int, ...]]:
-    if isinstance(val, Tensor):
-        return [tuple(int(s) for s in val.shape)]
-    if isinstance(val, (tuple, list)):
-        return [tuple(int(s) for s in v.shape) if isinstance(v, Tensor) else () for v in val]
-    return []
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, (tuple, list)):
-        return [leaf for item in tree for leaf in _leaves(item)]
-    if isinstance(tree, dict):
-        return [leaf for item in tree.values() for leaf in _leaves(item)]
-    return [tree]

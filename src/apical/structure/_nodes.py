@@ -1,0 +1,82 @@
+"""What the nodes of an exported graph say: where they come from, what they give, and what they write into."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from apical.structure._registry import op_name
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """A slice of a tensor.
+
+    Attributes:
+        base: the node that makes the tensor.
+        dim: the dimension that is cut.
+        start: first position of the slice.
+        end: the position after its last.
+    """
+
+    base: fx.Node
+    dim: int
+    start: int
+    end: int
+
+
+def written_part(view: fx.Node) -> WrittenPart | None:
+    """What part a view is, if it is a slice without steps of a tensor that an operation made."""
+    if op_name(view.target) != "aten::slice":
+        return None
+    base: Any = view.args[0]
+    while op_name(base.target) == "aten::slice" and shapes_of(base.meta["val"]) == shapes_of(base.args[0].meta["val"]):
+        base = base.args[0]  # x[:, a:b] is x[:][:, a:b]
+    given: tuple[Any, ...] = view.args[1:]
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    dim, start, end, step = given + defaults[len(given) :]
+    schema = getattr(base.target, "_schema", None)
+    is_new = schema is not None and all(r.alias_info is None for r in schema.returns)  # neither input nor view
+    shapes = shapes_of(base.meta["val"])
+    shape = shapes[0] if shapes else ()
+    if not is_new or not shape or step != 1:
+        return None
+    start, end, _ = slice(start, end).indices(shape[dim])
+    return WrittenPart(base, dim % len(shape), start, end)
+
+
+def unused_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Operations whose results reach nothing: attention weights that are averaged and then dropped, for example."""
+    unused: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        writes = getattr(getattr(node.target, "_schema", None), "is_mutable", True)
+        if node.op == "call_function" and not writes and all(user in unused for user in node.users):
+            unused.add(node)
+    return unused
+
+
+def node_modules(node: fx.Node) -> list[str]:
+    """Paths of the modules whose forward passes enclose a node, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [re.sub(r"@\d+", "", path) for path, _ in stack.values()]
+
+
+def shapes_of(val: Any) -> list[tuple[int, ...]]:
+    """The shapes of a node's results, by what it holds as ``val``."""
+    if isinstance(val, Tensor):
+        return [tuple(int(s) for s in val.shape)]
+    if isinstance(val, (tuple, list)):
+        return [tuple(int(s) for s in v.shape) if isinstance(v, Tensor) else () for v in val]
+    return []
+
+
+def leaves_of(tree: Any) -> list[Any]:
+    """The leaves of nested arguments, None among them."""
+    if isinstance(tree, (tuple, list)):
+        return [leaf for item in tree for leaf in leaves_of(item)]
+    if isinstance(tree, dict):
+        return [leaf for item in tree.values() for leaf in leaves_of(item)]
+    return [tree]
