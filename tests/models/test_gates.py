@@ -151,13 +151,38 @@ def test_layers_say_which_gates_they_have() -> None:
     assert repr(layer) == "GatedLSTM(3, 5, gates i=3, f=1, g=0, o=1)"
 
 
-def test_packed_sequences_are_refused_once_a_gate_is_gone() -> None:
-    theirs, ours = pair("lstm")
-    packed = nn.utils.rnn.pack_sequence([torch.randn(4, INPUTS).double(), torch.randn(2, INPUTS).double()])
-    assert torch.equal(ours(packed)[0].data, theirs(packed)[0].data)
-    _, some = without_rows("lstm", [0, 1])
-    with pytest.raises(TypeError, match="2 of 20 gates got a PackedSequence, expected a padded tensor"):
-        some(packed)
+@both
+@pytest.mark.parametrize("lengths", [(4, 7, 2, 4), (7, 4, 4, 1), (5, 5), (3,)])
+@pytest.mark.parametrize("stated", [False, True])
+def test_packed_sequences_are_those_of_torch_with_and_without_gates(
+    kind: str, lengths: tuple[int, ...], stated: bool
+) -> None:
+    """Outputs, states and all gradients; lengths in any order, several sequences of one length."""
+    for theirs, ours in (pair(kind), without_rows(kind, [0, 3, 6, 7, 8, 12, 14])):
+        x = nn.utils.rnn.pad_sequence([torch.randn(n, INPUTS, dtype=torch.float64) for n in lengths])
+        state = state_of(kind, 1, len(lengths), HIDDEN) if stated else None
+        found: list[list[Tensor]] = []
+        for layer in (theirs, ours):
+            given = x.clone().requires_grad_()
+            first = torch.utils._pytree.tree_map(lambda s: s.clone().requires_grad_(), state) if stated else None
+            packed = nn.utils.rnn.pack_padded_sequence(given, torch.tensor(lengths), enforce_sorted=False)
+            outputs, last = layer(packed, first)
+            padded, got = nn.utils.rnn.pad_packed_sequence(outputs)
+            assert tuple(got.tolist()) == lengths
+            results = [padded, *flat(last)]
+            leaves = [given, *flat(first if stated else ()), *(p for n, p in layer.named_parameters() if "bias" in n)]
+            found.append([*results, *torch.autograd.grad(sum(r.sin().sum() for r in results), leaves)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+
+
+@both
+def test_packed_sequences_that_are_sorted_need_no_order(kind: str) -> None:
+    theirs, ours = without_rows(kind, [0, 3, 6, 7, 8, 12, 14])
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, INPUTS, dtype=torch.float64) for n in (4, 2, 2)])
+    assert packed.sorted_indices is None
+    for a, b in zip(flat(theirs(packed)), flat(ours(packed)), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
 
 
 def test_split_gates_changes_layers_in_place_and_names_them() -> None:

@@ -36,7 +36,7 @@ class _Gated:
         _number_rows_(self)
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that torch gives it)
-        """Outputs and state as torch's layer gives them; packed sequences only while all gates are there."""
+        """Outputs and state as torch's layer gives them, for padded and for packed sequences."""
         return super().forward(input, hx) if _is_whole(self) else _run(self, input, hx)  # type: ignore[misc]
 
     def flatten_parameters(self) -> None:
@@ -181,11 +181,7 @@ def _is_whole(layer: Any) -> bool:
 def _run(layer: Any, x: Any, given: Any) -> Any:
     """The layer without some of its rows: arguments and results laid out as torch's own layers have them."""
     if isinstance(x, PackedSequence):
-        some = f"{layer.weight_ih_l0.shape[0]} of {len(layer.gates) * layer.hidden_size} gates"
-        raise TypeError(
-            f"{type(layer).__name__} with {some} got a PackedSequence, expected a padded tensor: fused kernels take "
-            "packed ones, and need all gates"
-        )
+        return _run_packed(layer, x, given)
     batched, last = x.dim() == 3, x.dim() == 3 and layer.batch_first
     x = x.transpose(0, 1) if last else x if batched else x.unsqueeze(1)  # (T, B, inputs)
     count = 2 if len(layer.gates) == 4 else 1
@@ -194,12 +190,47 @@ def _run(layer: Any, x: Any, given: Any) -> Any:
     else:
         several = given if count == 2 else (given,)
         states = tuple(s.squeeze(0) if batched else s for s in several)  # (B, hidden), or (1, hidden) without a batch
-    # Where each row lies among all gates: at gate · hidden_size + the place of its unit.
-    place = layer.row_gates * layer.hidden_size + (layer.units < layer.row_units.unsqueeze(1)).sum(1)  # (rows,)
-    outputs, states = (_lstm if count == 2 else _gru)(layer, x, states, place)
+    outputs, states = (_lstm if count == 2 else _gru)(layer, x, states, _place(layer))
     outputs = outputs.transpose(0, 1) if last else outputs if batched else outputs.squeeze(1)
     states = tuple(s.unsqueeze(0) if batched else s for s in states)
     return outputs, states if count == 2 else states[0]
+
+
+def _run_packed(layer: Any, x: PackedSequence, given: Any) -> tuple[PackedSequence, Any]:
+    """The same for sequences of different lengths, in parts: runs of steps that equally many sequences reach.
+
+    Packed sequences are in the order of their lengths, the longest first, and lie step by step; so those that end
+    before a part begins are the last of the batch, and nothing is computed beyond a sequence's end.
+    """
+    batches, steps = (counts.tolist() for counts in x.batch_sizes.unique_consecutive(return_counts=True))
+    parts = x.data.split([n * b for n, b in zip(steps, batches, strict=True)])  # (n · b, inputs) each
+    count = 2 if len(layer.gates) == 4 else 1
+    if given is None:
+        states = (x.data.new_zeros(batches[0], layer.hidden_size),) * count
+    else:
+        several = given if count == 2 else (given,)
+        states = tuple(_reordered(s.squeeze(0), x.sorted_indices) for s in several)  # (B, hidden)
+    place, step = _place(layer), _lstm if count == 2 else _gru
+    outputs, ended = [], []
+    for batch, part in zip(batches, parts, strict=True):
+        ended.append([s[batch:] for s in states])
+        found, states = step(layer, part.unflatten(0, (-1, batch)), tuple(s[:batch] for s in states), place)
+        outputs.append(found.flatten(0, 1))
+    ended.append(list(states))
+    last = [_reordered(torch.cat(s), x.unsorted_indices).unsqueeze(0) for s in zip(*reversed(ended), strict=True)]
+    packed = PackedSequence(torch.cat(outputs), x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+    return packed, tuple(last) if count == 2 else last[0]
+
+
+def _reordered(states: Tensor, order: Tensor | None) -> Tensor:
+    """States (B, hidden) of sequences in another order; None: in this one."""
+    return states if order is None else states.index_select(0, order)
+
+
+def _place(layer: Any) -> Tensor:
+    """Where each row lies among all gates: at gate · hidden_size + the place of its unit  # (rows,)"""
+    place: Tensor = layer.row_gates * layer.hidden_size + (layer.units < layer.row_units.unsqueeze(1)).sum(1)
+    return place
 
 
 def _lstm(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
