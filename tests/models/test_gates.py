@@ -138,6 +138,23 @@ def test_a_constant_gate_is_what_its_bias_says_and_its_bias_is_trained() -> None
 
 
 @both
+def test_filled_gates_are_rows_of_zeros_and_change_nothing(kind: str) -> None:
+    rows = [0, 3, 6, 7, 8, 12, 14]
+    theirs, ours = without_rows(kind, rows)
+    x = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    before = [result.detach() for result in flat(ours(x))]
+    assert ours.fill_gates_().tolist() == rows
+    assert set(ours.gate_counts().values()) == {HIDDEN}
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(getattr(ours, name), parameter), name
+    for a, b in zip(before, flat(ours(x)), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+    weight = ours.weight_ih_l0
+    ours.fill_gates_()
+    assert ours.weight_ih_l0 is weight, "a whole layer is left as it is"
+
+
+@both
 def test_mixed_precision_runs_with_some_gates(kind: str) -> None:
     _, ours = without_rows(kind, [0, 6, 12])
     with torch.autocast("cpu", torch.bfloat16):
@@ -199,6 +216,12 @@ def test_layers_that_cannot_be_split_are_named_and_nothing_changes() -> None:
     with pytest.raises(ConfigError, match=r"b has num_layers=2, bidirectional=True.*a module of its own"):
         split_gates_(model)
     assert type(model["a"]) is nn.LSTM
+
+
+@both
+def test_torchs_third_argument_is_not_taken_for_another(kind: str) -> None:
+    with pytest.raises(TypeError, match="positional arguments"):
+        KINDS[kind][1](INPUTS, HIDDEN, 2)
 
 
 @both

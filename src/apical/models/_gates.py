@@ -27,6 +27,7 @@ class _Gated:
         self,
         input_size: int,
         hidden_size: int,
+        *,  # torch's third is num_layers
         bias: bool = True,
         batch_first: bool = False,
         device: Any = None,
@@ -47,6 +48,30 @@ class _Gated:
     def gate_counts(self) -> dict[str, int]:
         """How many hidden units have each gate; of the others it is constant."""
         return {name: int((self.row_gates == k).sum()) for k, name in enumerate(self.gates)}
+
+    def fill_gates_(self) -> Tensor:
+        """Rows of zeros for the gates that have left, in place: the layer computes the same, and has all its rows.
+
+        `apical.trace` does so on a copy, since it follows the layer as one operation; for the layer itself it brings
+        back torch's own kernels. Where rows are missing, the weights become new parameters: call it before an optimizer
+        is made.
+
+        Returns:
+            Places of the rows that were there  # (rows,) int64
+
+        Example:
+            >>> GatedGRU(1, 2).fill_gates_()
+            tensor([0, 1, 2, 3, 4, 5])
+        """
+        place = _place(self)
+        if not _is_whole(self):
+            for name in ("weight_ih_l0", "weight_hh_l0"):
+                weight = getattr(self, name)
+                whole = weight.detach().new_zeros(len(self.gates) * self.hidden_size, weight.shape[1])
+                whole.index_copy_(0, place, weight.detach())
+                setattr(self, name, nn.Parameter(whole, weight.requires_grad))
+            self.row_units, self.row_gates = _rows(self.units, len(self.gates))
+        return place
 
     def extra_repr(self) -> str:
         """The sizes, and the gates if some are missing."""
@@ -167,11 +192,16 @@ def _unlike(module: Any) -> str:
 
 def _number_rows_(layer: Any) -> None:
     """Say of each hidden unit and of each row which one it is, in buffers that are resized with them."""
-    gates = len(layer.gates)
     numbers = torch.arange(layer.hidden_size, device=layer.weight_ih_l0.device)
+    row_units, row_gates = _rows(numbers, len(layer.gates))
     layer.register_buffer("units", numbers)
-    layer.register_buffer("row_units", numbers.repeat(gates))
-    layer.register_buffer("row_gates", torch.arange(gates, device=numbers.device).repeat_interleave(len(numbers)))
+    layer.register_buffer("row_units", row_units)
+    layer.register_buffer("row_gates", row_gates)
+
+
+def _rows(units: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """Unit and gate of each row of a whole layer  # (gates · units,) each"""
+    return units.repeat(gates), torch.arange(gates, device=units.device).repeat_interleave(len(units))
 
 
 def _is_whole(layer: Any) -> bool:

@@ -21,7 +21,9 @@ from apical.structure import (
     Structure,
     analysis_copy,
     describe,
+    fill_gates_,
     propose,
+    without_absent,
     without_cache_,
 )
 
@@ -84,24 +86,33 @@ def trace(
     if streams not in ("keep", "resize"):
         raise TraceError(f"streams must be 'keep' or 'resize', got {streams!r}")
     call = Call.of(example_inputs, example_kwargs)
-    args, kwargs = call.args, call.kwargs
     state_outputs = getattr(model, "state_outputs", ()) if state_outputs is None else state_outputs
     if isinstance(state_outputs, (int, str)):
         state_outputs = (state_outputs,)
-    _check_devices(model, (args, kwargs))
-    twin = analysis_copy(model)
-    uncached = without_cache_(twin)
-    if groups is None:
-        structure = propose(twin, args, kwargs, state_outputs, streams == "resize")
-    else:
-        structure = describe(twin, args, kwargs, groups)
-    if uncached:
-        structure = replace(structure, notes=(*structure.notes, "traced with config.use_cache=False"))
-    bed, quick = testbeds(twin, Example(args, kwargs, tuple(state_outputs)))
-    structure = follow(structure, confirm(structure, bed, quick), bed, quick)
+    _check_devices(model, (call.args, call.kwargs))
+    twin, states = analysis_copy(model), tuple(state_outputs)
+    rows = fill_gates_(twin) if groups is None else {}
+    found = _confirmed(twin, call, states, groups, streams)
+    structure = without_absent(found, rows) if rows else found
+    if structure is None:  # such a layer is frozen, and then its gates cannot be told from its size
+        structure = _confirmed(analysis_copy(model), call, states, groups, streams)
     if not structure.groups and not structure.blocks:
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")
     return structure
+
+
+def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], groups: HandGroups | None,
+               streams: str) -> Structure:  # fmt: skip
+    """What the graph of a copy, or a description by hand, proposes and the dry run confirms."""
+    uncached = without_cache_(twin)
+    if groups is None:
+        structure = propose(twin, call.args, call.kwargs, states, streams == "resize")
+    else:
+        structure = describe(twin, call.args, call.kwargs, groups)
+    if uncached:
+        structure = replace(structure, notes=(*structure.notes, "traced with config.use_cache=False"))
+    bed, quick = testbeds(twin, Example(call.args, call.kwargs, states))
+    return follow(structure, confirm(structure, bed, quick), bed, quick)
 
 
 def _reasons(structure: Structure) -> str:

@@ -1,5 +1,6 @@
 """What can be removed from a model: groups, blocks, gate sites and their cost, found by analysing its graph."""
 
+from apical.structure._absent_gates import fill_gates_, without_absent
 from apical.structure._analyse import OUTPUT, propose, tensor_specs
 from apical.structure._call import Call, ExampleInputs
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
@@ -57,6 +58,7 @@ __all__ = [
     "analysis_copy",
     "check_runs",
     "describe",
+    "fill_gates_",
     "first_line",
     "lies_in",
     "module_refresh",
@@ -72,5 +74,6 @@ __all__ = [
     "stated_sizes",
     "steady_training",
     "tensor_specs",
+    "without_absent",
     "without_cache_",
 ]
