@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import apical
 from apical.errors import ResizeError
 from apical.export import export_onnx, export_pt2
-from apical.models import LSTMLanguageModel
+from apical.models import LSTMLanguageModel, split_gates_
 from apical.resizing import without, zero_gates_
 from apical.structure import ChannelGroup, Structure, without_absent
 
@@ -250,3 +250,31 @@ def test_a_state_follows_the_hidden_units(traced: tuple[str, Structure]) -> None
     moved = apical.resize_state(state, structure, {}, keep)
     assert model(TOKENS, moved)[0].shape == (7, 2, VOCABULARY)
     assert moved[0][0].shape[-1] == len(keep["layers.0"])
+
+
+class Packing(nn.Module):
+    """The state after the last step; of texts with lengths, that after each one's own last step."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(EMBEDDING, 6) if kind == "lstm" else nn.GRU(EMBEDDING, 6)
+        self.head = nn.Linear(6, 3)
+        split_gates_(self)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        given = x if lengths is None else nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        states = self.rnn(given)[1]
+        logits: Tensor = self.head((states[0] if isinstance(states, tuple) else states)[0])
+        return logits
+
+
+@both
+def test_a_model_that_packs_is_traced_without_lengths(kind: str) -> None:
+    torch.manual_seed(0)
+    model, lengths = Packing(kind).double(), [4, 7, 2]
+    x = torch.randn(7, 3, EMBEDDING, dtype=torch.float64)
+    structure = apical.trace(model, x)
+    apical.resize_(model, structure, some_of(structure, 6))
+    with torch.no_grad():
+        alone = torch.cat([model(x[:n, k : k + 1]) for k, n in enumerate(lengths)])
+        torch.testing.assert_close(model(x, torch.tensor(lengths)), alone, rtol=1e-12, atol=1e-12)

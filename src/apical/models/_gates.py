@@ -213,6 +213,8 @@ def _run(layer: Any, x: Any, given: Any) -> Any:
     if isinstance(x, PackedSequence):
         return _run_packed(layer, x, given)
     batched, last = x.dim() == 3, x.dim() == 3 and layer.batch_first
+    if batched and given is not None:
+        layer.check_forward_args(x, given, None)  # torch's own check
     x = x.transpose(0, 1) if last else x if batched else x.unsqueeze(1)  # (T, B, inputs)
     count = 2 if len(layer.gates) == 4 else 1
     if given is None:
@@ -238,8 +240,9 @@ def _run_packed(layer: Any, x: PackedSequence, given: Any) -> tuple[PackedSequen
     if given is None:
         states = (x.data.new_zeros(batches[0], layer.hidden_size),) * count
     else:
-        several = given if count == 2 else (given,)
-        states = tuple(_reordered(s.squeeze(0), x.sorted_indices) for s in several)  # (B, hidden)
+        layer.check_forward_args(x.data, given, x.batch_sizes)
+        given = layer.permute_hidden(given, x.sorted_indices)
+        states = tuple(s.squeeze(0) for s in (given if count == 2 else (given,)))  # (B, hidden)
     place, step = _place(layer), _lstm if count == 2 else _gru
     outputs, ended = [], []
     for batch, part in zip(batches, parts, strict=True):
@@ -247,14 +250,9 @@ def _run_packed(layer: Any, x: PackedSequence, given: Any) -> tuple[PackedSequen
         found, states = step(layer, part.unflatten(0, (-1, batch)), tuple(s[:batch] for s in states), place)
         outputs.append(found.flatten(0, 1))
     ended.append(list(states))
-    last = [_reordered(torch.cat(s), x.unsorted_indices).unsqueeze(0) for s in zip(*reversed(ended), strict=True)]
+    last = tuple(torch.cat(s).unsqueeze(0) for s in zip(*reversed(ended), strict=True))  # (1, B, hidden) each
     packed = PackedSequence(torch.cat(outputs), x.batch_sizes, x.sorted_indices, x.unsorted_indices)
-    return packed, tuple(last) if count == 2 else last[0]
-
-
-def _reordered(states: Tensor, order: Tensor | None) -> Tensor:
-    """States (B, hidden) of sequences in another order; None: in this one."""
-    return states if order is None else states.index_select(0, order)
+    return packed, layer.permute_hidden(last if count == 2 else last[0], x.unsorted_indices)
 
 
 def _place(layer: Any) -> Tensor:
