@@ -67,7 +67,7 @@ class _Gated:
         if not _is_whole(self):
             for name in ("weight_ih_l0", "weight_hh_l0"):
                 weight = getattr(self, name)
-                whole = weight.detach().new_zeros(len(self.gates) * self.hidden_size, weight.shape[1])
+                whole = weight.detach().new_zeros(len(self.gates) * len(self.units), weight.shape[1])
                 whole.index_copy_(0, place, weight.detach())
                 setattr(self, name, nn.Parameter(whole, weight.requires_grad))
             self.row_units, self.row_gates = _rows(self.units, len(self.gates))
