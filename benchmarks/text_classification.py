@@ -264,7 +264,7 @@ def table(lines: list[dict[str, Any]]) -> None:
 
         units = ", ".join(str(run["last"]["gates"]["units"]) for run in runs)
         gates = "; ".join(shares(run["last"]["gates"]) for run in runs) if method == "gates" else "all"
-        print(f"| {task} | {method} {options if options != '{}' else ''}({len(runs)} seeds) | "
+        print(f"| {task} | {method} {options + ' ' if options != '{}' else ''}({len(runs)} seeds) | "
               f"{cell('test_accuracy', '{:.1f}', 100)} | {cell('accuracy', '{:.1f}', 100)} | "
               f"{cell('params_fraction', '{:.1f}', 100)} % | {cell('cpu_seconds', '{:.0f}')} | "
               f"{cell('test_cpu_seconds', '{:.2f}')} | {units} | {gates} |")  # fmt: skip
