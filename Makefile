@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with the pinned versions of constraints.txt (done once, redone when they change)
-# make demo    grow a network on scikit-learn's real handwritten digits, about a minute on two cores
-# make test    lint, types and the tests of every change, some ten minutes on two quiet cores
+# make demo    grow a network on scikit-learn's real handwritten digits: installs only what that needs, then trains about
+#              a minute on two cores
+# make test    lint, types and the tests of every change, some ten minutes on two quiet cores (installs what setup does)
 # make test-all all tests: the whole zoo, fuzzing at length, killed processes, a browser, long runs
 # make lint    lint and types only
 # make docs    the documentation site in build/site, warnings as errors
@@ -12,6 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.apical-setup
+DEMO_STAMP := $(VENV)/.apical-demo
 SOURCES := $(wildcard src tests benchmarks examples notebooks docs)
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -24,18 +26,22 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 setup: $(STAMP)
 
-# torch comes first and alone, so that nothing else decides its version. torchvision and timm are needed by tests and
-# examples only; without them those tests are skipped.
-$(STAMP): pyproject.toml constraints.txt
+# What the demo needs, and the rest is built on. torch comes first and alone, so that nothing else decides its version.
+$(DEMO_STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+# torchvision and timm are needed by tests and examples only; without them those tests are skipped.
+$(STAMP): $(DEMO_STAMP)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,data,demo,docs,export,live,notebooks,yaml]'
 	$(BIN)/python -m pip install --constraint constraints.txt pyyaml huggingface-hub \
 		&& $(BIN)/python -m pip install --no-deps torchvision==0.28.0 timm==1.0.31 \
 		|| echo "apical: torchvision and timm could not be installed; the tests that need them are skipped"
-	touch $(STAMP)
+	touch $@
 
-demo: setup
+demo: $(DEMO_STAMP)
 	$(BIN)/apical train digits --out runs/demo --overwrite
 
 lint: setup

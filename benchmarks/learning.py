@@ -79,6 +79,21 @@ class Setting:
     other: str = ""
 
 
+def misproportioned() -> nn.Module:
+    """ResNet-20 with four times the inner width in the first block of each stage and a quarter of it in the second."""
+    model = CifarResNet(depth=20)
+    for stage in (model.layer1, model.layer2, model.layer3):
+        for block, factor in zip(stage, (4.0, 0.25, 1.0), strict=True):
+            outputs, inputs, _, _ = block.conv1.weight.shape
+            width = int(factor * outputs)
+            block.conv1 = nn.Conv2d(inputs, width, 3, block.conv1.stride, padding=1, bias=False)
+            block.bn1 = nn.BatchNorm2d(width)
+            block.conv2 = nn.Conv2d(width, outputs, 3, padding=1, bias=False)
+            for conv in (block.conv1, block.conv2):
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out")
+    return model
+
+
 EARLY = ("layer1.0", "layer1.1", "layer1.2", "layer2.2")
 SETTINGS = {
     "resnet20-16": Setting(lambda: CifarResNet(depth=20), 2, 8, "50% macs", EARLY),
@@ -87,11 +102,14 @@ SETTINGS = {
     ),
     "resnet20-16-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "50% macs", EARLY),
     "resnet20-16-quarter-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "25% macs", EARLY),
+    "resnet20-16-eighth-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "12.5% macs", EARLY),
+    "misproportioned-16-long": Setting(misproportioned, 2, 40, "25% macs"),
     "resnet20-32": Setting(lambda: CifarResNet(depth=20), 1, 8, "50% macs", EARLY),
     "resnet20-32-quarter": Setting(
         lambda: CifarResNet(depth=20), 1, 8, "25% macs", EARLY, other="resnet20-16-quarter"
     ),
     "vgg16-32": Setting(vgg16, 1, 8, "13.6% macs, 5% params"),
+    "vgg16-32-long": Setting(vgg16, 1, 40, "13.6% macs, 5% params"),
     "mobilenet-photos": Setting(
         lambda: MobileNetV1(num_classes=10), 2, 8, "50% macs", data="imagenette128",
         train=8_000, held_out=1_469, amp=False,

@@ -33,7 +33,7 @@ def main() -> None:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     batch = np.random.default_rng(0).standard_normal((5, *inputs.shape[1:]), dtype=np.float32)
-    (logits,) = session.run(None, {"input_0": batch})
+    (logits,) = session.run(None, {"input": batch})
     print(f"classes of five pictures of noise: {logits.argmax(1).tolist()}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,20 @@ def test_the_sdist_holds_what_its_pages_link_to() -> None:
     for page in ("CONTRIBUTING.md", "SECURITY.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
             assert (ROOT / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_demo_installs_only_what_it_needs(tmp_path: Path) -> None:
+    def installed(target: str) -> list[str]:
+        command = ["make", "--dry-run", target, f"VENV={tmp_path / 'venv'}"]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return re.findall(r"--editable '\.\[(.*?)\]'", said)
+
+    demo, whole = installed("demo"), installed("setup")
+    assert demo == ["demo"]
+    assert whole[0] == "demo"
+    assert {"dev", "docs"} <= set(whole[1].split(","))
+    assert installed("lint") == whole, "what checks need is installed by them"
 
 
 IMPORT_ALL = """

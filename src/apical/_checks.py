@@ -80,6 +80,18 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else origin or hint)
 
 
+def shown(value: Any) -> str:
+    """What was got, for an error: a short value as it is written, of anything longer, such as a model, its type.
+
+    Example:
+        >>> shown("1%"), shown([0] * 99)
+        ("'1%'", 'a list')
+    """
+    text = repr(value)
+    kind = type(value).__name__
+    return text if len(text) <= 60 and "\n" not in text else f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+
+
 def _is_tuple(hint: Any) -> bool:
     return get_origin(hint) is tuple
 

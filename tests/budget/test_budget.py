@@ -83,6 +83,43 @@ def test_a_share_without_a_per_cent_sign_is_asked_back(budget: Any, meant: str) 
         Budget.of(budget)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("50% flops", "50% macs"), ("600M FLOPs", "300M macs"), ("4 GFLOPs", "2G macs"), ("50% mac", "50% macs"),
+     ("0.1M param", "0.1M params"), ("50 % MACs params", "50% macs, 50% params"),
+     ("50% macs 40% params", "50% macs, 40% params"), ("300M macs 2 ms", "300M macs, 2 ms"),
+     ("50 macs macs", "50 macs"), ("50% params, 50% flops", "50% macs")],
+)  # fmt: skip
+def test_other_words_and_missing_commas_get_a_suggestion(text: str, meant: str) -> None:
+    with pytest.raises(BudgetError, match=f"did you mean '{meant}'\\?"):
+        Budget(text)
+    Budget(meant)
+
+
+@pytest.mark.parametrize("text", ["1.2.3M macs", "5000 size macs", "0.5 macs params", "50% macs per image", "99"])
+def test_nothing_is_suggested_that_cannot_be(text: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(text)
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"text": "50% macs, 40% macs"}, {"text": "50% macs", "macs": 0.4}, {"text": "2 ms, 3 ms"}]
+)
+def test_the_same_is_not_limited_twice(limits: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match=r"limits (macs|latency) twice, to .* and to "):
+        Budget(**limits)
+
+
+def test_a_share_and_an_amount_of_the_same_both_hold() -> None:
+    assert str(Budget("50% macs, 30M macs")) == "50% macs, 30,000,000 macs"
+
+
+def test_a_keyword_that_does_not_exist_names_those_that_do() -> None:
+    with pytest.raises(BudgetError, match=r"no 'flops', expected macs, params, .*two FLOPs"):
+        Budget(flops=0.5)  # type: ignore[arg-type]
+
+
 @given(st.text(max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
@@ -151,7 +188,7 @@ def test_reach_and_refusals_say_what_can_be_had() -> None:
     (reach,) = BoundBudget(Budget("50% macs"), structure).reach
     assert (reach.least, reach.most, reach.limit) == (2 * (4 + 1 + 3), FULL_MACS, FULL_MACS / 2)
     assert str(reach) == f"50% macs: reachable 16 to {FULL_MACS}"
-    with pytest.raises(BudgetError, match=r"smallest .* costs 16 \(2.6 % of 620\).*frozen: 4 \(3\): reaches"):
+    with pytest.raises(BudgetError, match=r"smallest .* costs 16 \(2.6 % of 620\).*frozen: 4 \(3 channels\): reaches"):
         BoundBudget(Budget("10 macs"), structure)
     with pytest.raises(BudgetError, match="costs 262"):
         BoundBudget(Budget("10 macs"), structure, minimum={"0": 10, "2": 7})

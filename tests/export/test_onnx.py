@@ -64,12 +64,44 @@ def test_the_onnx_file_runs_without_this_library(tmp_path: Path) -> None:
     net, x, _ = halved("residual")
     export_onnx(net, x, tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
-    assert session.get_inputs()[0].name == "input_0"
+    assert session.get_inputs()[0].name == "input"
     for size in (1, 2, 7):
         batch = torch.randn(size, 3, 16, 16)
-        (got,) = session.run(None, {"input_0": batch.numpy()})
+        (got,) = session.run(None, {"input": batch.numpy()})
         with torch.no_grad():
             assert torch.allclose(net.eval()(batch), torch.from_numpy(got), rtol=1e-5, atol=1e-5)
+
+
+class Several(nn.Module):
+    """Several inputs and outputs, one of them None."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.fc, self.form = nn.Linear(2, 3), form
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        both = torch.cat([self.fc(x), self.fc(x if y is None else y)])
+        returned = {"dict": {"logits": self.fc(x), "none": None, "both": both}, "pair": (self.fc(x), (None, both))}
+        return returned.get(self.form, both)
+
+
+X = torch.ones(2, 2)
+NAMED: dict[str, tuple[str, Any, list[str], list[str]]] = {
+    "one": ("", X, ["input"], ["output"]),
+    "one by keyword": ("", {"x": X}, ["x"], ["output"]),
+    "two": ("pair", (X, X), ["input_0", "input_1"], ["output_0", "output_1"]),
+    "a dict": ("dict", {"x": X, "y": X}, ["x", "y"], ["logits", "both"]),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_inputs_outputs_and_the_batch_have_ordinary_names(case: str, tmp_path: Path) -> None:
+    form, inputs, expected_inputs, expected_outputs = NAMED[case]
+    export_onnx(Several(form), inputs, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    assert {value.name: value.shape for value in session.get_inputs()} == {n: ["batch", 2] for n in expected_inputs}
+    assert [value.name for value in session.get_outputs()] == expected_outputs
+    assert {value.shape[0] for value in session.get_outputs()} <= {"batch", "2*batch", "batch + batch"}
 
 
 @pytest.mark.parametrize("kind", FORMATS)

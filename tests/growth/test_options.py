@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from apical import Grower, GrowthConfig, trace
+from apical.baselines import Comparator, Uniform
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError, ResizeError, TraceError
 from apical.growth import ScsConfig
 from apical.growth._schedule import Schedule, with_interval
@@ -181,7 +183,13 @@ REFUSED: list[tuple[dict[str, Any], type[ApicalError], str]] = [
     ({"ignore": ("layer9",)}, ConfigError, "'layer9'"),
     ({"optimizer": None}, ConfigError, "optimizer must be"),
     ({"optimizer": []}, ConfigError, "optimizer must be"),
-    ({"optimizer": "sgd"}, ConfigError, "optimizer must be"),
+    ({"optimizer": "sgd"}, ConfigError, "optimizer must be .* got 'sgd'$"),
+    ({"optimizer": built("residual")}, ConfigError, r"got a \w+; the order is Grower\(model, optimizer, example"),
+    ({"optimizer": [built("residual")]}, ConfigError, r"optimizer must be .* got a \w+$"),
+    ({"budget": built("residual")}, BudgetError, r"a budget is a text or apical.Budget, got a \w+; write"),
+    ({"epochs": built("residual")}, ConfigError, r"epochs must be .* got a \w+$"),
+    ({"divisor": built("residual")}, ConfigError, r"divisor must be .* got a \w+$"),
+    ({"copies": built("residual")}, ConfigError, r"copies must be a list of modules, got a \w+: write copies="),
     ({"budget": "1% macs", "grow_depth": False}, BudgetError, r"smallest .* costs [\d,]+ \("),
     ({"budget": "0.001% macs"}, BudgetError, r"smallest .* costs [\d,]+ \("),
     ({"budget": "0.00001M params"}, BudgetError, r"smallest .* costs [\d,]+ \("),
@@ -234,6 +242,18 @@ def test_options_override_the_config() -> None:
     model = built("mlp")
     grower = grown("mlp", model, sgd(model), config=ScsConfig(divisor=4, seed=7), divisor=2)
     assert grower.config == ScsConfig(divisor=2, seed=7)
+
+
+@pytest.mark.parametrize("make", [Grower, partial(Comparator, Uniform())])
+def test_a_divisor_by_which_nothing_is_rounded_is_warned_of(make: Any) -> None:
+    def begin(divisor: int) -> None:
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
+        make(model, sgd(model), torch.zeros(1, 4), "50% macs", 4, divisor=divisor)
+
+    with pytest.warns(UserWarning, match=r"divisor=64 rounds no width.*largest has 16\..*at most 8") as caught:
+        begin(64)
+    assert caught[0].filename == __file__
+    begin(8)  # no warning, which would be an error: it rounds the larger one
 
 
 def test_the_papers_control_can_be_changed() -> None:

@@ -260,6 +260,27 @@ def test_a_state_that_was_changed_is_refused_in_words(name: str, value: Any) -> 
         run.grower.load_state_dict({**state, name: value})
 
 
+@pytest.mark.parametrize("optimizers", [sgd, adamw])
+def test_an_optimizers_state_that_is_loaded_before_the_growers_is_refused_in_words(optimizers: Any) -> None:
+    def begun() -> tuple[nn.Module, Optimizer, Grower]:
+        model = built("mlp")
+        optimizer = optimizers(model)
+        return model, optimizer, grown("mlp", model, optimizer)
+
+    model, optimizer, grower = begun()
+    for _ in range(3):
+        step(model, optimizer, "mlp", 0)
+        grower.end_epoch()
+    states = [copy.deepcopy(part.state_dict()) for part in (grower, model, optimizer)]
+    step(model, optimizer, "mlp", 1)
+    model, optimizer, grower = begun()
+    optimizer.load_state_dict(states[2])
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError, match=r"was loaded before the Grower's: .* load the Grower's state first"):
+        grower.load_state_dict(states[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_groups_of_other_sizes_are_refused() -> None:
     wide = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2))
     narrow = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2))

@@ -166,7 +166,7 @@ def test_export_leaves_the_auxiliary_head_out(grown: TrainingResult, tmp_path: P
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"input_0": torch.zeros(2, 3, 24, 40).numpy()})
+    (logits,) = session.run(None, {"input": torch.zeros(2, 3, 24, 40).numpy()})
     assert logits.shape == (2, 4, 24, 40)
 
 

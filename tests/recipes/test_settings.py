@@ -157,6 +157,14 @@ def test_the_reproducing_command_gives_the_config_back() -> None:
     assert apply_settings(get_recipe("digits"), again) == config
 
 
+def test_the_reproducing_command_holds_nothing_that_follows_from_the_length() -> None:
+    config = get_recipe("digits").with_epochs(4)
+    assert reproducing_command(config, "x") == "apical train digits --set training.epochs=4 --out x"
+    own = apply_settings(config, ["warmup_epochs=0.5"])
+    assert "--set training.schedule.warmup_epochs=0.5" in reproducing_command(own, "x")
+    assert apply_settings(get_recipe("digits"), ["training.epochs=4"]) == config
+
+
 def test_registering_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match="already"):
         register_recipe("digits")(lambda: get_recipe("digits"))

@@ -143,14 +143,28 @@ def test_pipes_and_numbered_tensors_are_no_weights(tmp_path: Path) -> None:
             read_weights(tmp_path / name)
 
 
-def test_from_on_the_command_line_takes_a_file_or_the_folder_of_a_dense_run(tmp_path: Path) -> None:
-    def train(*arguments: str) -> str:
-        tiny = ("data.path=synthetic", "limit=64", "batch_size=32", "model.depth=8", "model.width=4", "epochs=1")
-        settings = [part for setting in tiny for part in ("--set", setting)]
-        result = CliRunner().invoke(main, ["train", "digits", *settings, "--quiet", *arguments])
-        assert result.exit_code == 0, result.output
-        return result.output
+def train(*arguments: str, status: int = 0) -> str:
+    """What the command says about a tiny run."""
+    tiny = ("data.path=synthetic", "limit=64", "batch_size=32", "model.depth=8", "model.width=4", "epochs=1")
+    settings = [part for setting in tiny for part in ("--set", setting)]
+    result = CliRunner().invoke(main, ["train", "digits", *settings, "--quiet", *arguments])
+    assert result.exit_code == status, result.output
+    return result.output
 
+
+def test_a_run_whose_network_does_not_fit_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    train("--out", str(tmp_path / "grown"))
+    train("--out", str(tmp_path / "dense"), "--method", "dense")
+    for weights in (tmp_path / "grown", tmp_path / "grown" / "model.safetensors"):
+        said = train("--from", str(weights), "--out", str(tmp_path / "again"), status=2)
+        assert "is a run of the recipe digits (model CifarResNet, depth=8, width=4), by method grown, wh" in said
+        assert "with --method dense" in said
+        assert "in the file" not in said, "no list of tensors"
+    said = train("--from", str(tmp_path / "dense"), "--set", "model.width=8", "--out", str(tmp_path / "x"), status=2)
+    assert "width=4); its weights do not fit this CifarResNet" in said
+
+
+def test_from_on_the_command_line_takes_a_file_or_the_folder_of_a_dense_run(tmp_path: Path) -> None:
     train("--method", "dense", "--out", str(tmp_path / "dense"))
     for weights in (tmp_path / "dense", tmp_path / "dense" / "model.safetensors"):
         train("--from", str(weights), "--out", str(tmp_path / "compact"), "--overwrite")

@@ -29,12 +29,13 @@ from apical.reporting import (
     write_comparison,
 )
 from apical.reporting._compare_page import render_page, verdict
-from apical.reporting._svg import BOTTOM, HEIGHT, TOP
+from apical.reporting._svg import BOTTOM, HEIGHT, LEFT, MARGIN, RIGHT, TOP, WIDTH
 from reporting.test_report import Checker
 
 FINITE = st.floats(-1e3, 1e3)
 METRIC = {"name": "accuracy", "pattern": "{:.2f}", "scale": 100.0, "unit": " %", "higher_is_better": True}
 EPOCHS = 4
+DOT = 4  # radius of a point
 
 
 def make_run(folder: Path, accuracy: float, macs: list[float], samples: int = 100, **extra: Any) -> Path:
@@ -178,8 +179,12 @@ def test_a_difference_within_the_spread_does_not_fill_a_chart(comparison: Compar
     chart = next(
         part for part in page.split("<figure>") if part.startswith("<figcaption>Test accuracy % against training")
     )
+    assert len(re.findall(r'class="axis end"', chart)) >= 3
+    for x, y in re.findall(r'<circle[^>]* cx="([0-9.]+)" cy="([0-9.]+)"', chart):
+        assert LEFT + DOT < float(x) < WIDTH - RIGHT - DOT, "not on the frame"
+        assert TOP + DOT < float(y) < HEIGHT - BOTTOM - DOT
     heights = [float(y) for y in re.findall(r'<circle[^>]* cy="([0-9.]+)"', chart)]
-    assert abs(heights[0] - heights[1]) == pytest.approx((HEIGHT - TOP - BOTTOM) / 16, abs=0.2)
+    assert abs(heights[0] - heights[1]) == pytest.approx((HEIGHT - TOP - BOTTOM) / 16 / (1 + 2 * MARGIN), abs=0.2)
 
 
 def test_one_seed_without_latency_is_shown_as_such(tmp_path: Path, comparison: Comparison) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apical.errors import DataError
 from apical.reporting import Series, growth_pixels, heat_strip, line_chart, read_run, write_report, write_runs_report
+from apical.reporting._svg import ticks
 
 VOID = {"meta", "line", "polyline", "circle", "rect", "br", "input"}
 
@@ -187,6 +190,11 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e4), st.integers(4, 6))
+def test_an_axis_has_three_ticks_or_more(low: float, span: float, count: int) -> None:
+    assert 3 <= len(ticks(low, low + span, count)) <= 2 * count
+
+
 def test_charts_draw_inside_their_frame() -> None:
     chart = line_chart("t", [Series("a", [(1, 5.0), (2, -3.0), (3, 0.25)])], from_zero=False)
     corners = re.search(r'points="([^"]+)"', chart)
@@ -195,6 +203,8 @@ def test_charts_draw_inside_their_frame() -> None:
         x, y = map(float, corner.split(","))
         assert 0 <= x <= 560
         assert 0 <= y <= 220
+    shown = re.findall(r'class="axis mid"[^>]*>([^<]+)<', chart)
+    assert shown == ["1", "2", "3"], "whole epochs, from the first"
     assert line_chart("t", [Series("a", [])]) == ""
     assert "polyline" in line_chart("t", [Series("constant", [(1, 0.0)])])
     assert heat_strip({}, {}) == ""
@@ -309,7 +319,10 @@ def test_it_says_what_each_part_was_worth_and_which_blocks_left(tmp_path: Path) 
     records[1]["blocks_left"] = {"layer1.0": -0.693}  # after the second epoch
     history.write_text("".join(json.dumps(r | {"worth": w}) + "\n" for r, w in zip(records, worths, strict=True)))
     page, said = parsed(write_report(folder))
-    assert ('<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td>4 → 6</td>') in page
+    assert (
+        '<td class="num">3</td><td>layer1.0</td><td>left</td><td>0.50</td><td>4 → 6</td><td>conv1: 4 → 6</td>'
+    ) in page
+    assert "taken from them when it comes back" in said
     assert "left out: layer1.0" in said
     assert "2.00" in said
     assert "under 0.01" in said
@@ -321,7 +334,7 @@ def test_a_block_that_left_in_the_first_epoch_is_told_of_and_one_that_the_seed_l
     record = json.loads(history.read_text()) | {"worth": {"conv1": 0.0}, "skipped": ["layer1.0", "layer2.0"]}
     history.write_text(json.dumps(record | {"blocks_left": {"layer1.0": -0.693}}) + "\n")
     page = parsed(write_report(folder))[0]
-    assert '<td class="num">1</td><td>layer1.0</td><td>left</td><td>0.50</td><td></td>' in page
+    assert '<td class="num">1</td><td>layer1.0</td><td>left</td><td>0.50</td><td></td><td></td>' in page
     assert "<td>layer2.0</td><td>left</td>" not in page
 
 

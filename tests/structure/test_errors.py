@@ -34,6 +34,12 @@ def with_stray_tensor() -> nn.Module:
     return model
 
 
+def with_lost_weights() -> nn.Module:
+    model = mlp()
+    nn.init.constant_(model[0].bias, float("nan"))
+    return model
+
+
 def packed(m: Any, x: Tensor) -> Tensor:
     sequence = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True)
     return m.fc(nn.utils.rnn.pad_packed_sequence(m.rnn(sequence)[0], batch_first=True)[0])
@@ -61,6 +67,16 @@ BAD: dict[str, Bad] = {
     "a set": (mlp, {3}, "example_inputs must be a tensor or a tuple"),
     "a dictionary without names": (mlp, {3: X}, "example_inputs must be a tensor or a tuple"),
     "a dictionary of other names": (mlp, {"x": X}, r"does not run on the example inputs \(x=float32 \(2, 3\)\)"),
+    "a shape": (mlp, (2, 3), r"pass torch.zeros\(2, 3\)"),
+    "an array": (mlp, X.numpy(), r"got ndarray; pass torch.from_numpy"),
+    "no rows": (mlp, X[:0], r"example_inputs\[0\] has no element, its shape is \(0, 3\)"),
+    "NaN": (mlp, {"input": X + float("nan")}, r"example_inputs\['input'\] holds 6 values that are not numbers"),
+    "infinite": (mlp, torch.full((2, 3), float("inf")), "outputs of Sequential .* not numbers .*: its inputs are too"),
+    "NaN in the weights": (with_lost_weights, torch.ones(2, 3), r"not numbers \(NaN\), .*: 0.bias of the model is"),
+    "no batch dimension": (
+        lambda: nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)), torch.zeros(3),
+        r"They lack the batch dimension: the model runs on \(1, 3\)",
+    ),
     "inputs on meta": (mlp, X.to("meta"), "an example input is on meta"),
     "data-dependent branch": (
         lambda: Net(lambda m, x: m.a(x) if x.sum() > 0 else m.b(x), a=mlp(), b=mlp()), X,

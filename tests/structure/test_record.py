@@ -16,6 +16,7 @@ from torch import nn
 
 import apical
 from apical import Structure
+from apical.structure import Frozen
 from structure.contract import counted_macs, doubled, generic_, random_keep, random_skip
 from structure.nets import (
     Attention,
@@ -204,6 +205,18 @@ def test_the_table_is_readable(resnet: Structure) -> None:
         assert any(row.split()[:1] == [block.name] and block.gate_site[0] in row for row in text.splitlines())
     assert any("reaches the model's output" in row for row in text.splitlines())
     assert max(len(row) for row in text.splitlines()) < 200
+
+
+def test_parts_that_are_frozen_for_one_reason_share_a_line(resnet: Structure) -> None:
+    parts = tuple(Frozen(f"block{i}.norm", 8, "is normalised") for i in range(10))
+    rows = str(dataclasses.replace(resnet, frozen=(*parts, Frozen("fc", 10, "is returned")))).splitlines()
+    assert [row.split("  ")[0] for row in rows[-2:]] == ["10 parts: block0.norm, block1.norm, block2.norm …", "fc"]
+    assert [row.split("  ")[-1].strip() for row in rows[-2:]] == ["is normalised", "is returned"]
+
+
+def test_a_share_that_is_nearly_nothing_is_not_told_as_nothing() -> None:
+    wide = apical.trace(nn.Sequential(nn.Linear(3, 4000), nn.ReLU(), nn.Linear(4000, 2)), vectors(1, 3))
+    assert "down to 5 MACs (< 0.1 %)" in str(wide)
 
 
 def test_the_table_of_many_groups_is_cut() -> None:

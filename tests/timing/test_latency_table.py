@@ -156,6 +156,10 @@ def test_blocks_that_are_left_out_cost_nothing() -> None:
     assert table.predict_ms() == 0.5 + 2 * 6
     assert table.predict_ms(None, ["a"]) == 0.5 + 2 * 4
     assert BoundBudget(Budget("12.5 ms"), structure, latency=table).load(None) == 1.0
+    how = r"costs (only )?.* ms.*\(measured: one call on the example inputs, .* on cpu with \d+ thread.* at most 1%\)"
+    for impossible in ("0.1 ms", "1 s"):
+        with pytest.raises(BudgetError, match=how):
+            BoundBudget(Budget(impossible), structure, latency=table)
 
 
 def test_layers_that_take_the_same_time_at_every_width_are_scaled_by_the_median(patched_clock: None) -> None:

@@ -6,13 +6,17 @@ import errno
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from apical.errors import ApicalError
+from apical.growth import ScsConfig
 from apical.resizing._install import Installation
 from apical.training import Interrupted, Loaders, OptimizerConfig, TrainingConfig, train
 from apical.training._progress import QuietProgress
@@ -21,35 +25,52 @@ from training.parallel_cases import Net, grower, loader
 EPOCHS = 24
 
 
-def build() -> torch.nn.Module:
+class Single(Net):
+    """In single precision, whatever the images are in: bits need it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def build(bits: bool) -> nn.Module:
     torch.manual_seed(3)
-    return Net(dropout=0.2).double()
+    return Single(dropout=0.2) if bits else Net(dropout=0.2).double()
 
 
-def config() -> TrainingConfig:
+LIVELY = {"growth_end": 0.9, "damping": 1.0, "utility": "random"}
+# Options of growth and of training that a run can have.
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "moving average": (LIVELY, {"ema_decay": 0.5}),
+    "learned": ({"growth_end": 0.6}, {}),
+    "paper's version": ({"config": ScsConfig(growth_end=0.9)}, {"ema_decay": 0.5}),
+    "bits": ({"budget": "60% macs, 20% size", "growth_end": 0.4}, {}),
+    "compiled": ({**LIVELY, "growth_end": 0.3}, {"ema_decay": 0.5, "compile": True}),
+}
+
+
+def config(**options: Any) -> TrainingConfig:
     return TrainingConfig(
-        epochs=EPOCHS, batch_size=8, optimizer=OptimizerConfig(lr=0.05), device="cpu", seed=2, ema_decay=0.5
+        epochs=EPOCHS, batch_size=8, optimizer=OptimizerConfig(lr=0.05), device="cpu", seed=2, **options
     )
 
 
-def go_on(folder: Path, training: Any = None) -> Any:
+def go_on(folder: Path, training: Any = None, kind: str = "moving average") -> Any:
     """Starts the run, or resumes what is there."""
-    import sys
-
+    growth, options = KINDS[kind]
+    if options.get("compile"):  # the graphs run as they are: what is tested is when they are made and made anew
+        torch.compile = partial(torch.compile, backend="eager")
     return train(
-        build(),
-        lambda model, optimizer, copies: grower(
-            model, optimizer, copies, epochs=EPOCHS, growth_end=0.9, damping=1.0, utility="random"
-        ),
+        build(kind == "bits"),
+        lambda model, optimizer, copies: grower(model, optimizer, copies, epochs=EPOCHS, **growth),
         Loaders(training or loader(True, augment=True), loader(False)),
-        config(), folder, resume=(folder / "config.json").exists(), progress=QuietProgress(sys.stdout),
+        config(**options), folder, resume=(folder / "config.json").exists(), progress=QuietProgress(sys.stdout),
     )  # fmt: skip
 
 
-def run(folder: str, keep: str | None = None) -> int:
+def run(folder: str, keep: str | None = None, kind: str = "moving average") -> int:
     """The run until it ends or is ended; what it ends with lies in the file `keep`."""
     try:
-        result = go_on(Path(folder))
+        result = go_on(Path(folder), kind=kind)
     except Interrupted as stopped:
         print(stopped)
         return stopped.exit_code

@@ -83,8 +83,10 @@ def loader(learn: bool, augment: bool = False, poison: tuple[int, int] | None = 
 
 def grower(model: nn.Module, optimizer: Any, copies: Any = (), epochs: int = EPOCHS, **options: Any) -> apical.Grower:
     example = torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64)
-    settings = {"seed_style": "small", "structure": STRUCTURE, **options}
-    return apical.Grower(model, optimizer, example, "60% macs", epochs, copies=copies, **settings)
+    settings = {"structure": STRUCTURE, **options}
+    return apical.Grower(
+        model, optimizer, example, **{"budget": "60% macs", "epochs": epochs, "copies": copies, **settings}
+    )
 
 
 def other_labels(loaders: Loaders) -> Loaders:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,17 +10,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 from apical.errors import ApicalError, CheckpointError
 from apical.training._checkpoint import load_checkpoint
+from changed_tree import CHANGES, change
 from tiny_run import tiny_config, tiny_train
-
-VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 2**40), st.floats(), st.text(max_size=3),
-    st.sampled_from([[], {}, [1], {"a": 1}, torch.zeros(0), torch.zeros(3), torch.zeros(2, 2, dtype=torch.int64),
-                     torch.full((3, 6), float("nan")), torch.zeros(1).expand(2**20, 2**20)]),
-)  # fmt: skip
 
 
 class KilledError(Exception):
@@ -42,40 +35,15 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of everything in a tree of dicts and lists; the loader is the user's own object."""
-    keys = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
-    if path[-1:] == ("loader",):
-        return []
-    return [found for key in keys for found in [(*path, key), *places(tree[key], (*path, key))]]
-
-
 @settings(max_examples=4 * settings().max_examples, phases=[Phase.explicit, Phase.generate])  # shrinking costs runs
-@given(
-    where=st.integers(0, 10**6),
-    how=st.sampled_from(["replace", "delete", "cut", "retype"]),
-    value=VALUES,
-)  # fmt: skip
-def test_any_change_of_the_state(stopped: Path, tmp_path: Path, where: int, how: str, value: Any) -> None:
+@given(CHANGES)
+def test_any_change_of_the_state(stopped: Path, tmp_path: Path, changed: tuple[int, str, Any]) -> None:
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     shutil.copytree(stopped, tmp_path / "run")
     (tmp_path / "run" / "checkpoint.prev.pt").unlink()
     path = tmp_path / "run" / "checkpoint.pt"
     payload = torch.load(path, weights_only=True)
-    found = places(payload)
-    *parents, key = found[where % len(found)]
-    box = payload
-    for parent in parents:
-        box = box[parent]
-    old = box[key]
-    if how == "delete":
-        del box[key]
-    elif how == "replace" or not isinstance(old, torch.Tensor):
-        box[key] = copy.deepcopy(value)
-    elif how == "cut":
-        box[key] = old.reshape(-1)[: old.numel() // 2].clone()
-    else:
-        box[key] = old.to(torch.float64 if old.dtype != torch.float64 else torch.int8)
+    change(payload, *changed)
     torch.save(payload, path)
     try:
         result = tiny_train(tmp_path / "run", tiny_config(ema_decay=0.5), resume=True)

@@ -19,7 +19,7 @@ from apical.training._run_folder import RunFolder
 from fork_server import Ended, ForkServer, fork_server
 from marks import quick, slow
 from tiny_run import timeless
-from training.kill_cases import EPOCHS, NO_SPACE, POINTS
+from training.kill_cases import EPOCHS, KINDS, NO_SPACE, POINTS
 
 CASES = "training.kill_cases"
 
@@ -35,8 +35,14 @@ def whole(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """What a run ends with that nothing disturbed, and its seconds."""
     folder = tmp_path_factory.mktemp("whole")
     assert call(server, "held", folder / "first", 0.0).code == 0  # the server has imported everything
+    return undisturbed_run(server, folder)
+
+
+def undisturbed_run(server: ForkServer, folder: Path, kind: str = "moving average") -> tuple[dict[str, Any], float]:
+    """What a run ends with, and its seconds."""
+    folder.mkdir(exist_ok=True)
     started = time.monotonic()
-    end = call(server, "run", folder / "run", str(folder / "end.pt"))
+    end = call(server, "run", folder / "run", str(folder / "end.pt"), kind)
     assert end.code == 0, end.output
     return torch.load(folder / "end.pt"), time.monotonic() - started
 
@@ -48,9 +54,9 @@ def call(server: ForkServer, function: str, folder: Path, *arguments: Any, after
     return end
 
 
-def assert_ends_as(whole: dict[str, Any], server: ForkServer, folder: Path) -> None:
+def assert_ends_as(whole: dict[str, Any], server: ForkServer, folder: Path, kind: str = "moving average") -> None:
     """Resumed to its end, the run is the undisturbed one, bit for bit, and its folder is tidy."""
-    end = call(server, "run", folder, str(folder.parent / "end.pt"))
+    end = call(server, "run", folder, str(folder.parent / "end.pt"), kind)
     assert end.code == 0, end.output
     found = torch.load(folder.parent / "end.pt")
     assert list(found["model"]) == list(whole["model"])
@@ -86,22 +92,23 @@ def test_killed_at_the_worst_moments(
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(
-    server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_twenty_random_moments(server: ForkServer, tmp_path: Path, kind: str) -> None:
     """Runs are killed, each again and again after random whiles, until they end as the undisturbed one."""
+    assert call(server, "run", tmp_path / "first", None, kind).code == 0  # what is imported late is there now
+    undisturbed, seconds = undisturbed_run(server, tmp_path / "whole", kind)
     draw, reached, number = random.Random(7), [], 0
     while len(reached) < 20:
         run = tmp_path / str(number) / "run"
         run.parent.mkdir(exist_ok=True)
-        end = call(server, "run", run, after=draw.uniform(0.02, whole[1] / 3))
+        end = call(server, "run", run, None, kind, after=draw.uniform(0.02, seconds / 3))
         if end.code == 0:  # it came to its end before: on with another one
             number += 1
             continue
         assert end.code == -signal.SIGKILL, end.output
         reached.append(epochs_of(run))
     for ended in range(number + 1):
-        assert_ends_as(whole[0], server, tmp_path / str(ended) / "run")
+        assert_ends_as(undisturbed, server, tmp_path / str(ended) / "run", kind)
     assert len(set(reached)) > 1, f"the runs were killed after epochs {reached}"
 
 

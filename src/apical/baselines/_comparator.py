@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from apical.baselines._subject import Subject
-from apical.budget import Budget
+from apical.budget import Budget, warn_of_idle_divisor
 from apical.errors import CheckpointError, ConfigError
 from apical.structure import ExampleInputs, Keep, Structure
 
@@ -142,6 +142,7 @@ class Comparator:
         self._epoch, self._last = 0, rule.last(epochs)
         self.subject = Subject(model, optimizer, example_inputs, copies, structure)
         self.structure = self.subject.structure
+        warn_of_idle_divisor((g.size for g in self.structure.groups), divisor)
         self._generator = torch.Generator()
         self._course = rule.start(Task(self.subject, budget, self._last, epochs, divisor, self._generator))
         self._hooks = self._listen(optimizer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._checks import shown
 from apical.baselines._record import network_record
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, Selection, TemplateMap, lookup, resize_, trace
@@ -29,6 +30,7 @@ class Subject:
         selection: what is present now.
 
     Raises:
+        ConfigError: the optimizer is none.
         TraceError: the model cannot be analysed.
 
     Example:
@@ -47,6 +49,11 @@ class Subject:
         copies: Sequence[nn.Module] = (),
         structure: Structure | None = None,
     ) -> None:
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise ConfigError(
+                f"optimizer must be a torch.optim.Optimizer or None, got {shown(optimizer)}; the order is "
+                "model, optimizer, example_inputs"
+            )
         self.structure = trace(model, example_inputs) if structure is None else structure
         self.model, self.optimizer, self._copies = model, optimizer, tuple(copies)
         self.selection = Selection.full(self.structure)

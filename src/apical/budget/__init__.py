@@ -13,7 +13,7 @@ from apical.budget._projection import (
     sharded_bytes,
     totals,
 )
-from apical.budget._rounding import least_width, possible_widths, rounding_step
+from apical.budget._rounding import least_width, possible_widths, rounding_step, warn_of_idle_divisor
 
 __all__ = [
     "BIT_KINDS",
@@ -35,4 +35,5 @@ __all__ = [
     "rounding_step",
     "sharded_bytes",
     "totals",
+    "warn_of_idle_divisor",
 ]

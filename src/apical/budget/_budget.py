@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from itertools import combinations
+from typing import Literal, NoReturn
 
+from apical._checks import shown
 from apical.errors import BudgetError
 
 Kind = Literal["macs", "params", "latency", "size", "bitops"]
 BIT_KINDS: tuple[Kind, ...] = ("size", "bitops")  # what the bits of weights are chosen by, and widths are not
 
+_NAMES = ("macs", "params", "latency_ms", "latency")
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 FORMS = "write for example '50% macs', '300M macs', '0.1M params', '2.5 ms', '0.5 MB', or '50% macs, 10% size'"
 _PATTERN = re.compile(
@@ -20,6 +23,10 @@ _PATTERN = re.compile(
 _SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _BARE = re.compile(r"^\s*(\d*\.?\d+)\s*(%?)\s*$")
+_NUMBERED = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kmgbt](?![a-z]))?\s*((?:[a-z-]+\s*)+)", re.I)  # then words
+_FLOPS = re.compile(r"([kmgt]?)flops?", re.I)
+_OTHER_WORDS = {"mac": "macs", "madds": "macs", "mult-adds": "macs", "multadds": "macs", "param": "params",
+                "parameter": "params", "weights": "params"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class Budget:
         latency: fraction of the template's measured latency.
 
     Raises:
-        BudgetError: if the text cannot be read, nothing is limited, or a limit is not positive.
+        BudgetError: if the text cannot be read, nothing is limited, a limit is not positive, or the same is limited
+            twice.
 
     Example:
         >>> from apical.budget import Budget
@@ -72,11 +80,15 @@ class Budget:
         params: float | None = None,
         latency_ms: float | None = None,
         latency: float | None = None,
+        **unknown: NoReturn,
     ) -> None:
+        for name in unknown:
+            flops = "; a multiply-accumulate (MAC) is two FLOPs, a share of both is the same" if "flop" in name else ""
+            raise BudgetError(f"a budget has no {name!r}, expected {', '.join(_NAMES)}{flops}; {FORMS}")
         numbers = {"macs": macs, "params": params, "latency_ms": latency_ms, "latency": latency}
         for name, number in numbers.items():
             if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
-                raise BudgetError(f"{name} must be a number, got {number!r}; {FORMS}")
+                raise BudgetError(f"{name} must be a number, got {shown(number)}; {FORMS}")
         targets = [] if text is None else [_parse(part) for part in _parts(text)]
         targets += [Target("macs", macs, macs <= 1)] if macs is not None else []
         targets += [Target("params", params, params <= 1)] if params is not None else []
@@ -96,6 +108,12 @@ class Budget:
                 raise BudgetError(
                     f"{target} is more than the whole model; pass a larger model, which is the most that may be grown"
                 )
+        for one, other in combinations(targets, 2):
+            if (one.kind, one.relative) == (other.kind, other.relative):
+                raise BudgetError(
+                    f"the budget limits {one.kind} twice, to {one} and to {other}; write the one that is to hold, or "
+                    f"limit something else by the second. {FORMS[0].upper()}{FORMS[1:]}"
+                )
         object.__setattr__(self, "targets", tuple(targets))
 
     @staticmethod
@@ -105,10 +123,7 @@ class Budget:
             return budget
         if isinstance(budget, str):
             return Budget(budget)
-        raise BudgetError(
-            f"a budget is a text or apical.Budget, got {type(budget).__name__} {budget!r}; "
-            f"{_nearest(str(budget))}{FORMS}"
-        )
+        raise BudgetError(f"a budget is a text or apical.Budget, got {_kind(budget)}; {_nearest(shown(budget))}{FORMS}")
 
     def of_kinds(self, *kinds: Kind) -> Budget | None:
         """The limits of these kinds alone; None if there are none.
@@ -128,10 +143,16 @@ class Budget:
         return ", ".join(str(t) for t in self.targets)
 
 
+def _kind(value: object) -> str:
+    """A value that is no budget, with its type."""
+    text, kind = shown(value), type(value).__name__
+    return text if text.endswith(f" {kind}") else f"{kind} {text}"
+
+
 def _parts(text: str) -> list[str]:
     """Split at commas that separate limits (not those in ``300,000 params``)."""
     if not isinstance(text, str):
-        raise BudgetError(f"a budget is a text, got {type(text).__name__} {text!r}; {FORMS}")
+        raise BudgetError(f"a budget is a text, got {_kind(text)}; {FORMS}")
     return [p for p in re.split(r"[;+]|(?<!\d),|,(?!\d{3})|\band\b", text.replace("_", "")) if p.strip()]
 
 
@@ -161,9 +182,28 @@ def _parse(text: str) -> Target:
 
 
 def _nearest(text: str) -> str:
-    """A suggestion for a number that does not say of what."""
-    match = _BARE.match(text)
-    if match is None:
+    """A suggestion for a number that does not say of what, for other words, and for limits without a comma between."""
+    if match := _BARE.match(text):
+        share = float(match[1]) * (1 if match[2] else 100)
+        return f"did you mean '{share:g}% macs'? " if 0 < share <= 100 else ""
+    meant = [
+        _other_word(float(number), unit.lower(), word.lower())
+        for number, unit, words in _NUMBERED.findall(text)
+        for word in words.split()
+    ]
+    suggestion = ", ".join(dict.fromkeys(meant))
+    if not meant or _NUMBERED.sub("", text).strip() or not all(map(_PATTERN.match, meant)):
+        return ""  # something was not understood
+    try:
+        Budget(suggestion)
+    except BudgetError:
         return ""
-    share = float(match[1]) * (1 if match[2] else 100)
-    return f"did you mean '{share:g}% macs'? " if 0 < share <= 100 else ""
+    flops = " (a multiply-accumulate, MAC, is two FLOPs)" if _FLOPS.search(text) else ""
+    return f"did you mean '{suggestion}'?{flops} "
+
+
+def _other_word(number: float, unit: str, word: str) -> str:
+    """A limit in our words: half as many MACs as FLOPs, the same share of both."""
+    if match := _FLOPS.fullmatch(word):
+        return f"{number if unit == '%' else number / 2:g}{(unit or match[1]).upper()} macs"
+    return f"{number:g}{unit.upper()} {_OTHER_WORDS.get(word, word)}"

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 
 from apical.structure import SizeAxis, Structure, lies_in
 
@@ -68,6 +69,15 @@ class LatencyTable:
     def predict_ms(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> float:
         """Milliseconds of one forward pass on the example inputs."""
         return self.offset + self.scale * self.layers_ms(keep, skip)
+
+    @property
+    def measurement(self) -> str:
+        """How the milliseconds were found, in words."""
+        threads = f" with {torch.get_num_threads()} thread(s)" if self.device.startswith("cpu") else ""
+        return (
+            f"one call on the example inputs, in eval mode, on {self.device}{threads}, as the machine was busy then; "
+            f"the times of single layers are summed, which missed whole networks by at most {self.error:.0%}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-serialisable copy without the structure."""

@@ -9,7 +9,7 @@ from typing import Any
 from apical.budget._budget import BIT_KINDS, Budget, Target
 from apical.budget._latency import LatencyTable
 from apical.errors import BudgetError
-from apical.structure import Structure
+from apical.structure import Structure, by_reason, parts_in_words
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,27 @@ class BoundBudget:
 
     def _check_least(self, reach: Reach) -> None:
         if reach.limit < reach.least:
-            frozen = sorted(self.structure.frozen, key=lambda f: -f.size)[:4]
-            kept = "; ".join(f"{f.name} ({f.size}): {f.reason}" for f in frozen)
+            sized = [
+                (sum(f.size for f in parts), parts, why) for why, parts in by_reason(self.structure.frozen).items()
+            ]
+            largest = sorted(sized, key=lambda item: -item[0])[:4]
+            kept = "; ".join(f"{parts_in_words(parts)} ({size} channels): {why}" for size, parts, why in largest)
             raise BudgetError(
                 f"no network meets the budget {reach.target}: the smallest that can be grown from this model costs "
                 f"{_amount(reach.target, reach.least)} ({100 * reach.least / reach.most:.1f} % of "
-                f"{_amount(reach.target, reach.most)}). What is frozen: {kept or 'nothing'}."
+                f"{_amount(reach.target, reach.most)}){self._measured(reach.target)}. "
+                f"What is frozen: {kept or 'nothing'}."
             )
+
+    def _measured(self, target: Target) -> str:
+        """Where milliseconds come from, so that they can be judged."""
+        if target.kind != "latency" or self._latency is None:
+            return ""
+        return f" (measured: {self._latency.measurement})"
 
     def _check_most(self) -> None:
         if all(reach.limit > 1.000001 * reach.most for reach in self.reach):
-            costs = " and ".join(_amount(reach.target, reach.most) for reach in self.reach)
+            costs = " and ".join(f"{_amount(r.target, r.most)}{self._measured(r.target)}" for r in self.reach)
             raise BudgetError(
                 f"the whole model costs only {costs}, less than the budget {self.budget}. Pass a larger model: "
                 "it is the most that may be grown."

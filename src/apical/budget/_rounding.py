@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from math import ceil
 
 
@@ -51,3 +53,19 @@ def possible_widths(size: int, least: int, divisor: int) -> list[int]:
     """
     step = rounding_step(size, divisor)
     return sorted({least, *range((least // step + 1) * step, size, step), size})
+
+
+def warn_of_idle_divisor(sizes: Iterable[int], divisor: int) -> None:
+    """Warn of a divisor by which no width is rounded, because all groups have fewer than two such steps.
+
+    Args:
+        sizes: of the groups in the template.
+        divisor: at least 1.
+    """
+    largest = max(sizes, default=0)
+    if divisor > 1 and 0 < largest < 2 * divisor:
+        warnings.warn(
+            f"divisor={divisor} rounds no width: a group needs twice as many units, and the largest has {largest}. "
+            f"Widths can be any number. Give a divisor of at most {max(1, largest // 2)}, or 1.",
+            stacklevel=3,  # of the constructor's caller
+        )

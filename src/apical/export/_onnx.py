@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
@@ -32,7 +34,8 @@ def export_onnx(
     """Write a model as one ONNX file, run it through onnxruntime, and compare its outputs with the model's.
 
     The file holds the graph of eval mode with the weights inside. Nests of tensors become one input or output for
-    each tensor, in their order. The model itself is left as it is; the file appears only if the outputs agree.
+    each tensor, in their order; the size that may vary is called ``batch``. The model itself is left as it is; the
+    file appears only if the outputs agree.
 
     Args:
         model: any module that `torch.export` accepts, unwrapped.
@@ -41,8 +44,10 @@ def export_onnx(
         path: the file to write.
         batch_dim: dimension of every input that may have any size in the file; None fixes all sizes.
         tolerance: largest difference allowed, relative to max(1, largest output).
-        input_names: of every input tensor; if None the names of keyword arguments, else ``input_0``, ``input_1``, …
-        output_names: of every output tensor; the exporter's if None.
+        input_names: of every input tensor; if None the names of keyword arguments, and ``input`` for the only other
+            one, else ``input_0``, ``input_1``, …
+        output_names: of every output tensor; if None the keys of a dict, and ``output`` for a single tensor, else
+            ``output_0``, ``output_1``, …
         quantized: bits and scale of weights that are integers times a scale, by name (``Grower.quantized``). The file
             holds them as int8 with a DequantizeLinear node each; activations stay floating-point.
 
@@ -68,9 +73,12 @@ def export_onnx(
     names = _default_names(inputs) if input_names is None else list(input_names)
     if len(names) != num_inputs:
         raise ExportError(f"input_names has {len(names)} names, the call has {num_inputs} tensors")
+    returned = _output_names(program) if output_names is None else list(output_names)
 
     def write(aside: Path) -> None:
-        _convert(program, aside, names, None if output_names is None else list(output_names), not quantized)
+        _convert(program, aside, names, returned, not quantized)
+        if batch_dim is not None:
+            _name_batch(aside, batch_dim)
         if quantized:
             _insert_codes(aside, {name: (codes_of(lookup(frozen, name), q), q.scale) for name, q in quantized.items()})
 
@@ -83,9 +91,22 @@ def export_onnx(
 
 
 def _default_names(inputs: Call) -> list[str]:
-    """``input_0``, …, but a keyword argument that is a tensor has its own name."""
+    """A keyword argument that is a tensor has its own name, the others are numbered if there are several."""
     named = {id(value): name for name, value in inputs.kwargs.items() if isinstance(value, Tensor)}
-    return [named.get(id(value), f"input_{number}") for number, value in enumerate(inputs.tensors())]
+    tensors = inputs.tensors()
+    alone = sum(id(value) not in named for value in tensors) == 1
+    return [named.get(id(v), "input" if alone else f"input_{i}") for i, v in enumerate(tensors)]
+
+
+def _output_names(program: torch.export.ExportedProgram) -> list[str]:
+    """The keys of a dict of tensors; else ``output``, or numbers if there are several."""
+    returned = program.graph_signature.user_outputs  # a name, or the constant that is returned
+    tensors = [place for place, value in enumerate(returned) if isinstance(value, str)]
+    tree = pytree.tree_unflatten(range(len(returned)), program.call_spec.out_spec)
+    keys = {place: key for key, place in tree.items() if isinstance(place, int)} if isinstance(tree, Mapping) else {}
+    if all(isinstance(keys.get(place), str) for place in tensors):
+        return [keys[place] for place in tensors]
+    return ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
 
 
 def _import_all() -> Any:
@@ -98,7 +119,7 @@ def _import_all() -> Any:
 
 
 def _convert(
-    program: torch.export.ExportedProgram, path: Path, input_names: list[str], output_names: list[str] | None,
+    program: torch.export.ExportedProgram, path: Path, input_names: list[str], output_names: list[str],
     optimize: bool,
 ) -> None:  # fmt: skip
     try:
@@ -117,6 +138,22 @@ def _convert(
         raise
     except Exception as error:
         raise ExportError(f"the ONNX exporter failed: {type(error).__name__}: {str(error).strip()[:400]}") from error
+
+
+def _name_batch(path: Path, batch_dim: int) -> None:
+    """Call the free size of the inputs ``batch``, and sizes that follow from it accordingly."""
+    onnx = importlib.import_module("onnx")
+    model = onnx.load(path)
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim
+        for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    }
+    free = {shapes[value.name][batch_dim].dim_param for value in model.graph.input} - {""}
+    if free:
+        symbol = re.compile(rf"\b({'|'.join(map(re.escape, free))})\b")
+        for dim in (dim for shape in shapes.values() for dim in shape if dim.dim_param):
+            dim.dim_param = symbol.sub("batch", dim.dim_param)
+        onnx.save(model, path)
 
 
 def _insert_codes(path: Path, weights: Mapping[str, tuple[Tensor, float]]) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.budget import Budget
@@ -94,23 +94,32 @@ def warn_of_copies(model: nn.Module, known: Iterable[nn.Module], begun: bool) ->
         begun: whether training has begun. Before, a copy counts only in a wrapper that is called an average; after it,
             any whose weights were written since they were copied.
     """
-    gc.collect()  # tracing leaves copies in cycles, which nobody holds
+    known = list(known)
+    if _copies(model, known, begun):
+        gc.collect()  # tracing leaves copies in cycles, which nobody holds
+        if _copies(model, known, begun):
+            warnings.warn(
+                f"there is a copy of this {type(model).__name__} that the Grower does not know. If it is a moving "
+                "average (EMA), its next update will fail, because the model changes its shapes and the copy does "
+                "not. Pass copies=[ema] to the Grower, or call grower.add_copy(ema) for one that was made later.",
+                stacklevel=CALLER,
+            )
+
+
+def _copies(model: nn.Module, known: Iterable[nn.Module], begun: bool) -> list[nn.Module]:
+    """What may be a moving average, of all objects of the process."""
     shapes, own, passed = _shapes(model), {id(p) for p in model.parameters()}, {id(m) for m in known}
-    modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
-    if begun:
-        copies = [m for m in modules if all(p._version for p in m.parameters())]
-    else:
-        averages = [m for m in modules if any(word in type(m).__name__.lower() for word in ("average", "ema"))]
-        copies = [child for m in averages for child in m.children()]
+    # an object refers to its class; one that is being made has no contents yet
+    alike = [m for m in gc.get_referrers(type(model)) if type(m) is type(model) and "_modules" in vars(m)]
     # what shares weights with the model, as wrappers of it do, follows it
-    copies = [m for m in copies if type(m) is type(model) and own.isdisjoint(map(id, m.parameters()))]
-    if any(id(m) not in passed and _shapes(m) == shapes for m in copies):
-        warnings.warn(
-            f"there is a copy of this {type(model).__name__} that the Grower does not know. If it is a moving average "
-            "(EMA), its next update will fail, because the model changes its shapes and the copy does not. Pass "
-            "copies=[ema] to the Grower, or call grower.add_copy(ema) for one that was made later.",
-            stacklevel=CALLER,
-        )
+    copies = [m for m in alike if id(m) not in passed and own.isdisjoint(map(id, m.parameters()))]
+    copies = [m for m in copies if _shapes(m) == shapes]
+    if begun or not copies:
+        return [m for m in copies if all(p._version for p in m.parameters())]
+    modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
+    averages = [m for m in modules if any(word in type(m).__name__.lower() for word in ("average", "ema"))]
+    averaged = {id(child) for m in averages for child in m.children()}
+    return [m for m in copies if id(m) in averaged]
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -197,6 +206,25 @@ def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str])
     missing = [e for e in (*ENTRIES, *of_method) if e not in state]
     if missing:
         raise CheckpointError(f"the saved growth state is incomplete: {', '.join(missing)} is missing")
+
+
+def refuse_early_optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Stop if the state of an optimizer belongs to another network than the present one: it was loaded too early.
+
+    Raises:
+        CheckpointError: naming the optimizer, a parameter and both shapes.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for entry, value in state.items() if id(parameter) in names else ():
+                if isinstance(value, Tensor) and value.dim() == parameter.dim() and value.shape != parameter.shape:
+                    raise CheckpointError(
+                        f"the state of {type(optimizer).__name__} was loaded before the Grower's: its {entry!r} of "
+                        f"{names[id(parameter)]} has the shape {tuple(value.shape)}, the parameter is still "
+                        f"{tuple(parameter.shape)}, as in the seed. Build model, optimizer and Grower anew, and load "
+                        "the Grower's state first, then those of the model and the optimizer."
+                    )
 
 
 @contextmanager

@@ -14,13 +14,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable
+from apical._checks import shown
+from apical.budget import BIT_KINDS, BoundBudget, Budget, Kind, LatencyTable, warn_of_idle_divisor
 from apical.errors import ConfigError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
     changed_since,
     check_identity,
     identity,
+    refuse_early_optimizer_state,
     refuse_lost_weights,
     warn_of_another_optimizer,
     warn_of_copies,
@@ -159,6 +161,8 @@ class Grower:
         self._full_bytes = model_bytes(model)
         widths = width_budget or Budget("100% macs")
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
+        if self.divisor_choice is None:  # it was given
+            warn_of_idle_divisor((g.size for g in self.structure.groups), self.config.step)
         latency = table_for(model, self.structure, inputs, widths)
         terms = terms_of(model, self.structure, widths, self.config, latency)
         if self._bit_budget is not None:
@@ -530,15 +534,19 @@ class Grower:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restructure model, optimizers and copies to a saved state; load their own state dicts after this.
 
+        Before it, they have the shapes of the seed: the model's `load_state_dict` would find a size mismatch then.
+
         Raises:
-            CheckpointError: if the state belongs to another model, budget or configuration, and nothing has changed
-                then; or if it was changed since it was saved, and model and Grower are then to be made anew.
+            CheckpointError: if the state belongs to another model, budget or configuration, or that of an optimizer
+                was loaded before it, and nothing has changed then; or if it was changed since it was saved, and model
+                and Grower are then to be made anew.
         """
         self._growing.settle()
         with changed_since():
             # the saved divisor counts, not the one that was measured when this Grower was made
             config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
             check_identity(self._identity(config), state, type(self._controller).SAVED)
+            refuse_early_optimizer_state(self.model, self._growing.optimizers)
             self._take_up(state, config)
 
     def _take_up(self, state: Mapping[str, Any], config: GrowthConfig | ScsConfig) -> None:
@@ -574,6 +582,9 @@ def _optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]
     found = (given,) if isinstance(given, Optimizer) else tuple(given) if isinstance(given, (tuple, list)) else ()
     wrong = [o for o in found if not isinstance(o, Optimizer)]
     if wrong or not found:
-        what = f"{type(wrong[0]).__name__} {wrong[0]!r}" if wrong else repr(given)
-        raise ConfigError(f"optimizer must be a torch.optim.Optimizer or a list of them, got {what}")
+        order = "; the order is Grower(model, optimizer, example_inputs, …)" if isinstance(given, nn.Module) else ""
+        raise ConfigError(
+            "optimizer must be a torch.optim.Optimizer or a list of them, got "
+            f"{shown(wrong[0] if wrong else given)}{order}"
+        )
     return found

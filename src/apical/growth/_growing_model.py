@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._checks import shown
 from apical.errors import ConfigError
 from apical.growth._births import fixed_parameters, prepare_births_
 from apical.growth._components import Components
@@ -37,7 +38,7 @@ class GrowingModel:
         shard: divides the model among processes; see `apical.Grower`.
 
     Raises:
-        ConfigError: there are both copies and ``shard``.
+        ConfigError: there are both copies and ``shard``, or copies are no list.
 
     Attributes:
         model: the user's module.
@@ -55,6 +56,8 @@ class GrowingModel:
         structure: Structure,
         shard: Shard | None,
     ) -> None:
+        if isinstance(copies, nn.Module):
+            raise ConfigError(f"copies must be a list of modules, got {shown(copies)}: write copies=[…] around it")
         if shard is not None and copies:
             raise ConfigError("copies of a sharded model cannot be resized yet: leave out copies, or shard")
         self.model = model

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from math import isfinite
 from typing import Any, TypeVar, get_type_hints
 
-from apical._checks import fits, in_words, nearest
+from apical._checks import fits, in_words, nearest, shown
 from apical.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -43,7 +43,7 @@ def check_options(config: Any, wrong_values: Callable[[], Iterator[str]]) -> Non
 def _wrong_type(name: str, hint: Any, value: Any) -> Iterator[str]:
     told = tuple(value) if isinstance(value, list) else value
     if not fits(told, hint) or (isinstance(value, float) and not isfinite(value)):
-        yield f"{name} must be {in_words(hint)}, got {value!r}"
+        yield f"{name} must be {in_words(hint)}, got {shown(value)}"
 
 
 def wrong_times(config: Any) -> Iterator[str]:

@@ -18,7 +18,7 @@ from apical.growth._scs import ScsConfig, ScsController
 from apical.growth._widths import fit
 from apical.reporting._svg import evenly
 from apical.reporting._tables import folded, table
-from apical.structure import Frozen, Structure
+from apical.structure import Frozen, Structure, by_reason, parts_in_words
 
 SHOWN = 12  # lines of a table
 
@@ -113,15 +113,18 @@ class Plan:
             cells += [column[e.epoch - 1].rjust(len(heading)) for heading, column in (further or {}).items()]
             lines.append("   ".join(cells))
         if self.frozen:
-            lines += ["", f"{self._cannot_change}:", *(f"  {p.name}: {p.reason}" for p in self.frozen)]
+            lines += ["", f"{self._cannot_change}:", *(f"  {parts}: {reason}" for parts, reason in self._reasons())]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = [(e.epoch, f"{100 * e.macs / self.full_macs:.1f} %", e.num_params) for e in self._shown()]
         costs = table(("epoch", "MACs", "parameters"), rows, "the plan")
-        reasons = table(("part", "reason"), [(p.name, p.reason) for p in self.frozen], "what cannot change")
+        reasons = table(("part", "reason"), self._reasons(), "what cannot change")
         why = folded(self._cannot_change, reasons) if self.frozen else ""
         return f"<p><b>{escape(self.budget)}</b>, {len(self.epochs)} epochs: {self._training}</p>{costs}{why}"
+
+    def _reasons(self) -> list[tuple[str, str]]:
+        return [(parts_in_words(parts), reason) for reason, parts in by_reason(self.frozen).items()]
 
     @property
     def _cannot_change(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from apical._checks import shown
 from apical.errors import ConfigError
 
 RESTRUCTURINGS = 16  # that growth should have at least, where it can be restructured between steps
@@ -93,7 +94,7 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
     for name, value in wanted.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             hint = ' (interval_unit="steps" needs it)' if name == "steps_per_epoch" else ""
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}{hint}")
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {shown(value)}{hint}")
         length *= value
     interval = config.interval
     if interval == "auto":

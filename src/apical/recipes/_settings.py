@@ -15,6 +15,7 @@ from apical.recipes._fields import parse, parse_freely
 from apical.recipes._registry import get_recipe
 
 _FIXED = frozenset({"recipe", "task", "model.options", "method_options"})
+_EPOCHS = "training.epochs"
 _FREE = {"model": "model.options", "method": "method_options"}  # settings whose names the model or method decides
 
 
@@ -65,13 +66,13 @@ def apply_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
     types = setting_types(config)
     resolved = [(_resolve(key, types), value) for key, value in pairs]
     for name, text in resolved:  # first, so that an explicit warm-up is not scaled
-        if name == "training.epochs":
+        if name == _EPOCHS:
             config = config.with_epochs(_positive(name, text))
         elif name == "seed":
             config = config.with_seed(_value(name, text, int))
     content = config.to_mapping()
     for name, text in resolved:
-        if name not in ("training.epochs", "seed"):
+        if name not in (_EPOCHS, "seed"):
             *parents, leaf = name.split(".")
             place = content
             for parent in parents:
@@ -81,7 +82,7 @@ def apply_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
 
 
 def reproducing_command(config: RunConfig, out: str | Path) -> str:
-    """The command that repeats a run: its recipe, and whatever differs from it.
+    """The command that repeats a run: its recipe, and whatever differs from it and does not follow from its length.
 
     Example:
         >>> from apical.recipes import get_recipe
@@ -89,7 +90,9 @@ def reproducing_command(config: RunConfig, out: str | Path) -> str:
         'apical train digits --set training.optimizer.lr=0.02 --out runs/a'
     """
     try:
-        base = _flat(get_recipe(config.recipe))
+        recipe = get_recipe(config.recipe)
+        # another length moves warm-up and the like, as it will when the command is typed
+        base = {**_flat(recipe.with_epochs(config.training.epochs)), _EPOCHS: _flat(recipe)[_EPOCHS]}
     except ConfigError:  # a config that was made by hand
         base = {}
     changed = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in _flat(config).items() if base.get(k) != v]

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from apical._shares import in_per_cent
 from apical.reporting._tables import folded, page, table, write_page
 
 _COLOURS = 12
@@ -91,7 +92,7 @@ def _tiles(content: Mapping[str, Any]) -> str:
         whole, least = content[name], content[f"least_{name}"]
         tiles += [
             (f"{whole:,}", label),
-            (f"{100 * least / max(1, whole):.1f} %", f"of the {label}, {least:,}, in the smallest network"),
+            (escape(in_per_cent(least, whole)), f"of the {label}, {least:,}, in the smallest network"),
         ]
     counted = {"groups": "channel group", "blocks": "skippable block", "frozen": "frozen part"}
     tiles += [(str(n := len(content[kind])), f"{label}{'' if n == 1 else 's'}") for kind, label in counted.items()]
@@ -101,7 +102,7 @@ def _tiles(content: Mapping[str, Any]) -> str:
 def _groups(content: Mapping[str, Any]) -> str:
     items = []
     for index, group in enumerate(content["groups"]):
-        share = content["group_shares"].get(group["name"], 0.0)
+        share = escape(in_per_cent(content["group_shares"].get(group["name"], 0.0), 1, 0))
         gates = {site["tensor"] for site in group["gate_site"]}
         members = [
             (member["tensor"], _axis(member["tensor"], member["dim"]), "gate" if member["tensor"] in gates else "")
@@ -114,7 +115,7 @@ def _groups(content: Mapping[str, Any]) -> str:
         items.append(
             f'<li data-name="{escape(group["name"].lower(), quote=True)}"><button type="button" {state}>'
             f"{escape(group['name'])}</button> "
-            f"<small>{group['size']} {group['role']}, {share:.0%} of the MACs</small>{slices}</li>"
+            f"<small>{group['size']} {group['role']}, {share} of the MACs</small>{slices}</li>"
         )
     return f'<ol class="groups">{"".join(items)}</ol>'
 
@@ -155,8 +156,8 @@ def _level(path: str, paths: Sequence[str], rows: Mapping[str, Sequence[str]], c
         return f"{tensors}{children}"
     kind = escape(str(content["types"].get(path, "")))
     badges = "".join(
-        f'<span class="badge skip">block: can be left out, {content["block_shares"].get(path, 0.0):.0%} of the MACs'
-        "</span>"
+        f'<span class="badge skip">block: can be left out, '
+        f"{escape(in_per_cent(content['block_shares'].get(path, 0.0), 1, 0))} of the MACs</span>"
         for block in content["blocks"]
         if block["name"] == path
     )

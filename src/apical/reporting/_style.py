@@ -99,6 +99,7 @@ button { font: inherit; color: var(--ink); background: var(--paper); border: 1px
 .bars rect.bar { fill: var(--c1); } .bars rect.bar.own { fill: var(--c3); } .bars .axis { font-size: 13px; }
 .bars text.value { fill: var(--ink); font-size: 13px; font-variant-numeric: tabular-nums; }
 .wide { max-width: 700px; }
+@media (max-width: 760px) { .scroll th { white-space: nowrap; } }
 @media (max-width: 520px) { main { padding: 14px 12px 40px; } .growth { padding: 10px; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); } .tiles b { font-size: 18px; }
   .axis { font-size: 15px; } .strip .axis { font-size: 12px; } .bars .axis, .bars text.value { font-size: 19px; } }

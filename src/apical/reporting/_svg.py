@@ -12,6 +12,7 @@ T = TypeVar("T")
 
 WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 26
+MARGIN = 0.06  # of the values' range, around them
 MAX_POINTS = 400
 MAX_ROWS = 24  # of the table that stands for a chart
 
@@ -27,7 +28,7 @@ class Series:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers from `low` to `high`, about `count` of them.
+    """Round numbers from `low` to `high`, about `count` of them and hardly ever fewer than three.
 
     Example:
         >>> ticks(0, 97)
@@ -37,7 +38,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.8 * raw)
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.6 * raw)
     first = math.ceil(low / step - 1e-9)
     return [round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -73,7 +74,12 @@ def line_chart(
     low, high = (0.0 if from_zero else min(ys)), max(ys)
     if high - low < (wanted := least_span or (0.0 if high > low else 1.0)):
         low, high = low - (wanted - (high - low)) / 2, high + (wanted - (high - low)) / 2
-    first, last = min(xs), max(max(xs), min(xs) + 1)
+    first, last = min(xs), max(xs)
+    if last - first < 1:
+        first, last = (first + last - 1) / 2, (first + last + 1) / 2
+    # dots and error bars lie within the frame, not on it
+    low, high = (low if from_zero else low - MARGIN * (high - low)), high + MARGIN * (high - low)
+    first, last = first - MARGIN / 2 * (last - first), last + MARGIN / 2 * (last - first)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT)
@@ -84,8 +90,9 @@ def line_chart(
         _, y = place(first, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="axis end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick:g}</text>')
+    counted = all(x == int(x) for x in xs)  # epochs, of which there is no half and none before the first
     for tick in ticks(first, last, 6):
-        if tick == int(tick):
+        if not counted or (tick == int(tick) and tick >= min(xs)):
             x, _ = place(tick, low)
             parts.append(f'<text class="axis mid" x="{x:.1f}" y="{HEIGHT - 8}">{tick:g}</text>')
     for line in drawn:

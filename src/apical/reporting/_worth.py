@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from math import exp
 
@@ -44,16 +45,32 @@ def _moves(run: RunRecord) -> str:
     for i, record in enumerate(run.history):
         is_ = set(record.get("skipped") or ())
         worth = {**(last.get("blocks_left") or {}), **(record.get("blocks_left") or {})}
-        stayed = [values[i - 1 : i + 1] for values in widths.values() if i and values[i - 1] and values[i]]
-        units = " → ".join(f"{sum(column):,}" for column in zip(*stayed, strict=True))
-        rows += [(i + 1, name, "left", _factor(worth.get(name)), units) for name in sorted(is_ - was)]
-        rows += [(i + 1, name, "came back", "", units) for name in sorted(was - is_)]
+        stayed = {
+            name: (values[i - 1], values[i]) for name, values in widths.items() if i and values[i - 1] and values[i]
+        }
+        units = " → ".join(f"{sum(column):,}" for column in zip(*stayed.values(), strict=True))
+        most = _most_changed(stayed)
+        rows += [(i + 1, name, "left", _factor(worth.get(name)), units, most) for name in sorted(is_ - was)]
+        rows += [(i + 1, name, "came back", "", units, most) for name in sorted(was - is_)]
         was, last = is_, record
     if not rows:
         return ""
-    head = ("epoch", "block", "change", "worth then", "units elsewhere")
-    said = "What a block cost is free for the widths when it leaves, so that many of them may jump in that epoch:"
+    head = ("epoch", "block", "change", "worth then", "units elsewhere", "most changed")
+    said = (
+        "In every epoch the network costs what is scheduled. So what a block cost is free for the widths when it "
+        "leaves, and is taken from them when it comes back; where many are whole and cannot grow, the others change "
+        "all the more:"
+    )
     return f"<p>{said}</p>{table(head, rows, 'when blocks left and came back')}"
+
+
+def _most_changed(widths: Mapping[str, tuple[int, int]]) -> str:
+    """The group whose width changed by the largest factor, of those with (before, after)."""
+    if not widths:
+        return ""
+    name = max(widths, key=lambda group: max(widths[group]) / min(widths[group]))
+    before, after = widths[name]
+    return f"{name}: {before:,} → {after:,}" if before != after else ""
 
 
 def _fate(run: RunRecord, name: str, skipped: set[str]) -> str:

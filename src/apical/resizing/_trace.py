@@ -23,6 +23,7 @@ from apical.structure import (
     describe,
     fill_gates_,
     propose,
+    quiet_rng,
     without_absent,
     without_cache_,
 )
@@ -90,6 +91,7 @@ def trace(
     if isinstance(state_outputs, (int, str)):
         state_outputs = (state_outputs,)
     _check_devices(model, (call.args, call.kwargs))
+    call.check_values()
     twin, states = analysis_copy(model), tuple(state_outputs)
     rows = fill_gates_(twin) if groups is None else {}
     found = _confirmed(twin, call, states, groups, streams)
@@ -97,6 +99,7 @@ def trace(
     if structure is None:  # such a layer is frozen, and then its gates cannot be told from its size
         structure = _confirmed(analysis_copy(model), call, states, groups, streams)
     if not structure.groups and not structure.blocks:
+        _refuse_lost_outputs(analysis_copy(model), call)  # the twin holds its weights in float64 by now
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")
     return structure
 
@@ -113,6 +116,20 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
         structure = replace(structure, notes=(*structure.notes, "traced with config.use_cache=False"))
     bed, quick = testbeds(twin, Example(call.args, call.kwargs, states))
     return follow(structure, confirm(structure, bed, quick), bed, quick)
+
+
+def _refuse_lost_outputs(twin: nn.Module, call: Call) -> None:
+    """Say that outputs are not numbers, where that is why nothing could be compared."""
+    with torch.no_grad(), quiet_rng():
+        outputs = torch.utils._pytree.tree_leaves(call.map(Tensor.clone).run(twin))
+    if any(isinstance(o, Tensor) and o.is_floating_point() and bool(o.isnan().any()) for o in outputs):
+        weights = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+        lost = [name for name, w in weights.items() if w.is_floating_point() and not bool(w.isfinite().all())]
+        cause = f"{', '.join(lost[:3])} of the model is not finite" if lost else "its inputs are too large or infinite"
+        raise TraceError(
+            f"the outputs of {type(twin).__name__} on the example inputs are not numbers (NaN), so that nothing can be "
+            f"compared: {cause}. Pass an ordinary batch and finite weights."
+        )
 
 
 def _reasons(structure: Structure) -> str:

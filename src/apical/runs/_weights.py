@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from apical._reading import regular
+from apical._reading import read_text, regular
 from apical.errors import ConfigError
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
@@ -45,7 +46,8 @@ def load_initial_weights_(model: nn.Module, path: str | Path, num_classes: int |
         ...     load_initial_weights_(nn.Linear(4, 3), f"{folder}/seven.pt", num_classes=3)
         ['bias and weight keep their initialisation: the file has 7 outputs, the model 3']
     """
-    values = read_weights(Path(path))
+    path = Path(path)
+    values = read_weights(path)
     own = model.state_dict()
     notes: list[str] = []
     if not set(values) & set(own) and isinstance(backbone := getattr(model, "backbone", None), nn.Module):
@@ -66,6 +68,7 @@ def load_initial_weights_(model: nn.Module, path: str | Path, num_classes: int |
         if name in own and name not in heads and value.shape != own[name].shape
     ]
     if problems:
+        _refuse_other_run(path, type(model).__name__)
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ConfigError(
             f"model.initial_weights: {path} does not fit {type(model).__name__}: {'; '.join(problems[:_SHOWN])}{more}. "
@@ -78,6 +81,28 @@ def load_initial_weights_(model: nn.Module, path: str | Path, num_classes: int |
         )
     model.load_state_dict({**own, **{name: value for name, value in values.items() if name not in heads}})
     return notes
+
+
+def _refuse_other_run(path: Path, model: str) -> None:
+    """Say so in a sentence if what does not fit is the network of a run that trained another one.
+
+    Raises:
+        ConfigError: the folder, or the file's, is that of a run.
+    """
+    folder = path if path.is_dir() else path.parent
+    try:
+        content = json.loads(read_text(folder / "config.json"))
+        recipe, method, name = content["recipe"], content["method"], content["model"]["name"]
+        options = [f"{option}={value}" for option, value in content["model"]["options"].items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return  # not one of ours
+    smaller = "" if method == "dense" else f", by method {method}, which made the network smaller than it was built"
+    built = ", ".join([name, *options])
+    raise ConfigError(
+        f"model.initial_weights: {path} is a run of the recipe {recipe} (model {built}){smaller}; its weights do not "
+        f"fit this {model}. Expected the same full-size model: a file of its weights, or the folder of a run of this "
+        "recipe with --method dense."
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

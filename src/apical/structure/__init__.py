@@ -24,6 +24,8 @@ from apical.structure._types import (
     SkippableBlock,
     StateSlice,
     TensorSpec,
+    by_reason,
+    parts_in_words,
 )
 from apical.structure._values import ParamValue, Value
 from apical.structure._walk import Walk
@@ -56,6 +58,7 @@ __all__ = [
     "Value",
     "Walk",
     "analysis_copy",
+    "by_reason",
     "check_runs",
     "describe",
     "fill_gates_",
@@ -63,6 +66,7 @@ __all__ = [
     "lies_in",
     "module_refresh",
     "own",
+    "parts_in_words",
     "propose",
     "quiet",
     "quiet_rng",

@@ -50,10 +50,35 @@ class Call:
             return Call(tuple(example_inputs), more)
         if isinstance(example_inputs, Mapping) and all(isinstance(name, str) for name in example_inputs):
             return Call((), {**example_inputs, **more})
+        advice = "; pass torch.from_numpy(…)" if type(example_inputs).__module__ == "numpy" else ""
         raise TraceError(
             "example_inputs must be a tensor or a tuple of the model's arguments, or a dict of its keyword arguments, "
-            f"got {type(example_inputs).__name__}"
+            f"got {type(example_inputs).__name__}{advice}"
         )
+
+    def check_values(self) -> None:
+        """Refuse tensors with which nothing can be compared: empty batches, and values that are not numbers.
+
+        Infinite values pass, since masks of attention hold them; so do empty tensors beside others, such as a cache.
+
+        Raises:
+            TraceError: naming the argument.
+        """
+        leaves = pytree.tree_flatten_with_path((self.args, dict(self.kwargs)))[0]
+        tensors = [(path, value) for path, value in leaves if isinstance(value, Tensor)]
+        for path, value in tensors:
+            shape = tuple(value.shape)
+            if not value.numel() and (shape[0] == 0 or all(not other.numel() for _, other in tensors)):
+                raise TraceError(
+                    f"{_where(path)} has no element, its shape is {shape}: nothing can be compared on it. Pass one "
+                    "ordinary batch, of one example or more."
+                )
+            if value.is_floating_point() and value.device.type != "meta" and bool(value.isnan().any()):
+                raise TraceError(
+                    f"{_where(path)} holds {int(value.isnan().sum())} values that are not numbers (NaN), of "
+                    f"{value.numel()}: outputs cannot be compared on it. Pass an ordinary batch, or "
+                    f"torch.randn{shape}."
+                )
 
     def tensors(self) -> list[Tensor]:
         """All tensors in the arguments, in their order."""
@@ -73,6 +98,11 @@ class Call:
     def run(self, model: Callable[..., Any]) -> Any:
         """What the model returns."""
         return model(*self.args, **self.kwargs)
+
+
+def _where(path: Sequence[Any]) -> str:
+    """The argument in which a tensor lies: ``example_inputs[0]``, ``example_inputs['mask']``."""
+    return f"example_inputs{pytree.keystr(tuple(path[1:]))}"
 
 
 ExampleInputs: TypeAlias = "Tensor | Sequence[Any] | Mapping[str, Any] | Call"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,23 @@ def check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     except Exception as problem:
         raise TraceError(
             f"the model does not run on the example inputs ({_describe(args, kwargs)}): {type(problem).__name__}: "
-            f"{problem}. Pass the inputs of one ordinary call, on the model's device and with its dtype."
+            f"{problem}. {_advice(model, args, kwargs)}"
         ) from problem
+
+
+def _advice(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What to pass instead of inputs on which the model does not run."""
+    leaves = torch.utils._pytree.tree_leaves((args, dict(kwargs)))
+    if args and not kwargs and all(type(a) is int for a in args):
+        return f"If this is the shape of the only input, pass torch.zeros({', '.join(map(str, args))})."
+    shapes = ", ".join(str((1, *v.shape)) for v in leaves if isinstance(v, Tensor) and v.dim())
+    args, kwargs = torch.utils._pytree.tree_map(
+        lambda v: v.unsqueeze(0) if isinstance(v, Tensor) and v.dim() else v, own((args, dict(kwargs)))
+    )
+    with suppress(Exception), quiet_rng(), torch.no_grad():
+        model(*args, **kwargs)
+        return f"They lack the batch dimension: the model runs on {shapes}. Pass a batch, such as x.unsqueeze(0)."
+    return "Pass the inputs of one ordinary call, on the model's device and with its dtype."
 
 
 def _describe(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeVar
 
+from apical._shares import in_per_cent
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._returned import Returned
 from apical.structure._table import Table, as_html, as_text
@@ -23,6 +24,8 @@ from apical.structure._types import (
     SkippableBlock,
     StateSlice,
     TensorSpec,
+    by_reason,
+    parts_in_words,
 )
 
 Number = TypeVar("Number", int, float)
@@ -280,7 +283,7 @@ def _headline(structure: Structure) -> str:
     least = structure.macs({g.name: 1 for g in structure.groups}, [b.name for b in structure.blocks])
     return (
         f"{len(structure.groups)} channel groups, {len(structure.blocks)} skippable blocks; "
-        f"{macs:,} MACs, {params:,} parameters; down to {least:,} MACs ({_percent(least, macs)})"
+        f"{macs:,} MACs, {params:,} parameters; down to {least:,} MACs ({in_per_cent(least, macs)})"
     )
 
 
@@ -291,24 +294,24 @@ def _tables(structure: Structure) -> list[Table]:
             g.name,
             g.role if g.exact else f"{g.role} (not exact)",
             str(g.size),
-            _percent(macs - structure.macs({g.name: 1}), macs),
+            in_per_cent(macs - structure.macs({g.name: 1}), macs),
             _sites(g.gate_site),
         )
         for g in structure.groups[:MAX_ROWS]
     ]
     blocks = [
-        (b.name, _percent(macs - structure.macs(skip=[b.name]), macs), ", ".join(b.gate_site)) for b in structure.blocks
+        (b.name, in_per_cent(macs - structure.macs(skip=[b.name]), macs), ", ".join(b.gate_site))
+        for b in structure.blocks
     ]
-    frozen = [(f.name, str(f.size), f.reason) for f in structure.frozen]
+    frozen = [
+        (parts_in_words(parts), ", ".join(dict.fromkeys(str(part.size) for part in parts)), reason)
+        for reason, parts in by_reason(structure.frozen).items()
+    ]
     return [
         Table("groups", ("group", "role", "size", "MACs", "gate site"), groups, len(structure.groups)),
         Table("blocks", ("block", "MACs", "gate site"), blocks, len(blocks)),
-        Table("frozen", ("frozen", "size", "why"), frozen, len(frozen)),
+        Table(f"reasons, of {len(structure.frozen)} frozen parts", ("frozen", "size", "why"), frozen, len(frozen)),
     ]
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def _sites(slices: Sequence[ParamSlice]) -> str:

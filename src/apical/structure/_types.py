@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -133,6 +133,31 @@ class Frozen:
     name: str
     size: int
     reason: str
+
+
+def by_reason(frozen: Iterable[Frozen]) -> dict[str, list[Frozen]]:
+    """The parts that each reason freezes, in their order.
+
+    Example:
+        >>> found = by_reason([Frozen("a", 4, "is read"), Frozen("b", 2, "is fixed"), Frozen("c", 8, "is read")])
+        >>> {reason: [part.name for part in parts] for reason, parts in found.items()}
+        {'is read': ['a', 'c'], 'is fixed': ['b']}
+    """
+    found: dict[str, list[Frozen]] = {}
+    for part in frozen:
+        found.setdefault(part.reason, []).append(part)
+    return found
+
+
+def parts_in_words(parts: Sequence[Frozen], most: int = 3) -> str:
+    """Frozen parts in a line: one by its name, several by their number and the first names.
+
+    Example:
+        >>> parts_in_words([Frozen("fc", 10, "")]), parts_in_words([Frozen(name, 10, "") for name in "abcd"])
+        ('fc', '4 parts: a, b, c …')
+    """
+    names = ", ".join(part.name for part in parts[:most])
+    return names if len(parts) == 1 else f"{len(parts)} parts: {names}{' …' if len(parts) > most else ''}"
 
 
 @dataclass(frozen=True)

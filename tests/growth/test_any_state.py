@@ -1,0 +1,68 @@
+"""Any change of a Grower's state: the project's own error, or a Grower that goes on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from apical.errors import ApicalError
+from apical.growth import ScsConfig
+from changed_tree import CHANGES, change
+from growth.cases import adamw, built, grown, step
+from marks import quick
+
+EPOCHS = 5
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "widths": ("mlp", {}),
+    "blocks": ("residual", {}),
+    "gates": ("gates", {}),
+    "bits": ("mlp", {"budget": "50% macs, 20% size"}),
+    "scores": ("plain", {"config": ScsConfig()}),
+}
+
+
+def trained(kind: str, epochs: int) -> tuple[Any, Any, Any]:
+    name, options = KINDS[kind]
+    model = built(name)
+    optimizer = adamw(model)
+    grower = grown(name, model, optimizer, **{"epochs": EPOCHS, **options})
+    for epoch in range(epochs):
+        train_epoch(kind, model, optimizer, grower, epoch)
+    return model, optimizer, grower
+
+
+def train_epoch(kind: str, model: Any, optimizer: Any, grower: Any, epoch: int) -> None:
+    step(model, optimizer, KINDS[kind][0], epoch)
+    grower.end_epoch()
+
+
+@pytest.fixture(scope="module")
+def saved() -> dict[str, Any]:
+    """The state of each kind after two epochs."""
+    return {kind: trained(kind, 2)[2].state_dict() for kind in KINDS}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", quick(KINDS, ["blocks", "bits"]))
+@settings(phases=[Phase.explicit, Phase.generate])
+@given(changes=st.lists(CHANGES, min_size=1, max_size=2))
+def test_any_change_of_the_state(saved: dict[str, Any], kind: str, changes: list[tuple[int, str, Any]]) -> None:
+    state = copy.deepcopy(saved[kind])
+    for one in changes:
+        change(state, *one)
+    model, optimizer, grower = trained(kind, 0)
+    try:
+        grower.load_state_dict(state)
+    except ApicalError:
+        return
+    with torch.random.fork_rng():
+        for epoch in range(2, EPOCHS):
+            try:
+                train_epoch(kind, model, optimizer, grower, epoch)
+            except ApicalError:
+                return
