@@ -138,6 +138,23 @@ def test_a_constant_gate_is_what_its_bias_says_and_its_bias_is_trained() -> None
 
 
 @both
+def test_filled_gates_are_rows_of_zeros_and_change_nothing(kind: str) -> None:
+    rows = [0, 3, 6, 7, 8, 12, 14]
+    theirs, ours = without_rows(kind, rows)
+    x = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    before = [result.detach() for result in flat(ours(x))]
+    assert ours.fill_gates_().tolist() == rows
+    assert set(ours.gate_counts().values()) == {HIDDEN}
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(getattr(ours, name), parameter), name
+    for a, b in zip(before, flat(ours(x)), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+    weight = ours.weight_ih_l0
+    ours.fill_gates_()
+    assert ours.weight_ih_l0 is weight, "a whole layer is left as it is"
+
+
+@both
 def test_mixed_precision_runs_with_some_gates(kind: str) -> None:
     _, ours = without_rows(kind, [0, 6, 12])
     with torch.autocast("cpu", torch.bfloat16):
@@ -151,13 +168,49 @@ def test_layers_say_which_gates_they_have() -> None:
     assert repr(layer) == "GatedLSTM(3, 5, gates i=3, f=1, g=0, o=1)"
 
 
-def test_packed_sequences_are_refused_once_a_gate_is_gone() -> None:
-    theirs, ours = pair("lstm")
-    packed = nn.utils.rnn.pack_sequence([torch.randn(4, INPUTS).double(), torch.randn(2, INPUTS).double()])
-    assert torch.equal(ours(packed)[0].data, theirs(packed)[0].data)
-    _, some = without_rows("lstm", [0, 1])
-    with pytest.raises(TypeError, match="2 of 20 gates got a PackedSequence, expected a padded tensor"):
-        some(packed)
+@both
+@pytest.mark.parametrize("lengths", [(4, 7, 2, 4), (7, 4, 4, 1), (5, 5), (3,)])
+@pytest.mark.parametrize("stated", [False, True])
+def test_packed_sequences_are_those_of_torch_with_and_without_gates(
+    kind: str, lengths: tuple[int, ...], stated: bool
+) -> None:
+    """Outputs, states and all gradients; lengths in any order, several sequences of one length."""
+    for theirs, ours in (pair(kind), without_rows(kind, [0, 3, 6, 7, 8, 12, 14])):
+        x = nn.utils.rnn.pad_sequence([torch.randn(n, INPUTS, dtype=torch.float64) for n in lengths])
+        state = state_of(kind, 1, len(lengths), HIDDEN) if stated else None
+        found: list[list[Tensor]] = []
+        for layer in (theirs, ours):
+            given = x.clone().requires_grad_()
+            first = torch.utils._pytree.tree_map(lambda s: s.clone().requires_grad_(), state) if stated else None
+            packed = nn.utils.rnn.pack_padded_sequence(given, torch.tensor(lengths), enforce_sorted=False)
+            outputs, last = layer(packed, first)
+            padded, got = nn.utils.rnn.pad_packed_sequence(outputs)
+            assert tuple(got.tolist()) == lengths
+            results = [padded, *flat(last)]
+            leaves = [given, *flat(first if stated else ()), *(p for n, p in layer.named_parameters() if "bias" in n)]
+            found.append([*results, *torch.autograd.grad(sum(r.sin().sum() for r in results), leaves)])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
+
+
+@both
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("shape", [(1, BATCH + 1, HIDDEN), (1, 1, HIDDEN)])
+def test_states_of_another_batch_are_refused_in_torchs_words(kind: str, packed: bool, shape: tuple[int, ...]) -> None:
+    _, layer = without_rows(kind, [0, 3, 6])
+    x: Any = torch.randn(STEPS, BATCH, INPUTS, dtype=torch.float64)
+    given = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 4])) if packed else x
+    with pytest.raises(RuntimeError, match=r"Expected hidden.* size \(1, 2, 5\), got \[1, "):
+        layer(given, state_of(kind, *shape))
+
+
+@both
+def test_packed_sequences_that_are_sorted_need_no_order(kind: str) -> None:
+    theirs, ours = without_rows(kind, [0, 3, 6, 7, 8, 12, 14])
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, INPUTS, dtype=torch.float64) for n in (4, 2, 2)])
+    assert packed.sorted_indices is None
+    for a, b in zip(flat(theirs(packed)), flat(ours(packed)), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-12, atol=1e-12)
 
 
 def test_split_gates_changes_layers_in_place_and_names_them() -> None:
@@ -174,6 +227,12 @@ def test_layers_that_cannot_be_split_are_named_and_nothing_changes() -> None:
     with pytest.raises(ConfigError, match=r"b has num_layers=2, bidirectional=True.*a module of its own"):
         split_gates_(model)
     assert type(model["a"]) is nn.LSTM
+
+
+@both
+def test_torchs_third_argument_is_not_taken_for_another(kind: str) -> None:
+    with pytest.raises(TypeError, match="positional arguments"):
+        KINDS[kind][1](INPUTS, HIDDEN, 2)
 
 
 @both

@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import apical
 from apical.errors import ResizeError
 from apical.export import export_onnx, export_pt2
-from apical.models import LSTMLanguageModel
+from apical.models import LSTMLanguageModel, split_gates_
 from apical.resizing._gates import zero_gates_
 from apical.structure import ChannelGroup, Structure
+from apical.structure._absent_gates import without_absent
 from apical.structure._without import without
 from marks import quick
 
@@ -41,17 +42,28 @@ def traced(request: pytest.FixtureRequest) -> tuple[str, Structure]:
 def some_of(structure: Structure, seed: int) -> dict[str, list[int]]:
     """Any units of every group, some of the present and of the absent units' gates."""
     draw = random.Random(seed)
-    keep = {g.name: sorted(draw.sample(range(g.size), draw.randint(1, g.size))) for g in structure.groups}
+    keep = {g.name: sorted(draw.sample(range(g.size), draw.randint(min(2, g.size), g.size))) for g in structure.groups}
     for group in structure.groups:
         if group.needs is not None:
             keep[group.name] = sorted({*keep[group.name], draw.choice(keep[group.needs.group])})
     return keep
 
 
+def some_of_needed(structure: Structure, seed: int) -> dict[str, list[int]]:
+    """Any units of every group, and with each choice of gates a unit that one of them needs."""
+    draw = random.Random(seed)
+    keep = {g.name: sorted(draw.sample(range(g.size), draw.randint(min(2, g.size), g.size))) for g in structure.groups}
+    for group in structure.groups:
+        if group.needs is not None:
+            needed = group.needs.units[draw.choice(keep[group.name])]
+            keep[group.needs.group] = sorted({*keep[group.needs.group], needed})
+    return keep
+
+
 def nested(structure: Structure, keep: dict[str, list[int]]) -> dict[str, list[int]]:
     """The slow way to say what stays: a gate needs its hidden unit."""
-    names = [group.name for group in structure.groups]
-    return {name: [u for u in keep[name] if u in keep[name.partition(":")[0]]] for name in names}
+    needed = {g.name: g.needs.units if g.needs else range(g.size) for g in structure.groups}
+    return {name: [u for u in keep[name] if units[u] in keep[name.partition(":")[0]]] for name, units in needed.items()}
 
 
 def outputs(model: nn.Module) -> Tensor:
@@ -162,6 +174,55 @@ def test_a_layer_whose_gates_are_refuted_keeps_its_units(traced: tuple[str, Stru
     assert free.group(name).needs is None
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_network_without_some_gates_is_traced_anew(traced: tuple[str, Structure], seed: int) -> None:
+    """Its structure has what is there, and all that a structure is for holds for it."""
+    kind, first = traced
+    model, keep = built(kind), nested(first, some_of(first, seed))
+    apical.resize_(model, first, keep)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    structure = apical.trace(model, TOKENS)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), "traced on a copy"
+    assert {g.name: g.size for g in structure.groups} == {name: len(kept) for name, kept in keep.items()}
+    assert structure.macs() == first.macs(keep)
+    assert {n: spec.shape for n, spec in structure.tensors.items()} == {n: tuple(t.shape) for n, t in before.items()}
+    chosen = nested(structure, some_of_needed(structure, seed + 10))
+    masked, store = copy.deepcopy(model), apical.DormantStore()
+    zero_gates_(masked, structure, chosen)
+    apical.resize_(model, structure, chosen, store=store)
+    torch.testing.assert_close(outputs(model), outputs(masked), rtol=1e-10, atol=1e-12)
+    assert structure.num_params(chosen) == sum(p.numel() for p in model.parameters())
+    apical.resize_(model, structure, {g.name: range(g.size) for g in structure.groups}, store=store)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_kind_of_gate_that_no_unit_has_is_no_group(traced: tuple[str, Structure]) -> None:
+    kind, _ = traced
+    model: Any = built(kind)
+    layer, last = model.layers[0], len(KINDS[kind]) - 1
+    there = layer.row_gates != last
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        setattr(layer, name, nn.Parameter(getattr(layer, name).detach()[there]))
+    layer.row_units, layer.row_gates = layer.row_units[there], layer.row_gates[there]
+    structure = apical.trace(model, TOKENS)
+    names = [g.name for g in structure.groups if g.name.startswith("layers.0")]
+    assert names == ["layers.0", *(f"layers.0:{gate}" for gate in KINDS[kind][:last])]
+    apical.resize_(model, structure, {"layers.0": [0, 2], "layers.1": [1, 2, 3]})
+    assert structure.num_params({"layers.0": 2, "layers.1": 3}) == sum(p.numel() for p in model.parameters())
+    assert outputs(model).isfinite().all()
+
+
+def test_rows_that_are_gone_from_a_frozen_gate_are_not_guessed(traced: tuple[str, Structure]) -> None:
+    kind, structure = traced
+    there = {row: row for row in range(UNITS[0] * len(KINDS[kind]) - 1)}  # all but the last gate's last
+    rows = {f"layers.0.{name}": there for name in ("weight_ih_l0", "weight_hh_l0", "row_units", "row_gates")}
+    name = f"layers.0:{KINDS[kind][-1]}"
+    found = without_absent(structure, rows)
+    assert found is not None
+    assert found.group(name).size == UNITS[0] - 1
+    assert without_absent(without(structure, {(ChannelGroup, name): "why"}), rows) is None
+
+
 @both
 def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     model = built(kind)
@@ -192,3 +253,31 @@ def test_a_state_follows_the_hidden_units(traced: tuple[str, Structure]) -> None
     moved = apical.resize_state(state, structure, {}, keep)
     assert model(TOKENS, moved)[0].shape == (7, 2, VOCABULARY)
     assert moved[0][0].shape[-1] == len(keep["layers.0"])
+
+
+class Packing(nn.Module):
+    """The state after the last step; of texts with lengths, that after each one's own last step."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(EMBEDDING, 6) if kind == "lstm" else nn.GRU(EMBEDDING, 6)
+        self.head = nn.Linear(6, 3)
+        split_gates_(self)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        given = x if lengths is None else nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+        states = self.rnn(given)[1]
+        logits: Tensor = self.head((states[0] if isinstance(states, tuple) else states)[0])
+        return logits
+
+
+@both
+def test_a_model_that_packs_is_traced_without_lengths(kind: str) -> None:
+    torch.manual_seed(0)
+    model, lengths = Packing(kind).double(), [4, 7, 2]
+    x = torch.randn(7, 3, EMBEDDING, dtype=torch.float64)
+    structure = apical.trace(model, x)
+    apical.resize_(model, structure, some_of(structure, 6))
+    with torch.no_grad():
+        alone = torch.cat([model(x[:n, k : k + 1]) for k, n in enumerate(lengths)])
+        torch.testing.assert_close(model(x, torch.tensor(lengths)), alone, rtol=1e-12, atol=1e-12)

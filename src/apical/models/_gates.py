@@ -27,6 +27,7 @@ class _Gated:
         self,
         input_size: int,
         hidden_size: int,
+        *,  # torch's third is num_layers
         bias: bool = True,
         batch_first: bool = False,
         device: Any = None,
@@ -36,7 +37,7 @@ class _Gated:
         _number_rows_(self)
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name that torch gives it)
-        """Outputs and state as torch's layer gives them; packed sequences only while all gates are there."""
+        """Outputs and state as torch's layer gives them, for padded and for packed sequences."""
         return super().forward(input, hx) if _is_whole(self) else _run(self, input, hx)  # type: ignore[misc]
 
     def flatten_parameters(self) -> None:
@@ -47,6 +48,30 @@ class _Gated:
     def gate_counts(self) -> dict[str, int]:
         """How many hidden units have each gate; of the others it is constant."""
         return {name: int((self.row_gates == k).sum()) for k, name in enumerate(self.gates)}
+
+    def fill_gates_(self) -> Tensor:
+        """Rows of zeros for the gates that have left, in place: the layer computes the same, and has all its rows.
+
+        `apical.trace` does so on a copy, since it follows the layer as one operation; for the layer itself it brings
+        back torch's own kernels. Where rows are missing, the weights become new parameters: call it before an optimizer
+        is made.
+
+        Returns:
+            Places of the rows that were there  # (rows,) int64
+
+        Example:
+            >>> GatedGRU(1, 2).fill_gates_()
+            tensor([0, 1, 2, 3, 4, 5])
+        """
+        place = _place(self)
+        if not _is_whole(self):
+            for name in ("weight_ih_l0", "weight_hh_l0"):
+                weight = getattr(self, name)
+                whole = weight.detach().new_zeros(len(self.gates) * len(self.units), weight.shape[1])
+                whole.index_copy_(0, place, weight.detach())
+                setattr(self, name, nn.Parameter(whole, weight.requires_grad))
+            self.row_units, self.row_gates = _rows(self.units, len(self.gates))
+        return place
 
     def extra_repr(self) -> str:
         """The sizes, and the gates if some are missing."""
@@ -167,11 +192,16 @@ def _unlike(module: Any) -> str:
 
 def _number_rows_(layer: Any) -> None:
     """Say of each hidden unit and of each row which one it is, in buffers that are resized with them."""
-    gates = len(layer.gates)
     numbers = torch.arange(layer.hidden_size, device=layer.weight_ih_l0.device)
+    row_units, row_gates = _rows(numbers, len(layer.gates))
     layer.register_buffer("units", numbers)
-    layer.register_buffer("row_units", numbers.repeat(gates))
-    layer.register_buffer("row_gates", torch.arange(gates, device=numbers.device).repeat_interleave(len(numbers)))
+    layer.register_buffer("row_units", row_units)
+    layer.register_buffer("row_gates", row_gates)
+
+
+def _rows(units: Tensor, gates: int) -> tuple[Tensor, Tensor]:
+    """Unit and gate of each row of a whole layer  # (gates · units,) each"""
+    return units.repeat(gates), torch.arange(gates, device=units.device).repeat_interleave(len(units))
 
 
 def _is_whole(layer: Any) -> bool:
@@ -181,12 +211,10 @@ def _is_whole(layer: Any) -> bool:
 def _run(layer: Any, x: Any, given: Any) -> Any:
     """The layer without some of its rows: arguments and results laid out as torch's own layers have them."""
     if isinstance(x, PackedSequence):
-        some = f"{layer.weight_ih_l0.shape[0]} of {len(layer.gates) * layer.hidden_size} gates"
-        raise TypeError(
-            f"{type(layer).__name__} with {some} got a PackedSequence, expected a padded tensor: fused kernels take "
-            "packed ones, and need all gates"
-        )
+        return _run_packed(layer, x, given)
     batched, last = x.dim() == 3, x.dim() == 3 and layer.batch_first
+    if batched and given is not None:
+        layer.check_forward_args(x, given, None)  # torch's own check
     x = x.transpose(0, 1) if last else x if batched else x.unsqueeze(1)  # (T, B, inputs)
     count = 2 if len(layer.gates) == 4 else 1
     if given is None:
@@ -194,12 +222,43 @@ def _run(layer: Any, x: Any, given: Any) -> Any:
     else:
         several = given if count == 2 else (given,)
         states = tuple(s.squeeze(0) if batched else s for s in several)  # (B, hidden), or (1, hidden) without a batch
-    # Where each row lies among all gates: at gate · hidden_size + the place of its unit.
-    place = layer.row_gates * layer.hidden_size + (layer.units < layer.row_units.unsqueeze(1)).sum(1)  # (rows,)
-    outputs, states = (_lstm if count == 2 else _gru)(layer, x, states, place)
+    outputs, states = (_lstm if count == 2 else _gru)(layer, x, states, _place(layer))
     outputs = outputs.transpose(0, 1) if last else outputs if batched else outputs.squeeze(1)
     states = tuple(s.unsqueeze(0) if batched else s for s in states)
     return outputs, states if count == 2 else states[0]
+
+
+def _run_packed(layer: Any, x: PackedSequence, given: Any) -> tuple[PackedSequence, Any]:
+    """The same for sequences of different lengths, in parts: runs of steps that equally many sequences reach.
+
+    Packed sequences are in the order of their lengths, the longest first, and lie step by step; so those that end
+    before a part begins are the last of the batch, and nothing is computed beyond a sequence's end.
+    """
+    batches, steps = (counts.tolist() for counts in x.batch_sizes.unique_consecutive(return_counts=True))
+    parts = x.data.split([n * b for n, b in zip(steps, batches, strict=True)])  # (n · b, inputs) each
+    count = 2 if len(layer.gates) == 4 else 1
+    if given is None:
+        states = (x.data.new_zeros(batches[0], layer.hidden_size),) * count
+    else:
+        layer.check_forward_args(x.data, given, x.batch_sizes)
+        given = layer.permute_hidden(given, x.sorted_indices)
+        states = tuple(s.squeeze(0) for s in (given if count == 2 else (given,)))  # (B, hidden)
+    place, step = _place(layer), _lstm if count == 2 else _gru
+    outputs, ended = [], []
+    for batch, part in zip(batches, parts, strict=True):
+        ended.append([s[batch:] for s in states])
+        found, states = step(layer, part.unflatten(0, (-1, batch)), tuple(s[:batch] for s in states), place)
+        outputs.append(found.flatten(0, 1))
+    ended.append(list(states))
+    last = tuple(torch.cat(s).unsqueeze(0) for s in zip(*reversed(ended), strict=True))  # (1, B, hidden) each
+    packed = PackedSequence(torch.cat(outputs), x.batch_sizes, x.sorted_indices, x.unsorted_indices)
+    return packed, layer.permute_hidden(last if count == 2 else last[0], x.unsorted_indices)
+
+
+def _place(layer: Any) -> Tensor:
+    """Where each row lies among all gates: at gate · hidden_size + the place of its unit  # (rows,)"""
+    place: Tensor = layer.row_gates * layer.hidden_size + (layer.units < layer.row_units.unsqueeze(1)).sum(1)
+    return place
 
 
 def _lstm(layer: Any, x: Tensor, states: tuple[Tensor, ...], place: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

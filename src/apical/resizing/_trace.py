@@ -15,6 +15,7 @@ from apical.resizing._follow import follow
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._testbed import Example, testbeds
 from apical.structure import Call, ExampleInputs, HandGroups, Structure
+from apical.structure._absent_gates import fill_gates_, without_absent
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
 from apical.structure._quiet import quiet_rng
@@ -79,25 +80,34 @@ def trace(
     if streams not in ("keep", "resize"):
         raise TraceError(f"streams must be 'keep' or 'resize', got {streams!r}")
     call = Call.of(example_inputs, example_kwargs)
-    args, kwargs = call.args, call.kwargs
     state_outputs = getattr(model, "state_outputs", ()) if state_outputs is None else state_outputs
     if isinstance(state_outputs, (int, str)):
         state_outputs = (state_outputs,)
-    _check_devices(model, (args, kwargs))
+    _check_devices(model, (call.args, call.kwargs))
     call.check_values()
-    twin = analysis_copy(model)
-    changed = make_traceable_(twin)
-    if groups is None:
-        structure = propose(twin, args, kwargs, state_outputs, streams == "resize")
-    else:
-        structure = describe(twin, args, kwargs, groups)
-    structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
-    bed, quick = testbeds(twin, Example(args, kwargs, tuple(state_outputs)))
-    structure = follow(structure, confirm(structure, bed, quick), bed, quick)
+    twin, states = analysis_copy(model), tuple(state_outputs)
+    rows = fill_gates_(twin) if groups is None else {}
+    found = _confirmed(twin, call, states, groups, streams)
+    structure = without_absent(found, rows) if rows else found
+    if structure is None:  # such a layer is frozen, and then its gates cannot be told from its size
+        structure = _confirmed(analysis_copy(model), call, states, groups, streams)
     if not structure.groups and not structure.blocks:
         _refuse_lost_outputs(analysis_copy(model), call)  # the twin holds its weights in float64 by now
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")
     return structure
+
+
+def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], groups: HandGroups | None,
+               streams: str) -> Structure:  # fmt: skip
+    """What the graph of a copy, or a description by hand, proposes and the dry run confirms."""
+    changed = make_traceable_(twin)
+    if groups is None:
+        structure = propose(twin, call.args, call.kwargs, states, streams == "resize")
+    else:
+        structure = describe(twin, call.args, call.kwargs, groups)
+    structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
+    bed, quick = testbeds(twin, Example(call.args, call.kwargs, states))
+    return follow(structure, confirm(structure, bed, quick), bed, quick)
 
 
 def _refuse_lost_outputs(twin: nn.Module, call: Call) -> None:
