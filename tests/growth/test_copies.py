@@ -152,6 +152,20 @@ def test_an_average_made_later_and_not_added_is_named_before_the_first_change(
         grower.end_epoch()
 
 
+def test_another_network_that_lies_there_is_not_named(recwarn: pytest.WarningsRecorder) -> None:
+    """As the trained model that is compressed, which is kept to compare with."""
+    trained = built("residual")
+    train(trained, torch.optim.SGD(trained.parameters(), lr=0.1))
+    model = copy.deepcopy(trained)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    grower = grown("residual", model, optimizer, EPOCHS, seed_style="pretrained", seed_fraction=100.0)
+    assert grower.history == []
+    train(model, optimizer)
+    grower.end_epoch()
+    assert not [str(w.message) for w in recwarn.list]
+    assert next(trained.parameters()).shape == next(built("residual").parameters()).shape
+
+
 def test_copies_that_are_known_or_do_not_change_are_not_named(recwarn: pytest.WarningsRecorder) -> None:
     model = built("residual")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

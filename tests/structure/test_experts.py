@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.errors import TraceError
-from apical.structure import propose
+from apical.structure._analyse import propose
 from structure.contract import counted_macs, doubled, generic_, outputs, relative_error, zeroed
 from structure.expectations import members_of, reasons_of, traced
 from structure.nets import vectors

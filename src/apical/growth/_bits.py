@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from apical.budget import Budget
 from apical.errors import BudgetError, CheckpointError, ConfigError
+from apical.growth._components import checked
 from apical.growth._observer import StepWatch
 from apical.growth._options import check_options
 from apical.quantize import (
@@ -341,18 +342,21 @@ class BitGrowth:
         """Go on from there.
 
         Raises:
-            CheckpointError: it was saved with other options.
+            CheckpointError: it was saved with other options, or changed since.
         """
         if state is None or state["config"] != _plain(self.config):
             saved = "no bits" if state is None else state["config"]
             raise CheckpointError(f"the saved state grew bits with {saved}, this Grower with {_plain(self.config)}")
         for name in self._PLAIN:
-            setattr(self, name, state["plain"][name])
-        self._worth = state["worth"].cpu().numpy().copy()
-        self._squares = state["squares"].to("cpu", copy=True)
-        self._gates = {n: state["gates"][n].to(g.device, copy=True) for n, g in self._gates.items()}
+            value = state["plain"][name]
+            unknown = name == "_per_epoch" and value is None  # until an epoch is over, where the loop does not say
+            setattr(self, name, None if unknown else checked(False if name == "_settled" else 0, value, name))
+        self._worth = checked(torch.from_numpy(self._worth), state["worth"], "worth").double().cpu().numpy().copy()
+        self._squares = checked(self._squares, state["squares"], "squares").to("cpu", torch.float64, copy=True)
         for name, quantizer in self._bits.items():
             quantizer.load_state_dict(state["quantizers"][name])
+            gates = self._gates[name].new_empty(quantizer.planes)
+            self._gates[name] = checked(gates, state["gates"][name], "gates").to(gates, copy=True)
         self.quantized = {}
         if state["hard"]:
             self._harden()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakSet
 
 from torch import nn
@@ -98,41 +98,54 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
     return found
 
 
-def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], begun: bool) -> None:
+def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], written: Mapping[int, int] | None) -> dict[int, int]:
     """Warn of a moving average of the model that will not be resized with it: its next update would fail.
 
     Args:
         model: the model as it is now.
         resized: copies that are.
-        begun: whether training has begun. Before, a copy counts only in a wrapper that is called an average; after it,
-            any whose weights were written since they were copied.
+        written: what this returned when the Grower was made; None then. At first a copy counts only in a wrapper that
+            is called an average; later on any that was written since, as no other network that lies there is.
+
+    Returns:
+        How often the weights of each module of the model's class were written, by the module's id.
     """
     known = [*map(unaveraged, resized), *_SHRUNK]
-    if _copies(model, known, begun):
+    if _copies(model, known, written):
         gc.collect()  # tracing leaves copies in cycles, which nobody holds
-        if _copies(model, known, begun):
+        if _copies(model, known, written):
             warnings.warn(
                 f"there is a copy of this {type(model).__name__} that the Grower does not know. If it is a moving "
                 "average (EMA), its next update will fail, because the model changes its shapes and the copy does "
                 "not. Pass copies=[ema] to the Grower, or call grower.add_copy(ema) for one that was made later.",
-                stacklevel=CALLER,
+                stacklevel=CALLER if written is None else CALLER + 2,  # the latter from within a restructuring
             )
+    return {id(m): _times_written(m) for m in _alike(model)} if written is None else {}
 
 
-def _copies(model: nn.Module, known: Sequence[nn.Module], begun: bool) -> list[nn.Module]:
+def _copies(model: nn.Module, known: Sequence[nn.Module], written: Mapping[int, int] | None) -> list[nn.Module]:
     """What may be a moving average, of all objects of the process."""
     shapes, own, passed = _shapes(model), {id(p) for p in model.parameters()}, {id(m) for m in known}
-    # an object refers to its class; one that is being made has no contents yet
-    alike = [m for m in gc.get_referrers(type(model)) if type(m) is type(model) and "_modules" in vars(m)]
     # what shares weights with the model, as wrappers of it do, follows it
-    copies = [m for m in alike if id(m) not in passed and own.isdisjoint(map(id, m.parameters()))]
+    copies = [m for m in _alike(model) if id(m) not in passed and own.isdisjoint(map(id, m.parameters()))]
     copies = [m for m in copies if _shapes(m) == shapes]
-    if begun or not copies:
-        return [m for m in copies if all(p._version for p in m.parameters())]
+    if written is not None:
+        return [m for m in copies if _times_written(m) > written.get(id(m), 0)]
     modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
     averages = [m for m in modules if any(word in type(m).__name__.lower() for word in ("average", "ema"))]
     averaged = {id(child) for m in averages for child in m.children()}
     return [m for m in copies if id(m) in averaged]
+
+
+def _alike(model: nn.Module) -> list[nn.Module]:
+    """All modules of the model's class. An object refers to its class; one that is being made has no contents yet."""
+    return [m for m in gc.get_referrers(type(model)) if type(m) is type(model) and "_modules" in vars(m)]
+
+
+def _times_written(module: nn.Module) -> int:
+    """How often the parameters were written; 0 if one never was since it was made or copied."""
+    versions = [p._version for p in module.parameters()]
+    return sum(versions) if all(versions) else 0
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -152,6 +152,8 @@ class Grower:
         growing = GrowingModel(model, optimizers, copies, self.structure, shard)
         self._full_bytes = model_bytes(model)
         method = self._method_for(model, inputs, width_budget or Budget("100% macs"))
+        if self.divisor_choice is None:  # it was given
+            warn_of_idle_divisor((g.size for g in self.structure.groups), self.config.step)
         self._first = method.seed()
         self.history: list[EpochRecord] = []
         self.epoch, self._step = 0, 0
@@ -160,8 +162,8 @@ class Grower:
         untrained = growing.untrained()
         if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
-        warn_of_copies(model, growing.copies, begun=False)
-        self._restructuring = Restructuring(growing, method)
+        written = warn_of_copies(model, growing.copies, written=None)
+        self._restructuring = Restructuring(growing, method, written)
         self._restructuring.become(self._first)
         self._bits: BitGrowth | None = None
         self._start_bits()
@@ -174,8 +176,6 @@ class Grower:
     def _method_for(self, model: nn.Module, inputs: Any, widths: Budget) -> Method:
         """What chooses the networks. A budget that cannot be met is refused here, before anything changes."""
         self.config, self.divisor_choice = choose_divisor(model, self.structure, inputs, widths, self.config)
-        if self.divisor_choice is None:  # it was given
-            warn_of_idle_divisor((g.size for g in self.structure.groups), self.config.step)
         latency = table_for(model, self.structure, inputs, widths)
         terms = terms_of(model, self.structure, widths, self.config, latency)
         if self._bit_budget is not None:

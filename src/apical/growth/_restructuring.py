@@ -28,6 +28,7 @@ class Restructuring:
     Args:
         growing: the model with all that follows it.
         method: chooses.
+        written: what `warn_of_copies` said before training.
 
     Attributes:
         growing: as given.
@@ -37,10 +38,10 @@ class Restructuring:
 
     steps: StepWatch
 
-    def __init__(self, growing: GrowingModel, method: Method) -> None:
+    def __init__(self, growing: GrowingModel, method: Method, written: Mapping[int, int]) -> None:
         self.growing = growing
         self.method = method
-        self._begun = False
+        self._written: Mapping[int, int] | None = written  # None once training has begun
         # optimizers of which no step was seen
         self._unchecked: set[int] = set() if method.frozen else set(range(len(growing.optimizers)))
 
@@ -55,9 +56,9 @@ class Restructuring:
         """
         start = time.perf_counter()
         refuse_lost_weights(self.growing.model)
-        if not self._begun:
-            warn_of_copies(self.growing.model, self.growing.copies, begun=True)
-        self._begun = True
+        if self._written is not None:
+            warn_of_copies(self.growing.model, self.growing.copies, self._written)
+        self._written = None
         self.write_back()
         before = self.growing.selection
         changes = self.become(self.method.next(done, before))

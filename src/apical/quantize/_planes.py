@@ -13,11 +13,13 @@ Source: Xiao et al., CSQ: Growing Mixed-Precision Quantization Scheme with Bi-le
 
 from __future__ import annotations
 
-from math import tanh
+from math import inf, tanh
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from apical.errors import CheckpointError
 
 RANGE = 2.7  # standard deviations that the planes cover: near the best for 2 to 5 bits of a normal distribution
 START = 1.0  # |p| and |n| at the start
@@ -59,7 +61,11 @@ class Quantizer(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            CheckpointError: it does not fit this weight, or was changed.
+        """
         ...
 
 
@@ -188,8 +194,15 @@ class BitPlanes:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.latents = state["latents"].to(self.latents.device, copy=True)
-        self.scale, self._speed = state["scale"], state["speed"]
+        latents, own = state["latents"], self.latents
+        fits = (latents.dtype, latents.shape[:1], latents.shape[2:]) == (own.dtype, own.shape[:1], own.shape[2:])
+        if not fits or not 1 <= latents.shape[1] <= self.planes:
+            raise CheckpointError(
+                f"saved latents of {tuple(latents.shape)} {latents.dtype}, expected {tuple(own.shape)}"
+            )
+        self.latents = latents.to(own.device, copy=True)
+        self.scale = positive(state["scale"], "scale")
+        self._speed = positive(state["speed"], "speed")
 
 
 class Rounded:
@@ -239,8 +252,25 @@ class Rounded:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.weight = state["weight"].to(self.weight.device, copy=True)
-        self.scale, self._planes = state["scale"], state["planes"]
+        weight, planes = state["weight"], state["planes"]
+        if (weight.dtype, weight.shape) != (self.weight.dtype, self.weight.shape):
+            raise CheckpointError(f"a saved weight of {tuple(weight.shape)}, expected {tuple(self.weight.shape)}")
+        if not isinstance(planes, int) or not 1 <= planes <= self.planes:
+            raise CheckpointError(f"a saved weight of {planes!r} planes, expected 1 to {self.planes}")
+        self.weight = weight.to(self.weight.device, copy=True)
+        self.scale = positive(state["scale"], "scale")
+        self._planes = planes
+
+
+def positive(value: Any, name: str) -> float:
+    """A saved number, if it is finite and above zero.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if not isinstance(value, float) or not 0 < value < inf:
+        raise CheckpointError(f"the saved {name} is {value!r:.60}, expected a number above 0")
+    return value
 
 
 def _range(weight: Tensor) -> float:
