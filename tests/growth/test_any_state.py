@@ -10,7 +10,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from apical.errors import ApicalError
+from apical.errors import ApicalError, CheckpointError
 from apical.growth import ScsConfig
 from changed_tree import CHANGES, change
 from growth.cases import adamw, built, grown, step
@@ -66,3 +66,24 @@ def test_any_change_of_the_state(saved: dict[str, Any], kind: str, changes: list
                 train_epoch(kind, model, optimizer, grower, epoch)
             except ApicalError:
                 return
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("gates", "0.weight"), torch.ones(2, 2)),
+        (("quantizers", "0.weight", "latents"), torch.zeros(2, 5, 3, 3)),
+        (("quantizers", "0.weight", "scale"), -1.0),
+        (("plain", "_measured"), torch.zeros(2)),
+    ],
+)
+def test_saved_bits_that_were_changed_are_refused(saved: dict[str, Any], where: tuple[str, ...], value: Any) -> None:
+    state = copy.deepcopy(saved["bits"])
+    assert state["bits"] is not None
+    box = state["bits"]
+    for key in where[:-1]:
+        box = box[key]
+    assert where[-1] in box
+    box[where[-1]] = value
+    with pytest.raises(CheckpointError, match="saved"):
+        trained("bits", 0)[2].load_state_dict(state)

@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 
 from apical.errors import ApicalError, CheckpointError
 from apical.training._checkpoint import load_checkpoint
-from changed_tree import CHANGES, change
+from changed_tree import CHANGES, change, places
 from tiny_run import tiny_config, tiny_train
 
 
@@ -67,4 +67,20 @@ def test_no_more_epochs_than_the_run_has(stopped: Path, tmp_path: Path) -> None:
     payload["state"]["history"] *= 3
     torch.save(payload, path)
     with pytest.raises(CheckpointError, match=r"does not fit this run: .*6 records of 2 epochs"):
+        tiny_train(tmp_path / "run", tiny_config(ema_decay=0.5), resume=True)
+
+
+@pytest.mark.parametrize("value", [1e300, float("nan"), -1e39])
+def test_a_setting_that_no_step_can_compute_with(stopped: Path, tmp_path: Path, value: float) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+    path = tmp_path / "run" / "checkpoint.pt"
+    payload = torch.load(path, weights_only=True)
+    place = next(p for p in places(payload) if p[-1] == "weight_decay")
+    box = payload
+    for key in place[:-1]:
+        box = box[key]
+    box["weight_decay"] = value
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match="weight_decay of the optimizer's group 0"):
         tiny_train(tmp_path / "run", tiny_config(ema_decay=0.5), resume=True)

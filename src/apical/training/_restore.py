@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +34,9 @@ _NUMBERS = frozenset(
     ]
 )
 _NEEDED = ("epoch", "samples")
+
+
+LARGEST = torch.finfo(torch.float32).max  # a step cannot compute with a larger setting, or with one that is no number
 
 
 def load_weights_(model: nn.Module, state: Any, whose: str) -> None:
@@ -96,7 +98,7 @@ def _alike(value: Any, kind: type) -> bool:
     if kind is tuple:  # betas
         return isinstance(value, (tuple, list)) and len(value) == 2 and all(_alike(item, float) for item in value)
     if kind in (int, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
     return isinstance(value, kind)
 
 
