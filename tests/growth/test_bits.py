@@ -174,6 +174,23 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(quantizer: Any, stopped:
     assert_equal(whole.model, other.model)
 
 
+@pytest.mark.parametrize("quantizer", ["planes", "rounded"])
+def test_a_training_can_go_back_to_before_its_bits_were_settled(quantizer: Any) -> None:
+    """As to a resumed one, so that what follows is the same to the last bit."""
+    whole = Training("20% size", bits=BitConfig(quantizer=quantizer))
+    whole.epochs(1)
+    parts = (whole.grower, whole.model, whole.optimizer)
+    saved = [copy.deepcopy(part.state_dict()) for part in parts]
+    whole.epochs(EPOCHS - 1)
+    first = copy.deepcopy(whole.model.state_dict())
+    assert whole.grower.quantized
+    for part, state in zip(parts, saved, strict=True):
+        part.load_state_dict(state)
+    whole.epochs(EPOCHS - 1)
+    again = whole.model.state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_a_deep_copy_goes_on_by_itself() -> None:
     training = Training("20% size")
     training.epochs(2)

@@ -355,6 +355,8 @@ class BitGrowth:
         self._squares = checked(self._squares, state["squares"], "squares").to("cpu", torch.float64, copy=True)
         for name, quantizer in self._bits.items():
             quantizer.load_state_dict(state["quantizers"][name])
+            if quantizer.planes >= self.config.max_bits:  # a code has a sign, too
+                raise CheckpointError(f"{quantizer.planes} planes of {name} are saved, of {self.config.max_bits} bits")
             gates = self._gates[name].new_empty(quantizer.planes)
             self._gates[name] = checked(gates, state["gates"][name], "gates").to(gates, copy=True)
         self.quantized = {}
