@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,5 @@ def test_any_damage(intact: Path, tmp_path: Path, layout: str, damages: list[tup
     shutil.copytree(intact / layout, folder)
     for how, which, where, value in damages:
         damage(folder, how, which, where, value)
-    try:
+    with suppress(ApicalError):
         LAYOUTS[layout][1](folder)
-    except ApicalError:
-        return

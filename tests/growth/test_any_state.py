@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -56,16 +57,10 @@ def test_any_change_of_the_state(saved: dict[str, Any], kind: str, changes: list
     for one in changes:
         change(state, *one)
     model, optimizer, grower = trained(kind, 0)
-    try:
+    with suppress(ApicalError):
         grower.load_state_dict(state)
-    except ApicalError:
-        return
-    with torch.random.fork_rng():
         for epoch in range(2, EPOCHS):
-            try:
-                train_epoch(kind, model, optimizer, grower, epoch)
-            except ApicalError:
-                return
+            train_epoch(kind, model, optimizer, grower, epoch)
 
 
 @pytest.mark.parametrize(

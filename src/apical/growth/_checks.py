@@ -98,17 +98,14 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
     return found
 
 
-def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], written: Mapping[int, int] | None) -> dict[int, int]:
+def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], written: Mapping[int, int] | None) -> None:
     """Warn of a moving average of the model that will not be resized with it: its next update would fail.
 
     Args:
         model: the model as it is now.
         resized: copies that are.
-        written: what this returned when the Grower was made; None then. At first a copy counts only in a wrapper that
-            is called an average; later on any that was written since, as no other network that lies there is.
-
-    Returns:
-        How often the weights of each module of the model's class were written, by the module's id.
+        written: `times_written` when the Grower was made; None then. At first a copy counts only in a wrapper that is
+            called an average; later on any that was written since, as no other network that lies there is.
     """
     known = [*map(unaveraged, resized), *_SHRUNK]
     if _copies(model, known, written):
@@ -120,7 +117,11 @@ def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], written: Mapp
                 "not. Pass copies=[ema] to the Grower, or call grower.add_copy(ema) for one that was made later.",
                 stacklevel=CALLER if written is None else CALLER + 2,  # the latter from within a restructuring
             )
-    return {id(m): _times_written(m) for m in _alike(model)} if written is None else {}
+
+
+def times_written(model: nn.Module) -> dict[int, int]:
+    """How often the weights of each module of the model's class were written so far, by the module's id."""
+    return {id(module): _writes(module) for module in _alike(model)}
 
 
 def _copies(model: nn.Module, known: Sequence[nn.Module], written: Mapping[int, int] | None) -> list[nn.Module]:
@@ -130,7 +131,7 @@ def _copies(model: nn.Module, known: Sequence[nn.Module], written: Mapping[int, 
     copies = [m for m in _alike(model) if id(m) not in passed and own.isdisjoint(map(id, m.parameters()))]
     copies = [m for m in copies if _shapes(m) == shapes]
     if written is not None:
-        return [m for m in copies if _times_written(m) > written.get(id(m), 0)]
+        return [m for m in copies if _writes(m) > written.get(id(m), 0)]
     modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
     averages = [m for m in modules if any(word in type(m).__name__.lower() for word in ("average", "ema"))]
     averaged = {id(child) for m in averages for child in m.children()}
@@ -142,7 +143,7 @@ def _alike(model: nn.Module) -> list[nn.Module]:
     return [m for m in gc.get_referrers(type(model)) if type(m) is type(model) and "_modules" in vars(m)]
 
 
-def _times_written(module: nn.Module) -> int:
+def _writes(module: nn.Module) -> int:
     """How often the parameters were written; 0 if one never was since it was made or copied."""
     versions = [p._version for p in module.parameters()]
     return sum(versions) if all(versions) else 0

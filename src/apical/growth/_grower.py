@@ -162,8 +162,8 @@ class Grower:
         untrained = growing.untrained()
         if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
-        written = warn_of_copies(model, growing.copies, written=None)
-        self._restructuring = Restructuring(growing, method, written)
+        warn_of_copies(model, growing.copies, written=None)
+        self._restructuring = Restructuring(growing, method)
         self._restructuring.become(self._first)
         self._bits: BitGrowth | None = None
         self._start_bits()

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from apical.budget import LatencyTable
-from apical.growth._checks import refuse_lost_weights, warn_of_copies
+from apical.growth._checks import refuse_lost_weights, times_written, warn_of_copies
 from apical.growth._config import GrowthConfig
 from apical.growth._growing_model import GrowingModel
 from apical.growth._method import Choice, Method
@@ -28,7 +28,6 @@ class Restructuring:
     Args:
         growing: the model with all that follows it.
         method: chooses.
-        written: what `warn_of_copies` said before training.
 
     Attributes:
         growing: as given.
@@ -38,10 +37,10 @@ class Restructuring:
 
     steps: StepWatch
 
-    def __init__(self, growing: GrowingModel, method: Method, written: Mapping[int, int]) -> None:
+    def __init__(self, growing: GrowingModel, method: Method) -> None:
         self.growing = growing
         self.method = method
-        self._written: Mapping[int, int] | None = written  # None once training has begun
+        self._written: Mapping[int, int] | None = times_written(growing.model)  # None once training has begun
         # optimizers of which no step was seen
         self._unchecked: set[int] = set() if method.frozen else set(range(len(growing.optimizers)))
 
