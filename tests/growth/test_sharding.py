@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
+from apical.errors import CheckpointError
+from apical.growth._sharded_checkpoint import _described
 from fork_server import ForkServer
 from marks import quick
 
@@ -104,3 +108,24 @@ def test_what_is_refused(server: ForkServer, tmp_path: Path) -> None:
         assert "did not shard anything" in nothing
         assert "copies" in copies
         assert "no checkpoint" in missing
+
+
+class ByName:
+    """Pickled as enumerations are by some releases of Python 3.11: by ``getattr``."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.found = owner, name
+
+    def __reduce__(self) -> Any:
+        return getattr, self.found
+
+
+def test_members_of_enumerations_are_read_by_name_and_nothing_else_is(tmp_path: Path) -> None:
+    def described(rest: Any) -> Any:
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(Metadata({}, storage_data=rest)))
+        return _described(tmp_path)
+
+    assert described(ByName(_MEM_FORMAT_ENCODING, "TORCH_PRESERVE_FORMAT")) == {}
+    for owner, name in ((_MEM_FORMAT_ENCODING, "__class__"), (torch.Size, "numel")):
+        with pytest.raises(CheckpointError, match=f"it asks for '{name}'"):
+            described(ByName(owner, name))
