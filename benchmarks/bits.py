@@ -14,8 +14,9 @@ Methods, each under the same number of bytes (``--bits`` says of which uniform p
     both          half of the MACs, and the rest of the bytes for bits of fewer channels (planes)
     dense         the whole network in 32 bits, without a budget
 
-Training is that of `trial.py`: CIFAR ResNet-20, 20,000 images, SGD with Nesterov momentum, bfloat16 autocast, crops and
-flips; accuracy on 5,000 held-out training images. The test images are not read.
+Training is that of `trial.py`: CIFAR ResNet-20, 20,000 images, SGD with Nesterov momentum, crops and flips, bfloat16
+autocast (or ``--float32``, for processors without it: one table has one of them); accuracy on 5,000 held-out training
+images. The test images are not read.
 """
 
 from __future__ import annotations
@@ -77,10 +78,13 @@ def maker(method: str, budget_bytes: int, seed: int, epochs: int, made: dict[str
     return make
 
 
-def trained(method: str, budget_bytes: int, seed: int, epochs: int, depth: int, data: Images) -> dict[str, Any]:
+def trained(
+    method: str, budget_bytes: int, seed: int, epochs: int, depth: int, data: Images, amp: bool
+) -> dict[str, Any]:
     """The record of one run."""
     made: dict[str, Any] = {}
-    outcome = run(data, seed, epochs, maker(method, budget_bytes, seed, epochs, made), depth=depth, augment=True)
+    make = maker(method, budget_bytes, seed, epochs, made)
+    outcome = run(data, seed, epochs, make, depth=depth, augment=True, amp=amp)
     quantized = made["method"].quantized if "method" in made else {}
     with tempfile.TemporaryDirectory() as folder:
         apical.save(made["model"], folder, quantized=quantized)
@@ -106,6 +110,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--shrink", type=int, default=2, help="by which factor the images' resolution is reduced")
+    parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     arguments = parser.parse_args()
     data: Images | None = None
@@ -113,12 +118,14 @@ def main() -> None:
         for seed in arguments.seeds:
             for method in arguments.methods:
                 key = {"size_of_bits": bits, "method": method, "seed": seed, "epochs": arguments.epochs,
-                       "shrink": arguments.shrink, "depth": arguments.depth}  # fmt: skip
+                       "shrink": arguments.shrink, "depth": arguments.depth,
+                       "dtype": "float32" if arguments.float32 else "bfloat16"}  # fmt: skip
                 if any(all(line[k] == v for k, v in key.items()) for line in read(arguments.out)):
                     continue
                 data = load("cifar10", arguments.shrink) if data is None else data
                 size = size_of_uniform(bits, arguments.depth)
-                add(arguments.out, key | trained(method, size, seed, arguments.epochs, arguments.depth, data))
+                record = trained(method, size, seed, arguments.epochs, arguments.depth, data, not arguments.float32)
+                add(arguments.out, key | record)
 
 
 def add(path: Path, record: dict[str, Any]) -> None:
