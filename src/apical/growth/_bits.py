@@ -173,7 +173,9 @@ class BitGrowth:
     def _check(self, budget: Budget, final: bool) -> None:
         """Refuse a budget that cannot be met or used up, or, where widths have been trained for it, warn."""
         least = self._prices.load([2] * len(self._names))
-        problem = f"two bits for every weight cost {least:.3f} times the budget {budget}; allow more"
+        problem = (
+            f"two bits for every weight, the fewest there are, cost {least:.2%} of the budget {budget}; allow more"
+        )
         if least > 1 and not final:
             raise BudgetError(problem)
         if least > 1:
