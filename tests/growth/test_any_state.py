@@ -67,7 +67,8 @@ def test_any_change_of_the_state(saved: dict[str, Any], kind: str, changes: list
     ("where", "value"),
     [
         (("gates", "0.weight"), torch.ones(2, 2)),
-        (("quantizers", "0.weight", "latents"), torch.zeros(2, 5, 3, 3)),
+        (("quantizers", "0.weight", "weight"), torch.zeros(3, 3)),
+        (("quantizers", "0.weight", "planes"), 0),
         (("quantizers", "0.weight", "scale"), -1.0),
         (("plain", "_measured"), torch.zeros(2)),
     ],

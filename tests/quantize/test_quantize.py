@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from apical.errors import BudgetError, LoadError
+from apical.errors import BudgetError, CheckpointError, LoadError
 from apical.quantize import (
     BitPlanes,
     BitPrices,
@@ -116,6 +116,15 @@ def test_the_slopes_of_planes_are_those_of_automatic_differentiation() -> None:
     slopes = planes._slopes(beta, gates) * gradient
     assert latents.grad is not None
     assert torch.allclose(torch.stack([slopes[0], -slopes[1]]), latents.grad, atol=1e-6)
+
+
+def test_saved_latents_of_another_weight_are_refused() -> None:
+    planes = BitPlanes(torch.randn(2, 3), planes=5)
+    state = planes.state_dict()
+    for latents in (torch.zeros(2, 5, 3, 3), torch.zeros(2, 0, 2, 3), state["latents"].double()):
+        with pytest.raises(CheckpointError, match="saved latents"):
+            planes.load_state_dict({**state, "latents": latents})
+    planes.load_state_dict(state)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [(BitPlanes, 3.0), (Rounded, 1.0)])

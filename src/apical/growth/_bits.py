@@ -1,7 +1,8 @@
 """Bits as a part of growth: every layer's precision is grown and pruned while it trains, under a budget of bytes.
 
 The model stays plain. Its weights are ordinary parameters that the user's optimizer steps; after every step, what
-the optimizer made of a weight is handed to the bit planes behind it, and the weight becomes what they say. What a plane
+the optimizer made of a weight is handed to the quantizer behind it, and the weight becomes what that says: a sum of bit
+planes, whose leading ones are the weight at each lower precision. What a plane
 is worth is measured as for units and blocks: its mean squared gate product (`apical.growth._utility`).
 """
 
@@ -50,19 +51,19 @@ class BitConfig:
     """How bits are grown. Times are fractions of what is left of training once widths are final.
 
     Attributes:
-        quantizer: ``"planes"``: bit planes whose digits harden while they train (`apical.quantize.BitPlanes`);
-            ``"rounded"``: weights are rounded in every step, gradients go straight through (the usual way).
+        quantizer: ``"rounded"``: weights are rounded in every step, gradients go straight through (the usual way);
+            ``"planes"``: as CSQ does, bit planes whose digits harden while they train (`apical.quantize.BitPlanes`).
         precision: ``"mixed"``: each layer its own; ``"uniform"``: all the same, the most that fits.
         max_bits: of a code, sign included; training starts with so many.
         shrink_until: when the scheduled cost has come down to the budget.
         settle: when precisions are final.
-        harden_from: when β begins to rise.
+        harden_from: when β begins to rise, for planes.
         harden_until: when every weight is integers times a scale; from here they stay, and the rest trains on.
-        beta: β at the end of that.
+        beta: β at the end of that, for planes.
         ignore: module paths whose weights stay as they are (everything below them too).
     """
 
-    quantizer: Literal["planes", "rounded"] = "planes"
+    quantizer: Literal["rounded", "planes"] = "rounded"
     precision: Literal["mixed", "uniform"] = "mixed"
     max_bits: int = 8
     shrink_until: float = 0.3

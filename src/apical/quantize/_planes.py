@@ -206,8 +206,7 @@ class BitPlanes:
 
 
 class Rounded:
-    """The usual way, for comparison: a weight behind the weight, rounded in every step, with gradients straight
-    through the rounding.
+    """The usual way: a weight behind the weight, rounded in every step, with gradients straight through the rounding.
 
     Args:
         weight: w, floating point; not all zero.
