@@ -134,7 +134,9 @@ def of_8_bits(model: nn.Module, data: Images) -> dict[str, float | int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if not m.endswith("-planes")])
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if not m.endswith("-planes")]
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4], help="uniform precisions whose size is used")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--epochs", type=int, default=8)

@@ -9,8 +9,8 @@ Trains a CIFAR ResNet on the first 20,000 training images, averaged to 14x14 (Fa
 with random crops and flips; ``--full``: at whole resolution), and reports accuracy on the last 5,000 of the training
 set; the test set is not read.
 Methods: grown (options by --set), uniform (all widths scaled by one ratio to the budget, without the blocks that --skip
-names), dense. bfloat16 autocast, channels-last, SGD with Nesterov momentum 0.9, learning rate 0.1 with one epoch of
-warm-up, then a cosine.
+names), dense. bfloat16 autocast, channels-last (where that is safe: `apical._memory_format`), SGD with Nesterov
+momentum 0.9, learning rate 0.1 with one epoch of warm-up, then a cosine.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import apical
+from apical._memory_format import unsafe_in_channels_last
 from apical.baselines import network_record, uniform_keep
 from apical.data import load_images
 from apical.data._augment import random_crop, random_flip
@@ -76,7 +77,7 @@ def load(name: str, shrink: int = 2) -> Images:
     arrays = load_images(name, "train")
     small = torch.cat([nn.functional.avg_pool2d(part.float(), shrink) for part in arrays.images.split(5_000)])
     mean, std = small.mean((0, 2, 3), keepdim=True), small.std((0, 2, 3), keepdim=True)
-    return ((small - mean) / std).contiguous(memory_format=torch.channels_last), arrays.labels
+    return (small - mean) / std, arrays.labels
 
 
 def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -126,10 +127,12 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
     optimizer = sgd_or_adamw(model, adam)
     peak = peak or optimizer.param_groups[0]["lr"]
     method = make(model, optimizer, inputs[:1].contiguous())
+    layout = torch.contiguous_format if unsafe_in_channels_last(model) else torch.channels_last
+    inputs = inputs.contiguous(memory_format=layout)
     steps, records = len(inputs) // BATCH, []
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     for epoch in range(epochs):
-        model.to(memory_format=torch.channels_last).train()
+        model.to(memory_format=layout).train()
         order, losses = torch.randperm(len(inputs), generator=generator), []
         for step, batch in enumerate(order[: steps * BATCH].split(BATCH)):
             for group in optimizer.param_groups:

@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "apical"
 
 # Modules beside the packages that everybody may import; they import nothing but errors.
-COMMON = {"errors", "_version", "_atomic", "_checks", "_optional", "_reading", "_shares"}
+COMMON = {"errors", "_version", "_atomic", "_checks", "_memory_format", "_optional", "_reading", "_shares"}
 
 LEAVES: set[str] = set()
 ENGINE = {"structure", "resizing", "budget", "gates", "quantize", "timing"}

@@ -315,3 +315,19 @@ def test_a_trained_model_is_not_shrunk_without_a_word(how: str) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.warns(UserWarning, match=f"have been trained .*{how.split()[0]}.*pretrained"):
         Grower(model, optimizer, torch.zeros(2, 4), "50% macs", 6)
+
+
+@pytest.mark.parametrize(("capability", "divisor", "warned"), [("AVX2", 1, True), ("AVX2", 8, False),
+                                                              ("AVX512", 1, False)])  # fmt: skip
+def test_layers_that_damage_memory_in_channels_last_order_are_named(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capability: str, divisor: int, warned: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
+    )
+    model.to(memory_format=torch.channels_last)
+    Grower(model, sgd(model), torch.zeros(1, 3, 8, 8), "50% macs", 3, divisor=divisor)
+    told = [str(w.message) for w in recwarn if "channels-last" in str(w.message)]
+    assert len(told) == warned
+    assert all("(2)" in text for text in told), told

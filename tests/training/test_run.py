@@ -316,7 +316,11 @@ def test_an_empty_loader_is_an_error(tmp_path: Path) -> None:
             train(tiny_model(), None, loaders, tiny_config(), tmp_path, progress=Recorder(), overwrite=True)
 
 
-def test_images_in_channels_last_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stride", "safe"), [(1, True), (2, False)])
+def test_images_in_channels_last_order_where_that_is_safe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int, safe: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     seen: list[bool] = []
 
     class Images(TinyLoader):
@@ -330,11 +334,17 @@ def test_images_in_channels_last_order(tmp_path: Path) -> None:
             return x
 
     torch.manual_seed(0)
-    model = nn.Sequential(Watch(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    config = tiny_config(channels_last=True, epochs=1, schedule=ScheduleConfig())
-    train(model, None, Loaders(Images(), Images()), config, tmp_path, progress=Recorder())
-    assert all(seen)
-    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    model = nn.Sequential(
+        Watch(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1, stride), nn.Flatten(), nn.LazyLinear(2)
+    )
+    model(torch.zeros(1, 6, 4, 4))
+    seen.clear()
+    config, progress = tiny_config(channels_last=True, epochs=1, schedule=ScheduleConfig()), Recorder()
+    train(model, None, Loaders(Images(), Images()), config, tmp_path, progress=progress)
+    assert seen
+    assert set(seen) == {safe}
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last) == safe
+    assert any("channels_last=true is left out" in text for text in progress.messages) != safe
 
 
 class SteppingConv:

@@ -10,6 +10,7 @@ from weakref import WeakSet
 from torch import nn
 from torch.optim import Optimizer
 
+from apical._memory_format import SAFE_CHANNELS, has_channels_last, unsafe_in_channels_last
 from apical.errors import ConfigError, TrainingError
 from apical.resizing._guards import unaveraged
 from apical.resizing._shards import are_finite
@@ -167,6 +168,23 @@ def refuse_lost_weights(model: nn.Module) -> None:
             f"{len(lost)} parameters are not finite any more ({', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}), "
             "so that nothing can be measured on this network. Look for a loss that is not finite, and go on from the "
             "last checkpoint with a lower learning rate."
+        )
+
+
+def warn_of_channels_last(model: nn.Module, step: int) -> None:
+    """Warn of layers that may damage memory in channels-last order on this processor once they are narrow.
+
+    Args:
+        model: before it shrinks.
+        step: of which widths are multiples.
+    """
+    names = unsafe_in_channels_last(model) if step < SAFE_CHANNELS and has_channels_last(model) else ()
+    if names:
+        warnings.warn(
+            f"the model is in channels-last order and has 1x1 convolutions with a stride ({', '.join(names[:5])}): "
+            f"with fewer than {SAFE_CHANNELS} input channels, torch's backward pass of them damages memory on this "
+            f"processor. Leave out model.to(memory_format=torch.channels_last), or set divisor={SAFE_CHANNELS}.",
+            stacklevel=4,
         )
 
 

@@ -21,6 +21,7 @@ from apical.growth._checks import (
     note_shrunk,
     refuse_shrunk,
     warn_of_another_optimizer,
+    warn_of_channels_last,
     warn_of_copies,
     warn_of_more_epochs,
     warn_of_replaced,
@@ -162,6 +163,7 @@ class Grower:
         untrained = growing.untrained()
         if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
+        warn_of_channels_last(model, self.config.step)
         warn_of_copies(model, growing.copies, written=None)
         self._restructuring = Restructuring(growing, method)
         self._restructuring.become(self._first)

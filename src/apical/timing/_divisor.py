@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from apical._memory_format import has_channels_last
 from apical.budget import Budget, rounding_step
 from apical.budget._load import budget_share
 from apical.structure import ExampleInputs, SizeAxis, Structure
 from apical.structure._quiet import quiet_rng
 from apical.timing._clock import time_step_ms
 from apical.timing._first import from_first
-from apical.timing._layers import alike, axes_of, has_channels_last, layer_inputs, layer_of, width_names
+from apical.timing._layers import alike, axes_of, layer_inputs, layer_of, width_names
 
 DIVISORS = (1, 2, 4, 8, 16, 32)
 TOLERANCE = 0.05  # a smaller multiple is taken if steps take no more than this fraction longer than at the best one

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from apical._memory_format import has_channels_last
 from apical.budget import Budget, LatencyTable
 from apical.budget._latency import LayerTable
 from apical.errors import BudgetError
@@ -20,7 +21,7 @@ from apical.structure import Call, ExampleInputs, SizeAxis, Structure
 from apical.structure._quiet import quiet_rng
 from apical.timing._clock import time_ms
 from apical.timing._first import from_first
-from apical.timing._layers import alike, axes_of, has_channels_last, layer_inputs, layer_of, width_names
+from apical.timing._layers import alike, axes_of, layer_inputs, layer_of, width_names
 
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of a layer's widths, at which it is timed
 NETWORKS = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15)  # of all widths: every other one calibrates, those between check

@@ -66,12 +66,6 @@ def alike(module: nn.Module, shape: tuple[int, ...]) -> tuple[object, ...]:
     return (type(module), *(getattr(module, name, None) for name in names), depthwise, rest)
 
 
-def has_channels_last(model: nn.Module) -> bool:
-    """Whether the weights are in that format; those of 1x1 kernels are in both, and say nothing."""
-    images = [p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous()]
-    return any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
-
-
 def layer_of(
     module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, channels_last: bool
 ) -> tuple[nn.Module, Tensor]:

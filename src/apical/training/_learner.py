@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from apical._memory_format import unsafe_in_channels_last
 from apical.training._config import TrainingConfig, resolve_device
 from apical.training._optimizer import build_optimizer
 from apical.training._parallel import Replica
@@ -120,6 +121,8 @@ def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: Tra
     """
     device = resolve_device(config.device)
     model.to(device)
+    if unsafe_in_channels_last(model):
+        config = replace(config, channels_last=False)
     apply_memory_format_(model, config)
     replica = Replica(model, device, config.sync_batchnorm, config.shard)
     optimizer = build_optimizer(model, config.optimizer)

@@ -114,6 +114,11 @@ def train(
         content = _content(config, run_config, task)
         seed_everything(config.seed)
         learner = prepare_learner(model, method, config, task)
+        if learner.config.channels_last != config.channels_last:
+            progress.message(
+                "channels_last=true is left out: torch's backward pass of narrow 1x1 convolutions with a stride "
+                "damages memory in that order on this processor"
+            )
         kept = None if parts is None else Parts(run_folder.path, team, parts)
         run = _Run(learner, loaders, run_folder, run_identity(content, loaders.contents()), guard, progress, kept)
         run.begin(content, resume)

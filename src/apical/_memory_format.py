@@ -1,0 +1,44 @@
+"""Where training in channels-last order is not safe.
+
+In the backward pass of a 1x1 convolution with a stride and fewer than eight input channels, torch's oneDNN writes past
+the end of an array on x86-64 processors without AVX-512, if weights or inputs are in channels-last order (torch 2.13.0
+and 2.14.1, float32). The process ends with "free(): invalid next size", or goes on with damaged memory. Networks that
+grow get as narrow as that. In contiguous order nothing happens.
+
+Source: https://github.com/uxlfoundation/oneDNN/issues/6035, open in November 2026.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+SAFE_CHANNELS = 8  # that a vector register of these processors holds
+
+
+def has_channels_last(model: nn.Module) -> bool:
+    """Whether the weights are in that format; those of 1x1 kernels are in both, and say nothing."""
+    images = [p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous()]
+    return any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
+
+
+def unsafe_in_channels_last(model: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that may damage memory on this machine, if they get narrower than eight input channels.
+
+    Example:
+        >>> unsafe_in_channels_last(nn.Conv2d(64, 64, kernel_size=3, padding=1))
+        ()
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return ()
+    return tuple(name for name, module in model.named_modules() if _strided_pointwise(module))
+
+
+def _strided_pointwise(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.weight.device.type == "cpu"
+        and module.groups == 1
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+    )
