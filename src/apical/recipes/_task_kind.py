@@ -45,6 +45,11 @@ def last_name(path: Any) -> str:
     return str(path).rstrip("/").rsplit("/", 1)[-1]
 
 
+def image_example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
+    """The arguments of a call with one image  # (1, channels, height, width)"""
+    return (torch.zeros(1, *facts["image_shape"], device=device),)
+
+
 def not_known(path: Any, known: Mapping[str, Any], give: str) -> ConfigError:
     """The error of data that is neither known nor described."""
     return ConfigError(f"not enough is known of the data {path!r} (known: {', '.join(known)}); give {give}")

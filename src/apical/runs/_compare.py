@@ -17,7 +17,7 @@ from apical.recipes._settings import reproducing_command
 from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
 from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
-from apical.runs._methods import check_method, check_settings, growth_settings, resolve_method
+from apical.runs._methods import method_named
 from apical.runs._run import run
 from apical.runs._stored import load_run, read_config
 from apical.timing._networks import network_samples_ms
@@ -80,7 +80,7 @@ def plan(
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{name}: got {', '.join(map(str, values)) or 'none'}; expected each once, at least one")
     for method in methods:
-        check_method(method)
+        method_named(method)
     options = options or {}
     lost = [name for name in options if name not in methods]
     if lost or config.method_options:
@@ -101,7 +101,7 @@ def plan(
         for method in ordered
     ]
     for planned in found:  # what cannot be is said before hours of training
-        check_settings(planned.config)
+        method_named(planned.method).check(planned.config)
     return found
 
 
@@ -109,7 +109,8 @@ def _planned(
     config: RunConfig, method: str, seed: int, out: Path, source: str | None, options: Mapping[str, Any]
 ) -> Planned:
     repeated = {"run": str(out / f"{source}-seed{seed}")} if method in FINAL else {}
-    of_growth = {name: value for name, value in options.items() if name in growth_settings(method) and name != "seed"}
+    reads = set(method_named(method).reads) - {"seed"}
+    of_growth = {name: value for name, value in options.items() if name in reads}
     rest = {name: value for name, value in options.items() if name not in of_growth}
     own = replace(
         config,
@@ -201,7 +202,7 @@ def _one_divisor(waiting: Sequence[Planned], message: Callable[[str], None] | No
 
 def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None) -> str:
     """Do a run unless it is done; returns what was done in words."""
-    config, folder = resolve_method(item.config), item.folder
+    config, folder = method_named(item.method).resolve(item.config), item.folder
     started = (folder / "config.json").exists()
     if started and _changes(config, folder):
         if not overwrite:
@@ -236,7 +237,7 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
     content["training"].pop("device")
     content["data"].pop("path", None)
     content["method_options"].pop("run", None)
-    content["growth"] = {name: content["growth"][name] for name in growth_settings(config.method)}
+    content["growth"] = {name: content["growth"][name] for name in method_named(config.method).reads}
     return content
 
 

@@ -17,7 +17,7 @@ from apical.growth import choose_divisor
 from apical.recipes import Facts, RunConfig
 from apical.recipes._task_kind import task_kind
 from apical.resizing import trace
-from apical.runs._methods import growth_settings
+from apical.runs._methods import method_named
 from apical.training import processes
 from apical.training._config import resolve_device
 from apical.training._learner import apply_memory_format_, autocast
@@ -42,7 +42,7 @@ def with_divisor(config: RunConfig, divisor: int) -> RunConfig:
 
 def to_be_measured(config: RunConfig) -> bool:
     """Whether a run goes by a divisor that is not known yet; methods that read none need none."""
-    return config.growth.divisor == "auto" and "divisor" in growth_settings(config.method)
+    return config.growth.divisor == "auto" and "divisor" in method_named(config.method).reads
 
 
 def settle_divisor(

@@ -44,15 +44,17 @@ Check = Callable[[RunConfig], object]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Method:
+class Method:
+    """A growth method by name; `register_method` says what each field is."""
+
     assemble: Stepwise
     resolve: Resolve
     check: Check
-    reads: tuple[str, ...]  # of the growth settings
-    shards: bool  # whether it can divide the model among processes
+    reads: tuple[str, ...]
+    shards: bool
 
 
-_METHODS: dict[str, _Method] = {}
+_METHODS: dict[str, Method] = {}
 
 
 def register_method(
@@ -83,7 +85,7 @@ def register_method(
         if name in _METHODS:
             raise ConfigError(f"there is a method {name!r} already")
         told = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
-        _METHODS[name] = _Method(told, resolve, check, reads, shards)
+        _METHODS[name] = Method(told, resolve, check, reads, shards)
         return assemble
 
     return register
@@ -94,68 +96,26 @@ def methods() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def resolve_method(config: RunConfig) -> RunConfig:
-    """The config with everything that its method adds to it, so that it can be repeated from itself alone.
+def method_named(name: str) -> Method:
+    """The method of this name.
 
     Raises:
-        ConfigError: there is no such method, or what it refers to is not there.
-    """
-    return _method(config.method).resolve(config)
-
-
-def method_factory(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int) -> MethodFactory:
-    """The factory of the method that a config names.
-
-    Args:
-        config: of the run.
-        example: arguments of one call of the model.
-        steps_per_epoch: optimizer steps of an epoch.
-
-    Raises:
-        ConfigError: there is no such method, or it has no such option.
-    """
-    return _method(config.method).assemble(config, example, steps_per_epoch)
-
-
-def growth_settings(method: str) -> tuple[str, ...]:
-    """The settings of growth that a method reads.
+        ConfigError: there is none; it names the nearest.
 
     Example:
-        >>> growth_settings("uniform")
+        >>> method_named("uniform").reads
         ('divisor', 'seed')
     """
-    return _method(method).reads
-
-
-def check_method(name: str) -> None:
-    """Refuse a name that no method has.
-
-    Raises:
-        ConfigError: it names the nearest.
-    """
-    _method(name)
-
-
-def check_settings(config: RunConfig) -> None:
-    """Refuse what the method of a config cannot have, before anything is trained.
-
-    Raises:
-        ConfigError: there is no such method or option, an option cannot have this value, or there are too few epochs.
-    """
-    _method(config.method).check(config)
-
-
-def sharding_methods() -> tuple[str, ...]:
-    """The names of the methods that can divide the model among processes."""
-    return tuple(name for name, method in _METHODS.items() if method.shards)
-
-
-def _method(name: str) -> _Method:
     if name not in _METHODS:
         raise ConfigError(
             f"method: there is no {name!r}{nearest(name, _METHODS, '.')} The methods are {', '.join(_METHODS)}."
         )
     return _METHODS[name]
+
+
+def sharding_methods() -> tuple[str, ...]:
+    """The names of the methods that can divide the model among processes."""
+    return tuple(name for name, method in _METHODS.items() if method.shards)
 
 
 def method_options(config: RunConfig, kind: type[T]) -> T:
