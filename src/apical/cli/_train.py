@@ -204,13 +204,6 @@ def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Pa
     return changed(base, options), options["out"] or Path("runs") / base.recipe
 
 
-def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
-    """A recipe's config changed by the options of the command line; those that are None change nothing."""
-    from apical.recipes import get_recipe
-
-    return changed(get_recipe(recipe), options)
-
-
 def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     """A config changed by the options of the command line; those that are None change nothing."""
     from apical.recipes import apply_settings
@@ -226,7 +219,7 @@ def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     }
     if options["model"] is not None:  # the recipe's arguments are those of its own model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
-    settings = [f"{key}={options[option]}" for option, key in named.items() if options[option] is not None]
+    settings = [f"{key}={options[option]}" for option, key in named.items() if options.get(option) is not None]
     if options.get("weights") is not None:  # the strongest units form the first network, of the budget's size
         settings += [f"model.initial_weights={options['weights']}", "growth.seed_style=pretrained",
                      "growth.seed_fraction=1"]  # fmt: skip

@@ -15,7 +15,7 @@ from apical.data._decoding import Decode
 from apical.data._folder import IMAGE_SUFFIXES, FolderImages, describe_split, is_image_folder, read_folder
 from apical.data._idx import is_idx_folder, read_idx
 from apical.data._parquet import ParquetImages, is_parquet_folder, read_parquet
-from apical.data._root import data_root
+from apical.data._root import listed, locate
 from apical.data._splits import Split
 from apical.errors import DataError
 
@@ -58,32 +58,7 @@ def recognise_layout(folder: str | Path) -> tuple[Layout, Path]:
             raise DataError(f"{candidate} holds images in several layouts: {', '.join(found)}; name a folder of one")
         if found:
             return found[0], candidate
-    raise DataError(f"{folder}: no known layout; found {_describe(folder)}; {_EXPECTED}")
-
-
-def _describe(folder: Path) -> str:
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more if names else "nothing"
-
-
-def locate(path_or_name: str | Path, root: str | Path | None = None) -> Path:
-    """A folder of data: looked up here, then in `data_root`.
-
-    Raises:
-        DataError: it is in neither.
-    """
-    path = Path(path_or_name).expanduser()
-    if path.is_dir() or path.is_absolute():
-        return path
-    try:
-        base = data_root(root)
-    except DataError as error:
-        known = ", ".join(_BUILTIN)
-        raise DataError(f"{path} is neither a folder here nor one of {known}, and there is {error}") from error
-    if not (base / path).is_dir():
-        raise DataError(f"{path} is neither a folder here nor in {base}, which has {_describe(base)}")
-    return base / path
+    raise DataError(f"{folder}: no known layout; found {listed(folder)}; {_EXPECTED}")
 
 
 def split_remark(path_or_name: str | Path, root: str | Path | None = None) -> str | None:
@@ -94,7 +69,7 @@ def split_remark(path_or_name: str | Path, root: str | Path | None = None) -> st
     """
     if str(path_or_name) in _BUILTIN:
         return None
-    layout, folder = recognise_layout(locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, root, _BUILTIN))
     return describe_split(folder) if layout == "image-folder" else None
 
 
@@ -129,7 +104,7 @@ def load_images(
     name = str(path_or_name)
     if name in _BUILTIN:
         return conform(_BUILTIN[name](split), size, channels)
-    layout, folder = recognise_layout(locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, root, _BUILTIN))
     decode = Decode(size, resize, 3 if channels is None else channels)
     if layout == "parquet":
         return read_parquet(folder, split, decode)
@@ -161,7 +136,7 @@ def open_images(
     """
     if str(path_or_name) in _BUILTIN:
         raise DataError(f"{path_or_name!r} is a small data set: read it with load_images")
-    layout, folder = recognise_layout(locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, root, _BUILTIN))
     if layout == "parquet":
         return ParquetImages(folder, split, decode, transform)
     if layout == "image-folder":

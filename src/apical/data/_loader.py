@@ -13,7 +13,7 @@ from torch import Tensor
 from apical.data._arrays import ImageArrays
 from apical.data._augment import Augment
 from apical.data._contents import contents
-from apical.data._place import EpochPlace
+from apical.data._place import EpochPlace, check_rank
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -149,8 +149,7 @@ def shared_seed(state: Tensor) -> int:
 def _check(num_images: int, batch_size: int, shuffle: bool, drop_last: bool, rank: int, world_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+    check_rank(rank, world_size)
     if num_images == 0 or (drop_last and num_images < batch_size * world_size):
         raise ConfigError(f"{num_images} images do not fill one batch of {batch_size} x {world_size}")
     if shuffle and world_size > 1 and not drop_last:

@@ -11,6 +11,16 @@ from torch import Tensor
 from apical.errors import ConfigError
 
 
+def check_rank(rank: int, world_size: int) -> None:
+    """Refuse the number of a process that is none of so many.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+
+
 class EpochPlace:
     """The generators of a loader as they were when its epoch began, and the batches that it has handed out since.
 

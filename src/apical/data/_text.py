@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from apical.data._contents import contents
-from apical.data._place import EpochPlace
-from apical.data._root import data_root
+from apical.data._place import EpochPlace, check_rank
+from apical.data._root import listed, locate
 from apical.data._splits import ALIASES, Split
 from apical.data._utf8 import read_utf8
 from apical.errors import ConfigError, DataError
@@ -128,7 +128,7 @@ def read_corpus(
         raise ConfigError(f"max_words={max_words}, expected at least 3: one word, {UNKNOWN} and {END}")
     if limit is not None and limit < 2:
         raise ConfigError(f"limit={limit}, expected at least 2 tokens")
-    files = corpus_files(_locate(path, root))
+    files = corpus_files(locate(path, root))
     lines = {split: _lines(file) for split, file in files.items()}
     vocabulary = Vocabulary.of(lines["train"], max_words)
     tokens: dict[str, Tensor] = {}
@@ -177,7 +177,7 @@ def read_bytes(path: str | Path, *, limit: int | None = None, root: str | Path |
             split: whole[a:b] for split, a, b in zip(("train", "validation", "test"), ends, ends[1:], strict=False)
         }
     else:
-        parts = {split: file.read_bytes() for split, file in corpus_files(_locate(path, root)).items()}
+        parts = {split: file.read_bytes() for split, file in corpus_files(locate(path, root)).items()}
     short = [split for split, text in parts.items() if len(text) < 2]
     if short:
         raise DataError(f"{path} has {len(parts[short[0]])} bytes for {short[0]}, expected at least 2")
@@ -206,8 +206,7 @@ def corpus_files(folder: Path) -> dict[Split, Path]:
             found[split] = mine[0]
     missing = [split for split in ("train", "validation", "test") if split not in found]
     if missing:
-        there = ", ".join(file.name for file in sorted(folder.iterdir())[:6]) or "nothing"
-        raise DataError(f"{folder} has no {' and no '.join(missing)} file; it has {there}; {_LAYOUT}")
+        raise DataError(f"{folder} has no {' and no '.join(missing)} file; it has {listed(folder)}; {_LAYOUT}")
     return found
 
 
@@ -221,20 +220,6 @@ def _lines(file: Path) -> list[str]:
         raise DataError(f"{file} is empty; expected lines of words with blanks between")
     lines = text.replace("\r\n", "\n").split("\n")
     return lines[:-1] if not lines[-1] else lines
-
-
-def _locate(path: str | Path, root: str | Path | None) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir() or folder.is_absolute():
-        return folder
-    try:
-        base = data_root(root)
-    except DataError as error:
-        raise DataError(f"{folder} is no folder here, and there is {error}") from error
-    if not (base / folder).is_dir():
-        there = ", ".join(sorted(p.name for p in base.iterdir())[:6]) or "nothing"
-        raise DataError(f"{folder} is a folder neither here nor in {base}, which has {there}")
-    return base / folder
 
 
 class TokenStream:
@@ -278,8 +263,7 @@ class TokenStream:
     ) -> None:
         if batch_size < 1 or window < 1:
             raise ConfigError(f"batch_size={batch_size} and window={window}, expected at least 1 each")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+        check_rank(rank, world_size)
         if batch_size < world_size:
             raise ConfigError(f"{batch_size} streams cannot be shared by {world_size} processes; read more of them")
         length = len(tokens) // batch_size

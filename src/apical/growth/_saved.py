@@ -17,7 +17,7 @@ from apical.growth._scs import ScsConfig
 from apical.structure import Structure
 
 ENTRIES = ("keep", "skip", "components", "store", "generator", "epoch", "step", "spent", "latency", "changes",
-           "history")  # fmt: skip
+           "history", "bits")  # fmt: skip
 
 
 def identity(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from apical._checks import flattened
 from apical.errors import CheckpointError, ConfigError
-from apical.growth import GrowthConfig
+from apical.growth._options import changed
 from apical.recipes import RunConfig
 from apical.recipes._settings import reproducing_command
 from apical.recipes._task_kind import task_kind
@@ -115,7 +116,7 @@ def _planned(
     own = replace(
         config,
         method=method,
-        growth=GrowthConfig.merged(config.growth, of_growth),
+        growth=changed(config.growth, of_growth),
         method_options={**repeated, **rest},
     )
     return Planned(method, seed, out / f"{method}-seed{seed}", own.with_seed(seed))
@@ -228,7 +229,7 @@ def _changes(config: RunConfig, folder: Path) -> list[str]:
     """What differs from the run in a folder; where the data lie, the device, and growth settings that its method does
     not read do not count.
     """
-    own, other = (dict(_flat(_comparable(c))) for c in (config, read_config(folder)))
+    own, other = (_comparable(c) for c in (config, read_config(folder)))
     return [f"{k} was {other.get(k)!r} and is {own.get(k)!r}" for k in {**own, **other} if own.get(k) != other.get(k)]
 
 
@@ -238,15 +239,8 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
     content["data"].pop("path", None)
     content["method_options"].pop("run", None)
     content["growth"] = {name: content["growth"][name] for name in method_named(config.method).reads}
-    return content
-
-
-def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict):
-        for name, value in content.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, list(content) if isinstance(content, tuple) else content
+    found = {k: list(v) if isinstance(v, tuple) else v for k, v in flattened(content)}
+    return {k: v for k, v in found.items() if v != {}}
 
 
 def _summed_up(

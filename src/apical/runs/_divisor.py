@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from apical._reading import read_text
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import choose_divisor
@@ -21,18 +19,7 @@ from apical.runs._methods import method_named
 from apical.training import processes
 from apical.training._config import resolve_device
 from apical.training._learner import apply_memory_format_, autocast
-
-
-def earlier_divisor(folders: Iterable[Path]) -> int | None:
-    """The divisor that the first of these run folders that was begun goes by; None if none was."""
-    for folder in folders:
-        try:
-            found = json.loads(read_text(folder / "config.json"))["growth"]["divisor"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
-            return found
-    return None
+from apical.training._run_folder import begun_with
 
 
 def with_divisor(config: RunConfig, divisor: int) -> RunConfig:
@@ -61,7 +48,7 @@ def settle_divisor(
     """
     if not to_be_measured(config):
         return config, ""
-    known = earlier_divisor(earlier)
+    known = next((n for n in begun_with(earlier, "growth", "divisor") if type(n) is int and n >= 1), None)
     if known is not None:
         return with_divisor(config, known), f"divisor {known}, as measured before"
     kind, device = task_kind(config.task), resolve_device(config.training.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from apical.baselines import (
 )
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
+from apical.growth._options import changed
 from apical.recipes import RunConfig
 from apical.runs._sharding import sharder
 from apical.training import GrowthMethod, MethodFactory
@@ -180,16 +181,13 @@ _SHARED = ("divisor", "min_units", "grow_depth", "ignore", "seed")
 def _preset(make: Callable[..., ScsConfig], config: RunConfig) -> ScsConfig:
     """A preset of growth: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
     shared = {name: getattr(config.growth, name) for name in _SHARED}
-    return make(**shared).changed(**_tuples(config.method_options))
+    lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in config.method_options.items()}
+    return changed(make(**shared), lists_as_tuples)
 
 
 def _grown_by(preset: Callable[[RunConfig], ScsConfig], config: RunConfig, example: tuple[Tensor, ...],
               steps: int) -> MethodFactory:  # fmt: skip
     return _grower(config, preset(config), example, steps)
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 for _name, _make in (("scs", ScsConfig), ("random", ScsConfig.random)):

@@ -89,7 +89,7 @@ def load_checkpoint(
                 path.replace(folder / TORN)
             continue
         if identity is not None:
-            _require_same_run(checkpoint.identity, _comparable(identity, checkpoint.identity, notify), path)
+            _require_same_run(checkpoint.identity, identity, path)
         if problems:
             notify(f"{problems[0]}; resuming from {name}, after epoch {checkpoint.epoch}")
         return checkpoint
@@ -169,16 +169,6 @@ def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path:
             f"{path} belongs to another run: {'; '.join(found[:5])}{more}. {mend}, or start a new run in another "
             "folder."
         )
-
-
-def _comparable(
-    wanted: Mapping[str, Any], saved: Mapping[str, Any], notify: Callable[[str], None]
-) -> Mapping[str, Any]:
-    """Without what checkpoints of earlier versions do not say about their data."""
-    unsaid = [name for name in (DATA, CONTENTS) if name in wanted and name not in saved]
-    if unsaid:
-        notify("the checkpoint was written by an earlier apical and does not say on which data; they are not compared")
-    return {name: value for name, value in wanted.items() if name not in unsaid}
 
 
 def differences(saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run")) -> list[str]:

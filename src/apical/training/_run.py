@@ -294,8 +294,7 @@ class _Run:
             if self.begun is not None and self.own is None:
                 self.progress.message(
                     "the rest of this epoch draws random numbers anew, and a text goes on without what was read "
-                    "before: what each process had is not known, since they were others in number (or an earlier "
-                    "apical wrote the checkpoint)"
+                    "before: what each process had is not known, since they were others in number"
                 )
 
     def _load(self, state: Mapping[str, Any], epochs: int) -> None:
@@ -307,7 +306,7 @@ class _Run:
         self.loaders.train.load_state_dict(state["loader"])
         self.history = history_of(state["history"], epochs)
         self.begun = partial_of(state["begun"], len(self.loaders.train))
-        self.own = own_of(state.get("own"), learner.replica.team)
+        self.own = own_of(state["own"], learner.replica.team)
         if self.own is not None and self.own["stream"] is not None:
             self._try(self.own["stream"])
         self.folder.write_history(self.history)
