@@ -119,13 +119,7 @@ class GrowingModel:
     # ---- what changes ----------------------------------------------------------------------------------------------
 
     def follow(self, choice: Choice, components: Components, preserving: bool) -> None:
-        """Become another network, with births prepared.
-
-        Args:
-            choice: the network.
-            components: as they are before it.
-            preserving: whether newborns leave the function unchanged.
-        """
+        """Become another network, with births prepared."""
         if self.settle().selection is not None:
             self._prepare_births(choice, components, preserving)
         self.resize(choice.keep, choice.skip)

@@ -130,15 +130,7 @@ LAST = ("macs", "macs_fraction", "num_params", "params_fraction")  # of the fina
 
 
 def run_record(structure: Structure, history: Sequence[EpochRecord], title: str, budget: str, epochs: int) -> RunRecord:
-    """What a page shows of a training in a loop of the user's own; the first metric is what it is judged by.
-
-    Args:
-        structure: of the full model.
-        history: the epochs so far.
-        title: of the page.
-        budget: in words.
-        epochs: of the whole training.
-    """
+    """What a page shows of a training in a loop of the user's own; the first metric is what it is judged by."""
     config: dict[str, Any] = {"recipe": title, "budget": budget, "training": {"epochs": epochs}}
     for name in {name: None for record in history for name in record["metrics"]}:
         shares = all(0 <= record["metrics"].get(name, 0) <= 1 for record in history)

@@ -39,11 +39,6 @@ def identity(
 def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str]) -> None:
     """Raise unless the state was saved by a Grower of the same model, budget and options.
 
-    Args:
-        own: of this Grower.
-        state: that was saved.
-        of_method: entries that the way of growing adds.
-
     Raises:
         CheckpointError: saying what differs.
     """

@@ -102,10 +102,6 @@ def reproducing_command(config: RunConfig, out: str | Path) -> str:
 def split_options(settings: Sequence[str], owners: Container[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """``key=value`` texts of all runs, and the options of single methods among them (``METHOD.OPTION=value``).
 
-    Args:
-        settings: the texts.
-        owners: names of all methods.
-
     Example:
         >>> split_options(["lr=0.05", "slimming.penalty=1e-3"], owners=("grown", "slimming"))
         (['lr=0.05'], {'slimming': {'penalty': 0.001}})

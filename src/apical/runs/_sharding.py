@@ -17,11 +17,6 @@ from apical.training._config import resolve_device
 def refuse_unshardable(method: str, able: Sequence[str], team: Processes) -> None:
     """Refuse a run that cannot divide its model, before anything is read or built.
 
-    Args:
-        method: of the run.
-        able: the methods that can.
-        team: the processes.
-
     Raises:
         ConfigError: saying why.
     """

@@ -174,11 +174,6 @@ def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path:
 def differences(saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run")) -> list[str]:
     """In words, in what two nests of settings differ.
 
-    Args:
-        saved: one.
-        wanted: the other.
-        names: what the two are called.
-
     Example:
         >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
         ['a.b is 1 in the checkpoint, 2 in this run', 'c is only in this run']
