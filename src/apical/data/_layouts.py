@@ -61,7 +61,7 @@ def recognise_layout(folder: str | Path) -> tuple[Layout, Path]:
     raise DataError(f"{folder}: no known layout; found {listed(folder)}; {_EXPECTED}")
 
 
-def split_remark(path_or_name: str | Path, root: str | Path | None = None) -> str | None:
+def split_remark(path_or_name: str | Path) -> str | None:
     """What people should know about how the images are split: that a part was held out by us; else None.
 
     Raises:
@@ -69,7 +69,7 @@ def split_remark(path_or_name: str | Path, root: str | Path | None = None) -> st
     """
     if str(path_or_name) in _BUILTIN:
         return None
-    layout, folder = recognise_layout(locate(path_or_name, root, _BUILTIN))
+    layout, folder = recognise_layout(locate(path_or_name, _BUILTIN))
     return describe_split(folder) if layout == "image-folder" else None
 
 
@@ -77,7 +77,6 @@ def load_images(
     path_or_name: str | Path,
     split: Split = "train",
     *,
-    root: str | Path | None = None,
     size: int | None = None,
     resize: int | None = None,
     channels: int | None = None,
@@ -89,7 +88,6 @@ def load_images(
             `data_root`.
         split: ``"train"``, ``"validation"`` or ``"test"``; where a data set publishes no test split, ``"test"`` is its
             validation split.
-        root: the folder of data sets, instead of the environment variable.
         size: bring all images to ``size`` x ``size`` pixels (photographs: shorter side scaled, middle cut out).
         resize: scale photographs' shorter side to this before the cut; only for Parquet and image folders.
         channels: 1 or 3; by default 3 for Parquet and image folders, else as stored.
@@ -104,7 +102,7 @@ def load_images(
     name = str(path_or_name)
     if name in _BUILTIN:
         return conform(_BUILTIN[name](split), size, channels)
-    layout, folder = recognise_layout(locate(path_or_name, root, _BUILTIN))
+    layout, folder = recognise_layout(locate(path_or_name, _BUILTIN))
     decode = Decode(size, resize, 3 if channels is None else channels)
     if layout == "parquet":
         return read_parquet(folder, split, decode)
@@ -118,7 +116,6 @@ def open_images(
     path_or_name: str | Path,
     split: Split = "train",
     *,
-    root: str | Path | None = None,
     decode: Decode | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> ParquetImages | FolderImages:
@@ -127,7 +124,6 @@ def open_images(
     Args:
         path_or_name: as for `load_images`.
         split: as for `load_images`.
-        root: as for `load_images`.
         decode: size and channels; batches need images of one size.
         transform: applied to each decoded image (uint8, (C, H, W)).
 
@@ -136,7 +132,7 @@ def open_images(
     """
     if str(path_or_name) in _BUILTIN:
         raise DataError(f"{path_or_name!r} is a small data set: read it with load_images")
-    layout, folder = recognise_layout(locate(path_or_name, root, _BUILTIN))
+    layout, folder = recognise_layout(locate(path_or_name, _BUILTIN))
     if layout == "parquet":
         return ParquetImages(folder, split, decode, transform)
     if layout == "image-folder":

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from apical.data._arrays import ImageArrays
 from apical.data._augment import Augment
-from apical.data._contents import contents
-from apical.data._place import EpochPlace, check_rank
+from apical.data._place import EpochPlace, check_rank, contents
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart

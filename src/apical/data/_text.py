@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.data._contents import contents
-from apical.data._place import EpochPlace, check_rank
-from apical.data._root import listed, locate
+from apical.data._place import EpochPlace, check_rank, contents
+from apical.data._root import listed, locate, read_utf8
 from apical.data._splits import ALIASES, Split
-from apical.data._utf8 import read_utf8
 from apical.errors import ConfigError, DataError
 
 UNKNOWN, END = "<unk>", "<eos>"
@@ -96,9 +94,7 @@ class Corpus:
     unknown: Mapping[str, int]
 
 
-def read_corpus(
-    path: str | Path, *, max_words: int | None = None, limit: int | None = None, root: str | Path | None = None
-) -> Corpus:
+def read_corpus(path: str | Path, *, max_words: int | None = None, limit: int | None = None) -> Corpus:
     """Read a corpus of three UTF-8 text files with words between blanks, a sentence or paragraph a line.
 
     The files are called after their splits: ``train.txt``, ``valid.txt``, ``test.txt``, with any prefix
@@ -109,7 +105,6 @@ def read_corpus(
         path: the folder, looked up here, then below the data root.
         max_words: vocabulary of the most frequent words only, ``<unk>`` and ``<eos>`` included, at least 3.
         limit: at most so many tokens of each split, its first ones.
-        root: folder of data sets, instead of the environment variable.
 
     Raises:
         DataError: the folder or a file is missing, a split has several files, or a file is empty or not UTF-8.
@@ -128,7 +123,7 @@ def read_corpus(
         raise ConfigError(f"max_words={max_words}, expected at least 3: one word, {UNKNOWN} and {END}")
     if limit is not None and limit < 2:
         raise ConfigError(f"limit={limit}, expected at least 2 tokens")
-    files = corpus_files(locate(path, root))
+    files = corpus_files(locate(path))
     lines = {split: _lines(file) for split, file in files.items()}
     vocabulary = Vocabulary.of(lines["train"], max_words)
     tokens: dict[str, Tensor] = {}
@@ -146,14 +141,13 @@ def read_corpus(
     return Corpus(vocabulary, tokens["train"], tokens["validation"], tokens["test"], unknown)
 
 
-def read_bytes(path: str | Path, *, limit: int | None = None, root: str | Path | None = None) -> Corpus:
+def read_bytes(path: str | Path, *, limit: int | None = None) -> Corpus:
     """Read any text, or any file at all, as bytes: 256 tokens, none of them unknown.
 
     Args:
         path: a folder of three files as for `read_corpus`, or a single file, of which the last tenth is left for
             validation and test, half of it for each.
         limit: at most so many bytes of each split, its first ones, at least 2.
-        root: folder of data sets, instead of the environment variable.
 
     Raises:
         DataError: the folder or a file is missing, a split has several files, or a file is too short.
@@ -177,7 +171,7 @@ def read_bytes(path: str | Path, *, limit: int | None = None, root: str | Path |
             split: whole[a:b] for split, a, b in zip(("train", "validation", "test"), ends, ends[1:], strict=False)
         }
     else:
-        parts = {split: file.read_bytes() for split, file in corpus_files(locate(path, root)).items()}
+        parts = {split: file.read_bytes() for split, file in corpus_files(locate(path)).items()}
     short = [split for split, text in parts.items() if len(text) < 2]
     if short:
         raise DataError(f"{path} has {len(parts[short[0]])} bytes for {short[0]}, expected at least 2")

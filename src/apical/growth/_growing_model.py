@@ -36,9 +36,6 @@ class GrowingModel:
         ConfigError: there are both copies and ``shard``, or copies are no list.
 
     Attributes:
-        model: the user's module.
-        optimizers: the user's.
-        copies: of the model.
         store: what is dormant; None after `release`.
         fixed: names of the parameters that nothing trains.
     """

@@ -16,10 +16,9 @@ from torch.optim import Optimizer
 from apical.errors import ResizeError
 from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped, unaveraged
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
-from apical.resizing._install import Installation, lookup, whole_or_nothing
+from apical.resizing._install import Installation, lookup, retire_, whole_or_nothing
 from apical.resizing._optimizer import check_histories, group_orders, rekey_, resized_state, restored_state
 from apical.resizing._report import ResizeReport, TensorChange
-from apical.resizing._retired import retire_
 from apical.resizing._selection import Selection, check_selection
 from apical.resizing._shards import alike, is_sharded, whole
 from apical.resizing._stand_in import stand_in

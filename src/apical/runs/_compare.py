@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from apical._checks import flattened
 from apical.errors import CheckpointError, ConfigError
 from apical.growth._options import changed
-from apical.recipes import RunConfig
+from apical.recipes import Prepared, RunConfig
 from apical.recipes._settings import reproducing_command
 from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
@@ -22,7 +23,7 @@ from apical.runs._methods import method_named
 from apical.runs._run import run
 from apical.runs._stored import load_run, read_config
 from apical.timing._networks import network_samples_ms
-from apical.training import Progress, TrainingConfig, seed_everything
+from apical.training import Progress, seed_everything
 from apical.training._amp import settle_amp
 from apical.training._config import resolve_device
 from apical.training._results import describe_device, versions
@@ -158,14 +159,15 @@ def compare(
     """
     planned = plan(config, methods, seeds, out, options)
     if config.training.amp == "auto":
-        training = _one_amp(config, [item.folder for item in planned], message)
+        training = _settled_once(config, [item.folder for item in planned], message, _amp).training
         planned = [
             replace(item, config=replace(item.config, training=replace(item.config.training, amp=training.amp)))
             for item in planned
         ]
         config = replace(config, training=training)
     if waiting := [item for item in planned if to_be_measured(item.config)]:
-        divisor = _one_divisor(waiting, message)
+        settled = _settled_once(waiting[0].config, [item.folder for item in waiting], message, settle_divisor)
+        divisor = settled.growth.step
         planned = [replace(i, config=with_divisor(i.config, divisor)) if i in waiting else i for i in planned]
         config = with_divisor(config, divisor) if config.growth.divisor == "auto" else config
     for number, item in enumerate(planned, 1):
@@ -177,28 +179,26 @@ def compare(
     return _summed_up(config, planned, Path(out), methods[0], latency, command)
 
 
-def _one_amp(config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None) -> TrainingConfig:
-    """What ``amp=auto`` is for all runs: measured once, or read from one begun before."""
+Settle = Callable[[RunConfig, Prepared, nn.Module, Sequence[Path]], tuple[RunConfig, str]]
+"""Measures what a config leaves to a measurement, or reads it from run folders; says in words what came out."""
+
+
+def _settled_once(
+    config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None, settle: Settle
+) -> RunConfig:
+    """The config with what holds for all runs: measured once, or read from one begun before."""
     kind = task_kind(config.task)
     data = kind.prepare(config.data, config.training)
-    model = kind.template(config.model, data.facts)
-    training, chosen = settle_amp(config.training, model, data.task, data.loaders.train, folders)
-    if message is not None:
-        message(chosen)
-    return training
-
-
-def _one_divisor(waiting: Sequence[Planned], message: Callable[[str], None] | None) -> int:
-    """What ``divisor=auto`` is for all runs that wait for it: measured once, or read from one begun before."""
-    config = waiting[0].config
-    kind = task_kind(config.task)
-    facts = kind.prepare(config.data, config.training).facts
     seed_everything(config.training.seed)
-    model = kind.template(config.model, facts)
-    settled, chosen = settle_divisor(config, facts, model, [item.folder for item in waiting])
+    settled, chosen = settle(config, data, kind.template(config.model, data.facts), folders)
     if message is not None:
         message(chosen)
-    return settled.growth.step
+    return settled
+
+
+def _amp(config: RunConfig, data: Prepared, model: nn.Module, folders: Sequence[Path]) -> tuple[RunConfig, str]:
+    training, chosen = settle_amp(config.training, model, data.task, data.loaders.train, folders)
+    return replace(config, training=training), chosen
 
 
 def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import choose_divisor
-from apical.recipes import Facts, RunConfig
+from apical.recipes import Prepared, RunConfig
 from apical.recipes._task_kind import task_kind
 from apical.resizing import trace
 from apical.runs._methods import method_named
@@ -33,7 +33,7 @@ def to_be_measured(config: RunConfig) -> bool:
 
 
 def settle_divisor(
-    config: RunConfig, facts: Facts, model: nn.Module, earlier: Sequence[Path] = ()
+    config: RunConfig, data: Prepared, model: nn.Module, earlier: Sequence[Path] = ()
 ) -> tuple[RunConfig, str]:
     """The config with a number in the place of ``auto``, and in words where it comes from (empty if none was needed).
 
@@ -42,7 +42,7 @@ def settle_divisor(
 
     Args:
         config: of the run.
-        facts: what the model must know about the data.
+        data: what the model must know of it is read.
         model: the full-size model; it moves to the run's device, as it does when the run starts.
         earlier: run folders whose divisor is taken instead of measuring, so that a resumed run goes on with its own.
     """
@@ -54,7 +54,7 @@ def settle_divisor(
     kind, device = task_kind(config.task), resolve_device(config.training.device)
     model.to(device)
     apply_memory_format_(model, config.training)
-    example = kind.example(facts, device)
+    example = kind.example(data.facts, device)
     structure = trace(model, example)
     share = processes().share(config.training.batch_size)
     batch = tuple(tensor.repeat_interleave(share, kind.batch_dim) for tensor in example)

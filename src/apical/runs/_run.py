@@ -116,7 +116,7 @@ def _run(
             progress.message(note)
     earlier = (Path(out),) if resume else ()
     training, faster = settle_amp(config.training, model, data.task, data.loaders.train, earlier)
-    config, divisor = settle_divisor(dataclasses.replace(config, training=training), data.facts, model, earlier)
+    config, divisor = settle_divisor(dataclasses.replace(config, training=training), data, model, earlier)
     for chosen in (faster, divisor):
         if chosen and processes().first:
             progress.message(chosen)

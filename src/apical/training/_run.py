@@ -15,11 +15,11 @@ from apical.errors import CheckpointError, ConfigError
 from apical.training._amp import first_batch, settle_amp
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._doubts import doubts
 from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._learner import Learner, autocast, prepare_learner
 from apical.training._loop import evaluate, train_steps
+from apical.training._optimizer import doubts
 from apical.training._own_state import can_be_kept, hand_on_, own_of, own_states, stream_of
 from apical.training._parallel import process_seed, refuse_unshared
 from apical.training._parts import Parts, PartsIO

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from apical.data import Augment, FolderImages, ParquetImages
-from apical.data._contents import contents
-from apical.data._place import EpochPlace
+from apical.data._place import EpochPlace, contents
 from apical.data._sampler import BlockShuffleSampler
 from apical.errors import ConfigError
 
