@@ -258,18 +258,12 @@ def _list_recipes() -> None:
 
 def _list_settings(recipe: str | None, file: Path | None) -> None:
     from apical.recipes import get_recipe, read_config_file
-    from apical.recipes._settings import setting_types
+    from apical.recipes._settings import as_texts
 
     config = get_recipe(recipe or "digits") if file is None else read_config_file(file)
-    content = config.to_mapping()
     click.echo(
         f"Settings of {file or recipe or 'digits'}, for --set KEY=VALUE "
         "(the end of a key is enough where it is unique):\n"
     )
-    for name in setting_types(config):
-        value: Any = content
-        for part in name.split("."):
-            value = value[part]
+    for name, value in as_texts(config).items():
         click.echo(f"  {name} = {value}")
-    for name, value in content["model"]["options"].items():
-        click.echo(f"  model.{name} = {value}")

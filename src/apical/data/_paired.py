@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.data._place import EpochPlace, check_rank, contents
+from apical.data._place import EpochPlace, PlacedLoader, check_rank, contents
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -109,7 +109,7 @@ def _inside(side: int, at: int, window: int, crop: int) -> tuple[slice, tuple[in
     return slice(first, last), (start, max(start + 1, round((last - at) * crop / window)))
 
 
-class PairLoader:
+class PairLoader(PlacedLoader):
     """Batches of (images, masks) on the device, in a random order and as random views, or whole and in order.
 
     Whole images are never padded: a batch holds images of one size, and ends where the size changes. Two generators
@@ -174,9 +174,6 @@ class PairLoader:
         self._augment = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
         self._place = EpochPlace(order=self._order, augment=self._augment)
 
-    resumes_within_epoch = True
-    """Whether a state that is taken inside an epoch of views goes on behind the last batch."""
-
     def __len__(self) -> int:
         """Batches of an epoch; of whole images, at least so many (a change of size ends a batch early)."""
         if self._view is not None:
@@ -234,15 +231,3 @@ class PairLoader:
     def contents(self) -> dict[str, Any]:
         """The pairs by number and names."""
         return contents(len(self._pairs), names=self._names)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generators at the epoch's beginning, and the position in it."""
-        return self._place.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            ConfigError: it is the state of another kind of loader, or its position lies beyond this loader's epoch.
-        """
-        self._place.load_state_dict(state, len(self))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -104,6 +105,28 @@ class EpochPlace:
 
     def _now(self) -> dict[str, Tensor]:
         return {name: generator.get_state() for name, generator in self._generators.items()}
+
+
+class PlacedLoader(ABC):
+    """A loader that goes on behind its last batch where a state was taken inside an epoch."""
+
+    resumes_within_epoch = True
+    _place: EpochPlace
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators at the epoch's beginning, and the position in it."""
+        return self._place.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: it is the state of another kind of loader, or its position lies beyond this loader's epoch.
+        """
+        self._place.load_state_dict(state, len(self))
 
 
 def contents(samples: int, numbers: Tensor | None = None, names: Iterable[str] = ()) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.data._place import EpochPlace, check_rank, contents
+from apical.data._place import EpochPlace, PlacedLoader, check_rank, contents
 from apical.data._root import listed, locate, read_utf8
 from apical.data._splits import ALIASES, Split
 from apical.errors import ConfigError, DataError
@@ -216,7 +216,7 @@ def _lines(file: Path) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
-class TokenStream:
+class TokenStream(PlacedLoader):
     """Windows of parallel streams: a long text cut into ``batch_size`` equal pieces that are read side by side.
 
         stream b is text[b n : (b + 1) n],  n = ⌊tokens / batch_size⌋;   window i covers positions i T … (i + 1) T
@@ -274,9 +274,6 @@ class TokenStream:
         self._count = (length - 1) // window if drop_last else -(-(length - 1) // window)
         self._place = EpochPlace()
 
-    resumes_within_epoch = True
-    """Whether a state that is taken inside an epoch goes on behind the last window."""
-
     def __len__(self) -> int:
         return self._count
 
@@ -293,7 +290,7 @@ class TokenStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the number of windows, to recognise another text: the order never changes."""
-        return {"windows": self._count, **self._place.state_dict()}
+        return {"windows": self._count, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -307,4 +304,4 @@ class TokenStream:
                 f"the saved stream had {state.get('windows')!r:.40} windows, this one has {self._count}: is it another "
                 "text?"
             )
-        self._place.load_state_dict(rest, self._count)
+        super().load_state_dict(rest)

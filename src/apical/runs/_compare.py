@@ -60,12 +60,7 @@ def plan(
     """The runs of a comparison in the order in which they are done: seed by seed, and methods that repeat another's
     final architecture after it.
 
-    Args:
-        config: what all runs share.
-        methods: names of methods.
-        seeds: of training and growth.
-        out: folder of the comparison; runs lie in ``out/METHOD-seedN``.
-        options: of single methods, by name; also the settings of growth that a method reads, such as the divisor.
+    The arguments are those of `compare`; the options of a method may be settings of growth that it reads, too.
 
     Raises:
         ConfigError: a method does not exist, there is none, something is named twice, options are for no method that

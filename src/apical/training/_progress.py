@@ -204,7 +204,7 @@ def _duration(seconds: float) -> str:
 
 
 class SilentProgress:
-    """Nothing, for all processes but the first; what another display leaves out."""
+    """Nothing, for all processes but the first; what other displays leave out, they inherit."""
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Say nothing."""

@@ -16,7 +16,7 @@ from apical._checks import flattened
 from apical._optional import import_optional
 from apical._reading import read_object
 from apical.errors import ConfigError
-from apical.training._loggers import Pixels
+from apical.training._loggers import Logger, Pixels
 from apical.training._run_folder import plain
 
 PROJECT = "apical"  # under which trackers list the runs, unless their own environment variables say another
@@ -32,23 +32,7 @@ def require(package: str) -> Any:
     return import_optional(package, package, package, f"log: {package}", ConfigError)
 
 
-class _Deaf:
-    """Leaves out all that a tracker has no place for."""
-
-    def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
-        pass
-
-    def image(self, name: str, pixels: Pixels, epoch: int) -> None:
-        pass
-
-    def text(self, name: str, text: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class CsvLogger(_Deaf):
+class CsvLogger(Logger):
     """Writes `metrics.csv`, a line per epoch, for spreadsheets and plotting tools; it needs no package.
 
     Histograms, pictures and texts are left out. The file is whole after every epoch; a resumed run goes on in it.
@@ -150,7 +134,7 @@ class TrackioLogger(_RunTracker):
         self._run.log({name: text})
 
 
-class MlflowLogger(_Deaf):
+class MlflowLogger(Logger):
     """Sends a run to the MLflow server of ``MLFLOW_TRACKING_URI``, or keeps it where MLflow keeps its runs.
 
     The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, "apical" if none is given. Histograms are left out: MLflow has
