@@ -236,7 +236,7 @@ def test_a_thin_seed_that_exceeds_the_budget_is_small_everywhere() -> None:
 
 
 def test_options_override_the_config() -> None:
-    model, _, grower = begun("mlp", config=GrowthConfig(divisor=4, seed=7), divisor=2)
+    _, _, grower = begun("mlp", config=GrowthConfig(divisor=4, seed=7), divisor=2)
     assert (grower.config.divisor, grower.config.seed, grower.config.damping) == (2, 7, 0.35)
     _, _, grower = begun("mlp", config=ScsConfig(divisor=4, seed=7), divisor=2)
     assert grower.config == ScsConfig(divisor=2, seed=7)

@@ -13,21 +13,7 @@ from apical.errors import CheckpointError, ConfigError, ProcessLostError
 if TYPE_CHECKING:
     from apical.recipes import RunConfig
 
-_NOT_WITH_RESUME = (
-    "budget",
-    "method",
-    "epochs",
-    "seed",
-    "model",
-    "weights",
-    "out",
-    "settings",
-    "overwrite",
-    "shard",
-    "auto_resume",
-    "config_file",
-    "save_config",
-)
+_WITH_RESUME = ("data", "device", "trust_code")
 
 
 @click.command("train")
@@ -231,7 +217,11 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
     from apical.runs._trust import require_trusted
 
     spelt = {"settings": "set", "config_file": "config", "weights": "from"}
-    given = [f"--{spelt.get(name, name).replace('_', '-')}" for name in _NOT_WITH_RESUME if options[name]]
+    given = [
+        f"--{spelt.get(name, name).replace('_', '-')}"
+        for name, value in options.items()
+        if value and name not in _WITH_RESUME
+    ]
     if recipe is not None or given:
         names = ", ".join([*([f"RECIPE {recipe}"] if recipe else []), *given])
         raise ConfigError(

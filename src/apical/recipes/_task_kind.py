@@ -95,10 +95,6 @@ class Serving:
     output_names: tuple[str, ...] | None = None
 
 
-def _as_it_is(model: nn.Module) -> nn.Module:
-    return model
-
-
 @dataclass(frozen=True)
 class TaskKind:
     """A kind of problem.
@@ -121,7 +117,7 @@ class TaskKind:
     template: Callable[[ModelConfig, Facts], nn.Module]
     example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
     serving: Callable[[nn.Module, Facts], Serving] | None = None
-    for_inference: Callable[[nn.Module], nn.Module] = _as_it_is
+    for_inference: Callable[[nn.Module], nn.Module] = lambda model: model
     batch_dim: int = 0
 
 

@@ -171,17 +171,15 @@ def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path:
         )
 
 
-def differences(saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run")) -> list[str]:
-    """In words, in what two nests of settings differ.
+def differences(
+    saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run"), where: str = ""
+) -> list[str]:
+    """In words, in what two nests of settings, called by these names, differ.
 
     Example:
         >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
         ['a.b is 1 in the checkpoint, 2 in this run', 'c is only in this run']
     """
-    return _differences(saved, wanted, "", names)
-
-
-def _differences(saved: Any, wanted: Any, where: str, names: tuple[str, str]) -> list[str]:
     if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
         found = []
         for key in sorted({*saved, *wanted}, key=str):
@@ -189,7 +187,7 @@ def _differences(saved: Any, wanted: Any, where: str, names: tuple[str, str]) ->
             if key not in saved or key not in wanted:
                 found.append(f"{inner} is only in {names[0] if key in saved else names[1]}")
             else:
-                found += _differences(saved[key], wanted[key], inner, names)
+                found += differences(saved[key], wanted[key], names, inner)
         return found
     return [] if _same(saved, wanted) else [f"{where} is {saved!r} in {names[0]}, {wanted!r} in {names[1]}"]
 
