@@ -32,7 +32,7 @@ def check(where: str, rules: Mapping[str, bool]) -> None:
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a mapping as JSON holds it; lists become tuples where the field is one.
+    """A dataclass from a mapping as JSON holds it; lists become tuples and mappings dataclasses where the field is one.
 
     Raises:
         ConfigError: keys are unknown or values have another type; all of them are named.
@@ -51,6 +51,9 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     for name, value in values.items():
         if name in hints:
             hint = hints[name]
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint):
+                made[name] = build(hint, value, name)
+                continue
             made[name] = tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
             if not fits(made[name], hint):
                 problems.append(f"{name}: expected {in_words(hint)}, got {value!r}")
