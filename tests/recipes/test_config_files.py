@@ -25,7 +25,6 @@ def test_every_recipe_comes_back_from_a_file(ending: str, tmp_path: Path) -> Non
     if ending == "yaml":
         pytest.importorskip("yaml")
     for name in recipes():
-        assert get_recipe(name).recipe == name
         write_config_file(get_recipe(name), tmp_path / f"{name}.{ending}")
         assert read_config_file(tmp_path / f"{name}.{ending}") == get_recipe(name)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from apical.errors import ApicalError, ConfigError
+from apical.errors import ApicalError, BudgetError, ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe, recipes, register_recipe
 from apical.recipes._settings import reproducing_command, setting_types
 from apical.runs import register_method
@@ -37,6 +38,13 @@ NAMES = {
 def test_the_recipes_that_are_promised_exist() -> None:
     assert set(recipes()) == NAMES
     assert all(len(line) < 120 and line.endswith(".") for line in recipes().values())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_recipe_survives_json_and_says_its_own_name(name: str) -> None:
+    config = get_recipe(name)
+    assert config.recipe == name
+    assert RunConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
 
 
 def test_settings_are_typed_and_found_by_their_end() -> None:
@@ -105,6 +113,11 @@ def test_epochs_move_the_schedule_and_seed_reaches_growth() -> None:
 def test_a_wrong_setting_is_named_with_what_was_expected(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         apply_settings(get_recipe("digits"), [setting])
+
+
+def test_an_unreadable_budget_is_refused_before_anything_starts() -> None:
+    with pytest.raises(BudgetError, match="cannot read the budget 'half'"):
+        apply_settings(get_recipe("digits"), ["budget=half"])
 
 
 @pytest.mark.parametrize(

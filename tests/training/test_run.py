@@ -84,6 +84,11 @@ def test_the_summary_counts_cost_against_dense_and_against_final(tmp_path: Path)
     assert expected | {"device", "versions"} <= set(summary)
 
 
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    first, second = tiny_train(tmp_path / "a"), tiny_train(tmp_path / "b", tiny_config(seed=6))
+    assert first.history[-1]["train_loss"] != second.history[-1]["train_loss"]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_in_any_epoch_and_resumed_is_bit_identical(tmp_path: Path, variant: str) -> None:
     config = tiny_config(**VARIANTS[variant])
