@@ -32,8 +32,7 @@ from torch import Tensor, nn
 import apical
 from apical._memory_format import unsafe_in_channels_last
 from apical.baselines import network_record, uniform_keep
-from apical.data import load_images
-from apical.data._augment import random_crop, random_flip
+from apical.data import RandomCrop, RandomFlip, load_images
 from apical.models import CifarResNet
 
 TRAIN, HELD_OUT = slice(0, 20_000), slice(-5_000, None)
@@ -138,7 +137,7 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
             for group in optimizer.param_groups:
                 group["lr"] = peak * cosine(epoch + step / steps, epochs)
             crop = inputs.shape[-1] // 8  # pixels of padding
-            x = random_flip(random_crop(inputs[batch], crop, generator), generator) if augment else inputs[batch]
+            x = RandomFlip()(RandomCrop(crop)(inputs[batch], generator), generator) if augment else inputs[batch]
             with torch.autocast("cpu", torch.bfloat16, enabled=amp):
                 loss = nn.functional.cross_entropy(model(x), targets[batch])
             optimizer.zero_grad()

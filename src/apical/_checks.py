@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from apical.errors import ConfigError
@@ -32,7 +32,7 @@ def check(where: str, rules: Mapping[str, bool]) -> None:
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a mapping as JSON holds it; lists become tuples where the field is one.
+    """A dataclass from a mapping as JSON holds it; lists become tuples and mappings dataclasses where the field is one.
 
     Raises:
         ConfigError: keys are unknown or values have another type; all of them are named.
@@ -51,7 +51,10 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     for name, value in values.items():
         if name in hints:
             hint = hints[name]
-            made[name] = tuple(value) if _is_tuple(hint) and isinstance(value, list) else value
+            if isinstance(hint, type) and dataclasses.is_dataclass(hint) and not isinstance(value, hint):
+                made[name] = build(hint, value, name)
+                continue
+            made[name] = tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
             if not fits(made[name], hint):
                 problems.append(f"{name}: expected {in_words(hint)}, got {value!r}")
     if problems:
@@ -80,6 +83,20 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else origin or hint)
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings under dotted names.
+
+    Example:
+        >>> dict(flattened({"a": 1, "b": {"c": [1, 2], "d": {}}}))
+        {'a': 1, 'b.c': [1, 2], 'b.d': {}}
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def shown(value: Any) -> str:
     """What was got, for an error: a short value as it is written, of anything longer, such as a model, its type.
 
@@ -90,10 +107,6 @@ def shown(value: Any) -> str:
     text = repr(value)
     kind = type(value).__name__
     return text if len(text) <= 60 and "\n" not in text else f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
-
-
-def _is_tuple(hint: Any) -> bool:
-    return get_origin(hint) is tuple
 
 
 def in_words(hint: Any) -> str:

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from apical.errors import LoadError
+from apical.errors import ApicalError, LoadError
 
 LARGEST_TEXT = 64 * 2**20  # bytes of a config, a history, a list or an architecture; none comes near
 
@@ -74,6 +74,31 @@ def read_text(path: Path, most: int | None = LARGEST_TEXT) -> str:
     return read_bytes(path, most).decode("utf-8")
 
 
+def read_object(
+    path: Path, error: type[ApicalError], expected: str = "a JSON object", most: int = LARGEST_TEXT
+) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: of it.
+        error: what is raised where there is none.
+        expected: what should be there, for messages.
+        most: bytes that it may have.
+
+    Raises:
+        ApicalError: (of the class ``error``) it is missing, too large, not JSON, or no object.
+    """
+    try:
+        content = json.loads(read_text(path, most))
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(f"{path} does not exist; expected {expected}") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise error(f"{path} cannot be read as JSON: {problem}") from problem
+    if not isinstance(content, dict):
+        raise error(f"{path} holds no object; expected {expected}")
+    return content
+
+
 def read_record(path: Path, most: int, kind: str, expected: str) -> dict[str, Any]:
     """The JSON object in a file of a format of ours, which states the format's name.
 
@@ -86,12 +111,7 @@ def read_record(path: Path, most: int, kind: str, expected: str) -> dict[str, An
     Raises:
         LoadError: it is missing, too large, not JSON, or of another format.
     """
-    try:
-        data = json.loads(read_text(path, most))
-    except (FileNotFoundError, NotADirectoryError):
-        raise LoadError(f"{path} does not exist; expected {expected}") from None
-    except (OSError, ValueError, RecursionError) as problem:
-        raise LoadError(f"{path} cannot be read as JSON: {problem}") from problem
-    if not isinstance(data, dict) or data.get("format") != kind:
+    data = read_object(path, LoadError, expected, most)
+    if data.get("format") != kind:
         raise LoadError(f'{path} is not {expected} (no "format": "{kind}")')
     return data

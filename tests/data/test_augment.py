@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apical.data import Augment, Normalize, RandomCrop, RandomFlip, RandomResizedCrop
-from apical.data._augment import random_crop, random_flip, random_resized_crop
 from apical.errors import ConfigError
 
 
@@ -24,7 +23,7 @@ def images() -> Tensor:
 
 
 def test_random_crop_cuts_each_image_somewhere(images: Tensor) -> None:
-    cropped = random_crop(images, 2, generator())
+    cropped = RandomCrop(2)(images, generator())
     padded = F.pad(images, (2, 2, 2, 2))
     seen = set()
     for image, source in zip(cropped, padded, strict=True):
@@ -32,22 +31,22 @@ def test_random_crop_cuts_each_image_somewhere(images: Tensor) -> None:
         assert len(places) == 1
         seen.add(places[0])
     assert len(seen) > 15
-    assert torch.equal(random_crop(images, 0, generator()), images)
+    assert torch.equal(RandomCrop(0)(images, generator()), images)
 
 
 def test_random_flip_mirrors_about_half(images: Tensor) -> None:
-    flipped = random_flip(images, generator())
+    flipped = RandomFlip()(images, generator())
     mirrored = [torch.equal(image, source.flip(-1)) for image, source in zip(flipped, images, strict=True)]
     kept = [torch.equal(image, source) for image, source in zip(flipped, images, strict=True)]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
     assert 20 < sum(mirrored) < 44
-    assert torch.equal(random_flip(images, generator(), probability=1.0), images.flip(-1))
+    assert torch.equal(RandomFlip(1.0)(images, generator()), images.flip(-1))
 
 
 def test_resized_crop_of_the_whole_image_is_the_image() -> None:
     images = torch.randint(256, (4, 3, 12, 12), dtype=torch.uint8)
-    assert torch.equal(random_resized_crop(images, 12, generator(), scale=(1, 1), ratio=(1, 1)), images)
     crop = RandomResizedCrop(12, scale=(1, 1), ratio=(1, 1))
+    assert torch.equal(crop(images, generator()), images)
     assert torch.equal(crop(images[0], generator()), images[0])
 
 
@@ -55,7 +54,7 @@ def test_resized_crop_equals_cut_and_interpolate() -> None:
     """On a linear ramp, bilinear sampling is exact, so the box can be read off the result."""
     ramp = (torch.arange(64).expand(64, 64) * 4 - 2).clamp(min=0).to(torch.uint8)
     images = torch.stack([ramp, ramp.T]).expand(200, 2, 64, 64)
-    out = random_resized_crop(images, 32, generator(), scale=(0.25, 1.0)).float()
+    out = RandomResizedCrop(32, scale=(0.25, 1.0))(images, generator()).float()
     widths = (out[:, 0, 16, 30] - out[:, 0, 16, 2]) / 28 * 32 / 4  # pixels of the source
     heights = (out[:, 1, 30, 16] - out[:, 1, 2, 16]) / 28 * 32 / 4
     shares = widths * heights / 64**2
@@ -68,7 +67,7 @@ def test_resized_crop_equals_cut_and_interpolate() -> None:
 
 def test_resized_crop_where_no_box_fits(images: Tensor) -> None:
     wide = torch.randint(256, (3, 1, 4, 40), dtype=torch.uint8)
-    out = random_resized_crop(wide, 4, generator(), scale=(1, 1), ratio=(1, 1))
+    out = RandomResizedCrop(4, scale=(1, 1), ratio=(1, 1))(wide, generator())
     assert torch.equal(out, wide[..., 18:22])
 
 

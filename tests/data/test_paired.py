@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from apical.data import PairLoader, RandomView
-from apical.data._paired import random_view
 from apical.errors import ConfigError
 
 
@@ -23,23 +22,23 @@ def pair(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 def test_full_scale_is_the_image_itself() -> None:
     image, mask = pair(8, 8)
-    cut, labels = random_view(image, mask, torch.tensor([0.3, 0.5, 0.5, 0.9]), RandomView(8, (1.0, 1.0)))
+    cut, labels = RandomView(8, (1.0, 1.0))(image, mask, torch.tensor([0.3, 0.5, 0.5, 0.9]))
     assert torch.equal(cut, image)
     assert torch.equal(labels, mask)
-    cut, labels = random_view(image, mask, torch.tensor([0.3, 0.5, 0.5, 0.1]), RandomView(8, (1.0, 1.0)))
+    cut, labels = RandomView(8, (1.0, 1.0))(image, mask, torch.tensor([0.3, 0.5, 0.5, 0.1]))
     assert torch.equal(cut, image.flip(-1))
     assert torch.equal(labels, mask.flip(-1))
     unflipped = RandomView(8, (1.0, 1.0), flip=False)
-    assert torch.equal(random_view(image, mask, torch.tensor([0.3, 0.5, 0.5, 0.1]), unflipped)[0], image)
+    assert torch.equal(unflipped(image, mask, torch.tensor([0.3, 0.5, 0.5, 0.1]))[0], image)
 
 
 def test_a_crop_is_a_window_and_what_lies_beyond_is_ignored() -> None:
     image, mask = pair(10, 10)
     view = RandomView(4, (1.0, 1.0), fill=(1, 2, 3))
-    cut, labels = random_view(image, mask, torch.tensor([0.0, 0.0, 0.999, 0.9]), view)
+    cut, labels = view(image, mask, torch.tensor([0.0, 0.0, 0.999, 0.9]))
     assert torch.equal(labels, mask[:4, 6:])
     assert torch.equal(cut, image[:, :4, 6:])
-    small, ignored = random_view(*pair(2, 3), torch.tensor([0.0, 0.0, 0.0, 0.9]), view)
+    small, ignored = view(*pair(2, 3), torch.tensor([0.0, 0.0, 0.0, 0.9]))
     assert (ignored != 255).sum() == 6
     assert small[:, ignored == 255].unique(dim=1).flatten().tolist() == [1, 2, 3]
 
@@ -50,7 +49,7 @@ def test_a_crop_is_a_window_and_what_lies_beyond_is_ignored() -> None:
 )  # fmt: skip
 def test_any_view_keeps_classes_and_shapes(height: int, width: int, crop: int, draws: list[float], low: float) -> None:
     image, mask = pair(height, width)
-    cut, labels = random_view(image, mask, torch.tensor(draws), RandomView(crop, (low, 2.0)))
+    cut, labels = RandomView(crop, (low, 2.0))(image, mask, torch.tensor(draws))
     assert (tuple(cut.shape), tuple(labels.shape)) == ((3, crop, crop), (crop, crop))
     assert set(labels.unique().tolist()) <= {*mask.unique().tolist(), 255}
     assert (labels != 255).any()
@@ -59,7 +58,7 @@ def test_any_view_keeps_classes_and_shapes(height: int, width: int, crop: int, d
 def test_image_and_mask_are_scaled_alike() -> None:
     image, mask = pair(40, 40)
     for scale in (0.0, 0.4, 0.9):
-        cut, labels = random_view(image, mask, torch.tensor([scale, 0.4, 0.6, 0.2]), RandomView(32, (0.5, 2.0)))
+        cut, labels = RandomView(32, (0.5, 2.0))(image, mask, torch.tensor([scale, 0.4, 0.6, 0.2]))
         inside = labels != 255
         difference = (cut[0].float() - 60 * labels.float()).abs()[inside]
         assert (difference < 5).float().mean() > 0.75  # all but the blurred edges

@@ -67,12 +67,13 @@ def test_windows_line_ends_and_a_missing_last_line_end_change_nothing(tmp_path: 
 def test_a_name_is_looked_up_below_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "ptb")
     monkeypatch.chdir(tmp_path / "ptb")
-    assert len(read_corpus("ptb", root=tmp_path).train) == 8
     monkeypatch.delenv("APICAL_DATA", raising=False)
     with pytest.raises(DataError, match="no folder here, and there is no data folder"):
         read_corpus("ptb")
-    with pytest.raises(DataError, match="neither here nor in"):
-        read_corpus("wiki", root=tmp_path)
+    monkeypatch.setenv("APICAL_DATA", str(tmp_path))
+    assert len(read_corpus("ptb").train) == 8
+    with pytest.raises(DataError, match=r"neither a folder here nor in .* which has ptb/"):
+        read_corpus("wiki")
 
 
 def test_damaged_corpora_are_named(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "utf-16": ("{}".encode("utf-16"), 'cannot be read as JSON|"format"'),
     "deeply nested": (b"[" * 100_000, "cannot be read as JSON"),
     "endless number": (b'{"version": ' + b"9" * 10_000 + b"}", "JSON|format"),
-    "list": (b"[]", '"format"'),
-    "null": (b"null", '"format"'),
+    "list": (b"[]", "holds no object"),
+    "null": (b"null", "holds no object"),
     "other format": (b'{"format": "onnx", "version": 1}', '"format"'),
     "only the head": (b'{"format": "apical-architecture", "version": 1}', "damaged"),
 }

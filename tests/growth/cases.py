@@ -112,6 +112,13 @@ def grown(name: str, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer
     return Grower(model, optimizer, example(name), budget, epochs, **{"structure": structure_of(name), **options})
 
 
+def begun(name: str, maker: Callable[..., Optimizer] = sgd, **options: Any) -> tuple[Any, Optimizer, Grower]:
+    """A case's network, its optimizer and its Grower."""
+    model = built(name)
+    optimizer = maker(model)
+    return model, optimizer, grown(name, model, optimizer, **options)
+
+
 def step(model: nn.Module, optimizer: Optimizer, name: str, seed: int) -> float:
     """One ordinary training step."""
     loss = loss_of(model, name, seed)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from apical.errors import ApicalError, CheckpointError
 from apical.growth import ScsConfig
 from changed_tree import CHANGES, change
-from growth.cases import adamw, built, grown, step
+from growth.cases import adamw, begun, step
 from marks import quick
 
 EPOCHS = 5
@@ -29,9 +29,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def trained(kind: str, epochs: int) -> tuple[Any, Any, Any]:
     name, options = KINDS[kind]
-    model = built(name)
-    optimizer = adamw(model)
-    grower = grown(name, model, optimizer, **{"epochs": EPOCHS, **options})
+    model, optimizer, grower = begun(name, adamw, **{"epochs": EPOCHS, **options})
     for epoch in range(epochs):
         train_epoch(kind, model, optimizer, grower, epoch)
     return model, optimizer, grower

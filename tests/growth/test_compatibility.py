@@ -14,7 +14,21 @@ from torch.utils.checkpoint import checkpoint
 
 from apical import Grower
 from apical.errors import ApicalError
-from growth.cases import CASES, adamw, built, example, grown, loss_of, outputs, run, sgd, squares_of, step, structure_of
+from growth.cases import (
+    CASES,
+    adamw,
+    begun,
+    built,
+    example,
+    grown,
+    loss_of,
+    outputs,
+    run,
+    sgd,
+    squares_of,
+    step,
+    structure_of,
+)
 
 EPOCHS = 4
 
@@ -38,9 +52,7 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", ["residual", "lstm", "gpt"])
 def test_bf16_autocast(name: str) -> None:
-    model = built(name)
-    optimizer = adamw(model)
-    grower = grown(name, model, optimizer, epochs=EPOCHS)
+    model, optimizer, grower = begun(name, adamw, epochs=EPOCHS)
     for epoch in range(EPOCHS):
         for i in range(2):
             optimizer.zero_grad()
@@ -72,9 +84,7 @@ def test_a_model_in_bf16() -> None:
 
 def test_accumulation_and_clipping() -> None:
     """The gradients of two halves, clipped, once an epoch; accumulated gradients survive a restructuring."""
-    model = built("plain")
-    optimizer = sgd(model)
-    grower = grown("plain", model, optimizer, epochs=EPOCHS)
+    model, optimizer, grower = begun("plain", epochs=EPOCHS)
     for epoch in range(EPOCHS):
         for i in range(2):
             (loss_of(model, "plain", 10 * epoch + i) / 2).backward()
@@ -258,9 +268,7 @@ def test_optimizers(maker: Any, options: dict[str, Any]) -> None:
 
 
 def test_eval_between_epochs_and_a_changing_batch_size() -> None:
-    model = built("plain")
-    optimizer = sgd(model)
-    grower = grown("plain", model, optimizer, epochs=EPOCHS)
+    model, optimizer, grower = begun("plain", epochs=EPOCHS)
     for epoch in range(EPOCHS):
         step(model, optimizer, "plain", epoch)
         assert outputs(model, "plain").shape == (4, 5)
@@ -273,9 +281,7 @@ def test_eval_between_epochs_and_a_changing_batch_size() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_growth_with_a_reason() -> None:
-    model = built("mlp")
-    optimizer = sgd(model)
-    grower = grown("mlp", model, optimizer)
+    model, optimizer, grower = begun("mlp")
     optimizer.zero_grad()
     (loss_of(model, "mlp", 0) * float("nan")).backward()
     optimizer.step()

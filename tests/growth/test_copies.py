@@ -24,17 +24,18 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2) ->
         optimizer.step()
 
 
+Started = tuple[nn.Module, torch.optim.Optimizer, Grower]
+
+
 @pytest.fixture
-def started() -> tuple[nn.Module, torch.optim.Optimizer, Grower]:
+def started() -> Started:
     model = built("residual")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return model, optimizer, grown("residual", model, optimizer, EPOCHS, seed=0)
 
 
 @pytest.mark.parametrize("when", [0, 2, 3])
-def test_a_copy_that_is_added_later_follows_every_resize(
-    started: tuple[nn.Module, torch.optim.Optimizer, Grower], when: int
-) -> None:
+def test_a_copy_that_is_added_later_follows_every_resize(started: Started, when: int) -> None:
     model, optimizer, grower = started
     average: AveragedModel | None = None
     for epoch in range(EPOCHS):
@@ -52,9 +53,7 @@ def test_a_copy_that_is_added_later_follows_every_resize(
     assert torch.isfinite(average(torch.randn(2, 3, 8, 8))).all()
 
 
-def test_what_is_born_in_a_later_copy_is_what_is_born_in_the_model(
-    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
-) -> None:
+def test_what_is_born_in_a_later_copy_is_what_is_born_in_the_model(started: Started) -> None:
     """Without a step in between, copy and model stay equal to the last bit."""
     model, optimizer, grower = started
     train(model, optimizer)
@@ -68,9 +67,7 @@ def test_what_is_born_in_a_later_copy_is_what_is_born_in_the_model(
             assert torch.equal(a, b), name
 
 
-def test_a_copy_of_another_shape_and_one_that_is_known_are_refused(
-    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
-) -> None:
+def test_a_copy_of_another_shape_and_one_that_is_known_are_refused(started: Started) -> None:
     model, _, grower = started
     with pytest.raises(ResizeError, match=r"the copy does not fit.*copy\.deepcopy\(model\)"):
         grower.add_copy(built("residual"))
@@ -82,9 +79,7 @@ def test_a_copy_of_another_shape_and_one_that_is_known_are_refused(
         grower.add_copy(twin)
 
 
-def test_a_list_of_parameters_from_before_a_resize_is_loud(
-    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
-) -> None:
+def test_a_list_of_parameters_from_before_a_resize_is_loud(started: Started) -> None:
     model, optimizer, grower = started
     params = list(model.parameters())
     train(model, optimizer)
@@ -102,9 +97,7 @@ def test_a_list_of_parameters_from_before_a_resize_is_loud(
             parameter.grad = None
 
 
-def test_an_optimizer_that_was_not_given_is_loud_once_the_model_was_resized(
-    started: tuple[nn.Module, torch.optim.Optimizer, Grower],
-) -> None:
+def test_an_optimizer_that_was_not_given_is_loud_once_the_model_was_resized(started: Started) -> None:
     model, optimizer, grower = started
     other = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer)
@@ -125,9 +118,7 @@ def test_an_average_made_before_the_grower_and_not_passed_is_named() -> None:
     assert average.module is not model
 
 
-def test_finishing_twice_is_finishing_once(
-    started: tuple[nn.Module, torch.optim.Optimizer, Grower], recwarn: pytest.WarningsRecorder
-) -> None:
+def test_finishing_twice_is_finishing_once(started: Started, recwarn: pytest.WarningsRecorder) -> None:
     grower = started[2]
     for _ in range(EPOCHS):
         grower.end_epoch()
@@ -139,9 +130,7 @@ def test_finishing_twice_is_finishing_once(
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_an_average_made_later_and_not_added_is_named_before_the_first_change(
-    started: tuple[nn.Module, torch.optim.Optimizer, Grower], wrapped: bool
-) -> None:
+def test_an_average_made_later_and_not_added_is_named_before_the_first_change(started: Started, wrapped: bool) -> None:
     model, optimizer, grower = started
     average = AveragedModel(model) if wrapped else copy.deepcopy(model)
     train(model, optimizer)

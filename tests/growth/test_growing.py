@@ -19,7 +19,7 @@ from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
 from apical.resizing._stand_in import StandIn
 from apical.structure import ParamSlice
-from growth.cases import CASES, built, epochs, example, grown, loss_of, outputs, run, sgd, step, structure_of
+from growth.cases import CASES, begun, built, epochs, example, grown, loss_of, outputs, run, sgd, step, structure_of
 from marks import quick
 
 ALL = list(CASES)
@@ -92,9 +92,7 @@ def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) 
 @pytest.mark.parametrize("name", quick(["residual", "plain", "lstm"], ["residual"]))
 def test_a_network_that_starts_above_its_budget_is_only_pruned_down_to_it(name: str, style: str) -> None:
     """From the full network."""
-    model = built(name)
-    optimizer = sgd(model)
-    grower = grown(name, model, optimizer, seed_style=style, seed_fraction=100.0, growth_end=0.75)
+    _model, optimizer, grower = begun(name, seed_style=style, seed_fraction=100.0, growth_end=0.75)
     start = grower.state_dict()
     assert start["skip"] == []
     assert all(len(start["keep"][g.name]) == g.size for g in grower.structure.groups)
@@ -157,9 +155,7 @@ VARIANTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @pytest.mark.parametrize("name", quick(["residual", "lstm"], ["residual"]))
 def test_every_option_runs_through_and_meets_the_budget(name: str, options: dict[str, Any]) -> None:
-    model = built(name)
-    optimizer = sgd(model)
-    grower = grown(name, model, optimizer, **options)
+    _model, optimizer, grower = begun(name, **options)
     for _ in epochs(grower, optimizer, name, 0, 6, steps=1):
         for width, group in zip(grower.state_dict()["keep"].values(), grower.structure.groups, strict=True):
             step_size = grower.config.divisor if group.size >= 2 * grower.config.divisor else 1
@@ -196,9 +192,7 @@ def test_even_the_shortest_training_ends_at_the_budget(epochs_in_all: int, inter
 
 def test_restructuring_after_steps() -> None:
     """The network changes within an epoch; the records add up what changed."""
-    model = built("plain")
-    optimizer = sgd(model)
-    grower = grown("plain", model, optimizer, epochs=3, interval=3, steps_per_epoch=8)
+    model, optimizer, grower = begun("plain", epochs=3, interval=3, steps_per_epoch=8)
     widths = []
     for epoch in range(3):
         for i in range(8):
@@ -225,8 +219,7 @@ def seed_units(grower: Grower) -> int:
 
 
 def test_steps_do_nothing_where_epochs_count() -> None:
-    model = built("plain")
-    grower = grown("plain", model, sgd(model))
+    _, _, grower = begun("plain")
     before = grower.state_dict()["keep"]
     for _ in range(5):
         grower.end_step()
@@ -354,9 +347,7 @@ def test_blocks_are_born_as_the_identity_and_wake_up(scores: Any) -> None:
 )  # fmt: skip
 def test_returning_units_bring_their_weights_and_no_momentum(options: dict[str, Any]) -> None:
     """A unit that left and comes back has the weights it left with, and an empty momentum."""
-    model = built("mlp")
-    optimizer = sgd(model)
-    grower = grown("mlp", model, optimizer, epochs=8, **options)
+    model, optimizer, grower = begun("mlp", epochs=8, **options)
     left: dict[int, Tensor] = {}
     checked = 0
     previous = grower.state_dict()["keep"]["0"]
@@ -377,9 +368,7 @@ def test_returning_units_bring_their_weights_and_no_momentum(options: dict[str, 
 
 
 def test_random_births_change_the_function() -> None:
-    model = built("mlp")
-    optimizer = sgd(model)
-    grower = grown("mlp", model, optimizer, birth="random")
+    model, optimizer, grower = begun("mlp", birth="random")
     step(model, optimizer, "mlp", 1)
     before = outputs(model, "mlp")
     record = grower.end_epoch()
@@ -407,8 +396,7 @@ def test_a_thin_seed_has_its_blocks_and_its_streams_whole() -> None:
 
 
 def test_a_small_seed_has_one_ratio_for_all_widths_and_all_blocks_if_there_is_room() -> None:
-    model = built("residual")
-    grower = grown("residual", model, sgd(model), seed_style="small", budget="60% macs")
+    _, _, grower = begun("residual", seed_style="small", budget="60% macs")
     state = grower.state_dict()
     assert not state["skip"]
     ratios = {g.name: len(state["keep"][g.name]) / g.size for g in grower.structure.groups if g.size >= 32}
@@ -428,9 +416,7 @@ def test_a_small_seed_leaves_out_late_blocks_only_where_even_the_narrowest_cost_
 
 
 def test_ignored_modules_keep_their_size() -> None:
-    model = built("residual")
-    optimizer = sgd(model)
-    grower = grown("residual", model, optimizer, ignore=("layer1.0", "layer3.1.conv1"), seed_style="small")
+    _model, optimizer, grower = begun("residual", ignore=("layer1.0", "layer3.1.conv1"), seed_style="small")
     run(grower, optimizer, "residual")
     for record in grower.history:
         widths = record["widths"]
@@ -507,8 +493,7 @@ def test_streams_grow_where_inner_widths_cannot_use_up_the_budget() -> None:
 
 
 def test_a_finished_grower_refuses_everything() -> None:
-    model = built("mlp")
-    grower = grown("mlp", model, sgd(model))
+    _, _, grower = begun("mlp")
     state = grower.state_dict()
     with pytest.warns(UserWarning, match=r"finish\(\) after 0 of 6 epochs, .* 2\d\.\d% of what the budget 50% macs"):
         grower.finish()

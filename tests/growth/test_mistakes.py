@@ -14,7 +14,7 @@ import apical
 from apical import Grower
 from apical.errors import CheckpointError, ConfigError, ResizeError
 from apical.growth import ScsConfig
-from growth.cases import built, grown, loss_of, run, sgd, step
+from growth.cases import begun, built, grown, loss_of, run, sgd, step
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -47,8 +47,7 @@ def test_frozen_parameters_need_no_optimizer(recwarn: pytest.WarningsRecorder) -
 
 
 def test_an_optimizer_made_after_the_grower_is_noticed_in_the_first_epoch() -> None:
-    model = built("mlp")
-    grower = grown("mlp", model, sgd(model))
+    model, _, grower = begun("mlp")
     late = sgd(model)
     step(model, late, "mlp", 0)
     with pytest.warns(UserWarning, match=r"optimizer \(SGD\) has not stepped in this epoch.* made after the Grower"):
@@ -66,9 +65,7 @@ def test_all_optimizers_that_were_passed_count(recwarn: pytest.WarningsRecorder)
 
 
 def test_steps_that_are_never_told_are_an_error() -> None:
-    model = built("mlp")
-    optimizer = sgd(model)
-    grower = grown("mlp", model, optimizer, interval_unit="steps", steps_per_epoch=3)
+    model, optimizer, grower = begun("mlp", interval_unit="steps", steps_per_epoch=3)
     step(model, optimizer, "mlp", 0)
     with pytest.raises(ConfigError, match=r"end_epoch without any end_step: .* call grower\.end_step\(\) after every"):
         grower.end_epoch()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from apical import Grower
-from growth.cases import built, grown, loss_of, sgd, squares_of, structure_of
+from growth.cases import begun, built, grown, loss_of, sgd, squares_of, structure_of
 from marks import slow
 
 EPOCHS = 20
@@ -20,9 +20,7 @@ EPOCHS = 20
 
 def test_fp16_autocast_under_a_scaler_that_overflows() -> None:
     """The first steps overflow and are skipped; none of them counts, the others do, and the budget is met."""
-    model = built("plain")
-    optimizer = sgd(model)
-    grower = grown("plain", model, optimizer, epochs=4)
+    model, optimizer, grower = begun("plain", epochs=4)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**26)
     skipped = 0
     for epoch in range(4):

@@ -20,7 +20,7 @@ from apical.baselines import Comparator, Uniform
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError, ResizeError, TraceError
 from apical.growth import ScsConfig
 from apical.growth._schedule import Schedule, with_interval
-from growth.cases import built, example, grown, sgd, structure_of
+from growth.cases import begun, built, example, grown, sgd, structure_of
 
 fractions = st.floats(0.01, 1.0)
 
@@ -236,11 +236,9 @@ def test_a_thin_seed_that_exceeds_the_budget_is_small_everywhere() -> None:
 
 
 def test_options_override_the_config() -> None:
-    model = built("mlp")
-    grower = grown("mlp", model, sgd(model), config=GrowthConfig(divisor=4, seed=7), divisor=2)
+    _, _, grower = begun("mlp", config=GrowthConfig(divisor=4, seed=7), divisor=2)
     assert (grower.config.divisor, grower.config.seed, grower.config.damping) == (2, 7, 0.35)
-    model = built("mlp")
-    grower = grown("mlp", model, sgd(model), config=ScsConfig(divisor=4, seed=7), divisor=2)
+    _, _, grower = begun("mlp", config=ScsConfig(divisor=4, seed=7), divisor=2)
     assert grower.config == ScsConfig(divisor=2, seed=7)
 
 
@@ -317,8 +315,7 @@ def test_the_measured_divisor_becomes_a_number(likes_eights: list[int]) -> None:
 
 
 def test_a_foreign_state_does_not_change_the_divisor(likes_eights: list[int]) -> None:
-    model = built("mlp")
-    grower = grown("mlp", model, sgd(model), divisor="auto")
+    _, _, grower = begun("mlp", divisor="auto")
     for divisor in (3, "auto", True, None, [8]):
         state = grower.state_dict()
         state["identity"] = {**state["identity"], "divisor": divisor}
@@ -335,8 +332,7 @@ def test_a_foreign_state_does_not_change_the_divisor(likes_eights: list[int]) ->
 ])  # fmt: skip
 def test_a_frozen_network_does_not_change_any_more(options: dict[str, Any], frozen: list[bool]) -> None:
     """What is said from the start and after each of six epochs; also after a state was loaded."""
-    model = built("mlp")
-    grower = grown("mlp", model, sgd(model), **options)
+    _, _, grower = begun("mlp", **options)
     said, kept = [grower.frozen], [grower.keep]
     for _ in range(6):
         grower.end_epoch()

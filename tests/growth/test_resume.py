@@ -153,14 +153,6 @@ def test_the_run_of_the_papers_version_loses_and_regains_units_and_blocks() -> N
     assert any(b - a for a, b in pairwise(blocks))  # a block left
 
 
-def test_a_resumed_run_can_be_resumed_again() -> None:
-    whole = Run("residual", adamw, LIVELY).train(0, EPOCHS)
-    run = Run("residual", adamw, LIVELY)
-    for epoch in range(EPOCHS):
-        run = Run("residual", adamw, LIVELY).load(run.saved()).train(epoch, epoch + 1)
-    equal_runs(whole, run)
-
-
 def test_a_state_can_be_loaded_into_a_run_that_went_on() -> None:
     """Rolling back to an earlier epoch, for instance after a loss that was not finite."""
     run = Run("residual", sgd, LIVELY).train(0, 2)

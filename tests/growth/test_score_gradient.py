@@ -16,7 +16,6 @@ from apical import Grower
 from apical.growth import ScsConfig
 from growth.cases import CASES, built, grown, loss_of, scores_of
 from growth.gate_oracle import GatedTemplate
-from growth.test_squares import split
 from marks import quick
 
 F64 = torch.float64
@@ -69,39 +68,6 @@ def test_scores_follow_the_gradient_of_explicit_gates_through_growth(name: str, 
         grower.end_epoch()
     assert blocks_moved == (name in ("residual", "gpt")), "the attention network's only block is drawn as absent"
     assert sum(r["born"] for r in grower.history) > 0
-
-
-def test_absent_components_get_no_gradient() -> None:
-    _, model, optimizer, grower = prepared("residual")
-    first = scores_of(grower)
-    loss_of(model, "residual", 1, F64).backward()
-    optimizer.step()
-    live = grower.state_dict()["components"]["live"]
-    assert (~live).any()
-    assert torch.equal(scores_of(grower)[~live], first[~live])
-    assert (scores_of(grower)[live] != first[live]).any()
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_optimizers_act_as_one(order: tuple[int, int]) -> None:
-    """What else an optimizer may do (accumulate, clip, sit out) is observed by the parts that test_squares tries."""
-    name = "residual"
-    template = built(name).double()
-    model = copy.deepcopy(template)
-    optimizers = split(model)
-    grower = grown(name, model, optimizers, config=config(lambda_base=0.0))
-    reference = nn.Parameter(scores_of(grower))
-    by_torch = torch.optim.SGD([reference], lr=LR, momentum=0.9)
-    for epoch in range(2):
-        for i in range(2):
-            reference.grad = GatedTemplate(template, grower).score_gradient(loss(name, 10 * epoch + i))
-            model.zero_grad()
-            loss_of(model, name, 10 * epoch + i, F64).backward()
-            for o in order:
-                optimizers[o].step()
-            by_torch.step()
-            close(scores_of(grower), reference.detach())
-        grower.end_epoch()
 
 
 def test_gradients_that_are_not_finite_move_no_score() -> None:

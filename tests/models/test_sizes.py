@@ -68,7 +68,7 @@ SMALL: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], tuple[int, ...]
     ("vgg 16 mlp", lambda: models.CifarVGG16(7, 3, 2, "mlp"), (2, 3, 16, 16), (2, 7)),
     ("wrn", lambda: models.WideResNet(10, 2, 7, 1, dropout=0.3), (2, 1, 28, 28), (2, 7)),
     ("resnet18", lambda: models.ResNet(18, 7, 1, 4), (2, 1, 64, 96), (2, 7)),
-    ("resnet50", lambda: models.ResNet(50, 7, 3, 4, zero_init_residual=True), (2, 3, 64, 64), (2, 7)),
+    ("resnet50", lambda: models.ResNet(50, 7, 3, 4), (2, 3, 64, 64), (2, 7)),
     ("mobilenet", lambda: models.MobileNetV1(7, 3, 0.1, dropout=0.1), (2, 3, 64, 64), (2, 7)),
     ("unet", lambda: models.UNet(5, 1, 2, levels=3), (2, 1, 24, 16), (2, 5, 24, 16)),
 ]

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from apical.errors import CheckpointError
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.runs import read_config, run
-from apical.training._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from marks import slow
 from photo_folder import write_image_folder
 from recipes.test_run import StopAfter, do, tiny
@@ -134,15 +132,6 @@ def test_changed_masks_are_seen(tmp_path: Path) -> None:
     path = tmp_path / "SegmentationClass" / f"{open_voc(tmp_path, 'train').names[0]}.png"
     path.write_bytes(path.read_bytes() + b"\0")
     assert open_voc(tmp_path, "train").described() != before
-
-
-def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_word(tmp_path: Path) -> None:
-    old = {"recipe": "r"}
-    save_checkpoint(tmp_path, Checkpoint(1, old, {"weights": torch.zeros(2)}))
-    told: list[str] = []
-    now = {"recipe": "r", "data": {"flip": True}, "contents": {"train": {"samples": 3}}}
-    assert load_checkpoint(tmp_path, now, told.append).epoch == 1
-    assert "does not say on which data" in told[0]
 
 
 def test_loaders_of_ones_own_are_known_by_their_batches(tmp_path: Path) -> None:

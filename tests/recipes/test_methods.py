@@ -12,7 +12,7 @@ from apical.recipes import apply_settings, get_recipe
 from apical.recipes._settings import reproducing_command, setting_types
 from apical.runs import methods, read_config, run
 from apical.runs._final import epochs_for_macs
-from apical.runs._methods import resolve_method
+from apical.runs._methods import method_named
 from marks import quick
 from recipes.test_run import StopAfter, do, resumed_as_whole, tiny
 
@@ -57,7 +57,7 @@ def test_a_final_architecture_is_repeated_for_the_same_epochs_or_the_same_macs(t
     # the run repeats from its own config, without the folder that it came from
     (tmp_path / "source" / "summary.json").unlink()
     config = read_config(tmp_path / "short")
-    assert resolve_method(config) == config
+    assert method_named(config.method).resolve(config) == config
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "cut", progress=StopAfter(1))
     again = do(read_config(tmp_path / "cut"), tmp_path / "cut", resume=True)

@@ -123,7 +123,7 @@ def test_a_model_that_does_not_fit_the_images_is_refused() -> None:
 
 def test_validation_images_are_held_out_and_the_test_set_kept_for_the_end() -> None:
     data = prepare_data(DataConfig("synthetic", validation_fraction=0.25, crop_padding=1, flip=True), TRAINING)
-    assert data.image_shape == (3, 16, 16)
+    assert data.facts["image_shape"] == [3, 16, 16]
     assert len(data.loaders.train) == 192 // 8
     assert sum(len(labels) for _, labels in data.loaders.evaluation) == 64
     assert data.loaders.test is not None
@@ -152,9 +152,8 @@ def test_a_folder_of_photographs_is_kept_in_memory_or_streamed(tmp_path: Path, m
     write_image_folder(tmp_path, images=6, sizes=((12, 14), (16, 12)))
     config = dataclasses.replace(FOLDER, path=str(tmp_path), memory_gb=memory_gb)
     data = prepare_data(config, TRAINING)
-    assert data.in_memory == (memory_gb > 0)
-    assert data.image_shape == (3, 8, 8)
-    assert data.classes == ("cat", "dog")
+    assert data.notes == {"data_in_memory": memory_gb > 0}
+    assert data.facts == {"classes": ["cat", "dog"], "image_shape": [3, 8, 8]}
     state = data.loaders.train.state_dict()
     torch.manual_seed(1)  # the generator of a stream that reads in this process; checkpoints keep it
     first, second = ([b.clone() for b, _ in data.loaders.train] for _ in range(2))

@@ -47,13 +47,6 @@ def test_a_recipe_survives_json_and_says_its_own_name(name: str) -> None:
     assert RunConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
 
 
-def test_a_mistyped_recipe_gets_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"no recipe 'cifar10-resnet2'; did you mean 'cifar10-resnet20'\?"):
-        get_recipe("cifar10-resnet2")
-    with pytest.raises(ConfigError, match=r"no recipe 'zzz'\. The recipes are digits, fashion-mnist"):
-        get_recipe("zzz")
-
-
 def test_settings_are_typed_and_found_by_their_end() -> None:
     changed = apply_settings(
         get_recipe("digits"),

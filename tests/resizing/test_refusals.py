@@ -96,36 +96,46 @@ def test_all_problems_are_named_at_once(scene: Scene) -> None:
                   {"1.conv9": [0], "3.conv1": [99], "1.conv1": []}, ["x"])  # fmt: skip
 
 
+def other(kind: type[optim.Optimizer]) -> optim.Optimizer:
+    return kind(tiny_resnet().parameters(), lr=0.1)  # type: ignore[call-arg]
+
+
+# name -> (arguments of a scene, message)
+ARGUMENTS: dict[str, tuple[Callable[[Scene], dict[str, Any]], str]] = {
+    "another model's": (
+        lambda s: {"optimizer": other(optim.SGD)}, "SGD passed as optimizer holds none of the model's parameters",
+    ),
+    "one of another model": (lambda s: {"optimizer": [s.optimizer, other(optim.Adam)]}, "Adam passed as optimizer"),
+    "a name": (lambda s: {"optimizer": "sgd"}, "optimizer must be"),
+    "a number": (lambda s: {"optimizer": 3}, "optimizer must be"),
+    "a list of numbers": (lambda s: {"optimizer": [3]}, "optimizer must be"),
+    "a layer": (lambda s: {"optimizer": nn.Linear(2, 2)}, "optimizer must be"),
+    "twice": (lambda s: {"optimizer": [s.optimizer, s.optimizer]}, "twice"),
+    "treatment": (lambda s: {"optimizer_state": "drop"}, "optimizer_state must be 'carry' or 'reset', got 'drop'"),
+    "no module": (lambda s: {"model": {"a": 1}}, r"expected a torch\.nn\.Module, got dict"),
+    "on meta": (lambda s: {"model": tiny_resnet().to("meta")}, "meta device"),
+    "data parallel": (lambda s: {"model": nn.DataParallel(s.model)}, r"DataParallel: pass the inner \.module"),
+    "compiled": (lambda s: {"model": torch.compile(s.model)}, r"OptimizedModule.*_orig_mod.*compile it again"),
+    "compiled inside": (
+        lambda s: {"model": nn.Sequential(torch.compile(s.model))}, "0 is wrapped in OptimizedModule",
+    ),
+    "no store": (lambda s: {"store": {}}, "store must be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_impossible_arguments(scene: Scene, name: str) -> None:
+    arguments, message = ARGUMENTS[name]
+    scene.refuses(message, {"1.conv1": [0]}, **arguments(scene))
+
+
 # ---- optimizers -----------------------------------------------------------------------------------------------------
-
-
-def test_an_optimizer_of_another_model(scene: Scene) -> None:
-    other = optim.SGD(tiny_resnet().parameters(), lr=0.1)
-    scene.refuses("SGD passed as optimizer holds none of the model's parameters", {"1.conv1": [0]}, optimizer=other)
-
-
-def test_one_of_several_optimizers_of_another_model(scene: Scene) -> None:
-    other = optim.Adam(tiny_resnet().parameters(), lr=0.1)
-    scene.refuses("Adam passed as optimizer", {"1.conv1": [0]}, optimizer=[scene.optimizer, other])
-
-
-@pytest.mark.parametrize("wrong", ["sgd", 3, [3], nn.Linear(2, 2)])
-def test_something_else_as_optimizer(scene: Scene, wrong: Any) -> None:
-    scene.refuses("optimizer", {"1.conv1": [0]}, optimizer=wrong)
-
-
-def test_the_same_optimizer_twice(scene: Scene) -> None:
-    scene.refuses("twice", {"1.conv1": [0]}, optimizer=[scene.optimizer, scene.optimizer])
 
 
 def test_an_optimizer_that_missed_an_earlier_resize(scene: Scene) -> None:
     """It holds parameters that left the model, which nobody can map any more."""
     apical.resize_(scene.model, STRUCTURE, {"1.conv1": [1]}, store=scene.store)
     scene.refuses("(?i)optimizer.*no longer|not.*model's parameters|earlier resize", {"1.conv1": [0]})
-
-
-def test_unknown_treatment_of_state(scene: Scene) -> None:
-    scene.refuses("optimizer_state must be 'carry' or 'reset', got 'drop'", {}, optimizer_state="drop")
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -144,19 +154,6 @@ def test_distributed_data_parallel(scene: Scene) -> None:
     scene.refuses(r"DistributedDataParallel.*ddp\.module", {"1.conv1": [0]}, model=ddp)
 
 
-WRAPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
-    "data parallel": (nn.DataParallel, r"DataParallel: pass the inner \.module"),
-    "compiled": (torch.compile, r"OptimizedModule.*_orig_mod.*compile it again"),
-    "compiled inside": (lambda m: nn.Sequential(torch.compile(m)), r"0 is wrapped in OptimizedModule"),
-}
-
-
-@pytest.mark.parametrize("name", WRAPPED)
-def test_wrapped_models(scene: Scene, name: str) -> None:
-    wrap, message = WRAPPED[name]
-    scene.refuses(message, {"1.conv1": [0]}, model=wrap(scene.model))
-
-
 def test_a_module_compiled_in_place(scene: Scene) -> None:
     """`model.compile()` leaves the class as it is; a resize must either be refused or keep working."""
     if scene.store.selection is not None:
@@ -169,14 +166,6 @@ def test_a_module_compiled_in_place(scene: Scene) -> None:
         m.eval()
     with torch.no_grad():
         assert torch.allclose(scene.model(image()[0]), expected(image()[0]), atol=1e-6)
-
-
-def test_no_module(scene: Scene) -> None:
-    scene.refuses(r"expected a torch\.nn\.Module, got dict", {}, model={"a": 1})
-
-
-def test_models_on_meta(scene: Scene) -> None:
-    scene.refuses("meta device", {"1.conv1": [0]}, model=tiny_resnet().to("meta"))
 
 
 def test_models_of_another_architecture(scene: Scene) -> None:
@@ -242,10 +231,6 @@ def test_a_store_of_another_model(scene: Scene) -> None:
     before = snapshot(fresh)
     scene.refuses("does not fit the structure", {}, model=fresh, optimizer=None)
     assert_unchanged(before, snapshot(fresh))
-
-
-def test_something_else_as_store(scene: Scene) -> None:
-    scene.refuses("store", {"1.conv1": [0]}, store={})
 
 
 def test_something_else_as_structure(scene: Scene) -> None:

@@ -18,14 +18,12 @@ from apical.recipes import LanguageModelling
 from apical.training import (
     Loaders,
     OptimizerConfig,
-    ScheduleConfig,
     StepwiseMethod,
     StreamTask,
     TrainingConfig,
     evaluate,
     train,
 )
-from apical.training._optimizer import lr_factor
 from apical.training._protocols import PlainMethod
 from tiny_run import Recorder, TinyLoader, tiny_model
 
@@ -166,13 +164,3 @@ def test_tasks_without_a_state_let_methods_act_between_steps(tmp_path: Path) -> 
     assert isinstance(result.method, Stepwise)
     assert result.method.states == [None] * 4
     assert "valid_accuracy" not in result.summary  # the same batches were evaluated on and tested with
-
-
-def test_zaremba_schedule() -> None:
-    """The large network: 55 epochs, divided by 1.15 at the beginning of each one after 14."""
-    schedule = ScheduleConfig("decay", constant_epochs=14, gamma=1 / 1.15)
-    factors = [lr_factor(epoch + half, 55, schedule) for epoch in range(55) for half in (0.0, 0.5)]
-    expected = [1.15 ** -max(epoch + 1 - 14, 0) for epoch in range(55) for _ in range(2)]
-    assert factors == pytest.approx(expected)
-    warm = ScheduleConfig("decay", warmup_epochs=2.0, constant_epochs=4, gamma=0.5)
-    assert [lr_factor(epoch, 8, warm) for epoch in (1, 3, 4)] == [0.5, 1.0, 0.5]

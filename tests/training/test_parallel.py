@@ -19,7 +19,7 @@ from apical.data import ImageLoader, RandomCrop, RandomFlip, synthetic_images
 from apical.errors import ConfigError
 from apical.growth._observer import add_at_
 from apical.recipes.tasks.classification._stream import StreamLoader
-from apical.training import OptimizerConfig, Processes, TrainingConfig, processes
+from apical.training import Processes, processes
 from apical.training._config import resolve_device
 from apical.training._parallel import Replica, fingerprint
 from fork_server import Ended, ForkServer
@@ -362,9 +362,3 @@ def test_both_ways_of_adding_agree() -> None:
     expected = torch.zeros(4).index_add_(0, targets, values)
     assert torch.allclose(torch.zeros(4).index_put_((targets,), values, accumulate=True), expected)
     assert torch.equal(add_at_(torch.zeros(4), targets, values), expected)
-
-
-def test_settings_survive_json() -> None:
-    config = TrainingConfig(optimizer=OptimizerConfig(), sync_batchnorm=False)
-    assert TrainingConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
-    assert signal.SIGTERM  # sent by the cases

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apical.recipes.tasks.segmentation import Segmentation, class_iou, confusion
-from apical.training import ScheduleConfig, TrainingConfig, evaluate
-from apical.training._optimizer import lr_factor
+from apical.training import TrainingConfig, evaluate
 
 
 def labels(shape: tuple[int, ...], classes: int = 5, ignored: float = 0.2) -> Tensor:
@@ -86,9 +85,3 @@ def test_miou_is_of_all_images_together_and_not_a_mean_over_batches() -> None:
     )
     assert in_turn.metrics == at_once.metrics
     assert in_turn.loss == pytest.approx(at_once.loss, rel=1e-6)
-
-
-def test_the_poly_schedule_falls_to_its_end() -> None:
-    config = ScheduleConfig("poly", warmup_epochs=2.0)
-    factors = [lr_factor(epoch, 10, config) for epoch in (1, 2, 6, 10)]
-    assert factors == pytest.approx([0.5, 1.0, 0.5**0.9, 0.0])

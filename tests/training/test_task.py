@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apical.errors import DataError
 from apical.training import BatchResult, Loaders, Metric, evaluate, make_progress, train
 from tiny_run import TinyLoader, tiny_config, tiny_model
 
@@ -60,8 +59,3 @@ def test_the_mean_loss_of_uneven_batches_is_that_of_all_items() -> None:
     expected = F.mse_loss(model(loader.images)[:, 0], loader.labels * 2.0 - 1)
     assert stats.loss == pytest.approx(expected.item(), rel=1e-6)
     assert stats.samples == 37
-
-
-def test_a_loader_without_batches_is_refused() -> None:
-    with pytest.raises(DataError, match="gave nothing to judge by"):
-        evaluate(tiny_model(), [], tiny_config(), torch.device("cpu"))

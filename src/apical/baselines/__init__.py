@@ -6,10 +6,9 @@ from apical.baselines._dense import Dense
 from apical.baselines._final import Final
 from apical.baselines._iss import ISS
 from apical.baselines._l1 import L1
-from apical.baselines._record import network_record
 from apical.baselines._slimming import Slimming
 from apical.baselines._soft import SoftFilterPruning
-from apical.baselines._subject import Rows, Subject
+from apical.baselines._subject import Rows, Subject, network_record
 from apical.baselines._taylor import Taylor
 from apical.baselines._thinet import ThiNet
 from apical.baselines._uniform import Uniform, uniform_keep

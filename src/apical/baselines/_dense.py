@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from apical.baselines._record import network_record
+from apical.baselines._subject import network_record
 from apical.resizing import trace
 from apical.structure import ExampleInputs, Structure
 

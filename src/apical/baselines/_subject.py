@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical._checks import shown
-from apical.baselines._record import network_record
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, resize_, trace
 from apical.resizing._indexing import TemplateMap
@@ -169,3 +168,28 @@ class Rows:
         vector[self.index.reshape(-1)] = per_unit
         shape = [-1 if d == self.dim else 1 for d in range(self.tensor.dim())]
         self.tensor.mul_(vector.view(shape))
+
+
+def network_record(structure: Structure, keep: Mapping[str, Any], skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Cost, widths and blocks of a choice of kept positions (or their number) by group name, and skipped blocks.
+
+    Widths are those of the groups that are there, not of those inside skipped blocks.
+
+    Example:
+        >>> import torch, apical
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> record = network_record(apical.trace(net, torch.zeros(1, 3)), {"0": range(4)})
+        >>> record["macs"], record["macs_fraction"], record["widths"]
+        (20, 0.5, {'0': 4})
+    """
+    skipped = list(skip)
+    macs, num_params = structure.macs(keep, skipped), structure.num_params(keep, skipped)
+    return {
+        "macs": macs,
+        "num_params": num_params,
+        "macs_fraction": macs / max(1, structure.macs()),
+        "params_fraction": num_params / max(1, structure.num_params()),
+        "widths": structure.widths(keep, skipped),
+        "blocks": len(structure.blocks) - len(skipped),
+        "skipped": skipped,
+    }

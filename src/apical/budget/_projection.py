@@ -214,12 +214,7 @@ def project(
 
 
 def totals(records: Sequence[Mapping[str, Any]], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """Sums over the epochs, and as fractions of the whole model's for as many epochs.
-
-    Args:
-        records: of `project`.
-        dense: the record of an epoch of the whole model.
-    """
+    """Sums over the epochs, and as fractions of the whole model's for as many epochs."""
     epochs = len(records)
     known = dense["seconds"] is not None
     seconds = sum(r["seconds"] for r in records) if known else None

@@ -64,14 +64,15 @@ def compare_command(
     OUT then holds compare.md, compare.html and compare.json. Next: open compare.html.
     """
     from apical import runs
-    from apical.cli._train import configured
+    from apical.cli._train import changed
+    from apical.recipes import get_recipe
     from apical.recipes._settings import split_options
     from apical.reporting import render_markdown, rows
     from apical.training import Interrupted, make_progress
 
     overwrite, latency = options.pop("overwrite"), not options.pop("no_latency")
     shared, own = split_options(options.pop("settings"), runs.methods())
-    config = configured(recipe, {"seed": None, "method": None, **options, "settings": shared})
+    config = changed(get_recipe(recipe), {**options, "settings": shared})
     folder = out or Path("runs") / f"compare-{recipe}"
     try:
         comparison = runs.compare(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apical._atomic import atomic_file
-from apical._reading import read_text
+from apical._reading import read_object
 from apical.cli._inputs import InputSpec, built, input_option, kwargs_option, waiting
+from apical.cli._train import changed
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,11 +114,8 @@ def _of_recipe(target: str, options: dict[str, Any]) -> tuple[Planned, int]:
 
     if options["kwargs"]:
         raise ConfigError(f"--kwargs are those of a MODEL; for RECIPE {target} write --set model.NAME=VALUE")
-    config = get_recipe(target)
-    if options["model"] is not None:  # the recipe's arguments are those of its own model
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
     shape = _image(options["inputs"]) if options["inputs"] else None
-    config = _changed(config, {**options, "named": {"model": "model.name"}})
+    config = _changed(get_recipe(target), options)
     samples, facts = data_facts(config, options["images"], options["classes"], shape)
     return plan_recipe(config, facts), samples
 
@@ -152,11 +150,7 @@ def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None
 
 
 def _changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
-    from apical.recipes import apply_settings
-
-    named = {"epochs": "training.epochs", "budget": "budget", **options.get("named", {})}
-    settings = [f"{key}={options[name]}" for name, key in named.items() if options[name] is not None]
-    return apply_settings(config, [*settings, *options["settings"]])
+    return changed(config, {name: options[name] for name in ("epochs", "budget", "model", "settings")})
 
 
 def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:
@@ -172,9 +166,9 @@ def _read_table(path: Path | None) -> DeviceTable | None:
     if path is None:
         return None
     try:
-        content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--device-table {path} cannot be read: {error}") from error
+        content = read_object(path, ConfigError, "step times that --write-table wrote")
+    except ConfigError as error:
+        raise ConfigError(f"--device-table: {error}") from error
     return DeviceTable.from_dict(content)
 
 

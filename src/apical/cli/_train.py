@@ -13,21 +13,7 @@ from apical.errors import CheckpointError, ConfigError, ProcessLostError
 if TYPE_CHECKING:
     from apical.recipes import RunConfig
 
-_NOT_WITH_RESUME = (
-    "budget",
-    "method",
-    "epochs",
-    "seed",
-    "model",
-    "weights",
-    "out",
-    "settings",
-    "overwrite",
-    "shard",
-    "auto_resume",
-    "config_file",
-    "save_config",
-)
+_WITH_RESUME = ("data", "device", "trust_code")
 
 
 @click.command("train")
@@ -204,13 +190,6 @@ def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Pa
     return changed(base, options), options["out"] or Path("runs") / base.recipe
 
 
-def configured(recipe: str, options: dict[str, Any]) -> RunConfig:
-    """A recipe's config changed by the options of the command line; those that are None change nothing."""
-    from apical.recipes import get_recipe
-
-    return changed(get_recipe(recipe), options)
-
-
 def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     """A config changed by the options of the command line; those that are None change nothing."""
     from apical.recipes import apply_settings
@@ -226,7 +205,7 @@ def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     }
     if options["model"] is not None:  # the recipe's arguments are those of its own model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
-    settings = [f"{key}={options[option]}" for option, key in named.items() if options[option] is not None]
+    settings = [f"{key}={options[option]}" for option, key in named.items() if options.get(option) is not None]
     if options.get("weights") is not None:  # the strongest units form the first network, of the budget's size
         settings += [f"model.initial_weights={options['weights']}", "growth.seed_style=pretrained",
                      "growth.seed_fraction=1"]  # fmt: skip
@@ -238,7 +217,11 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
     from apical.runs._trust import require_trusted
 
     spelt = {"settings": "set", "config_file": "config", "weights": "from"}
-    given = [f"--{spelt.get(name, name).replace('_', '-')}" for name in _NOT_WITH_RESUME if options[name]]
+    given = [
+        f"--{spelt.get(name, name).replace('_', '-')}"
+        for name, value in options.items()
+        if value and name not in _WITH_RESUME
+    ]
     if recipe is not None or given:
         names = ", ".join([*([f"RECIPE {recipe}"] if recipe else []), *given])
         raise ConfigError(
@@ -265,18 +248,12 @@ def _list_recipes() -> None:
 
 def _list_settings(recipe: str | None, file: Path | None) -> None:
     from apical.recipes import get_recipe, read_config_file
-    from apical.recipes._settings import setting_types
+    from apical.recipes._settings import as_texts
 
     config = get_recipe(recipe or "digits") if file is None else read_config_file(file)
-    content = config.to_mapping()
     click.echo(
         f"Settings of {file or recipe or 'digits'}, for --set KEY=VALUE "
         "(the end of a key is enough where it is unique):\n"
     )
-    for name in setting_types(config):
-        value: Any = content
-        for part in name.split("."):
-            value = value[part]
+    for name, value in as_texts(config).items():
         click.echo(f"  {name} = {value}")
-    for name, value in content["model"]["options"].items():
-        click.echo(f"  model.{name} = {value}")

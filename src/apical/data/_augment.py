@@ -27,64 +27,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator | None) -> Tensor:
-    """Pad every side with zeros, then cut the original size out at a random place, drawn for each image.
-
-    Args:
-        images: (N, C, H, W).
-        padding: pixels on each side.
-        generator: of the places.
-
-    Example:
-        >>> random_crop(torch.ones(2, 1, 4, 4, dtype=torch.uint8), 1, torch.Generator().manual_seed(0)).shape
-        torch.Size([2, 1, 4, 4])
-    """
-    num_images, _, height, width = images.shape
-    offsets = _randint(2 * padding + 1, (2, num_images), generator).to(images.device)
-    padded = F.pad(images, (padding,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # view: (N, C, 2p + 1, 2p + 1, H, W)
-    return windows[torch.arange(num_images, device=images.device), :, offsets[0], offsets[1]]
-
-
-def random_flip(images: Tensor, generator: torch.Generator | None, probability: float = 0.5) -> Tensor:
-    """Mirror left and right, decided for each image."""
-    flipped = (_rand((len(images),), generator) < probability).to(images.device)
-    return torch.where(flipped[:, None, None, None], images.flip(-1), images)
-
-
-def random_resized_crop(
-    images: Tensor,
-    size: int,
-    generator: torch.Generator | None,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Tensor:
-    """Cut out a random box of random shape from each image, and resize it square.
-
-    Bilinear and not antialiased: for images that are at most about twice as large as ``size``. For larger ones use
-    `RandomResizedCrop` as the transform of a data set, which is.
-
-    Args:
-        images: (N, C, H, W).
-        size: height and width of the result.
-        generator: of the boxes.
-        scale: least and largest share of the image's area.
-        ratio: least and largest width / height, uniform on a logarithmic scale.
-
-    Returns:
-        uint8, (N, C, size, size).
-    """
-    num_images, channels, height, width = images.shape
-    boxes = _draw_boxes(num_images, height, width, generator, scale, ratio).to(images.device)
-    left, top, box_width, box_height = boxes.unbind(1)
-    theta = torch.zeros(num_images, 2, 3, device=images.device)
-    theta[:, 0, 0], theta[:, 0, 2] = box_width / width, (2 * left + box_width) / width - 1
-    theta[:, 1, 1], theta[:, 1, 2] = box_height / height, (2 * top + box_height) / height - 1
-    grid = F.affine_grid(theta, [num_images, channels, size, size], align_corners=False)
-    out = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return out.round_().clamp_(0, 255).to(torch.uint8)
-
-
 def _draw_boxes(
     num_images: int,
     height: int,
@@ -120,7 +62,15 @@ def _randint(high: int, shape: tuple[int, ...], generator: torch.Generator | Non
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """`random_crop` with its padding."""
+    """Pads every side with zeros, then cuts the original size out at a random place, drawn for each image.
+
+    Attributes:
+        padding: pixels on each side.
+
+    Example:
+        >>> RandomCrop(1)(torch.ones(2, 1, 4, 4, dtype=torch.uint8), torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 1, 4, 4])
+    """
 
     padding: int = 4
 
@@ -129,13 +79,17 @@ class RandomCrop:
             raise ConfigError(f"padding must not be negative, got {self.padding}")
 
     def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Crop a batch."""
-        return random_crop(images, self.padding, generator)
+        """Crop a batch  # (N, C, H, W)"""
+        padding, (num_images, _, height, width) = self.padding, images.shape
+        offsets = _randint(2 * padding + 1, (2, num_images), generator).to(images.device)
+        padded = F.pad(images, (padding,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # view: (N, C, 2p + 1, 2p + 1, H, W)
+        return windows[torch.arange(num_images, device=images.device), :, offsets[0], offsets[1]]
 
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """`random_flip` with its probability."""
+    """Mirrors left and right, decided for each image."""
 
     probability: float = 0.5
 
@@ -145,12 +99,23 @@ class RandomFlip:
 
     def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Flip a batch."""
-        return random_flip(images, generator, self.probability)
+        flipped = (_rand((len(images),), generator) < self.probability).to(images.device)
+        return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """`random_resized_crop` with its ranges; a single image (C, H, W) is cut to whole pixels and antialiased."""
+    """Cuts a random box of random shape out of each image, and resizes it square.
+
+    Batches are resized bilinear and not antialiased: for images that are at most about twice as large as ``size``. For
+    larger ones use this as the transform of a data set: a single image (C, H, W) is cut to whole pixels and
+    antialiased.
+
+    Attributes:
+        size: height and width of the result.
+        scale: least and largest share of the image's area.
+        ratio: least and largest width / height, uniform on a logarithmic scale.
+    """
 
     size: int
     scale: tuple[float, float] = (0.08, 1.0)
@@ -165,7 +130,7 @@ class RandomResizedCrop:
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Crop and resize a batch, or one image."""
         if images.ndim == 4:
-            return random_resized_crop(images, self.size, generator, self.scale, self.ratio)
+            return self._of_batch(images, generator)
         height, width = images.shape[-2:]
         box = _draw_boxes(1, height, width, generator, self.scale, self.ratio)[0].round().int().tolist()
         left, top, box_width, box_height = (
@@ -177,6 +142,17 @@ class RandomResizedCrop:
         cut = images[None, :, top : top + box_height, left : left + box_width].float()
         out = F.interpolate(cut, size=(self.size, self.size), mode="bilinear", antialias=True)
         return out[0].round_().clamp_(0, 255).to(torch.uint8)
+
+    def _of_batch(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        num_images, channels, height, width = images.shape
+        boxes = _draw_boxes(num_images, height, width, generator, self.scale, self.ratio).to(images.device)
+        left, top, box_width, box_height = boxes.unbind(1)
+        theta = torch.zeros(num_images, 2, 3, device=images.device)
+        theta[:, 0, 0], theta[:, 0, 2] = box_width / width, (2 * left + box_width) / width - 1
+        theta[:, 1, 1], theta[:, 1, 2] = box_height / height, (2 * top + box_height) / height - 1
+        grid = F.affine_grid(theta, [num_images, channels, self.size, self.size], align_corners=False)
+        out = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return out.round_().clamp_(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from apical.data._splits import Split, check_split
 from apical.errors import DataError
 
 _DIGITS_TEST = 360  # of 1,797
+_NOISE = 0.15  # standard deviation in generated images, where 1 is the full range
 
 
 def read_digits(split: Split = "train") -> ImageArrays:
@@ -42,8 +43,6 @@ def synthetic_images(
     num_images: int = 256,
     num_classes: int = 4,
     size: int = 16,
-    channels: int = 3,
-    noise: float = 0.15,
     seed: int = 0,
 ) -> ImageArrays:
     """Generate images that a small network learns quickly: a smooth random pattern for each class, plus noise.
@@ -53,8 +52,6 @@ def synthetic_images(
         num_images: N; classes take turns.
         num_classes: number of patterns.
         size: height and width in pixels.
-        channels: of the images.
-        noise: standard deviation of the noise, where 1 is the full range.
         seed: of patterns and noise.
 
     Example:
@@ -63,11 +60,11 @@ def synthetic_images(
     """
     _check_train_or_test("synthetic", split)
     random = np.random.RandomState(seed)
-    coarse = torch.from_numpy(random.uniform(0.2, 0.8, (num_classes, channels, 4, 4)))
+    coarse = torch.from_numpy(random.uniform(0.2, 0.8, (num_classes, 3, 4, 4)))
     patterns = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
     random = np.random.RandomState((seed + 1) * 2 + (split == "test"))
     labels = torch.arange(num_images) % num_classes
-    values = patterns[labels] + torch.from_numpy(random.normal(0, noise, (num_images, channels, size, size)))
+    values = patterns[labels] + torch.from_numpy(random.normal(0, _NOISE, (num_images, 3, size, size)))
     images = (values * 255).round().clamp(0, 255).to(torch.uint8)
     return ImageArrays(images, labels, tuple(f"pattern {number}" for number in range(num_classes)))
 

@@ -15,7 +15,7 @@ from apical.data._decoding import Decode
 from apical.data._folder import IMAGE_SUFFIXES, FolderImages, describe_split, is_image_folder, read_folder
 from apical.data._idx import is_idx_folder, read_idx
 from apical.data._parquet import ParquetImages, is_parquet_folder, read_parquet
-from apical.data._root import data_root
+from apical.data._root import listed, locate
 from apical.data._splits import Split
 from apical.errors import DataError
 
@@ -58,35 +58,10 @@ def recognise_layout(folder: str | Path) -> tuple[Layout, Path]:
             raise DataError(f"{candidate} holds images in several layouts: {', '.join(found)}; name a folder of one")
         if found:
             return found[0], candidate
-    raise DataError(f"{folder}: no known layout; found {_describe(folder)}; {_EXPECTED}")
+    raise DataError(f"{folder}: no known layout; found {listed(folder)}; {_EXPECTED}")
 
 
-def _describe(folder: Path) -> str:
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more if names else "nothing"
-
-
-def locate(path_or_name: str | Path, root: str | Path | None = None) -> Path:
-    """A folder of data: looked up here, then in `data_root`.
-
-    Raises:
-        DataError: it is in neither.
-    """
-    path = Path(path_or_name).expanduser()
-    if path.is_dir() or path.is_absolute():
-        return path
-    try:
-        base = data_root(root)
-    except DataError as error:
-        known = ", ".join(_BUILTIN)
-        raise DataError(f"{path} is neither a folder here nor one of {known}, and there is {error}") from error
-    if not (base / path).is_dir():
-        raise DataError(f"{path} is neither a folder here nor in {base}, which has {_describe(base)}")
-    return base / path
-
-
-def split_remark(path_or_name: str | Path, root: str | Path | None = None) -> str | None:
+def split_remark(path_or_name: str | Path) -> str | None:
     """What people should know about how the images are split: that a part was held out by us; else None.
 
     Raises:
@@ -94,7 +69,7 @@ def split_remark(path_or_name: str | Path, root: str | Path | None = None) -> st
     """
     if str(path_or_name) in _BUILTIN:
         return None
-    layout, folder = recognise_layout(locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, _BUILTIN))
     return describe_split(folder) if layout == "image-folder" else None
 
 
@@ -102,7 +77,6 @@ def load_images(
     path_or_name: str | Path,
     split: Split = "train",
     *,
-    root: str | Path | None = None,
     size: int | None = None,
     resize: int | None = None,
     channels: int | None = None,
@@ -114,7 +88,6 @@ def load_images(
             `data_root`.
         split: ``"train"``, ``"validation"`` or ``"test"``; where a data set publishes no test split, ``"test"`` is its
             validation split.
-        root: the folder of data sets, instead of the environment variable.
         size: bring all images to ``size`` x ``size`` pixels (photographs: shorter side scaled, middle cut out).
         resize: scale photographs' shorter side to this before the cut; only for Parquet and image folders.
         channels: 1 or 3; by default 3 for Parquet and image folders, else as stored.
@@ -129,7 +102,7 @@ def load_images(
     name = str(path_or_name)
     if name in _BUILTIN:
         return conform(_BUILTIN[name](split), size, channels)
-    layout, folder = recognise_layout(locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, _BUILTIN))
     decode = Decode(size, resize, 3 if channels is None else channels)
     if layout == "parquet":
         return read_parquet(folder, split, decode)
@@ -143,7 +116,6 @@ def open_images(
     path_or_name: str | Path,
     split: Split = "train",
     *,
-    root: str | Path | None = None,
     decode: Decode | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> ParquetImages | FolderImages:
@@ -152,7 +124,6 @@ def open_images(
     Args:
         path_or_name: as for `load_images`.
         split: as for `load_images`.
-        root: as for `load_images`.
         decode: size and channels; batches need images of one size.
         transform: applied to each decoded image (uint8, (C, H, W)).
 
@@ -161,7 +132,7 @@ def open_images(
     """
     if str(path_or_name) in _BUILTIN:
         raise DataError(f"{path_or_name!r} is a small data set: read it with load_images")
-    layout, folder = recognise_layout(locate(path_or_name, root))
+    layout, folder = recognise_layout(locate(path_or_name, _BUILTIN))
     if layout == "parquet":
         return ParquetImages(folder, split, decode, transform)
     if layout == "image-folder":

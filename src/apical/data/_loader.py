@@ -12,14 +12,13 @@ from torch import Tensor
 
 from apical.data._arrays import ImageArrays
 from apical.data._augment import Augment
-from apical.data._contents import contents
-from apical.data._place import EpochPlace
+from apical.data._place import EpochPlace, PlacedLoader, check_rank, contents
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
 
 
-class ImageLoader:
+class ImageLoader(PlacedLoader):
     """Iterates over ``(images, labels)`` batches: shuffled, augmented and normalised on the device.
 
     One generator orders the images, another one augments; the global one is never touched. `state_dict` may be taken
@@ -80,9 +79,6 @@ class ImageLoader:
         self._augment = torch.Generator().manual_seed(seed + (rank + 1) * _AUGMENT_SEED_OFFSET)
         self._place = EpochPlace(epoch_start=self._order)
 
-    resumes_within_epoch = True
-    """Whether a state that is taken inside an epoch goes on behind the last batch."""
-
     def __len__(self) -> int:
         full, rest = divmod(len(self.arrays), self.batch_size * self.world_size)
         return full + (rest > self.rank and not self.drop_last)
@@ -103,7 +99,7 @@ class ImageLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands: generators and position in the epoch."""
-        return {**self._place.state_dict(), "augment": self._augment.get_state()}
+        return {**super().state_dict(), "augment": self._augment.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -114,7 +110,7 @@ class ImageLoader:
         if "augment" not in state:
             names = ", ".join(sorted(self.state_dict()))
             raise ConfigError(f"this loader's state has {names}, got {', '.join(sorted(state)) or 'none'}")
-        self._place.load_state_dict({name: value for name, value in state.items() if name != "augment"}, len(self))
+        super().load_state_dict({name: value for name, value in state.items() if name != "augment"})
         self._augment.set_state(state["augment"].cpu())
 
     def _draw_order(self) -> Tensor:
@@ -149,8 +145,7 @@ def shared_seed(state: Tensor) -> int:
 def _check(num_images: int, batch_size: int, shuffle: bool, drop_last: bool, rank: int, world_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+    check_rank(rank, world_size)
     if num_images == 0 or (drop_last and num_images < batch_size * world_size):
         raise ConfigError(f"{num_images} images do not fill one batch of {batch_size} x {world_size}")
     if shuffle and world_size > 1 and not drop_last:

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apical.data._contents import contents
-from apical.data._place import EpochPlace
+from apical.data._place import EpochPlace, PlacedLoader, check_rank, contents
 from apical.errors import ConfigError
 
 _AUGMENT_SEED_OFFSET = 1_000_003  # keeps the two generators' streams apart
@@ -56,54 +55,45 @@ class RandomView:
             )
 
     def __call__(self, image: Tensor, mask: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """See `random_view`."""
-        return random_view(image, mask, draws, self)
+        """Scale, cut out (padded where the image ends) and mirror an image and its mask alike.
 
+        A window of side crop / s, with s the drawn scale, is placed at random so that it lies inside the image, or the
+        image inside it; it is then scaled to the crop: the image antialiased bilinear, the mask to the nearest pixel.
+        Only the window is scaled, so the cost follows the crop and not the image.
 
-def draw_views(count: int, generator: torch.Generator) -> Tensor:
-    """The random numbers of some views: all that `random_view` needs to know  # (count, 4), in [0, 1)"""
-    return torch.rand(count, 4, generator=generator)
+        Args:
+            image: uint8, (3, H, W).
+            mask: uint8, (H, W).
+            draws: of scale, top, left and flip, each in [0, 1)  # (4,)
 
+        Returns:
+            uint8 (3, crop, crop) and uint8 (crop, crop).
 
-def random_view(image: Tensor, mask: Tensor, draws: Tensor, view: RandomView) -> tuple[Tensor, Tensor]:
-    """Scale, cut out (padded where the image ends) and mirror an image and its mask alike.
-
-    A window of side crop / s, with s the drawn scale, is placed at random so that it lies inside the image, or the
-    image inside it; it is then scaled to the crop: the image antialiased bilinear, the mask to the nearest pixel.
-    Only the window is scaled, so the cost follows the crop and not the image.
-
-    Args:
-        image: uint8, (3, H, W).
-        mask: uint8, (H, W).
-        draws: of scale, top, left and flip, each in [0, 1)  # (4,)
-        view: the ranges.
-
-    Returns:
-        uint8 (3, crop, crop) and uint8 (crop, crop).
-
-    Example:
-        >>> image, mask = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
-        >>> image, mask = random_view(image, mask, torch.tensor([0.0, 0.0, 0.0, 0.9]), RandomView(8, (0.5, 1.0)))
-        >>> image.shape, int((mask == 255).sum())
-        (torch.Size([3, 8, 8]), 48)
-    """
-    scale, top, left, flip = draws.tolist()
-    crop, (low, high) = view.crop, view.scale
-    window = max(1, round(crop / (low + (high - low) * scale)))
-    y, x = (_place(side, window, draw) for side, draw in zip(image.shape[1:], (top, left), strict=True))
-    (rows, (r0, r1)), (columns, (c0, c1)) = (
-        _inside(side, at, window, crop) for at, side in ((y, image.shape[1]), (x, image.shape[2]))
-    )
-    size = (r1 - r0, c1 - c0)
-    part, labels = image[None, :, rows, columns], mask[None, None, rows, columns]
-    if tuple(part.shape[2:]) != size:
-        part = F.interpolate(part.float(), size=size, mode="bilinear", antialias=True)  # uint8 fails on narrow images
-        part = part.round_().clamp_(0, 255).to(torch.uint8)
-        labels = F.interpolate(labels, size=size, mode="nearest-exact")
-    cut = torch.tensor(view.fill, dtype=torch.uint8)[:, None, None].repeat(1, crop, crop)
-    cut_mask = torch.full((crop, crop), view.ignore_label, dtype=torch.uint8)
-    cut[:, r0:r1, c0:c1], cut_mask[r0:r1, c0:c1] = part[0], labels[0, 0]
-    return (cut.flip(-1), cut_mask.flip(-1)) if view.flip and flip < 0.5 else (cut, cut_mask)
+        Example:
+            >>> image, mask = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.uint8)
+            >>> image, mask = RandomView(8, (0.5, 1.0))(image, mask, torch.tensor([0.0, 0.0, 0.0, 0.9]))
+            >>> image.shape, int((mask == 255).sum())
+            (torch.Size([3, 8, 8]), 48)
+        """
+        scale, top, left, flip = draws.tolist()
+        crop, (low, high) = self.crop, self.scale
+        window = max(1, round(crop / (low + (high - low) * scale)))
+        y, x = (_place(side, window, draw) for side, draw in zip(image.shape[1:], (top, left), strict=True))
+        (rows, (r0, r1)), (columns, (c0, c1)) = (
+            _inside(side, at, window, crop) for at, side in ((y, image.shape[1]), (x, image.shape[2]))
+        )
+        size = (r1 - r0, c1 - c0)
+        part, labels = image[None, :, rows, columns], mask[None, None, rows, columns]
+        if tuple(part.shape[2:]) != size:
+            part = F.interpolate(
+                part.float(), size=size, mode="bilinear", antialias=True
+            )  # uint8 fails on narrow images
+            part = part.round_().clamp_(0, 255).to(torch.uint8)
+            labels = F.interpolate(labels, size=size, mode="nearest-exact")
+        cut = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, crop, crop)
+        cut_mask = torch.full((crop, crop), self.ignore_label, dtype=torch.uint8)
+        cut[:, r0:r1, c0:c1], cut_mask[r0:r1, c0:c1] = part[0], labels[0, 0]
+        return (cut.flip(-1), cut_mask.flip(-1)) if self.flip and flip < 0.5 else (cut, cut_mask)
 
 
 def _place(side: int, window: int, draw: float) -> int:
@@ -119,7 +109,7 @@ def _inside(side: int, at: int, window: int, crop: int) -> tuple[slice, tuple[in
     return slice(first, last), (start, max(start + 1, round((last - at) * crop / window)))
 
 
-class PairLoader:
+class PairLoader(PlacedLoader):
     """Batches of (images, masks) on the device, in a random order and as random views, or whole and in order.
 
     Whole images are never padded: a batch holds images of one size, and ends where the size changes. Two generators
@@ -165,8 +155,7 @@ class PairLoader:
         check: Callable[[Tensor, int], None] | None = None,
         names: Sequence[str] = (),
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+        check_rank(rank, world_size)
         if len(pairs) < (batch_size * world_size if view else 1) or batch_size < 1:
             processes = f" x {world_size}" if world_size > 1 else ""
             raise ConfigError(f"{len(pairs)} images do not fill one batch of {batch_size}{processes}")
@@ -185,9 +174,6 @@ class PairLoader:
         self._augment = torch.Generator().manual_seed(seed + _AUGMENT_SEED_OFFSET)
         self._place = EpochPlace(order=self._order, augment=self._augment)
 
-    resumes_within_epoch = True
-    """Whether a state that is taken inside an epoch of views goes on behind the last batch."""
-
     def __len__(self) -> int:
         """Batches of an epoch; of whole images, at least so many (a change of size ends a batch early)."""
         if self._view is not None:
@@ -200,7 +186,7 @@ class PairLoader:
             return
         done = self._place.begin()
         order = torch.randperm(len(self._pairs), generator=self._order).tolist()
-        draws = draw_views(len(order), self._augment)
+        draws = torch.rand(len(order), 4, generator=self._augment)  # of `RandomView`
         places = range(len(self) * self._batch_size * self._world_size)[self._rank :: self._world_size]
         items = self._ahead([(order[place], draws[place]) for place in places[done * self._batch_size :]])
         for _ in self._place.rest(len(self)):
@@ -245,15 +231,3 @@ class PairLoader:
     def contents(self) -> dict[str, Any]:
         """The pairs by number and names."""
         return contents(len(self._pairs), names=self._names)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generators at the epoch's beginning, and the position in it."""
-        return self._place.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            ConfigError: it is the state of another kind of loader, or its position lies beyond this loader's epoch.
-        """
-        self._place.load_state_dict(state, len(self))

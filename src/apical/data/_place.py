@@ -1,14 +1,26 @@
-"""Where a loader stands in its epoch, so that a run that was stopped there goes on with the next batch."""
+"""By what a run that goes on knows its data again: where a loader stands in its epoch, and what it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from apical.errors import ConfigError
+
+
+def check_rank(rank: int, world_size: int) -> None:
+    """Refuse the number of a process that is none of so many.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
 
 
 class EpochPlace:
@@ -93,3 +105,46 @@ class EpochPlace:
 
     def _now(self) -> dict[str, Tensor]:
         return {name: generator.get_state() for name, generator in self._generators.items()}
+
+
+class PlacedLoader(ABC):
+    """A loader that goes on behind its last batch where a state was taken inside an epoch."""
+
+    resumes_within_epoch = True
+    _place: EpochPlace
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators at the epoch's beginning, and the position in it."""
+        return self._place.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: it is the state of another kind of loader, or its position lies beyond this loader's epoch.
+        """
+        self._place.load_state_dict(state, len(self))
+
+
+def contents(samples: int, numbers: Tensor | None = None, names: Iterable[str] = ()) -> dict[str, Any]:
+    """The number of samples, and a digest of their labels (or tokens) and names, in their order.
+
+    Args:
+        samples: how many there are.
+        numbers: int64, the labels or tokens.
+        names: of files and classes, whatever tells the samples apart without reading them.
+
+    Example:
+        >>> first, second = (contents(2, torch.tensor([0, last]), ["a.png", "b.png"]) for last in (1, 0))
+        >>> first["samples"] == second["samples"], first["digest"] == second["digest"]
+        (True, False)
+    """
+    sha = hashlib.sha256()
+    if numbers is not None:
+        sha.update(numbers.detach().to("cpu", torch.int64).contiguous().numpy().astype("<i8", copy=False).data)
+    for name in names:
+        sha.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return {"samples": samples, "digest": sha.hexdigest()[:32]}

@@ -8,6 +8,7 @@ from itertools import accumulate, islice
 import torch
 from torch.utils.data import Sampler
 
+from apical.data._place import check_rank
 from apical.errors import ConfigError
 
 
@@ -43,8 +44,7 @@ class BlockShuffleSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+        check_rank(rank, world_size)
         if window < 1:
             raise ConfigError(f"window must be at least 1 image, got {window}")
         self.block_lengths = tuple(block_lengths)

@@ -19,19 +19,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 
-_FALLBACK: dict[str, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("validation",),
-    "test": ("test", "validation"),
-}
-
 T = TypeVar("T")
 
 
 def check_split(split: str) -> None:
     """Refuse a split that has no meaning here."""
-    if split not in _FALLBACK:
-        raise DataError(f"split must be one of {sorted(_FALLBACK)}, got {split!r}")
+    if split not in ALIASES:
+        raise DataError(f"split must be one of {sorted(ALIASES)}, got {split!r}")
 
 
 def canonical_split(name: str) -> str | None:
@@ -50,7 +44,7 @@ def choose_split(found: Mapping[str, Sequence[T]], split: str, folder: Path) -> 
         DataError: nothing belongs to it.
     """
     check_split(split)
-    for name in _FALLBACK[split]:
+    for name in ("test", "validation") if split == "test" else (split,):
         if found.get(name):
             return found[name]
     available = sorted(name for name, items in found.items() if items)

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apical.data._contents import contents
-from apical.data._place import EpochPlace
-from apical.data._root import data_root
+from apical.data._place import EpochPlace, PlacedLoader, check_rank, contents
+from apical.data._root import listed, locate, read_utf8
 from apical.data._splits import ALIASES, Split
-from apical.data._utf8 import read_utf8
 from apical.errors import ConfigError, DataError
 
 UNKNOWN, END = "<unk>", "<eos>"
@@ -96,9 +94,7 @@ class Corpus:
     unknown: Mapping[str, int]
 
 
-def read_corpus(
-    path: str | Path, *, max_words: int | None = None, limit: int | None = None, root: str | Path | None = None
-) -> Corpus:
+def read_corpus(path: str | Path, *, max_words: int | None = None, limit: int | None = None) -> Corpus:
     """Read a corpus of three UTF-8 text files with words between blanks, a sentence or paragraph a line.
 
     The files are called after their splits: ``train.txt``, ``valid.txt``, ``test.txt``, with any prefix
@@ -109,7 +105,6 @@ def read_corpus(
         path: the folder, looked up here, then below the data root.
         max_words: vocabulary of the most frequent words only, ``<unk>`` and ``<eos>`` included, at least 3.
         limit: at most so many tokens of each split, its first ones.
-        root: folder of data sets, instead of the environment variable.
 
     Raises:
         DataError: the folder or a file is missing, a split has several files, or a file is empty or not UTF-8.
@@ -128,7 +123,7 @@ def read_corpus(
         raise ConfigError(f"max_words={max_words}, expected at least 3: one word, {UNKNOWN} and {END}")
     if limit is not None and limit < 2:
         raise ConfigError(f"limit={limit}, expected at least 2 tokens")
-    files = corpus_files(_locate(path, root))
+    files = corpus_files(locate(path))
     lines = {split: _lines(file) for split, file in files.items()}
     vocabulary = Vocabulary.of(lines["train"], max_words)
     tokens: dict[str, Tensor] = {}
@@ -146,14 +141,13 @@ def read_corpus(
     return Corpus(vocabulary, tokens["train"], tokens["validation"], tokens["test"], unknown)
 
 
-def read_bytes(path: str | Path, *, limit: int | None = None, root: str | Path | None = None) -> Corpus:
+def read_bytes(path: str | Path, *, limit: int | None = None) -> Corpus:
     """Read any text, or any file at all, as bytes: 256 tokens, none of them unknown.
 
     Args:
         path: a folder of three files as for `read_corpus`, or a single file, of which the last tenth is left for
             validation and test, half of it for each.
         limit: at most so many bytes of each split, its first ones, at least 2.
-        root: folder of data sets, instead of the environment variable.
 
     Raises:
         DataError: the folder or a file is missing, a split has several files, or a file is too short.
@@ -177,7 +171,7 @@ def read_bytes(path: str | Path, *, limit: int | None = None, root: str | Path |
             split: whole[a:b] for split, a, b in zip(("train", "validation", "test"), ends, ends[1:], strict=False)
         }
     else:
-        parts = {split: file.read_bytes() for split, file in corpus_files(_locate(path, root)).items()}
+        parts = {split: file.read_bytes() for split, file in corpus_files(locate(path)).items()}
     short = [split for split, text in parts.items() if len(text) < 2]
     if short:
         raise DataError(f"{path} has {len(parts[short[0]])} bytes for {short[0]}, expected at least 2")
@@ -206,8 +200,7 @@ def corpus_files(folder: Path) -> dict[Split, Path]:
             found[split] = mine[0]
     missing = [split for split in ("train", "validation", "test") if split not in found]
     if missing:
-        there = ", ".join(file.name for file in sorted(folder.iterdir())[:6]) or "nothing"
-        raise DataError(f"{folder} has no {' and no '.join(missing)} file; it has {there}; {_LAYOUT}")
+        raise DataError(f"{folder} has no {' and no '.join(missing)} file; it has {listed(folder)}; {_LAYOUT}")
     return found
 
 
@@ -223,21 +216,7 @@ def _lines(file: Path) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def _locate(path: str | Path, root: str | Path | None) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir() or folder.is_absolute():
-        return folder
-    try:
-        base = data_root(root)
-    except DataError as error:
-        raise DataError(f"{folder} is no folder here, and there is {error}") from error
-    if not (base / folder).is_dir():
-        there = ", ".join(sorted(p.name for p in base.iterdir())[:6]) or "nothing"
-        raise DataError(f"{folder} is a folder neither here nor in {base}, which has {there}")
-    return base / folder
-
-
-class TokenStream:
+class TokenStream(PlacedLoader):
     """Windows of parallel streams: a long text cut into ``batch_size`` equal pieces that are read side by side.
 
         stream b is text[b n : (b + 1) n],  n = ⌊tokens / batch_size⌋;   window i covers positions i T … (i + 1) T
@@ -278,8 +257,7 @@ class TokenStream:
     ) -> None:
         if batch_size < 1 or window < 1:
             raise ConfigError(f"batch_size={batch_size} and window={window}, expected at least 1 each")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
+        check_rank(rank, world_size)
         if batch_size < world_size:
             raise ConfigError(f"{batch_size} streams cannot be shared by {world_size} processes; read more of them")
         length = len(tokens) // batch_size
@@ -295,9 +273,6 @@ class TokenStream:
         self._window = window
         self._count = (length - 1) // window if drop_last else -(-(length - 1) // window)
         self._place = EpochPlace()
-
-    resumes_within_epoch = True
-    """Whether a state that is taken inside an epoch goes on behind the last window."""
 
     def __len__(self) -> int:
         return self._count
@@ -315,7 +290,7 @@ class TokenStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the number of windows, to recognise another text: the order never changes."""
-        return {"windows": self._count, **self._place.state_dict()}
+        return {"windows": self._count, **super().state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -329,4 +304,4 @@ class TokenStream:
                 f"the saved stream had {state.get('windows')!r:.40} windows, this one has {self._count}: is it another "
                 "text?"
             )
-        self._place.load_state_dict(rest, self._count)
+        super().load_state_dict(rest)

@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,16 @@ def export_onnx(
         if quantized:
             _insert_codes(aside, {name: (codes_of(lookup(frozen, name), q), q.scale) for name, q in quantized.items()})
 
-    def load(aside: Path) -> Callable[..., Any]:
-        return _session(runtime, aside)
-
     return write_checked(
-        "onnx", Path(path), frozen, inputs, batch_dim, tolerance, write, load, f"onnxruntime {runtime.__version__}"
+        "onnx",
+        Path(path),
+        frozen,
+        inputs,
+        batch_dim,
+        tolerance,
+        write,
+        partial(_session, runtime),
+        f"onnxruntime {runtime.__version__}",
     )
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,16 @@ def export_pt2(
     frozen, inputs = prepare(model, example_inputs, batch_dim)
     program = trace_program(frozen, inputs, batch_dim)
 
-    def write(aside: Path) -> None:
-        torch.export.save(program, aside)
-
-    def load(aside: Path) -> Callable[..., Any]:
-        return torch.export.load(aside).module()
-
     return write_checked(
-        "pt2", Path(path), frozen, inputs, batch_dim, tolerance, write, load, f"torch {torch.__version__}"
+        "pt2",
+        Path(path),
+        frozen,
+        inputs,
+        batch_dim,
+        tolerance,
+        write=partial(torch.export.save, program),
+        load=lambda aside: torch.export.load(aside).module(),
+        runtime=f"torch {torch.__version__}",
     )
 
 

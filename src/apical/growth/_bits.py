@@ -412,12 +412,6 @@ def _prices(
 def refuse_impossible_size(budget: Budget, structure: Structure, least: Mapping[str, int], full_bytes: int) -> None:
     """Stop before training where two bits a weight are too many even for the smallest network that can be grown.
 
-    Args:
-        budget: limits of size and bit operations.
-        structure: of the template.
-        least: the fewest units of each group.
-        full_bytes: of the template.
-
     Raises:
         BudgetError: saying so.
     """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from apical.errors import ConfigError
-from apical.growth._options import changed, check_options, numeric_divisor, wrong_times
+from apical.growth._options import check_options, numeric_divisor, wrong_times
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,3 @@ class GrowthConfig:
             ConfigError: it is still to be measured.
         """
         return numeric_divisor(self.divisor)
-
-    @staticmethod
-    def merged(config: GrowthConfig | None, options: Mapping[str, Any]) -> GrowthConfig:
-        """A config (by default the default one) with single options changed.
-
-        Raises:
-            ConfigError: an option does not exist or cannot have this value.
-        """
-        if config is not None and not isinstance(config, GrowthConfig):
-            raise ConfigError(f"config must be a GrowthConfig, got {type(config).__name__}")
-        return changed(config or GrowthConfig(), options)

@@ -493,7 +493,7 @@ class Grower:
         self.history = [cast(EpochRecord, dict(r)) for r in state["history"]]
         self._start_bits()
         if self._bits is not None:
-            self._bits.load_state_dict(state.get("bits"))
+            self._bits.load_state_dict(state["bits"])
 
 
 def _config(given: GrowthConfig | ScsConfig | None, options: Mapping[str, Any]) -> GrowthConfig | ScsConfig:

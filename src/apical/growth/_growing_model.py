@@ -36,9 +36,6 @@ class GrowingModel:
         ConfigError: there are both copies and ``shard``, or copies are no list.
 
     Attributes:
-        model: the user's module.
-        optimizers: the user's.
-        copies: of the model.
         store: what is dormant; None after `release`.
         fixed: names of the parameters that nothing trains.
     """
@@ -119,13 +116,7 @@ class GrowingModel:
     # ---- what changes ----------------------------------------------------------------------------------------------
 
     def follow(self, choice: Choice, components: Components, preserving: bool) -> None:
-        """Become another network, with births prepared.
-
-        Args:
-            choice: the network.
-            components: as they are before it.
-            preserving: whether newborns leave the function unchanged.
-        """
+        """Become another network, with births prepared."""
         if self.settle().selection is not None:
             self._prepare_births(choice, components, preserving)
         self.resize(choice.keep, choice.skip)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.errors import ConfigError
 from apical.growth._components import Components, checked
-from apical.growth._observer import GateObserver
+from apical.growth._observer import GateObserver, Round
 from apical.growth._schedule import Schedule
 from apical.growth._widths import Limits
 from apical.resizing._selection import Selection
@@ -112,15 +112,39 @@ class Choice:
 
 
 class Measurement(ABC):
-    """What is read from the gradients of every training step, on the device, without synchronising it."""
+    """What is read from the gradients of every training step, on the device, without synchronising it.
 
-    @abstractmethod
+    With several optimizers, a training step is a round in which each steps at most once.
+
+    Args:
+        components: what `write_back` brings up to date.
+        observers: one for each of the user's optimizers.
+    """
+
+    def __init__(self, components: Components, observers: Sequence[GateObserver]) -> None:
+        self._components = components
+        self._round = Round(observers)
+
+    @torch.no_grad()
     def observe(self, index: int, optimizer: Optimizer) -> None:
         """Read the gradients of one optimizer's parameters, just before it steps."""
+        for products in self._round.observe(index, optimizer):
+            self._take(products)
 
-    @abstractmethod
+    @torch.no_grad()
     def write_back(self) -> None:
         """End a round that some optimizers did not join, and copy what was gathered to the components."""
+        for products in self._round.end():
+            self._take(products)
+        self._copy_back()
+
+    @abstractmethod
+    def _take(self, products: Tensor) -> None:
+        """Take in the gate products of a round  # (entries,)"""
+
+    @abstractmethod
+    def _copy_back(self) -> None:
+        """Copy what was gathered to the components."""
 
 
 class Method(ABC):

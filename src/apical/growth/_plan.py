@@ -143,14 +143,7 @@ class Plan:
 
 
 def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
-    """The plan of a method that starts from this seed.
-
-    Args:
-        method: with its terms and schedule.
-        seed: the network that training starts with.
-        epochs: of the whole training.
-        budget: in words.
-    """
+    """The plan of a method that starts from this seed."""
     bound, structure, schedule = method.terms.bound, method.terms.structure, method.schedule
     widths = {name: len(kept) for name, kept in seed.keep.items()}
     planned = []
@@ -167,15 +160,7 @@ def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
 
 
 def method_of(model: nn.Module, terms: Terms, config: GrowthConfig | ScsConfig, epochs: int, length: int) -> Method:
-    """The way of growing that a config stands for.
-
-    Args:
-        model: the template.
-        terms: of growth.
-        config: with numbers for interval and divisor.
-        epochs: of the whole training.
-        length: of it, in the unit of the interval.
-    """
+    """The way of growing that a config stands for."""
     if isinstance(config, ScsConfig):
         return ScsController(terms, config, epochs, length)
     return Controller(model, terms, config, length)

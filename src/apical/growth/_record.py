@@ -14,7 +14,17 @@ from apical.resizing._selection import Selection
 from apical.structure import Structure
 
 
-class EpochRecord(TypedDict):
+class Changes(TypedDict):
+    """What restructuring changed since the last record."""
+
+    born: int
+    returned: int
+    died: int
+    blocks_left: dict[str, float | None]
+    restructure_seconds: float
+
+
+class EpochRecord(Changes):
     """One epoch: the network that it trained (at its end), and what was restructured in it or after it.
 
     ``widths`` has the groups that are there, not those inside the blocks that are ``skipped``. ``mean_macs`` is the
@@ -35,26 +45,11 @@ class EpochRecord(TypedDict):
     widths: dict[str, int]
     blocks: int
     skipped: list[str]
-    born: int
-    returned: int
-    died: int
     worth: dict[str, float]
-    blocks_left: dict[str, float | None]
     metrics: dict[str, float]
     bits: dict[str, float]
     scheduled_load: float
     next_load: float
-    restructure_seconds: float
-
-
-class Changes(TypedDict):
-    """What restructuring changed since the last record."""
-
-    born: int
-    returned: int
-    died: int
-    blocks_left: dict[str, float | None]
-    restructure_seconds: float
 
 
 def no_changes() -> Changes:
@@ -130,15 +125,7 @@ LAST = ("macs", "macs_fraction", "num_params", "params_fraction")  # of the fina
 
 
 def run_record(structure: Structure, history: Sequence[EpochRecord], title: str, budget: str, epochs: int) -> RunRecord:
-    """What a page shows of a training in a loop of the user's own; the first metric is what it is judged by.
-
-    Args:
-        structure: of the full model.
-        history: the epochs so far.
-        title: of the page.
-        budget: in words.
-        epochs: of the whole training.
-    """
+    """What a page shows of a training in a loop of the user's own; the first metric is what it is judged by."""
     config: dict[str, Any] = {"recipe": title, "budget": budget, "training": {"epochs": epochs}}
     for name in {name: None for record in history for name in record["metrics"]}:
         shares = all(0 <= record["metrics"].get(name, 0) <= 1 for record in history)

@@ -25,13 +25,9 @@ from apical.resizing._optimizer import check_state
 class Restructuring:
     """A model, and the method that chooses its networks.
 
-    Args:
+    Attributes:
         growing: the model with all that follows it.
         method: chooses.
-
-    Attributes:
-        growing: as given.
-        method: as given.
         steps: what calls this object in every optimizer step, and counts them; from `listen` on.
     """
 

@@ -17,7 +17,7 @@ from apical.growth._scs import ScsConfig
 from apical.structure import Structure
 
 ENTRIES = ("keep", "skip", "components", "store", "generator", "epoch", "step", "spent", "latency", "changes",
-           "history")  # fmt: skip
+           "history", "bits")  # fmt: skip
 
 
 def identity(
@@ -38,11 +38,6 @@ def identity(
 
 def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str]) -> None:
     """Raise unless the state was saved by a Grower of the same model, budget and options.
-
-    Args:
-        own: of this Grower.
-        state: that was saved.
-        of_method: entries that the way of growing adds.
 
     Raises:
         CheckpointError: saying what differs.

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from apical.gates import (
     age_temperature,
@@ -33,8 +32,8 @@ from apical.gates import (
 )
 from apical.growth._components import Components
 from apical.growth._method import Choice, Measurement, Method, Terms
-from apical.growth._observer import GateObserver, Round
-from apical.growth._options import changed, check_options, numeric_divisor, wrong_times
+from apical.growth._observer import GateObserver
+from apical.growth._options import check_options, numeric_divisor, wrong_times
 from apical.growth._widths import fit_thresholds
 from apical.resizing._selection import Selection, first_units
 
@@ -113,14 +112,6 @@ class ScsConfig:
             ConfigError: it is still to be measured.
         """
         return numeric_divisor(self.divisor)
-
-    def changed(self, **options: Any) -> ScsConfig:
-        """The same with single options changed.
-
-        Raises:
-            ConfigError: an option does not exist or cannot have this value.
-        """
-        return changed(self, options)
 
     @staticmethod
     def random(**changes: Any) -> ScsConfig:
@@ -255,7 +246,6 @@ class ScsController(Method):
 class ScoreOptimizer(Measurement):
     """SGD with momentum on the scores, after every training step, on the device, without synchronising it.
 
-    With several optimizers, a training step is a round in which each steps at most once; the scores move once a round.
     A round whose gradients are not finite moves nothing.
 
     Args:
@@ -269,21 +259,14 @@ class ScoreOptimizer(Measurement):
 
     def __init__(self, components: Components, beta: Tensor, learning_rate: float, momentum: float,
                  device: torch.device, observers: Sequence[GateObserver]) -> None:  # fmt: skip
-        self._components, self._observers = components, observers
+        super().__init__(components, observers)
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._scores = components.values.to(device, dtype, copy=True)
         self._velocity = components.buffer.to(device, dtype, copy=True)
         self._beta = beta.to(device, dtype, copy=True)
         self._lr, self._momentum = learning_rate, momentum
-        self._round = Round(observers)
 
-    @torch.no_grad()
-    def observe(self, index: int, optimizer: Optimizer) -> None:
-        """Read the gradients of one optimizer's parameters, just before it steps; the last of a round moves scores."""
-        for products in self._round.observe(index, optimizer):
-            self._move(products)
-
-    def _move(self, products: Tensor) -> None:
+    def _take(self, products: Tensor) -> None:
         """v ← μ v + ∂L/∂s,  s ← s − η v"""
         if not self._lr:
             return
@@ -293,10 +276,6 @@ class ScoreOptimizer(Measurement):
         self._scores.sub_(torch.where(finite, velocity, 0.0), alpha=self._lr)
         self._velocity = velocity
 
-    @torch.no_grad()
-    def write_back(self) -> None:
-        """End a round that some optimizers did not join, and copy scores and momentum to the components."""
-        for products in self._round.end():
-            self._move(products)
+    def _copy_back(self) -> None:
         self._components.values.copy_(self._scores)
         self._components.buffer.copy_(self._velocity)

@@ -22,10 +22,6 @@ def unit_strengths(model: nn.Module, group: ChannelGroup) -> Tensor:
     data-free magnitude criterion after Li et al. 2017, arXiv:1608.08710, and Liu et al. 2017, arXiv:1708.06519, summed
     over a group as in Fang et al. 2023, arXiv:2301.12900.)
 
-    Args:
-        model: the full-size model.
-        group: of its structure.
-
     Returns:
         Strengths, not negative, float64  # (units,)
     """

@@ -23,11 +23,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from apical.growth._components import Components
 from apical.growth._method import Measurement
-from apical.growth._observer import GateObserver, Round
+from apical.growth._observer import GateObserver
 
 
 class UtilityMeter(Measurement):
@@ -42,29 +41,18 @@ class UtilityMeter(Measurement):
     """
 
     def __init__(self, components: Components, device: torch.device, observers: Sequence[GateObserver]) -> None:
-        self._components = components
+        super().__init__(components, observers)
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._squares = components.buffer.to(device, dtype, copy=True)
         self._steps = components.steps.to(device, dtype, copy=True)
-        self._round = Round(observers)
 
-    @torch.no_grad()
-    def observe(self, index: int, optimizer: Optimizer) -> None:
-        """Read the gradients of one optimizer's parameters, just before it steps."""
-        for products in self._round.observe(index, optimizer):
-            self._add(products)
-
-    def _add(self, products: Tensor) -> None:
+    def _take(self, products: Tensor) -> None:
         squares = products.to(self._squares.dtype).square()
         counts = torch.isfinite(squares).all()
         self._squares += torch.where(counts, squares, 0.0)
         self._steps += counts
 
-    @torch.no_grad()
-    def write_back(self) -> None:
-        """End a round that some optimizers did not join, and copy the sums to the components."""
-        for products in self._round.end():
-            self._add(products)
+    def _copy_back(self) -> None:
         self._components.buffer.copy_(self._squares)
         self._components.steps.copy_(self._steps)
 

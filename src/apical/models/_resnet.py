@@ -89,7 +89,6 @@ class ResNet(nn.Module):
         in_channels: channels of the image.
         width: channels of the stem; 64 in the paper.
         replace_stride_with_dilation: for stages 2, 3 and 4, keep the resolution and dilate instead (segmentation).
-        zero_init_residual: start the last norm of every block at zero, so that blocks start as the identity.
 
     Raises:
         ConfigError: another depth, or not three flags.
@@ -106,7 +105,6 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         width: int = 64,
         replace_stride_with_dilation: Sequence[bool] = (False, False, False),
-        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         if depth not in _ARCHITECTURES:
@@ -127,8 +125,6 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(stages.channels, num_classes)
         init_convolutions_(self)
-        if zero_init_residual:
-            _zero_last_norms_(self)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, num_classes)
         """Return one logit per class."""
@@ -160,14 +156,6 @@ class _Stages:
         self.channels = out_channels
         blocks += [self.block(out_channels, channels, 1, self.dilation, None) for _ in range(num_blocks - 1)]
         return nn.Sequential(*blocks)
-
-
-def _zero_last_norms_(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, Bottleneck):
-            nn.init.zeros_(module.bn3.weight)
-        elif isinstance(module, BasicBlock):
-            nn.init.zeros_(module.bn2.weight)
 
 
 def resnet18(num_classes: int = 1000) -> ResNet:

@@ -74,10 +74,7 @@ class RunConfig:
             raise ConfigError(f"config: {', '.join(missing)} missing; expected what an apical run writes")
         parts = dict(mapping)
         data = task_kind(str(parts.get("task", "classification"))).data
-        for name, kind in (("model", ModelConfig), ("data", data), ("growth", GrowthConfig)):
-            if name in parts:
-                parts[name] = build(kind, parts[name], name)
-        parts["training"] = TrainingConfig.from_mapping(parts["training"])
+        parts["data"] = build(data, parts["data"], "data")
         return build(cls, parts, "config")
 
     def with_seed(self, seed: int) -> RunConfig:

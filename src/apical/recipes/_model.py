@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,23 +107,38 @@ def usual_input(name: str, model: nn.Module, options: Mapping[str, Any]) -> tupl
     return None
 
 
+@contextmanager
+def tried_out(model: nn.Module, refused: str, advice: str = "") -> Iterator[None]:
+    """While entered, the model is in eval mode and without gradients.
+
+    Args:
+        model: its mode is put back afterwards.
+        refused: what is said of a model that does not run, before its own words.
+        advice: what is said behind them.
+
+    Raises:
+        ConfigError: something else was raised.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    except Exception as error:
+        raise ConfigError(f"{refused}: {type(error).__name__}: {str(error).strip()}{advice}") from error
+    finally:
+        model.train(training)
+
+
 def check_outputs(model: nn.Module, example: Tensor, num_classes: int, name: str) -> None:
     """Refuse a model that does not run on the images, or gives something else than a logit per class.
 
     Raises:
         ConfigError: likewise.
     """
-    training = model.training
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(example)
-    except Exception as error:
-        raise ConfigError(
-            f"model {name} does not run on images of shape {tuple(example.shape[1:])}: {type(error).__name__}: "
-            f"{str(error).strip()}. Set data.image_size or data.channels to what it expects."
-        ) from error
-    finally:
-        model.train(training)
+    refused = f"model {name} does not run on images of shape {tuple(example.shape[1:])}"
+    with tried_out(model, refused, ". Set data.image_size or data.channels to what it expects."):
+        outputs = model(example)
     if not isinstance(outputs, Tensor) or outputs.shape != (len(example), num_classes):
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ConfigError(

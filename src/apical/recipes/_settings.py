@@ -92,19 +92,15 @@ def reproducing_command(config: RunConfig, out: str | Path) -> str:
     try:
         recipe = get_recipe(config.recipe)
         # another length moves warm-up and the like, as it will when the command is typed
-        base = {**_flat(recipe.with_epochs(config.training.epochs)), _EPOCHS: _flat(recipe)[_EPOCHS]}
+        base = {**as_texts(recipe.with_epochs(config.training.epochs)), _EPOCHS: as_texts(recipe)[_EPOCHS]}
     except ConfigError:  # a config that was made by hand
         base = {}
-    changed = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in _flat(config).items() if base.get(k) != v]
+    changed = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in as_texts(config).items() if base.get(k) != v]
     return " ".join(["apical train", config.recipe, *changed, "--out", shlex.quote(str(out))])
 
 
 def split_options(settings: Sequence[str], owners: Container[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """``key=value`` texts of all runs, and the options of single methods among them (``METHOD.OPTION=value``).
-
-    Args:
-        settings: the texts.
-        owners: names of all methods.
 
     Example:
         >>> split_options(["lr=0.05", "slimming.penalty=1e-3"], owners=("grown", "slimming"))
@@ -122,7 +118,7 @@ def split_options(settings: Sequence[str], owners: Container[str]) -> tuple[list
     return shared, options
 
 
-def _flat(config: RunConfig) -> dict[str, str]:
+def as_texts(config: RunConfig) -> dict[str, str]:
     """Every setting as the text that `--set` takes."""
     content, found = config.to_mapping(), {}
     for name in setting_types(config):

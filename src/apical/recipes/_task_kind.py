@@ -45,6 +45,11 @@ def last_name(path: Any) -> str:
     return str(path).rstrip("/").rsplit("/", 1)[-1]
 
 
+def image_example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
+    """The arguments of a call with one image  # (1, channels, height, width)"""
+    return (torch.zeros(1, *facts["image_shape"], device=device),)
+
+
 def not_known(path: Any, known: Mapping[str, Any], give: str) -> ConfigError:
     """The error of data that is neither known nor described."""
     return ConfigError(f"not enough is known of the data {path!r} (known: {', '.join(known)}); give {give}")
@@ -90,10 +95,6 @@ class Serving:
     output_names: tuple[str, ...] | None = None
 
 
-def _as_it_is(model: nn.Module) -> nn.Module:
-    return model
-
-
 @dataclass(frozen=True)
 class TaskKind:
     """A kind of problem.
@@ -116,7 +117,7 @@ class TaskKind:
     template: Callable[[ModelConfig, Facts], nn.Module]
     example: Callable[[Facts, torch.device], tuple[Tensor, ...]]
     serving: Callable[[nn.Module, Facts], Serving] | None = None
-    for_inference: Callable[[nn.Module], nn.Module] = _as_it_is
+    for_inference: Callable[[nn.Module], nn.Module] = lambda model: model
     batch_dim: int = 0
 
 

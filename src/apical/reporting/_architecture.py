@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from apical._shares import in_per_cent
+from apical.reporting._svg import stretches
 from apical.reporting._tables import folded, page, table, write_page
 
 _COLOURS = 12
 _AXES = {"weight": ("out", "in")}
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Neighbouring positions along one dimension that belong to one group, or to none (group -1)."""
-
-    group: int
-    start: int
-    stop: int
-
-
-def stretches(size: int, owners: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> list[Stretch]:
-    """A dimension cut where the group changes.
+def owners_of(size: int, owned: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> list[int]:
+    """The group that each position of a dimension belongs to; -1 for none.
 
     Args:
         size: of the dimension.
-        owners: (group, positions of each of its units).
+        owned: (group, positions of each of its units).
 
     Example:
-        >>> stretches(6, [(0, [[0], [1]]), (1, [[4], [5]])])  # doctest: +NORMALIZE_WHITESPACE
-        [Stretch(group=0, start=0, stop=2), Stretch(group=-1, start=2, stop=4), Stretch(group=1, start=4, stop=6)]
+        >>> owners_of(6, [(0, [[0], [1]]), (1, [[4], [5]])])
+        [0, 0, -1, -1, 1, 1]
     """
     owner = [-1] * size
-    for group, units in owners:
-        for unit in units:
-            for position in unit:
-                owner[position] = group
-    found: list[Stretch] = []
-    for position, group in enumerate(owner):
-        if found and found[-1].group == group:
-            found[-1] = Stretch(group, found[-1].start, position + 1)
-        else:
-            found.append(Stretch(group, position, position + 1))
-    return found
+    for group, units in owned:
+        for position in chain(*units):
+            owner[position] = group
+    return owner
 
 
 def write_architecture(content: Mapping[str, Any], out: str | Path) -> Path:
@@ -191,15 +176,15 @@ def _tensor(
 
 def _bar(name: str, dim: int, size: int, owned: list[tuple[int, Any]], groups: Sequence[Mapping[str, Any]]) -> str:
     parts = []
-    for stretch in stretches(size, owned):
-        where = f"{name}, dimension {dim}, {stretch.start} to {stretch.stop - 1}"
-        grow = f'style="flex-grow:{stretch.stop - stretch.start}"'
-        if stretch.group < 0:
+    for start, end, group in stretches(owners_of(size, owned)):
+        where = f"{name}, dimension {dim}, {start} to {end - 1}"
+        grow = f'style="flex-grow:{end - start}"'
+        if group < 0:
             parts.append(f'<i {grow} title="{escape(f"{where}: cannot be removed", quote=True)}"></i>')
         else:
-            told = escape(f"{where}: group {groups[stretch.group]['name']}", quote=True)
-            colour = 1 + stretch.group % _COLOURS
-            parts.append(f'<i {grow} class="part b{colour}" data-group="{stretch.group}" title="{told}"></i>')
+            told = escape(f"{where}: group {groups[group]['name']}", quote=True)
+            colour = 1 + group % _COLOURS
+            parts.append(f'<i {grow} class="part b{colour}" data-group="{group}" title="{told}"></i>')
     return f'<span class="dim"><small>{dim}</small>{"".join(parts)}</span>'
 
 

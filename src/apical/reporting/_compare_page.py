@@ -9,12 +9,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from apical._atomic import atomic_file
-from apical.errors import DataError
 from apical.reporting._comparison import Comparison, MethodRow, cost_curve, rows
 from apical.reporting._statistics import Difference, MeanStd
-from apical.reporting._style import COLOURS, STYLE
+from apical.reporting._style import COLOURS
 from apical.reporting._svg import Series, line_chart
+from apical.reporting._tables import page, write_page
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> tuple[Path, Path, Path]:
@@ -32,16 +31,8 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> tuple[Path, 
         "compare.md": render_markdown(comparison, lines),
         "compare.html": render_page(comparison, lines),
     }
-    paths = []
-    for name, text in content.items():
-        path = Path(folder) / name
-        try:
-            with atomic_file(path) as aside:
-                aside.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"cannot write {path}: {error}") from error
-        paths.append(path)
-    return paths[0], paths[1], paths[2]
+    json_file, markdown, html = (write_page(Path(folder) / name, text) for name, text in content.items())
+    return json_file, markdown, html
 
 
 def headings(comparison: Comparison) -> list[str]:
@@ -177,14 +168,11 @@ def render_page(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     )
     command = escape(str(comparison.facts.get("command")))
     versions = ", ".join(f"{name} {version}" for name, version in (comparison.facts.get("versions") or {}).items())
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>apical: {escape(comparison.title)}</title><style>{STYLE}</style></head><body><main>"
+    body = (
         f"<h1>{escape(comparison.title)}</h1>{_said(comparison, lines)}{shown}{text}{_charts(comparison, lines)}"
-        f"<h2>Runs</h2><ul>{runs}</ul><h2>Repeat it</h2><pre tabindex='0'>{command}</pre>"
-        f"<p>{escape(versions)}</p></main></body></html>\n"
+        f"<h2>Runs</h2><ul>{runs}</ul><h2>Repeat it</h2><pre tabindex='0'>{command}</pre><p>{escape(versions)}</p>"
     )
+    return page(comparison.title, body)
 
 
 def _said(comparison: Comparison, lines: Sequence[MethodRow]) -> str:

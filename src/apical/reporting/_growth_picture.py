@@ -79,12 +79,12 @@ def _words(run: RunRecord, index: int, blocks: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
-def silhouette(shown: Frames, frame: int = -1, label: str = "the network") -> str:
-    """One frame as SVG: outlines are the template, filled is what exists."""
+def silhouette(shown: Frames, label: str) -> str:
+    """The last frame as SVG: outlines are the template, filled is what exists."""
     pitch, most = WIDTH / len(shown.groups), max(shown.full)
     bars = []
     for column, (name, full, role, now) in enumerate(
-        zip(shown.groups, shown.full, shown.roles, shown.widths[frame], strict=True)
+        zip(shown.groups, shown.full, shown.roles, shown.widths[-1], strict=True)
     ):
         x, wide = (column + 0.5) * pitch, min(0.76 * pitch, 56)
         whole = BARS * math.sqrt(full / most)  # wide layers would leave no room for narrow ones
@@ -96,7 +96,7 @@ def silhouette(shown: Frames, frame: int = -1, label: str = "the network") -> st
             f'x="{x - wide / 2:.1f}" y="{(BARS - part) / 2 + 4:.1f}" width="{wide:.1f}" height="{part:.1f}" rx="2"/>'
             "</g>"
         )
-    brackets = _brackets(shown, shown.present[frame], pitch)
+    brackets = _brackets(shown, shown.present[-1], pitch)
     return (
         f'<svg class="net" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(label, quote=True)}">{"".join(bars)}{brackets}</svg>'
@@ -132,7 +132,7 @@ def growth_figure(shown: Frames) -> str:
     legend = "".join(f'<span class="key k-{kind}">{text}</span>' for kind, text in keys)
     return (
         f'<figure class="growth" id="growth"><figcaption>The network <output id="now" for="when">'
-        f"{escape(shown.texts[-1])}</output></figcaption>{silhouette(shown, label=grown)}"
+        f"{escape(shown.texts[-1])}</output></figcaption>{silhouette(shown, grown)}"
         '<p class="ends" aria-hidden="true"><span>input</span><span>output</span></p>'
         f'<p class="note">{legend}<span class="key k-full">the full model</span></p>'
         '<div class="controls" hidden><button type="button" id="play" aria-label="play the growth">Play</button>'

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from apical.reporting._bits import bits_section
 from apical.reporting._growth_picture import SCRIPT, frames, growth_figure, widths_table
 from apical.reporting._pictures import picture_rows
 from apical.reporting._read import RunRecord, read_run, showing
-from apical.reporting._svg import Series, bar_chart, heat_strip, line_chart
+from apical.reporting._svg import Series, bar_chart, evenly, heat_strip, line_chart
 from apical.reporting._tables import folded, page, table, text, write_page
 from apical.reporting._worth import worth_section
 
@@ -238,3 +237,26 @@ def _settings(run: RunRecord) -> str:
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     shown = folded("all settings", table(("setting", "value"), run.settings(), "settings"))
     return f"<h2>Settings{' and versions' if made else ''}</h2><p>{escape(made)}</p>{shown}"
+
+
+COLUMNS = 8  # epochs that the table shows
+
+
+def bits_section(run: RunRecord) -> str:
+    """A row for each quantised layer; empty if no bits were grown."""
+    names = list(dict.fromkeys(name for record in run.history for name in record.get("bits") or {}))
+    if not names:
+        return ""
+    told = {name: [(record.get("bits") or {}).get(name) for record in run.history] for name in names}
+    most = max(bits for values in told.values() for bits in values if bits is not None)
+    drawn = {name: [round(bits or 0) for bits in values] for name, values in told.items()}
+    chosen = evenly(range(len(run.history)), COLUMNS)
+    rows = [(name, *("" if told[name][i] is None else f"{told[name][i]:g}" for i in chosen)) for name in names]
+    head = ("weight", *(f"epoch {i + 1}" for i in chosen))
+    strip = heat_strip(drawn, dict.fromkeys(names, round(most)))
+    numbers = folded("the bits as a table", table(head, rows, "bits by epoch"))
+    return (
+        f"<h2>Bits by epoch</h2><p>A row for each quantised weight, from the input down; full colour is {most:g} bits, "
+        "empty is not quantised yet. Between whole numbers a plane is fading in or out.</p>"
+        f"<div class='scroll' tabindex='0'>{strip}</div>{numbers}"
+    )

@@ -23,9 +23,6 @@ def picture_rows(run: Path) -> str:
     The file has ``title``, ``note``, ``legend`` (``name`` and ``colour``) and ``rows``; a row has ``name``, ``note``,
     ``files`` (a PNG beside the file by column) and ``alt`` (what is to be seen, in words, by column).
 
-    Args:
-        run: the run folder.
-
     Returns:
         A section; empty text if the run stored no pictures.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apical._checks import flattened
 from apical._reading import read_text
 from apical.errors import ApicalError, DataError
 
@@ -71,7 +72,8 @@ class RunRecord:
 
     def settings(self) -> list[tuple[str, str]]:
         """The config line by line, as (dotted name, JSON)."""
-        return list(_flat({name: value for name, value in self.config.items() if name not in ("versions", "input")}))
+        told = {name: value for name, value in self.config.items() if name not in ("versions", "input")}
+        return [(name, json.dumps(value, ensure_ascii=False)) for name, value in flattened(told)]
 
     def widths(self) -> dict[str, list[int]]:
         """Width of every group in every epoch, in the template's order; 0 where it was absent with its block."""
@@ -115,14 +117,6 @@ def showing(*runs: RunRecord) -> Iterator[None]:
             f"{folders} cannot be shown: a value in config.json, history.jsonl, summary.json or template.json is not "
             f"what apical writes ({type(error).__name__}: {error}). It was changed; copy the run folder anew."
         ) from error
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, json.dumps(value, ensure_ascii=False)
 
 
 def _json(path: Path) -> dict[str, Any]:

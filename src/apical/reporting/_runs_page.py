@@ -133,7 +133,7 @@ def _networks(runs: Sequence[RunRecord], names: Sequence[str]) -> str:
         shown = frames(run)
         if shown is not None:
             told = f"{name}: {shown.texts[-1]}"
-            figures.append(f"<figure><figcaption>{escape(told)}</figcaption>{silhouette(shown, label=told)}</figure>")
+            figures.append(f"<figure><figcaption>{escape(told)}</figcaption>{silhouette(shown, told)}</figure>")
     note = "<p>Outlines are the full model, from the input (left) to the output.</p>"
     return f'<h2>The networks</h2>{note}<div class="nets">{"".join(figures)}</div>' if figures else ""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -191,7 +192,7 @@ def heat_strip(widths: Mapping[str, Sequence[int]], full: Mapping[str, int]) -> 
     for index, (name, values) in enumerate(widths.items()):
         top, most = index * row, full.get(name) or max(*values, 1)
         parts.append(f'<text class="axis end" x="{label - 6:.0f}" y="{top + 11}">{escape(_short(name))}</text>')
-        for start, end, width in _runs(values):
+        for start, end, width in stretches(values):
             when = f"epoch {start + 1}" if end == start + 1 else f"epochs {start + 1} to {end}"
             what = f"{width} of {most}" if width else "absent"
             parts.append(
@@ -212,14 +213,18 @@ def _shade(fraction: float) -> float:
     return 0.03 if fraction <= 0 else 0.1 + 0.9 * min(1.0, fraction)
 
 
-def _runs(values: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Stretches of equal values as (first, one past the last, value)."""
-    found: list[tuple[int, int, int]] = []
-    for position, value in enumerate(values):
-        if found and found[-1][2] == value:
-            found[-1] = (found[-1][0], position + 1, value)
-        else:
-            found.append((position, position + 1, value))
+def stretches(values: Iterable[int]) -> list[tuple[int, int, int]]:
+    """Runs of equal values as (first, one past the last, value).
+
+    Example:
+        >>> stretches([4, 4, 0])
+        [(0, 2, 4), (2, 3, 0)]
+    """
+    found, start = [], 0
+    for value, same in groupby(values):
+        end = start + len(list(same))
+        found.append((start, end, value))
+        start = end
     return found
 
 

@@ -126,14 +126,7 @@ class _Bench:
 
 
 def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:
-    """The confirmed structure, with the groups that only an attribute of a size of its own had kept from resizing.
-
-    Args:
-        proposed: the structure before the dry run.
-        confirmed: the same after it.
-        bed: what was compared on.
-        quick: the same with smaller inputs.
-    """
+    """The confirmed structure, with the groups that only an attribute of a size of its own had kept from resizing."""
     held = {g.name for g in confirmed.groups}
     broken = {f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted"))}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]

@@ -64,10 +64,6 @@ def check_kinds(optimizers: Sequence[Optimizer]) -> None:
 def check_state(optimizer: Optimizer, names: Mapping[int, str]) -> None:
     """Raise if a resize could not carry the state that an optimizer keeps now, as after its first step.
 
-    Args:
-        optimizer: one that has stepped.
-        names: of the model's parameters, by identity.
-
     Raises:
         ResizeError: for state of another shape, or a history over all parameters.
     """

@@ -16,10 +16,9 @@ from torch.optim import Optimizer
 from apical.errors import ResizeError
 from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped, unaveraged
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
-from apical.resizing._install import Installation, lookup, whole_or_nothing
+from apical.resizing._install import Installation, lookup, retire_, whole_or_nothing
 from apical.resizing._optimizer import check_histories, group_orders, rekey_, resized_state, restored_state
 from apical.resizing._report import ResizeReport, TensorChange
-from apical.resizing._retired import retire_
 from apical.resizing._selection import Selection, check_selection
 from apical.resizing._shards import alike, is_sharded, whole
 from apical.resizing._stand_in import stand_in
@@ -301,7 +300,9 @@ class _Resize:
             for path, returns in known[block].modules.items():
                 module = install.module(new.model, path, stand_in(returns, new.model.get_submodule(path)))
                 if self.store is not None:
-                    self._park(self.store.modules, new.namespace + path, module, install)
+                    key = new.namespace + path
+                    self.store.modules[key] = module
+                    install.on_undo(partial(self.store.modules.__delitem__, key))
         for block in sorted(self.before.skip - self.after.skip):
             if self.store is None:
                 raise ResizeError(f"block {block} cannot come back: {_NO_STORE}")
@@ -310,11 +311,6 @@ class _Resize:
                 module = waiting.pop(key)
                 install.on_undo(partial(waiting.__setitem__, key, module))
                 install.module(new.model, path, module)
-
-    @staticmethod
-    def _park(waiting: dict[str, nn.Module], key: str, module: nn.Module, install: Installation) -> None:
-        waiting[key] = module
-        install.on_undo(lambda: waiting.__delitem__(key))
 
     def _install(self, new: NewTensors, install: Installation) -> None:
         for name, tensor in new.tensors.items():

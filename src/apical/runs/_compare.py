@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from apical._checks import flattened
 from apical.errors import CheckpointError, ConfigError
-from apical.growth import GrowthConfig
-from apical.recipes import RunConfig
+from apical.growth._options import changed
+from apical.recipes import Prepared, RunConfig
 from apical.recipes._settings import reproducing_command
 from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
 from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
-from apical.runs._methods import check_method, check_settings, growth_settings, resolve_method
+from apical.runs._methods import method_named
 from apical.runs._run import run
 from apical.runs._stored import load_run, read_config
 from apical.timing._networks import network_samples_ms
-from apical.training import Progress, TrainingConfig, seed_everything
+from apical.training import Progress, seed_everything
 from apical.training._amp import settle_amp
 from apical.training._config import resolve_device
 from apical.training._results import describe_device, versions
@@ -58,12 +60,7 @@ def plan(
     """The runs of a comparison in the order in which they are done: seed by seed, and methods that repeat another's
     final architecture after it.
 
-    Args:
-        config: what all runs share.
-        methods: names of methods.
-        seeds: of training and growth.
-        out: folder of the comparison; runs lie in ``out/METHOD-seedN``.
-        options: of single methods, by name; also the settings of growth that a method reads, such as the divisor.
+    The arguments are those of `compare`; the options of a method may be settings of growth that it reads, too.
 
     Raises:
         ConfigError: a method does not exist, there is none, something is named twice, options are for no method that
@@ -80,7 +77,7 @@ def plan(
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"{name}: got {', '.join(map(str, values)) or 'none'}; expected each once, at least one")
     for method in methods:
-        check_method(method)
+        method_named(method)
     options = options or {}
     lost = [name for name in options if name not in methods]
     if lost or config.method_options:
@@ -101,7 +98,7 @@ def plan(
         for method in ordered
     ]
     for planned in found:  # what cannot be is said before hours of training
-        check_settings(planned.config)
+        method_named(planned.method).check(planned.config)
     return found
 
 
@@ -109,12 +106,13 @@ def _planned(
     config: RunConfig, method: str, seed: int, out: Path, source: str | None, options: Mapping[str, Any]
 ) -> Planned:
     repeated = {"run": str(out / f"{source}-seed{seed}")} if method in FINAL else {}
-    of_growth = {name: value for name, value in options.items() if name in growth_settings(method) and name != "seed"}
+    reads = set(method_named(method).reads) - {"seed"}
+    of_growth = {name: value for name, value in options.items() if name in reads}
     rest = {name: value for name, value in options.items() if name not in of_growth}
     own = replace(
         config,
         method=method,
-        growth=GrowthConfig.merged(config.growth, of_growth),
+        growth=changed(config.growth, of_growth),
         method_options={**repeated, **rest},
     )
     return Planned(method, seed, out / f"{method}-seed{seed}", own.with_seed(seed))
@@ -156,14 +154,15 @@ def compare(
     """
     planned = plan(config, methods, seeds, out, options)
     if config.training.amp == "auto":
-        training = _one_amp(config, [item.folder for item in planned], message)
+        training = _settled_once(config, [item.folder for item in planned], message, _amp).training
         planned = [
             replace(item, config=replace(item.config, training=replace(item.config.training, amp=training.amp)))
             for item in planned
         ]
         config = replace(config, training=training)
     if waiting := [item for item in planned if to_be_measured(item.config)]:
-        divisor = _one_divisor(waiting, message)
+        settled = _settled_once(waiting[0].config, [item.folder for item in waiting], message, settle_divisor)
+        divisor = settled.growth.step
         planned = [replace(i, config=with_divisor(i.config, divisor)) if i in waiting else i for i in planned]
         config = with_divisor(config, divisor) if config.growth.divisor == "auto" else config
     for number, item in enumerate(planned, 1):
@@ -175,33 +174,31 @@ def compare(
     return _summed_up(config, planned, Path(out), methods[0], latency, command)
 
 
-def _one_amp(config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None) -> TrainingConfig:
-    """What ``amp=auto`` is for all runs: measured once, or read from one begun before."""
+Settle = Callable[[RunConfig, Prepared, nn.Module, Sequence[Path]], tuple[RunConfig, str]]
+"""Measures what a config leaves to a measurement, or reads it from run folders; says in words what came out."""
+
+
+def _settled_once(
+    config: RunConfig, folders: Sequence[Path], message: Callable[[str], None] | None, settle: Settle
+) -> RunConfig:
+    """The config with what holds for all runs: measured once, or read from one begun before."""
     kind = task_kind(config.task)
     data = kind.prepare(config.data, config.training)
-    model = kind.template(config.model, data.facts)
-    training, chosen = settle_amp(config.training, model, data.task, data.loaders.train, folders)
-    if message is not None:
-        message(chosen)
-    return training
-
-
-def _one_divisor(waiting: Sequence[Planned], message: Callable[[str], None] | None) -> int:
-    """What ``divisor=auto`` is for all runs that wait for it: measured once, or read from one begun before."""
-    config = waiting[0].config
-    kind = task_kind(config.task)
-    facts = kind.prepare(config.data, config.training).facts
     seed_everything(config.training.seed)
-    model = kind.template(config.model, facts)
-    settled, chosen = settle_divisor(config, facts, model, [item.folder for item in waiting])
+    settled, chosen = settle(config, data, kind.template(config.model, data.facts), folders)
     if message is not None:
         message(chosen)
-    return settled.growth.step
+    return settled
+
+
+def _amp(config: RunConfig, data: Prepared, model: nn.Module, folders: Sequence[Path]) -> tuple[RunConfig, str]:
+    training, chosen = settle_amp(config.training, model, data.task, data.loaders.train, folders)
+    return replace(config, training=training), chosen
 
 
 def _do(item: Planned, overwrite: bool, progress: Callable[[], Progress] | None) -> str:
     """Do a run unless it is done; returns what was done in words."""
-    config, folder = resolve_method(item.config), item.folder
+    config, folder = method_named(item.method).resolve(item.config), item.folder
     started = (folder / "config.json").exists()
     if started and _changes(config, folder):
         if not overwrite:
@@ -227,7 +224,7 @@ def _changes(config: RunConfig, folder: Path) -> list[str]:
     """What differs from the run in a folder; where the data lie, the device, and growth settings that its method does
     not read do not count.
     """
-    own, other = (dict(_flat(_comparable(c))) for c in (config, read_config(folder)))
+    own, other = (_comparable(c) for c in (config, read_config(folder)))
     return [f"{k} was {other.get(k)!r} and is {own.get(k)!r}" for k in {**own, **other} if own.get(k) != other.get(k)]
 
 
@@ -236,16 +233,9 @@ def _comparable(config: RunConfig) -> dict[str, Any]:
     content["training"].pop("device")
     content["data"].pop("path", None)
     content["method_options"].pop("run", None)
-    content["growth"] = {name: content["growth"][name] for name in growth_settings(config.method)}
-    return content
-
-
-def _flat(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(content, dict):
-        for name, value in content.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
-    else:
-        yield prefix, list(content) if isinstance(content, tuple) else content
+    content["growth"] = {name: content["growth"][name] for name in method_named(config.method).reads}
+    found = {k: list(v) if isinstance(v, tuple) else v for k, v in flattened(content)}
+    return {k: v for k, v in found.items() if v != {}}
 
 
 def _summed_up(

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from apical._reading import read_text
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import choose_divisor
-from apical.recipes import Facts, RunConfig
+from apical.recipes import Prepared, RunConfig
 from apical.recipes._task_kind import task_kind
 from apical.resizing import trace
-from apical.runs._methods import growth_settings
+from apical.runs._methods import method_named
 from apical.training import processes
 from apical.training._config import resolve_device
 from apical.training._learner import apply_memory_format_, autocast
-
-
-def earlier_divisor(folders: Iterable[Path]) -> int | None:
-    """The divisor that the first of these run folders that was begun goes by; None if none was."""
-    for folder in folders:
-        try:
-            found = json.loads(read_text(folder / "config.json"))["growth"]["divisor"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
-            return found
-    return None
+from apical.training._run_folder import begun_with
 
 
 def with_divisor(config: RunConfig, divisor: int) -> RunConfig:
@@ -42,11 +29,11 @@ def with_divisor(config: RunConfig, divisor: int) -> RunConfig:
 
 def to_be_measured(config: RunConfig) -> bool:
     """Whether a run goes by a divisor that is not known yet; methods that read none need none."""
-    return config.growth.divisor == "auto" and "divisor" in growth_settings(config.method)
+    return config.growth.divisor == "auto" and "divisor" in method_named(config.method).reads
 
 
 def settle_divisor(
-    config: RunConfig, facts: Facts, model: nn.Module, earlier: Sequence[Path] = ()
+    config: RunConfig, data: Prepared, model: nn.Module, earlier: Sequence[Path] = ()
 ) -> tuple[RunConfig, str]:
     """The config with a number in the place of ``auto``, and in words where it comes from (empty if none was needed).
 
@@ -55,19 +42,19 @@ def settle_divisor(
 
     Args:
         config: of the run.
-        facts: what the model must know about the data.
+        data: what the model must know of it is read.
         model: the full-size model; it moves to the run's device, as it does when the run starts.
         earlier: run folders whose divisor is taken instead of measuring, so that a resumed run goes on with its own.
     """
     if not to_be_measured(config):
         return config, ""
-    known = earlier_divisor(earlier)
+    known = next((n for n in begun_with(earlier, "growth", "divisor") if type(n) is int and n >= 1), None)
     if known is not None:
         return with_divisor(config, known), f"divisor {known}, as measured before"
     kind, device = task_kind(config.task), resolve_device(config.training.device)
     model.to(device)
     apply_memory_format_(model, config.training)
-    example = kind.example(facts, device)
+    example = kind.example(data.facts, device)
     structure = trace(model, example)
     share = processes().share(config.training.batch_size)
     batch = tuple(tensor.repeat_interleave(share, kind.batch_dim) for tensor in example)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical._reading import read_text
+from apical._reading import read_object
 from apical.baselines import Final
 from apical.errors import ConfigError
 from apical.recipes import RunConfig
@@ -69,18 +68,15 @@ def _summary(method: str, run: str) -> Mapping[str, Any]:
         )
     path = Path(run) / "summary.json"
     try:
-        summary = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"method {method}: {path} cannot be read; expected a finished run: {error}") from error
-    if not isinstance(summary, dict):
-        raise ConfigError(f"method {method}: {path} holds no object; expected a run of `apical train`")
+        summary = read_object(path, ConfigError, "a finished run of `apical train`")
+    except ConfigError as error:
+        raise ConfigError(f"method {method}: {error}") from error
     missing = [name for name in ("widths", "epochs", "train_macs_vs_final") if not summary.get(name)]
     if missing:
         raise ConfigError(
             f"method {method}: {path} does not say {', '.join(missing)}; expected a run of `apical train`"
         )
-    found: Mapping[str, Any] = summary
-    return found
+    return summary
 
 
 def _assemble(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:

@@ -151,14 +151,7 @@ def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool
 
 
 def card(run: RunRecord, repo: str, *, program: bool, picture: bool) -> str:
-    """The Hub's page of a run, in Markdown.
-
-    Args:
-        run: what is known of it.
-        repo: its name there.
-        program: whether the exported program is there, too.
-        picture: whether the picture is.
-    """
+    """The Hub's page of a run, in Markdown."""
     summary, config = run.summary, run.config
     foreign = ":" in str((config.get("model") or {}).get("name")).removeprefix("torchvision:").removeprefix("timm:")
     title = " · ".join(_literal(config[name]) for name in ("recipe", "method", "budget") if config.get(name))

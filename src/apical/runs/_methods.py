@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from apical.baselines import (
 )
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
+from apical.growth._options import changed
 from apical.recipes import RunConfig
 from apical.runs._sharding import sharder
 from apical.training import GrowthMethod, MethodFactory
@@ -44,15 +45,17 @@ Check = Callable[[RunConfig], object]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Method:
+class Method:
+    """A growth method by name; `register_method` says what each field is."""
+
     assemble: Stepwise
     resolve: Resolve
     check: Check
-    reads: tuple[str, ...]  # of the growth settings
-    shards: bool  # whether it can divide the model among processes
+    reads: tuple[str, ...]
+    shards: bool
 
 
-_METHODS: dict[str, _Method] = {}
+_METHODS: dict[str, Method] = {}
 
 
 def register_method(
@@ -83,7 +86,7 @@ def register_method(
         if name in _METHODS:
             raise ConfigError(f"there is a method {name!r} already")
         told = assemble if stepwise else lambda config, example, _steps: assemble(config, example)
-        _METHODS[name] = _Method(told, resolve, check, reads, shards)
+        _METHODS[name] = Method(told, resolve, check, reads, shards)
         return assemble
 
     return register
@@ -94,68 +97,26 @@ def methods() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
-def resolve_method(config: RunConfig) -> RunConfig:
-    """The config with everything that its method adds to it, so that it can be repeated from itself alone.
+def method_named(name: str) -> Method:
+    """The method of this name.
 
     Raises:
-        ConfigError: there is no such method, or what it refers to is not there.
-    """
-    return _method(config.method).resolve(config)
-
-
-def method_factory(config: RunConfig, example: tuple[Tensor, ...], steps_per_epoch: int) -> MethodFactory:
-    """The factory of the method that a config names.
-
-    Args:
-        config: of the run.
-        example: arguments of one call of the model.
-        steps_per_epoch: optimizer steps of an epoch.
-
-    Raises:
-        ConfigError: there is no such method, or it has no such option.
-    """
-    return _method(config.method).assemble(config, example, steps_per_epoch)
-
-
-def growth_settings(method: str) -> tuple[str, ...]:
-    """The settings of growth that a method reads.
+        ConfigError: there is none; it names the nearest.
 
     Example:
-        >>> growth_settings("uniform")
+        >>> method_named("uniform").reads
         ('divisor', 'seed')
     """
-    return _method(method).reads
-
-
-def check_method(name: str) -> None:
-    """Refuse a name that no method has.
-
-    Raises:
-        ConfigError: it names the nearest.
-    """
-    _method(name)
-
-
-def check_settings(config: RunConfig) -> None:
-    """Refuse what the method of a config cannot have, before anything is trained.
-
-    Raises:
-        ConfigError: there is no such method or option, an option cannot have this value, or there are too few epochs.
-    """
-    _method(config.method).check(config)
-
-
-def sharding_methods() -> tuple[str, ...]:
-    """The names of the methods that can divide the model among processes."""
-    return tuple(name for name, method in _METHODS.items() if method.shards)
-
-
-def _method(name: str) -> _Method:
     if name not in _METHODS:
         raise ConfigError(
             f"method: there is no {name!r}{nearest(name, _METHODS, '.')} The methods are {', '.join(_METHODS)}."
         )
     return _METHODS[name]
+
+
+def sharding_methods() -> tuple[str, ...]:
+    """The names of the methods that can divide the model among processes."""
+    return tuple(name for name, method in _METHODS.items() if method.shards)
 
 
 def method_options(config: RunConfig, kind: type[T]) -> T:
@@ -220,16 +181,13 @@ _SHARED = ("divisor", "min_units", "grow_depth", "ignore", "seed")
 def _preset(make: Callable[..., ScsConfig], config: RunConfig) -> ScsConfig:
     """A preset of growth: what the model and the machine ask for is as configured, ``method.NAME`` changes the rest."""
     shared = {name: getattr(config.growth, name) for name in _SHARED}
-    return make(**shared).changed(**_tuples(config.method_options))
+    lists_as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in config.method_options.items()}
+    return changed(make(**shared), lists_as_tuples)
 
 
 def _grown_by(preset: Callable[[RunConfig], ScsConfig], config: RunConfig, example: tuple[Tensor, ...],
               steps: int) -> MethodFactory:  # fmt: skip
     return _grower(config, preset(config), example, steps)
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
 
 
 for _name, _make in (("scs", ScsConfig), ("random", ScsConfig.random)):

@@ -235,11 +235,6 @@ def measure_table(planned: Planned, device: torch.device, batch: int) -> DeviceT
 
     The networks are those of the growth itself, since a thin one with wide residual streams takes longer
     than one of as many MACs that is narrow everywhere.
-
-    Args:
-        planned: by `plan_recipe` or `plan_model`.
-        device: where.
-        batch: examples a step.
     """
     config, example = planned.config, planned.example
     whole = _time_step(copy.deepcopy(planned.model).to(device), example, config, device, batch)

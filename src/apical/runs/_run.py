@@ -18,7 +18,7 @@ from apical.recipes._task_kind import task_kind
 from apical.reporting import write_report
 from apical.runs._divisor import settle_divisor
 from apical.runs._live import LoggedProgress, LoggerFactory
-from apical.runs._methods import method_factory, resolve_method, sharding_methods
+from apical.runs._methods import method_named, sharding_methods
 from apical.runs._sharding import PARTS, refuse_unshardable
 from apical.runs._template import layer_facts, template_facts
 from apical.runs._trust import require_trusted
@@ -82,7 +82,7 @@ def run(
     """
     if resume:
         require_trusted(config, trust_code, str(Path(out) / "config.json"))
-    config = resolve_method(config)
+    config = method_named(config.method).resolve(config)
     if config.training.shard:
         refuse_unshardable(config.method, sharding_methods(), processes())
     with process_group(resolve_device(config.training.device), config.training.process_timeout_s) as team:
@@ -116,7 +116,7 @@ def _run(
             progress.message(note)
     earlier = (Path(out),) if resume else ()
     training, faster = settle_amp(config.training, model, data.task, data.loaders.train, earlier)
-    config, divisor = settle_divisor(dataclasses.replace(config, training=training), data.facts, model, earlier)
+    config, divisor = settle_divisor(dataclasses.replace(config, training=training), data, model, earlier)
     for chosen in (faster, divisor):
         if chosen and processes().first:
             progress.message(chosen)
@@ -126,7 +126,7 @@ def _run(
         shutil.rmtree(Path(out) / "pictures", ignore_errors=True)
         (Path(out) / "template.json").unlink(missing_ok=True)
     live = LoggedProgress(progress, loggers, content)
-    build = method_factory(config, kind.example(data.facts, device), len(data.loaders.train))
+    build = method_named(config.method).assemble(config, kind.example(data.facts, device), len(data.loaders.train))
 
     def watched(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         method = build(model, optimizer, copies)

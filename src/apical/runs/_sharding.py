@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from apical.errors import ConfigError
-from apical.growth import Grower, load_sharded, save_sharded
+from apical.growth import load_sharded, save_sharded
 from apical.resizing import Shard
 from apical.training import PartsIO, Processes, TrainingConfig
 from apical.training._config import resolve_device
@@ -19,11 +16,6 @@ from apical.training._config import resolve_device
 
 def refuse_unshardable(method: str, able: Sequence[str], team: Processes) -> None:
     """Refuse a run that cannot divide its model, before anything is read or built.
-
-    Args:
-        method: of the run.
-        able: the methods that can.
-        team: the processes.
 
     Raises:
         ConfigError: saying why.
@@ -90,14 +82,4 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return found(model)
 
 
-def _save(folder: Path, method: Any, optimizer: Optimizer) -> None:
-    assert isinstance(method, Grower)
-    save_sharded(folder, method, optimizer)
-
-
-def _load(folder: Path, method: Any, optimizer: Optimizer) -> None:
-    assert isinstance(method, Grower)
-    load_sharded(folder, method, optimizer)
-
-
-PARTS = PartsIO(_save, _load)
+PARTS = PartsIO(save_sharded, load_sharded)

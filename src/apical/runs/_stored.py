@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical._reading import read_text
+from apical._reading import read_object
 from apical.errors import ConfigError
 from apical.export import load
 from apical.recipes import RunConfig, Serving
@@ -27,7 +26,7 @@ def read_config(folder: str | Path) -> RunConfig:
         ConfigError: it has no config.json, or one that cannot be read.
     """
     path = Path(folder) / "config.json"
-    content = _read_json(path, "a run folder that `apical train` wrote")
+    content = read_object(path, ConfigError, "a run folder that `apical train` wrote")
     names = {field.name for field in dataclasses.fields(RunConfig)}
     try:
         return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})
@@ -83,7 +82,7 @@ def load_serving(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Mo
 
 
 def _input_facts(path: Path) -> dict[str, Any]:
-    facts = _read_json(path / "config.json", "a run folder").get("input")
+    facts = read_object(path / "config.json", ConfigError, "a run folder").get("input")
     if not isinstance(facts, dict):
         raise ConfigError(f"{path / 'config.json'} does not say what the model's input is; expected it under 'input'")
     return facts
@@ -100,15 +99,3 @@ def _fitting_facts(path: Path, config: RunConfig) -> Iterator[None]:
             f"{path / 'config.json'}: 'input' does not describe the input of a {config.task} model: "
             f"{type(error).__name__}: {error}"
         ) from error
-
-
-def _read_json(path: Path, expected: str) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; expected {expected}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no object; expected {expected}")
-    return content

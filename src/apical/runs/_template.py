@@ -26,12 +26,6 @@ def layer_facts(
 ) -> list[dict[str, Any]]:
     """Each layer with a weight matrix: its shapes, parameters and MACs in the full model and in the final one.
 
-    Args:
-        structure: of the full model.
-        model: the final network.
-        widths: of the final network's groups.
-        skipped: blocks that it leaves out.
-
     Returns:
         Dicts with `name`, `type`, `full` and `final` (shapes of the matrices; `final` is None where the layer is
         gone), `params` and `macs` (each for the full model and the final one).

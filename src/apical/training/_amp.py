@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._learner import apply_memory_format_, autocast
+from apical.training._learner import AMP_DTYPES, apply_memory_format_, autocast
 from apical.training._processes import any_of_all, processes
 from apical.training._protocols import Loader
+from apical.training._run_folder import begun_with
 from apical.training._task import Task
 
 Measured = Literal["none", "bfloat16"]
@@ -42,7 +42,7 @@ def settle_amp(
     """
     if config.amp != "auto":
         return config, ""
-    known = earlier_amp(earlier)
+    known = next((amp for amp in begun_with(earlier, "training", "amp") if amp in [*AMP_DTYPES]), None)
     if known is not None:
         return replace(config, amp=known), f"amp={known}, as measured before"
     device = resolve_device(config.device)
@@ -61,19 +61,6 @@ def settle_amp(
         f"bfloat16 autocast on {device.type}; training {'under bfloat16' if chosen == 'bfloat16' else 'in float32'} "
         f"(amp={chosen})"
     )
-
-
-def earlier_amp(folders: Iterable[Path]) -> Literal["none", "bfloat16", "float16"] | None:
-    """What the first of these run folders that was begun trains under; None if none was."""
-    for folder in folders:
-        try:
-            found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["amp"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if found in ("none", "bfloat16", "float16"):
-            kept: Literal["none", "bfloat16", "float16"] = found
-            return kept
-    return None
 
 
 def assumed_amp(config: TrainingConfig, device: torch.device) -> TrainingConfig:

@@ -89,7 +89,7 @@ def load_checkpoint(
                 path.replace(folder / TORN)
             continue
         if identity is not None:
-            _require_same_run(checkpoint.identity, _comparable(identity, checkpoint.identity, notify), path)
+            _require_same_run(checkpoint.identity, identity, path)
         if problems:
             notify(f"{problems[0]}; resuming from {name}, after epoch {checkpoint.epoch}")
         return checkpoint
@@ -171,32 +171,15 @@ def _require_same_run(saved: Mapping[str, Any], wanted: Mapping[str, Any], path:
         )
 
 
-def _comparable(
-    wanted: Mapping[str, Any], saved: Mapping[str, Any], notify: Callable[[str], None]
-) -> Mapping[str, Any]:
-    """Without what checkpoints of earlier versions do not say about their data."""
-    unsaid = [name for name in (DATA, CONTENTS) if name in wanted and name not in saved]
-    if unsaid:
-        notify("the checkpoint was written by an earlier apical and does not say on which data; they are not compared")
-    return {name: value for name, value in wanted.items() if name not in unsaid}
-
-
-def differences(saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run")) -> list[str]:
-    """In words, in what two nests of settings differ.
-
-    Args:
-        saved: one.
-        wanted: the other.
-        names: what the two are called.
+def differences(
+    saved: Any, wanted: Any, names: tuple[str, str] = ("the checkpoint", "this run"), where: str = ""
+) -> list[str]:
+    """In words, in what two nests of settings, called by these names, differ.
 
     Example:
         >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
         ['a.b is 1 in the checkpoint, 2 in this run', 'c is only in this run']
     """
-    return _differences(saved, wanted, "", names)
-
-
-def _differences(saved: Any, wanted: Any, where: str, names: tuple[str, str]) -> list[str]:
     if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
         found = []
         for key in sorted({*saved, *wanted}, key=str):
@@ -204,7 +187,7 @@ def _differences(saved: Any, wanted: Any, where: str, names: tuple[str, str]) ->
             if key not in saved or key not in wanted:
                 found.append(f"{inner} is only in {names[0] if key in saved else names[1]}")
             else:
-                found += _differences(saved[key], wanted[key], inner, names)
+                found += differences(saved[key], wanted[key], names, inner)
         return found
     return [] if _same(saved, wanted) else [f"{where} is {saved!r} in {names[0]}, {wanted!r} in {names[1]}"]
 

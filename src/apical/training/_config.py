@@ -181,13 +181,7 @@ class TrainingConfig:
         Raises:
             ConfigError: a key is unknown or a value has the wrong type.
         """
-        if not isinstance(mapping, Mapping):
-            raise ConfigError(f"training: expected a mapping, got {mapping!r}")
-        values = dict(mapping)
-        for name, kind in (("optimizer", OptimizerConfig), ("schedule", ScheduleConfig)):
-            if isinstance(values.get(name), Mapping):
-                values[name] = build(kind, values[name], name)
-        return build(cls, values, "training")
+        return build(cls, mapping, "training")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -30,8 +30,6 @@ def run_identity(content: Mapping[str, Any], contents: Mapping[str, Any] | None 
     """
     kept = {key: value for key, value in plain(content).items() if key not in NOT_IDENTITY}
     kept["training"] = {key: value for key, value in kept["training"].items() if key not in NOT_IDENTITY}
-    if not kept["training"].get("shard"):  # of which earlier checkpoints say nothing
-        kept["training"].pop("shard", None)
     data = kept.pop(DATA, None)
     if isinstance(data, Mapping):
         kept[DATA] = {key: value for key, value in data.items() if key not in NOT_IDENTITY_OF_DATA}

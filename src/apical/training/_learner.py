@@ -19,7 +19,7 @@ from apical.training._protocols import FreezingMethod, GrowthMethod, MethodFacto
 from apical.training._restore import load_optimizer_, load_weights_
 from apical.training._task import StreamTask, Task
 
-_AMP = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -138,7 +138,7 @@ def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: Tra
 
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
     """The autocast under which a config runs its model."""
-    return torch.autocast(device.type, dtype=_AMP[config.amp], enabled=config.amp != "none")
+    return torch.autocast(device.type, dtype=AMP_DTYPES[config.amp], enabled=config.amp != "none")
 
 
 def apply_memory_format_(model: nn.Module, config: TrainingConfig) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate as a pure function of the step."""
+"""The optimizer, the learning rate as a pure function of the step, and runs too short for either to learn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from apical.errors import ConfigError
-from apical.training._config import OptimizerConfig, ScheduleConfig
+from apical.training._config import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 POLY_POWER = 0.9
 
@@ -101,3 +101,35 @@ def set_lr_(optimizer: Optimizer, factor: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     return float(optimizer.param_groups[0]["lr"])
+
+
+FEW_STEPS = 30  # fewer do not train a network from scratch
+LONG_WARMUP = 0.5  # share of a run
+
+
+def doubts(config: TrainingConfig, steps_per_epoch: int) -> list[str]:
+    """Sentences for people about a run that is too short to learn; none if it is not.
+
+    Example:
+        >>> doubts(TrainingConfig(epochs=1), steps_per_epoch=1)[0][:73]
+        'this run makes 1 training step in all (epochs=1, batches of 128): a netwo'
+    """
+    steps, warmup = config.epochs * steps_per_epoch, config.schedule.warmup_epochs
+    found = []
+    if steps < FEW_STEPS:
+        found.append(
+            f"this run makes {steps} training step{'s' * (steps != 1)} in all (epochs={config.epochs}, batches of "
+            f"{config.batch_size}): a network hardly learns in so few. Raise epochs, lower batch_size, or add data."
+        )
+    largest = max(
+        (lr_factor(i / steps_per_epoch, config.epochs, config.schedule) for i in range(min(steps, FEW_STEPS))),
+        default=0.0,
+    )
+    if largest == 0:
+        found.append("its learning rate is 0 at every step: nothing is learned. Set warmup_epochs=0.")
+    elif warmup >= LONG_WARMUP * config.epochs:
+        found.append(
+            f"the learning rate still rises for {warmup:g} of {config.epochs} epochs (warmup_epochs). Shorten the "
+            "warm-up, or train longer."
+        )
+    return found

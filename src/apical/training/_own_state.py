@@ -54,7 +54,7 @@ def own_of(states: Any, team: Processes) -> dict[str, Any] | None:
     """This process' part of what `own_states` returned; None if it was of another number of processes.
 
     Args:
-        states: as found in a checkpoint; None in those of earlier versions.
+        states: as found in a checkpoint; None where it does not lie within an epoch.
         team: the processes that go on.
 
     Raises:

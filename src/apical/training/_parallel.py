@@ -83,9 +83,6 @@ class Replica:
 
         The old wrapper is let go, whose hooks hold on to the parameters that are replaced. If nothing was, it is kept.
 
-        Args:
-            where: the words by which an error names this moment.
-
         Raises:
             TrainingError: the models differ.
         """

@@ -203,11 +203,8 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-class QuietProgress:
-    """Messages only."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+class SilentProgress:
+    """Nothing, for all processes but the first; what other displays leave out, they inherit."""
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         """Say nothing."""
@@ -219,8 +216,7 @@ class QuietProgress:
         """Say nothing."""
 
     def message(self, text: str) -> None:
-        """Write the message."""
-        self._stream.write(text + "\n")
+        """Say nothing."""
 
     def summary(self, summary: Record) -> None:
         """Say nothing."""
@@ -229,17 +225,18 @@ class QuietProgress:
         """Nothing to end."""
 
 
-class SilentProgress(QuietProgress):
-    """Nothing, for all processes but the first."""
+class QuietProgress(SilentProgress):
+    """Messages only."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def message(self, text: str) -> None:
-        """Say nothing."""
+        """Write the message."""
+        self._stream.write(text + "\n")
 
 
-class PlainProgress:
+class PlainProgress(SilentProgress):
     """A line per epoch under one heading, for logs; in long epochs also a line every half minute.
 
     Args:
@@ -289,11 +286,8 @@ class PlainProgress:
         """Write the closing line."""
         self._line(_closing_line(summary, self._metric))
 
-    def stop(self) -> None:
-        """Nothing to end."""
 
-
-class JsonProgress:
+class JsonProgress(SilentProgress):
     """An object per line: `{"event": "start" | "epoch" | "message" | "summary", ...}`."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -307,9 +301,6 @@ class JsonProgress:
         """Write a `start` object."""
         self._event("start", {"epochs": epochs, "run": run, "metric": metric.name})
 
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        """Say nothing."""
-
     def epoch(self, record: Record) -> None:
         """Write an `epoch` object: the line of history.jsonl."""
         self._event("epoch", record)
@@ -321,9 +312,6 @@ class JsonProgress:
     def summary(self, summary: Record) -> None:
         """Write a `summary` object: the content of summary.json."""
         self._event("summary", summary)
-
-    def stop(self) -> None:
-        """Nothing to end."""
 
 
 class TableProgress:

@@ -105,10 +105,6 @@ def _alike(value: Any, kind: type) -> bool:
 def history_of(records: Any, epochs: int) -> list[dict[str, Any]]:
     """The records of the epochs that are done.
 
-    Args:
-        records: what the checkpoint holds.
-        epochs: how many it says are done.
-
     Raises:
         CheckpointError: they are no records, or not of these epochs.
     """

@@ -15,11 +15,11 @@ from apical.errors import CheckpointError, ConfigError
 from apical.training._amp import first_batch, settle_amp
 from apical.training._checkpoint import CURRENT, Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._doubts import doubts
 from apical.training._identity import check_same_run, run_identity
 from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._learner import Learner, autocast, prepare_learner
 from apical.training._loop import evaluate, train_steps
+from apical.training._optimizer import doubts
 from apical.training._own_state import can_be_kept, hand_on_, own_of, own_states, stream_of
 from apical.training._parallel import process_seed, refuse_unshared
 from apical.training._parts import Parts, PartsIO
@@ -299,8 +299,7 @@ class _Run:
             if self.begun is not None and self.own is None:
                 self.progress.message(
                     "the rest of this epoch draws random numbers anew, and a text goes on without what was read "
-                    "before: what each process had is not known, since they were others in number (or an earlier "
-                    "apical wrote the checkpoint)"
+                    "before: what each process had is not known, since they were others in number"
                 )
 
     def _load(self, state: Mapping[str, Any], epochs: int) -> None:
@@ -312,7 +311,7 @@ class _Run:
         self.loaders.train.load_state_dict(state["loader"])
         self.history = history_of(state["history"], epochs)
         self.begun = partial_of(state["begun"], len(self.loaders.train))
-        self.own = own_of(state.get("own"), learner.replica.team)
+        self.own = own_of(state["own"], learner.replica.team)
         if self.own is not None and self.own["stream"] is not None:
             self._try(self.own["stream"])
         self.folder.write_history(self.history)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from apical._atomic import asides, atomic_file, take_lock
+from apical._reading import read_object
 from apical.errors import ApicalError, CheckpointError, why_not_written
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
 from apical.training._parts import remove_parts
@@ -102,6 +103,15 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         if self._writes:
             write_text(self.path / name, text)
+
+
+def begun_with(folders: Iterable[Path], section: str, name: str) -> Iterator[Any]:
+    """What the run folders that were begun say of a setting, one after the other."""
+    for folder in folders:
+        try:
+            yield read_object(folder / "config.json", CheckpointError)[section][name]
+        except (CheckpointError, KeyError, TypeError):
+            continue
 
 
 def write_text(path: Path, text: str) -> None:

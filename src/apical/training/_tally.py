@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,31 +19,40 @@ from apical.training._task import BatchResult, Task
 READ_EVERY = 50  # batches, on a device that works on by itself: reading a loss makes it stop
 
 
-@dataclass(frozen=True)
-class EpochStats:
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What the steps of an epoch took.
+
+    Attributes:
+        steps: number of optimizer steps.
+        step_seconds: in forward, backward and optimizer.
+        restructure_seconds: in what was done between the steps.
+        compilations: graphs that torch.compile compiled in these steps.
+        compile_seconds: part of `step_seconds`: of the steps that compiled something.
+    """
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    restructure_seconds: float = 0.0
+    compilations: int = 0
+    compile_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochStats(Spent):
     """What one epoch of training was like.
 
     Attributes:
         loss: mean training loss per item, label smoothing included.
         metrics: the task's metrics by name, of the training batches as they came.
         samples: number of examples, in the unit that the MACs are counted for.
-        steps: number of optimizer steps.
-        step_seconds: in forward, backward and optimizer.
         data_seconds: waiting for batches and moving them to the device.
-        restructure_seconds: in what was done between the steps.
-        compilations: graphs that torch.compile compiled in these steps.
-        compile_seconds: part of `step_seconds`: of the steps that compiled something.
     """
 
     loss: float
     metrics: Mapping[str, float]
     samples: int
-    steps: int
-    step_seconds: float
     data_seconds: float
-    restructure_seconds: float = 0.0
-    compilations: int = 0
-    compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,16 +65,11 @@ class EvalStats:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Partial:
-    """An epoch that was stopped between two steps: how many steps are done, and what they summed up to."""
+@dataclass(frozen=True, kw_only=True)
+class Partial(Spent):
+    """An epoch that was stopped between two steps: what they took, and what they summed up to."""
 
-    steps: int
-    step_seconds: float
-    restructure_seconds: float
     sums: Mapping[str, Any]
-    compilations: int = 0
-    compile_seconds: float = 0.0
 
 
 class Tally:
@@ -86,23 +90,15 @@ class Tally:
         self.weight = 0.0
         self.samples = 0
         self.counts: Tensor | None = None
-        self.steps = 0
-        self.step_seconds = 0.0
-        self.restructure_seconds = 0.0
-        self.compilations = 0
-        self.compile_seconds = 0.0
+        self._spent = Spent()
         if begun is not None:
             self._resume(begun, device)
-        self._seconds_before = self.step_seconds + self.restructure_seconds
+        self._seconds_before = self._spent.step_seconds + self._spent.restructure_seconds
         self._started = time.perf_counter()
 
     def _resume(self, begun: Partial, device: torch.device) -> None:
         """Go on from what was done; of the sums, which are those of all processes, the first one takes care."""
-        self.steps = begun.steps
-        self.step_seconds = begun.step_seconds
-        self.restructure_seconds = begun.restructure_seconds
-        self.compilations = begun.compilations
-        self.compile_seconds = begun.compile_seconds
+        self._spent = Spent(**{field.name: getattr(begun, field.name) for field in fields(Spent)})
         sums = begun.sums
         self._seen = sums["seen"]
         if processes().first:
@@ -110,6 +106,15 @@ class Tally:
             self.weight = sums["weight"]
             self.samples = sums["samples"]
             self.counts = None if sums["counts"] is None else sums["counts"].to(device)
+
+    @property
+    def steps(self) -> int:
+        """How many are done."""
+        return self._spent.steps
+
+    def _spend(self, **more: float) -> None:
+        """Add to what the steps took."""
+        self._spent = replace(self._spent, **{name: getattr(self._spent, name) + value for name, value in more.items()})
 
     def add(self, result: BatchResult) -> None:
         """Note a batch.
@@ -125,29 +130,20 @@ class Tally:
 
     def step(self, seconds: float, compilations: int = 0) -> None:
         """Note a step that is done."""
-        self.steps += 1
-        self.step_seconds += seconds
+        self._spend(steps=1, step_seconds=seconds)
         if compilations:
-            self.compilations += compilations
-            self.compile_seconds += seconds
+            self._spend(compilations=compilations, compile_seconds=seconds)
 
     @contextmanager
     def restructuring(self) -> Iterator[None]:
         """While entered, seconds count as those of restructuring."""
         started = time.perf_counter()
         yield
-        self.restructure_seconds += time.perf_counter() - started
+        self._spend(restructure_seconds=time.perf_counter() - started)
 
     def partial(self) -> Partial:
         """What is done so far, in plain containers."""
-        return Partial(
-            self.steps,
-            self.step_seconds,
-            self.restructure_seconds,
-            self._everywhere(),
-            self.compilations,
-            self.compile_seconds,
-        )
+        return Partial(sums=self._everywhere(), **vars(self._spent))
 
     def stats(self, task: Task) -> EpochStats:
         """The epoch, which ends now; its losses and metrics are those of all processes.
@@ -159,24 +155,20 @@ class Tally:
         started = time.perf_counter()
         self._read()  # waits for the device, so these seconds are those of steps
         ended = time.perf_counter()
-        self.step_seconds += ended - started
+        self._spend(step_seconds=ended - started)
         sums = self._everywhere()
         if sums["counts"] is None or not sums["weight"]:
             raise DataError(
                 f"the training loader gave nothing to learn from {self._where}; expected at least one batch"
             )
         loss = sums["loss"] / sums["weight"]
-        spent = self.step_seconds + self.restructure_seconds - self._seconds_before
+        spent = self._spent.step_seconds + self._spent.restructure_seconds - self._seconds_before
         return EpochStats(
-            loss,
-            task.results(loss, sums["counts"].cpu()),
-            sums["samples"],
-            self.steps,
-            self.step_seconds,
-            ended - self._started - spent,
-            self.restructure_seconds,
-            self.compilations,
-            self.compile_seconds,
+            loss=loss,
+            metrics=task.results(loss, sums["counts"].cpu()),
+            samples=sums["samples"],
+            data_seconds=ended - self._started - spent,
+            **vars(self._spent),
         )
 
     def _read(self) -> None:

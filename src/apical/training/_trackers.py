@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from apical._atomic import atomic_file
+from apical._checks import flattened
 from apical._optional import import_optional
-from apical._reading import read_text
+from apical._reading import read_object
 from apical.errors import ConfigError
-from apical.training._loggers import Pixels
+from apical.training._loggers import Logger, Pixels
 from apical.training._run_folder import plain
 
 PROJECT = "apical"  # under which trackers list the runs, unless their own environment variables say another
@@ -31,7 +32,7 @@ def require(package: str) -> Any:
     return import_optional(package, package, package, f"log: {package}", ConfigError)
 
 
-class CsvLogger:
+class CsvLogger(Logger):
     """Writes `metrics.csv`, a line per epoch, for spreadsheets and plotting tools; it needs no package.
 
     Histograms, pictures and texts are left out. The file is whole after every epoch; a resumed run goes on in it.
@@ -59,18 +60,6 @@ class CsvLogger:
             writer = csv.DictWriter(file, ["epoch", *names])
             writer.writeheader()
             writer.writerows({"epoch": number, **self._rows[number]} for number in sorted(self._rows))
-
-    def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
-        """Left out."""
-
-    def image(self, name: str, pixels: Pixels, epoch: int) -> None:
-        """Left out."""
-
-    def text(self, name: str, text: str) -> None:
-        """Left out."""
-
-    def close(self) -> None:
-        """Nothing is held back."""
 
 
 class _RunTracker:
@@ -145,7 +134,7 @@ class TrackioLogger(_RunTracker):
         self._run.log({name: text})
 
 
-class MlflowLogger:
+class MlflowLogger(Logger):
     """Sends a run to the MLflow server of ``MLFLOW_TRACKING_URI``, or keeps it where MLflow keeps its runs.
 
     The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, "apical" if none is given. Histograms are left out: MLflow has
@@ -165,8 +154,8 @@ class MlflowLogger:
         self._client = client
         self._run = kept_name(folder, "mlflow") or self._begin(folder)
         client.update_run(self._run, status="RUNNING")
-        for name, value in flat(plain(config)).items():
-            client.set_tag(self._run, f"config.{name}", value)
+        for name, value in flattened(plain(config)):
+            client.set_tag(self._run, f"config.{name}", str(value))
 
     def _begin(self, folder: Path) -> str:
         import os
@@ -182,9 +171,6 @@ class MlflowLogger:
         """A curve per name."""
         for name, value in values.items():
             self._client.log_metric(self._run, name, value, step=epoch)
-
-    def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
-        """Left out."""
 
     def image(self, name: str, pixels: Pixels, epoch: int) -> None:
         """A picture per epoch, where Pillow is installed."""
@@ -206,34 +192,19 @@ def goes_on(folder: Path) -> bool:
 
 def kept_name(folder: Path, tracker: str) -> str | None:
     """The name that a tracker gave a run that now goes on; None for a new one."""
-    try:
-        name = json.loads(read_text(folder / RUNS))[tracker] if goes_on(folder) else None
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return None
+    name = _kept_names(folder).get(tracker) if goes_on(folder) else None
     return name if isinstance(name, str) else None
 
 
 def keep_name(folder: Path, tracker: str, name: str) -> None:
     """Note what a tracker calls this run."""
-    try:
-        known = json.loads(read_text(folder / RUNS))
-    except (OSError, ValueError, RecursionError):
-        known = {}
     with atomic_file(folder / RUNS) as aside:
-        aside.write_text(json.dumps({**(known if isinstance(known, dict) else {}), tracker: name}) + "\n")
+        aside.write_text(json.dumps({**_kept_names(folder), tracker: name}) + "\n")
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings under dotted names, as text.
-
-    Example:
-        >>> flat({"a": 1, "b": {"c": [1, 2]}})
-        {'a': '1', 'b.c': '[1, 2]'}
-    """
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = str(value)
-    return found
+def _kept_names(folder: Path) -> dict[str, Any]:
+    """By tracker; none where the file is missing or damaged."""
+    try:
+        return read_object(folder / RUNS, ConfigError)
+    except ConfigError:
+        return {}

@@ -2,6 +2,6 @@
 
 from apical.recipes.tasks.classification import _recipes as _recipes  # registers them
 from apical.recipes.tasks.classification import _task as _task  # registers the task
-from apical.recipes.tasks.classification._data import DataConfig, PreparedData, prepare_data
+from apical.recipes.tasks.classification._data import DataConfig, prepare_data
 
-__all__ = ["DataConfig", "PreparedData", "prepare_data"]
+__all__ = ["DataConfig", "prepare_data"]

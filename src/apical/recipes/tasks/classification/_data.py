@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from apical._checks import check
 from apical.data import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -27,8 +28,9 @@ from apical.data import (
 )
 from apical.data._layouts import split_remark
 from apical.errors import ConfigError, DataError
+from apical.recipes._task_kind import Prepared
 from apical.recipes.tasks.classification._stream import StreamLoader
-from apical.training import Loaders, TrainingConfig, processes
+from apical.training import Classification, Loaders, TrainingConfig, processes
 from apical.training._config import resolve_device
 
 _STATISTICS_IMAGES = 5_000  # enough for two digits more than matter
@@ -72,46 +74,27 @@ class DataConfig:
     workers: int = 4
 
     def __post_init__(self) -> None:
-        rules = {
-            f"image_size={self.image_size}, expected at least 1": self.image_size is None or self.image_size >= 1,
-            f"resize={self.resize}, expected at least image_size={self.image_size}": self.resize is None
-            or (self.image_size is not None and self.resize >= self.image_size),
-            f"channels={self.channels}, expected 1 or 3": self.channels in (None, 1, 3),
-            f"validation_fraction={self.validation_fraction}, expected a number in [0, 1)": (
-                0 <= self.validation_fraction < 1
-            ),
-            f"crop_padding={self.crop_padding}, expected at least 0": self.crop_padding >= 0,
-            f"crop_scale={self.crop_scale}, expected a number in (0, 1]": 0 < self.crop_scale <= 1,
-            "random_resized_crop needs an image_size": not self.random_resized_crop or self.image_size is not None,
-            f"limit={self.limit}, expected at least 2": self.limit is None or self.limit >= 2,
-            f"memory_gb={self.memory_gb}, expected at least 0": self.memory_gb >= 0,
-            f"workers={self.workers}, expected at least 0": self.workers >= 0,
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise ConfigError("data: " + "; ".join(broken))
+        check(
+            "data",
+            {
+                f"image_size={self.image_size}, expected at least 1": self.image_size is None or self.image_size >= 1,
+                f"resize={self.resize}, expected at least image_size={self.image_size}": self.resize is None
+                or (self.image_size is not None and self.resize >= self.image_size),
+                f"channels={self.channels}, expected 1 or 3": self.channels in (None, 1, 3),
+                f"validation_fraction={self.validation_fraction}, expected a number in [0, 1)": (
+                    0 <= self.validation_fraction < 1
+                ),
+                f"crop_padding={self.crop_padding}, expected at least 0": self.crop_padding >= 0,
+                f"crop_scale={self.crop_scale}, expected a number in (0, 1]": 0 < self.crop_scale <= 1,
+                "random_resized_crop needs an image_size": not self.random_resized_crop or self.image_size is not None,
+                f"limit={self.limit}, expected at least 2": self.limit is None or self.limit >= 2,
+                f"memory_gb={self.memory_gb}, expected at least 0": self.memory_gb >= 0,
+                f"workers={self.workers}, expected at least 0": self.workers >= 0,
+            },
+        )
 
 
-@dataclass(frozen=True)
-class PreparedData:
-    """Loaders, and what a model must know about the images.
-
-    Attributes:
-        loaders: training, evaluation and test batches.
-        classes: name of each class.
-        image_shape: channels, height, width.
-        in_memory: whether the images live on the device.
-        remarks: what people should know of the data before training starts.
-    """
-
-    loaders: Loaders
-    classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    in_memory: bool
-    remarks: tuple[str, ...] = ()
-
-
-def prepare_data(config: DataConfig, training: TrainingConfig) -> PreparedData:
+def prepare_data(config: DataConfig, training: TrainingConfig) -> Prepared:
     """Read the images, or open them if they are too many, and make loaders.
 
     Args:
@@ -130,7 +113,7 @@ def prepare_data(config: DataConfig, training: TrainingConfig) -> PreparedData:
     return prepared if remark is None else replace(prepared, remarks=(remark,))
 
 
-def _in_memory(config: DataConfig, training: TrainingConfig) -> PreparedData:
+def _in_memory(config: DataConfig, training: TrainingConfig) -> Prepared:
     stored = config.resize if config.random_resized_crop and config.resize else config.image_size
     train = load_images(config.path, "train", size=stored, resize=config.resize, channels=config.channels)
     test = load_images(config.path, "test", size=config.image_size, resize=config.resize, channels=config.channels)
@@ -170,11 +153,10 @@ def _in_memory(config: DataConfig, training: TrainingConfig) -> PreparedData:
         evaluation(test if held_out is None else held_out),
         None if held_out is None else evaluation(test),
     )
-    channels, height, width = test.images.shape[1:]
-    return PreparedData(loaders, train.classes, (channels, height, width), in_memory=True)
+    return _prepared(loaders, training, train.classes, test.images.shape[1:], in_memory=True)
 
 
-def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> PreparedData:
+def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> Prepared:
     size = config.image_size
     if size is None:
         raise ConfigError("images that are read from files in each epoch need data.image_size, since batches need one")
@@ -210,7 +192,14 @@ def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> Pr
 
     rest = _augmentations(replace(config, random_resized_crop=False))
     loaders = Loaders(loader(train, share, rest, True), loader(test, 2 * share, (), False))
-    return PreparedData(loaders, images.classes, (channels, size, size), in_memory=False)
+    return _prepared(loaders, training, images.classes, (channels, size, size), in_memory=False)
+
+
+def _prepared(
+    loaders: Loaders, training: TrainingConfig, classes: Sequence[str], shape: Sequence[int], in_memory: bool
+) -> Prepared:
+    facts = {"classes": list(classes), "image_shape": list(shape)}
+    return Prepared(loaders, Classification(training.label_smoothing), facts, {"data_in_memory": in_memory})
 
 
 def _open_if_large(config: DataConfig) -> Files | None:

@@ -93,27 +93,14 @@ def imagenet_resnet50() -> RunConfig:
 
     Parameter names are torchvision's. 90 epochs, batch 256, random resized crops of 224 pixels (Goyal et al. 2017).
     """
-    return RunConfig(
-        recipe="imagenet-resnet50",
-        model=ModelConfig("resnet50"),
-        data=_imagenet_data(),
-        training=_imagenet_training(epochs=90, lr=0.1, weight_decay=1e-4),
-        budget="50% macs",
-        growth=GrowthConfig(divisor=8),
-    )
+    return _imagenet("imagenet-resnet50", ModelConfig("resnet50"), epochs=90, weight_decay=1e-4)
 
 
 @register_recipe("imagenet-mobilenetv1")
 def imagenet_mobilenetv1() -> RunConfig:
     """MobileNetV1 on ImageNet, or on any Parquet or image folder of photographs, 50 % of its MACs."""
-    return RunConfig(
-        recipe="imagenet-mobilenetv1",
-        model=ModelConfig("mobilenet_v1"),
-        data=_imagenet_data(crop_scale=0.25),
-        training=_imagenet_training(epochs=120, lr=0.1, weight_decay=4e-5),
-        budget="50% macs",
-        growth=GrowthConfig(divisor=8),
-    )
+    model = ModelConfig("mobilenet_v1")
+    return _imagenet("imagenet-mobilenetv1", model, epochs=120, weight_decay=4e-5, crop_scale=0.25)
 
 
 @register_recipe("folder")
@@ -166,8 +153,8 @@ def _cifar_training(epochs: int, weight_decay: float, nesterov: bool = False) ->
     )
 
 
-def _imagenet_data(crop_scale: float = 0.08) -> DataConfig:
-    return DataConfig(
+def _imagenet(name: str, model: ModelConfig, epochs: int, weight_decay: float, crop_scale: float = 0.08) -> RunConfig:
+    data = DataConfig(
         "imagenet",
         image_size=224,
         resize=256,
@@ -176,6 +163,8 @@ def _imagenet_data(crop_scale: float = 0.08) -> DataConfig:
         flip=True,
         workers=8,
     )
+    training = _imagenet_training(epochs, 0.1, weight_decay)
+    return RunConfig(name, model, data, training, "50% macs", GrowthConfig(divisor=8))
 
 
 def _imagenet_training(epochs: int, lr: float, weight_decay: float, batch_size: int = 256) -> TrainingConfig:

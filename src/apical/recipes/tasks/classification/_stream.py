@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from apical.data import Augment, FolderImages, ParquetImages
-from apical.data._contents import contents
-from apical.data._place import EpochPlace
+from apical.data._place import EpochPlace, PlacedLoader, contents
 from apical.data._sampler import BlockShuffleSampler
 from apical.errors import ConfigError
 
 
-class StreamLoader:
+class StreamLoader(PlacedLoader):
     """Reads and decodes images in worker processes; batches are changed and normalised on the device.
 
     All that is drawn in an epoch follows from one number, which is drawn at its beginning: the order, what each image
@@ -75,9 +74,6 @@ class StreamLoader:
         self._images = images
         self._cut = _Cut(images, cut)
 
-    resumes_within_epoch = True
-    """Whether a state that is taken inside an epoch goes on behind the last batch."""
-
     def __len__(self) -> int:
         images, size = len(self._images), self._batch_size
         if self._shuffle:
@@ -128,18 +124,6 @@ class StreamLoader:
         """The images by number, labels, classes and names."""
         images = self._images
         return contents(len(images), images.labels, (*images.classes, *images.names))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generator at the epoch's beginning, and the position in it."""
-        return self._place.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            ConfigError: it is the state of images in memory (`data.memory_gb` was another), or lies beyond an epoch.
-        """
-        self._place.load_state_dict(state, len(self))
 
 
 def _derived(seed: int, number: int) -> int:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apical.recipes._model import ModelConfig, build_model, check_outputs
-from apical.recipes._task_kind import Described, Facts, Prepared, TaskKind, last_name, not_known, register_task
+from apical.recipes._task_kind import (
+    Described,
+    Facts,
+    TaskKind,
+    image_example,
+    last_name,
+    not_known,
+    register_task,
+)
 from apical.recipes.tasks.classification._data import DataConfig, prepare_data
-from apical.training import Classification, TrainingConfig
+from apical.training import TrainingConfig
 
 KNOWN: dict[str, tuple[int, int, tuple[int, int, int]]] = {
     "imagenet": (1_281_167, 1000, (3, 224, 224)),
@@ -17,13 +25,6 @@ KNOWN: dict[str, tuple[int, int, tuple[int, int, int]]] = {
     "digits": (1_437, 10, (1, 8, 8)),
 }
 """Training images, classes and image shape of public data sets."""
-
-
-def _prepare(config: DataConfig, training: TrainingConfig) -> Prepared:
-    data = prepare_data(config, training)
-    facts = {"classes": list(data.classes), "image_shape": list(data.image_shape)}
-    task, notes = Classification(training.label_smoothing), {"data_in_memory": data.in_memory}
-    return Prepared(data.loaders, task, facts, notes, remarks=data.remarks)
 
 
 def _foreseen(config: DataConfig, _: TrainingConfig, told: Described) -> tuple[int, Facts]:
@@ -44,8 +45,4 @@ def _template(config: ModelConfig, facts: Facts) -> nn.Module:
     return model
 
 
-def _example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
-    return (torch.zeros(1, *facts["image_shape"], device=device),)  # (1, channels, height, width)
-
-
-register_task("classification", TaskKind(DataConfig, _prepare, _foreseen, _template, _example))
+register_task("classification", TaskKind(DataConfig, prepare_data, _foreseen, _template, image_example))

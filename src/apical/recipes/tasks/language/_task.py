@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from apical._checks import check
 from apical.data import Corpus, TokenStream, read_bytes, read_corpus
 from apical.errors import ConfigError, TrainingError
-from apical.recipes._model import ModelConfig, build_model
+from apical.recipes._model import ModelConfig, build_model, tried_out
 from apical.recipes._task_kind import (
     Described,
     Facts,
@@ -106,17 +107,17 @@ class TextConfig:
     unit: Literal["words", "bytes"] = "words"
 
     def __post_init__(self) -> None:
-        rules = {
-            f"bptt={self.bptt}, expected at least 2": self.bptt >= 2,
-            f"max_words={self.max_words}, expected at least 3": self.max_words is None or self.max_words >= 3,
-            f"eval_streams={self.eval_streams}, expected at least 1": self.eval_streams >= 1,
-            f"limit={self.limit}, expected at least 2": self.limit is None or self.limit >= 2,
-            f"unit={self.unit!r}, expected 'words' or 'bytes'": self.unit in ("words", "bytes"),
-            "max_words counts words, there are 256 bytes": self.unit == "words" or self.max_words is None,
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise ConfigError("data: " + "; ".join(broken))
+        check(
+            "data",
+            {
+                f"bptt={self.bptt}, expected at least 2": self.bptt >= 2,
+                f"max_words={self.max_words}, expected at least 3": self.max_words is None or self.max_words >= 3,
+                f"eval_streams={self.eval_streams}, expected at least 1": self.eval_streams >= 1,
+                f"limit={self.limit}, expected at least 2": self.limit is None or self.limit >= 2,
+                f"unit={self.unit!r}, expected 'words' or 'bytes'": self.unit in ("words", "bytes"),
+                "max_words counts words, there are 256 bytes": self.unit == "words" or self.max_words is None,
+            },
+        )
 
 
 def _prepare(config: TextConfig, training: TrainingConfig) -> Prepared:
@@ -183,21 +184,12 @@ def _template(config: ModelConfig, facts: Facts) -> nn.Module:
 
 def _check_outputs(model: nn.Module, facts: Facts, name: str) -> None:
     """Refuse a model that does not map (tokens, state) to (logits, state)."""
-    tokens, training = torch.zeros(2, 1, dtype=torch.long), model.training
-    expected = (2, 1, facts["vocab_size"])
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(tokens)
-            logits, state = outputs if isinstance(outputs, (tuple, list)) and len(outputs) == 2 else (outputs, None)
-            if state is not None:
-                model(tokens, state)
-    except Exception as error:
-        raise ConfigError(
-            f"model {name} does not run on tokens (T, B) and the state that it returned: {type(error).__name__}: "
-            f"{str(error).strip()}"
-        ) from error
-    finally:
-        model.train(training)
+    tokens, expected = torch.zeros(2, 1, dtype=torch.long), (2, 1, facts["vocab_size"])
+    with tried_out(model, f"model {name} does not run on tokens (T, B) and the state that it returned"):
+        outputs = model(tokens)
+        logits, state = outputs if isinstance(outputs, (tuple, list)) and len(outputs) == 2 else (outputs, None)
+        if state is not None:
+            model(tokens, state)
     if state is None or not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         what = "a state" if state is not None else "no state"

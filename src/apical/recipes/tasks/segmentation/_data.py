@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from apical._checks import check
 from apical.data import IMAGENET_MEAN, IMAGENET_STD, Normalize, PairLoader, Pairs, RandomView, VocSplit, open_voc
-from apical.data._layouts import locate
+from apical.data._root import locate
 from apical.data._voc import check_mask, has_masks, read_split, voc_classes
 from apical.errors import ConfigError, DataError
 from apical.recipes._task_kind import Prepared
@@ -54,22 +55,22 @@ class SegmentationData:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
-        rules = {
-            f"crop={self.crop}, expected at least 8": self.crop >= 8,
-            f"scale={self.scale}, expected two positive numbers, the smaller first": len(self.scale) == 2
-            and 0 < self.scale[0] <= self.scale[1],
-            f"eval_size={self.eval_size}, expected at least 8": self.eval_size is None or self.eval_size >= 8,
-            f"num_classes={self.num_classes}, expected 2 to 255": self.num_classes is None
-            or 2 <= self.num_classes <= 255,
-            f"ignore_label={self.ignore_label}, expected 0 to 255": 0 <= self.ignore_label <= 255,
-            f"aux_weight={self.aux_weight}, expected at least 0": self.aux_weight >= 0,
-            f"pictures={self.pictures}, expected 0 to 32": 0 <= self.pictures <= 32,
-            f"memory_gb={self.memory_gb}, expected at least 0": self.memory_gb >= 0,
-            f"workers={self.workers}, expected at least 0": self.workers >= 0,
-        }
-        broken = [rule for rule, holds in rules.items() if not holds]
-        if broken:
-            raise ConfigError("data: " + "; ".join(broken))
+        check(
+            "data",
+            {
+                f"crop={self.crop}, expected at least 8": self.crop >= 8,
+                f"scale={self.scale}, expected two positive numbers, the smaller first": len(self.scale) == 2
+                and 0 < self.scale[0] <= self.scale[1],
+                f"eval_size={self.eval_size}, expected at least 8": self.eval_size is None or self.eval_size >= 8,
+                f"num_classes={self.num_classes}, expected 2 to 255": self.num_classes is None
+                or 2 <= self.num_classes <= 255,
+                f"ignore_label={self.ignore_label}, expected 0 to 255": 0 <= self.ignore_label <= 255,
+                f"aux_weight={self.aux_weight}, expected at least 0": self.aux_weight >= 0,
+                f"pictures={self.pictures}, expected 0 to 32": 0 <= self.pictures <= 32,
+                f"memory_gb={self.memory_gb}, expected at least 0": self.memory_gb >= 0,
+                f"workers={self.workers}, expected at least 0": self.workers >= 0,
+            },
+        )
 
 
 def prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
@@ -99,11 +100,11 @@ def prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
     team = processes()
 
     def loader(split: VocSplit, view: RandomView | None) -> PairLoader:
-        def check(mask: Tensor, index: int) -> None:
+        def look_at(mask: Tensor, index: int) -> None:
             where = f"{split.folder / 'SegmentationClass' / split.names[index]}.png"
             check_mask(mask, len(classes), config.ignore_label, where)
 
-        pairs: Pairs = read_split(split, check) if in_memory else split
+        pairs: Pairs = read_split(split, look_at) if in_memory else split
         return PairLoader(
             pairs,
             team.share(training.batch_size) if view else training.batch_size,
@@ -114,7 +115,7 @@ def prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
             seed=training.seed,
             rank=team.rank,
             world_size=team.count,
-            check=None if in_memory else check,
+            check=None if in_memory else look_at,
             names=(*classes, *split.described()),
         )
 

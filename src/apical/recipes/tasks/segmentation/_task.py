@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import ConfigError
-from apical.recipes._model import ModelConfig, build_model
-from apical.recipes._task_kind import Described, Facts, TaskKind, last_name, not_known, register_task
+from apical.recipes._model import ModelConfig, build_model, tried_out
+from apical.recipes._task_kind import (
+    Described,
+    Facts,
+    TaskKind,
+    image_example,
+    last_name,
+    not_known,
+    register_task,
+)
 from apical.recipes.tasks.segmentation._data import SegmentationData, prepare
 from apical.training import TrainingConfig
 
@@ -37,17 +45,9 @@ def _template(config: ModelConfig, facts: Facts) -> nn.Module:
 
 def _check_outputs(model: nn.Module, shape: tuple[int, ...], classes: int, name: str) -> None:
     """Refuse a model that does not give a logit per class for every pixel."""
-    training = model.training
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(torch.zeros(1, *shape))
-    except Exception as error:
-        raise ConfigError(
-            f"model {name} does not run on images of shape {shape}: {type(error).__name__}: {str(error).strip()}. Set "
-            "data.crop to what it expects."
-        ) from error
-    finally:
-        model.train(training)
+    refused = f"model {name} does not run on images of shape {shape}"
+    with tried_out(model, refused, ". Set data.crop to what it expects."):
+        outputs = model(torch.zeros(1, *shape))
     named = outputs if isinstance(outputs, Mapping) else {"out": outputs}
     got = {
         key: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for key, value in named.items()
@@ -58,10 +58,6 @@ def _check_outputs(model: nn.Module, shape: tuple[int, ...], classes: int, name:
             f"model {name} returns {got} for one image, expected logits {expected} as a tensor or as 'out' (and 'aux') "
             "of a dict. Pass its argument for the number of classes with --set model.ARGUMENT=N."
         )
-
-
-def _example(facts: Facts, device: torch.device) -> tuple[Tensor, ...]:
-    return (torch.zeros(1, *facts["image_shape"], device=device),)  # (1, 3, crop, crop)
 
 
 def without_auxiliary_head(model: nn.Module) -> nn.Module:
@@ -82,5 +78,5 @@ def without_auxiliary_head(model: nn.Module) -> nn.Module:
 
 register_task(
     "segmentation",
-    TaskKind(SegmentationData, prepare, _foreseen, _template, _example, for_inference=without_auxiliary_head),
+    TaskKind(SegmentationData, prepare, _foreseen, _template, image_example, for_inference=without_auxiliary_head),
 )
