@@ -112,6 +112,7 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["train", "folder"], "--data FOLDER"),
         (["train", "--resume", "/no/such/run"], "expected a run folder"),
         (["train", "digits", "--resume", "x", "--epochs", "3"], "leave out RECIPE digits, --epochs"),
+        (["train", "--resume", "x", "--seed", "0"], "leave out --seed"),
         (["inspect", "apical.models:resnet21", "--input", "1x3x8x8"], "did you mean 'resnet20'?"),
         (["inspect", "apical.models.resnet20", "--input", "1x3x8x8"], "did you mean 'apical.models:resnet20'?"),
         (["train", "digits", "--model", "my_nets.Net"], "did you mean 'my_nets:Net'?"),

@@ -220,7 +220,7 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
     given = [
         f"--{spelt.get(name, name).replace('_', '-')}"
         for name, value in options.items()
-        if value and name not in _WITH_RESUME
+        if not (value is None or value is False or value == ()) and name not in _WITH_RESUME  # a seed may be 0
     ]
     if recipe is not None or given:
         names = ", ".join([*([f"RECIPE {recipe}"] if recipe else []), *given])
