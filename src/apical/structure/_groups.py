@@ -283,7 +283,7 @@ def _frozen_list(walk: Walk, labels: Tensor, reasons: Mapping[int, str]) -> tupl
     found: list[Frozen] = []
     for name, dim in walk.producers:
         counts: dict[str, int] = defaultdict(int)
-        for label in labels[walk.axes[(name, dim)]].tolist():
+        for label in labels[walk.axes[(name, dim)].unique()].tolist():  # a hidden unit has a row for each of its gates
             if label in reasons:
                 counts[reasons[label]] += 1
         path = name.rpartition(".")[0] or name
