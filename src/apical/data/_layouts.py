@@ -80,7 +80,10 @@ def locate(path_or_name: str | Path, root: str | Path | None = None) -> Path:
         base = data_root(root)
     except DataError as error:
         known = ", ".join(_BUILTIN)
-        raise DataError(f"{path} is neither a folder here nor one of {known}, and there is {error}") from error
+        raise DataError(
+            f"{path} is neither a folder here nor one of {known}, and there is {error}. apical "
+            "downloads no data: unpack them yourself, and name their folder"
+        ) from error
     if not (base / path).is_dir():
         raise DataError(f"{path} is neither a folder here nor in {base}, which has {_describe(base)}")
     return base / path
