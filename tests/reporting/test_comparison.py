@@ -164,6 +164,14 @@ def test_table_json_and_page_say_the_same(comparison: Comparison, tmp_path: Path
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_a_page_says_whether_test_data_were_read_once(comparison: Comparison) -> None:
+    first = comparison.runs[0]
+    seen = replace(first, record=replace(first.record, config={"data": {"validation_fraction": 0.0}}))
+    often = replace(comparison, runs=[seen, *comparison.runs[1:]])
+    assert "Test data are read once" in render_markdown(comparison, rows(comparison))
+    assert "test data are evaluated on after each epoch" in render_markdown(often, rows(often))
+
+
 def test_the_verdict_says_where_the_reference_is_ahead_and_what_cannot_be_told(comparison: Comparison) -> None:
     said = verdict(comparison, rows(comparison))
     assert said.startswith("grown is ahead of short<& (by 5.00 ± 1.41), is level with near (by 0.50 ± 1.41).")

@@ -139,9 +139,16 @@ def best(comparison: Comparison, lines: Sequence[MethodRow]) -> str | None:
 def notes(comparison: Comparison) -> list[str]:
     """What a reader has to know about the numbers."""
     facts = comparison.facts
+    read = (
+        "Test data are read once, at the end of each run; curves use the data that are evaluated on after each epoch."
+    )
+    if any(run.record.evaluated_on == "test" for run in comparison.runs):
+        read = (
+            "No images were held out of training: test data are evaluated on after each epoch, too, and curves use "
+            "them. Choose no settings by this page; validation_fraction=0.1 holds out a tenth to choose by."
+        )
     return [
-        f"{comparison.epochs} epochs; means ± sample standard deviation over seeds. Test data are read once, at the "
-        "end of each run; curves use the data that are evaluated on after each epoch.",
+        f"{comparison.epochs} epochs; means ± sample standard deviation over seeds. {read}",
         f"A difference to {comparison.reference} that is no larger than √(σ² + σ'²) is marked as within the spread; "
         "this is no significance test.",
         "Training MACs are three times those of the forward passes, against the full model and against the method's "
