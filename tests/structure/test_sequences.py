@@ -152,7 +152,7 @@ def test_a_frozen_hidden_unit_counts_once_not_for_each_of_its_gates(kind: str) -
     rnn = getattr(nn, kind)(4, 6, batch_first=True)
     parts = {"up": nn.Linear(3, 4), "rnn": rnn, "norm": nn.LayerNorm(6), "fc": nn.Linear(6, 2)}
     structure = traced(Net(lambda m, x: m.fc(m.norm(m.rnn(torch.relu(m.up(x)))[0])), **parts), SEQUENCE)
-    assert reasons_of(structure)["rnn"] == f"6: {OVER_CHANNELS}"
+    assert reasons_of(structure)["rnn"].startswith(f"6: {OVER_CHANNELS}")
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"layers": 2}, {"bias": False}], ids=str)
