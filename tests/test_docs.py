@@ -123,8 +123,9 @@ def test_the_lazy_names_are_the_public_names() -> None:
     public = {name.partition(".")[2] for name in PACKAGES} - {"", "integrations"}
     assert set(dir(apical)) == {*apical.__all__, *public}
     assert apical.gates.relax is import_module("apical.gates").relax
-    with pytest.raises(AttributeError, match="has no attribute 'Growr'"):
+    with pytest.raises(AttributeError, match="has no attribute 'Growr'") as caught:
         _ = apical.Growr
+    assert (caught.value.name, caught.value.obj) == ("Growr", apical)  # by these Python asks "did you mean 'Grower'"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

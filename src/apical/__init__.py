@@ -71,7 +71,7 @@ def __getattr__(name: str) -> Any:
     elif name in _PACKAGES:
         value = import_module(f"apical.{name}")
     else:
-        raise AttributeError(f"module 'apical' has no attribute {name!r}")
+        raise AttributeError(f"module 'apical' has no attribute {name!r}", name=name, obj=import_module(__name__))
     globals()[name] = value
     return value
 

@@ -88,12 +88,20 @@ def test_a_share_without_a_per_cent_sign_is_asked_back(budget: Any, meant: str) 
     [("50% flops", "50% macs"), ("600M FLOPs", "300M macs"), ("4 GFLOPs", "2G macs"), ("50% mac", "50% macs"),
      ("0.1M param", "0.1M params"), ("50 % MACs params", "50% macs, 50% params"),
      ("50% macs 40% params", "50% macs, 40% params"), ("300M macs 2 ms", "300M macs, 2 ms"),
-     ("50 macs macs", "50 macs"), ("50% params, 50% flops", "50% macs")],
+     ("50 macs macs", "50 macs"), ("50% params, 50% flops", "50% macs"), ("half macs", "50% macs"),
+     ("50 percent macs", "50% macs"), ("50\uff05 macs", "50% macs"), ("50% of the macs", "50% macs"),
+     ("macs: 50%", "50% macs"), ("a quarter of the params", "25% params"), ("50% time", "50% latency"),
+     ("50 per cent", "50% macs")],
 )  # fmt: skip
 def test_other_words_and_missing_commas_get_a_suggestion(text: str, meant: str) -> None:
     with pytest.raises(BudgetError, match=f"did you mean '{meant}'\\?"):
         Budget(text)
     Budget(meant)
+
+
+def test_a_count_without_a_word_is_asked_back() -> None:
+    with pytest.raises(BudgetError, match=r"did you mean '20M macs' or '20M params'\?"):
+        Budget("20M")
 
 
 @pytest.mark.parametrize("text", ["1.2.3M macs", "5000 size macs", "0.5 macs params", "50% macs per image", "99"])
@@ -169,6 +177,16 @@ def mlp() -> Structure:
 FULL_MACS, FULL_PARAMS = 2 * (80 + 200 + 30), 80 + 20 + 200 + 10 + 30 + 3
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("5 params", r"of 343 parameters\)\. Did you mean '5% params'\?"),
+     ("9M macs", "costs only 620 MACs,"), ("0.1% macs", r"of 620 MACs\)\. What is frozen")],
+)  # fmt: skip
+def test_a_budget_out_of_reach_is_refused_in_its_unit(text: str, said: str) -> None:
+    with pytest.raises(BudgetError, match=said):
+        BoundBudget(Budget(text), mlp())
+
+
 def test_the_load_is_the_largest_ratio_of_cost_to_limit() -> None:
     structure = mlp()
     macs, params = structure.macs({"0": 10, "2": 5}), structure.num_params({"0": 10, "2": 5})
@@ -187,19 +205,20 @@ def test_reach_and_refusals_say_what_can_be_had() -> None:
     structure = mlp()
     (reach,) = BoundBudget(Budget("50% macs"), structure).reach
     assert (reach.least, reach.most, reach.limit) == (2 * (4 + 1 + 3), FULL_MACS, FULL_MACS / 2)
-    assert str(reach) == f"50% macs: reachable 16 to {FULL_MACS}"
-    with pytest.raises(BudgetError, match=r"smallest .* costs 16 \(2.6 % of 620\).*frozen: 4 \(3 channels\): reaches"):
+    assert str(reach) == f"50% macs: reachable 16 MACs to {FULL_MACS} MACs"
+    least = r"smallest .* costs 16 MACs \(2.6 % of 620 MACs\).*frozen: 4 \(3 channels\): reaches"
+    with pytest.raises(BudgetError, match=least):
         BoundBudget(Budget("10 macs"), structure)
     with pytest.raises(BudgetError, match="costs 262"):
         BoundBudget(Budget("10 macs"), structure, minimum={"0": 10, "2": 7})
-    with pytest.raises(BudgetError, match="whole model costs only 620, less than the budget 621 macs"):
+    with pytest.raises(BudgetError, match="whole model costs only 620 MACs, less than the budget 621 macs"):
         BoundBudget(Budget("621 macs"), structure)
 
 
 def test_a_loose_limit_beside_a_tight_one_is_no_error() -> None:
     bound = BoundBudget(Budget("50% macs, 1M params"), mlp())
     assert bound.load(None) == pytest.approx(2)
-    with pytest.raises(BudgetError, match=r"620 and 343"):
+    with pytest.raises(BudgetError, match=r"620 MACs and 343 parameters"):
         BoundBudget(Budget("1M macs, 1M params"), mlp())
 
 

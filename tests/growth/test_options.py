@@ -170,6 +170,7 @@ def unchanged(model: nn.Module, before: dict[str, Any], optimizer: torch.optim.O
 
 REFUSED: list[tuple[dict[str, Any], type[ApicalError], str]] = [
     ({"divisors": 8}, ConfigError, "'divisors'; did you mean 'divisor'"),
+    ({"seed_style": "pretrain"}, ConfigError, "got 'pretrain'; did you mean 'pretrained'"),
     ({"xyz": 8}, ConfigError, "no option 'xyz'; options are seed_style"),
     ({"divisor": 0}, ConfigError, "divisor"),
     ({"config": ScsConfig(), "seed_style": "thin"}, ConfigError, "no option 'seed_style'"),
@@ -190,9 +191,9 @@ REFUSED: list[tuple[dict[str, Any], type[ApicalError], str]] = [
     ({"epochs": built("residual")}, ConfigError, r"epochs must be .* got a \w+$"),
     ({"divisor": built("residual")}, ConfigError, r"divisor must be .* got a \w+$"),
     ({"copies": built("residual")}, ConfigError, r"copies must be a list of modules, got a \w+: write copies="),
-    ({"budget": "1% macs", "grow_depth": False}, BudgetError, r"smallest .* costs [\d,]+ \("),
-    ({"budget": "0.001% macs"}, BudgetError, r"smallest .* costs [\d,]+ \("),
-    ({"budget": "0.00001M params"}, BudgetError, r"smallest .* costs [\d,]+ \("),
+    ({"budget": "1% macs", "grow_depth": False}, BudgetError, r"smallest .* costs [\d,]+ (MACs|parameters) \("),
+    ({"budget": "0.001% macs"}, BudgetError, r"smallest .* costs [\d,]+ (MACs|parameters) \("),
+    ({"budget": "0.00001M params"}, BudgetError, r"smallest .* costs [\d,]+ (MACs|parameters) \("),
     ({"budget": "1T macs"}, BudgetError, "whole model costs only"),
     ({"budget": "50% macs, 0.001% params"}, BudgetError, r"0.001% params.*smallest"),
     ({"budget": "50% macs", "divisor": 4, "min_units": 99, "grow_depth": False}, BudgetError, "smallest"),

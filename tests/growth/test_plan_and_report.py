@@ -62,7 +62,9 @@ def test_the_page_of_a_loop_of_ones_own_shows_metrics_network_and_cost(grower: G
     assert grower.history[1]["metrics"] == {"accuracy": 0.6, "loss": 1.0}
 
 
-@pytest.mark.parametrize("metrics", [{"accuracy": "good"}, {"loss": float("nan")}, {1: 0.5}, {"x": torch.zeros(2)}])
+@pytest.mark.parametrize(
+    "metrics", [{"accuracy": "good"}, {"loss": float("nan")}, {1: 0.5}, {"x": torch.zeros(2)}, 0.9]
+)
 def test_a_metric_that_is_no_number_is_refused_and_nothing_changes(grower: Grower, metrics: object) -> None:
     with pytest.raises(ConfigError, match="finite numbers by name"):
         grower.end_epoch(metrics)  # type: ignore[arg-type]

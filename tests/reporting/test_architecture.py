@@ -65,6 +65,7 @@ def test_the_first_screen_says_what_is_frozen_and_what_the_smallest_network_cost
     assert f"<b>{least:.1f} %</b><span>of the MACs, {structure.macs(ones):,}, in the smallest network" in page
     assert page.index("Frozen, and why") < page.index("What can grow and shrink")
     assert "<b>out</b> (2 channels): reaches the model" in page
+    assert "sums of what several layers write (a residual stream)" in page
 
 
 def test_parts_that_are_frozen_for_one_reason_share_a_line() -> None:

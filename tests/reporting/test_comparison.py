@@ -140,6 +140,13 @@ def test_the_curve_ends_at_the_training_cost(comparison: Comparison) -> None:
     assert cost_curve(comparison, "near")[-1][0] == pytest.approx(100.0)
 
 
+def test_the_curve_counts_what_an_epoch_cost_where_the_network_changes_between_steps(comparison: Comparison) -> None:
+    run = comparison.runs[0]
+    history = [{**r, "mean_macs": 0.5 * r["macs"]} for r in run.record.history]
+    halved = replace(comparison, runs=[replace(run, record=replace(run.record, history=history))])
+    assert [x for x, _ in cost_curve(halved, "grown")] == pytest.approx([1.25, 5.0, 11.25, 17.5])
+
+
 def test_table_json_and_page_say_the_same(comparison: Comparison, tmp_path: Path) -> None:
     data, table, page = write_comparison(comparison, tmp_path)
     text = table.read_text(encoding="utf-8")
@@ -164,12 +171,22 @@ def test_table_json_and_page_say_the_same(comparison: Comparison, tmp_path: Path
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_a_page_says_whether_test_data_were_read_once(comparison: Comparison) -> None:
+    first = comparison.runs[0]
+    seen = replace(first, record=replace(first.record, config={"data": {"validation_fraction": 0.0}}))
+    often = replace(comparison, runs=[seen, *comparison.runs[1:]])
+    assert "Test data are read once" in render_markdown(comparison, rows(comparison))
+    assert "test data are evaluated on after each epoch" in render_markdown(often, rows(often))
+
+
 def test_the_verdict_says_where_the_reference_is_ahead_and_what_cannot_be_told(comparison: Comparison) -> None:
     said = verdict(comparison, rows(comparison))
-    assert said.startswith("grown is ahead of short<& (by 5.00 ± 1.41), is level with near (by 0.50 ± 1.41).")
+    assert said.startswith(
+        "grown is ahead of short<& (by 5.00 ± 1.41), cannot be told apart from near (0.50 ± 1.41 higher)."
+    )
     assert "five seeds" in said
     one = replace(comparison, runs=[run for run in comparison.runs if run.seed == 0 and run.method != "near"])
-    assert verdict(one, rows(one)) == "grown differs from short<& (by 5.00); of one seed nothing can be said."
+    assert verdict(one, rows(one)) == "grown differs from short<& (5.00 lower); of one seed nothing can be said."
 
 
 def test_a_difference_within_the_spread_does_not_fill_a_chart(comparison: Comparison) -> None:

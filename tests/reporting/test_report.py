@@ -120,6 +120,12 @@ def make_run(folder: Path, epochs: int = 3, finished: bool = True, **config: Any
     return folder
 
 
+def test_what_is_measured_on_test_images_is_not_called_held_out(tmp_path: Path) -> None:
+    _, text = parsed(write_report(make_run(tmp_path, data={"path": "photos", "validation_fraction": 0.0})))
+    assert "test accuracy 75.00 %" in text
+    assert "held" not in text
+
+
 def test_the_page_holds_figures_charts_widths_reasons_and_the_command(tmp_path: Path) -> None:
     page, text = parsed(write_report(make_run(tmp_path)))
     assert (

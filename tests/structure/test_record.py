@@ -238,6 +238,11 @@ def test_repr_is_one_short_line(structures: dict[str, Structure]) -> None:
     assert "5 channel groups, 2 skippable blocks" in repr(structures["resnet"])
 
 
+def test_one_part_is_not_told_as_several() -> None:
+    structure = apical.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
+    assert str(structure).startswith("1 channel group, 0 skippable blocks;")
+
+
 def test_a_notebook_shows_the_table(resnet: Structure) -> None:
     page = resnet._repr_html_()
     cells = {"".join(cell.itertext()) for cell in ElementTree.fromstring(page).iter("td")}  # well formed

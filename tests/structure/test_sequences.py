@@ -147,6 +147,14 @@ def test_relu_rnn() -> None:
     assert [g.name for g in traced(recurrent("RNN", nonlinearity="relu"), SEQUENCE).groups] == ["up", "rnn"]
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_frozen_hidden_unit_counts_once_not_for_each_of_its_gates(kind: str) -> None:
+    rnn = getattr(nn, kind)(4, 6, batch_first=True)
+    parts = {"up": nn.Linear(3, 4), "rnn": rnn, "norm": nn.LayerNorm(6), "fc": nn.Linear(6, 2)}
+    structure = traced(Net(lambda m, x: m.fc(m.norm(m.rnn(torch.relu(m.up(x)))[0])), **parts), SEQUENCE)
+    assert reasons_of(structure)["rnn"].startswith(f"6: {OVER_CHANNELS}")
+
+
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"layers": 2}, {"bias": False}], ids=str)
 def test_a_projected_lstm_changes_its_outputs_only(options: dict[str, Any]) -> None:
     """With as many hidden units as outputs torch takes it for one without projection, and fails."""

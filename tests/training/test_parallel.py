@@ -235,7 +235,7 @@ def test_torchrun_trains_a_recipe(tmp_path: Path) -> None:
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("done: accuracy") == 1
+    assert ended.stdout.count("done: test accuracy") == 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["processes"] == 2
     assert (tmp_path / "run" / "report.html").exists()

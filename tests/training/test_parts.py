@@ -232,7 +232,7 @@ def test_plain_lines_line_up() -> None:
     assert lines[0] == "runs/x: 4 epochs"
     assert lines[2].split() == ["3", "8/16", "9", "12.3", "20.0", "0.05", "0.5000", "87.60", "1.2"]
     assert len(lines[1]) == len(lines[2])
-    assert lines[3:] == ["hello [bold]", "done: accuracy 90.00 %, MACs 50.0 %"]
+    assert lines[3:] == ["hello [bold]", "done: test accuracy 90.00 %, MACs 50.0 %"]
 
 
 def paced(progress: Any, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

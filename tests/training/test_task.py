@@ -50,7 +50,7 @@ def test_a_task_of_ones_own_is_trained_recorded_and_shown(tmp_path: Path) -> Non
     assert task.passes == [True, False] * 4 + [False]
     lines = out.getvalue().splitlines()
     assert any("sq.err" in line for line in lines[:3])
-    assert lines[-1].startswith(f"done: error {result.summary['test_error']:.3f}")
+    assert lines[-1].startswith(f"done: test error {result.summary['test_error']:.3f}")
 
 
 def test_the_mean_loss_of_uneven_batches_is_that_of_all_items() -> None:

@@ -23,10 +23,18 @@ _PATTERN = re.compile(
 _SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 _BARE = re.compile(r"^\s*(\d*\.?\d+)\s*(%?)\s*$")
+_COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?[kmgbt])\s*$", re.I)
 _NUMBERED = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kmgbt](?![a-z]))?\s*((?:[a-z-]+\s*)+)", re.I)  # then words
 _FLOPS = re.compile(r"([kmgt]?)flops?", re.I)
 _OTHER_WORDS = {"mac": "macs", "madds": "macs", "mult-adds": "macs", "multadds": "macs", "param": "params",
-                "parameter": "params", "weights": "params"}  # fmt: skip
+                "parameter": "params", "weights": "params", "time": "latency"}  # fmt: skip
+_PHRASES = (  # what people write, and how we would
+    (r"\s*(?:\bper\s?cent\b|\uFF05)", "%"),
+    (r"\bhalf\b", "50%"),
+    (r"\b(?:a )?quarter\b", "25%"),
+    (r"%\s+of\b(?:\s+the\b)?", "% "),
+    (r"^\s*([a-z]+)\s*[:=]?\s*(\d[\d.]*\s*%)\s*$", r"\2 \1"),
+)
 
 
 @dataclass(frozen=True)
@@ -183,9 +191,13 @@ def _parse(text: str) -> Target:
 
 def _nearest(text: str) -> str:
     """A suggestion for a number that does not say of what, for other words, and for limits without a comma between."""
+    for phrase, ours in _PHRASES:
+        text = re.sub(phrase, ours, text, flags=re.I)
     if match := _BARE.match(text):
         share = float(match[1]) * (1 if match[2] else 100)
         return f"did you mean '{share:g}% macs'? " if 0 < share <= 100 else ""
+    if match := _COUNT.match(text):
+        return f"did you mean '{match[1]} macs' or '{match[1]} params'? "
     meant = [
         _other_word(float(number), unit.lower(), word.lower())
         for number, unit, words in _NUMBERED.findall(text)

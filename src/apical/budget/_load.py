@@ -27,7 +27,17 @@ class Reach:
 
 
 def _amount(target: Target, cost: float) -> str:
-    return f"{cost:.3g} ms" if target.kind == "latency" else f"{cost:,.0f}"
+    if target.kind == "latency":
+        return f"{cost:.3g} ms"
+    return f"{cost:,.0f} {'MACs' if target.kind == 'macs' else 'parameters'}"
+
+
+def _share_meant(reach: Reach) -> str:
+    """A question for a small number without a per cent sign; else nothing."""
+    target, share = reach.target, reach.target.amount / 100
+    if target.relative or target.kind == "latency" or not reach.least / reach.most <= share <= 1:
+        return ""
+    return f"Did you mean '{target.amount:g}% {target.kind}'? "
 
 
 def budget_share(budget: Budget, structure: Structure) -> float:
@@ -98,7 +108,7 @@ class BoundBudget:
                 f"no network meets the budget {reach.target}: the smallest that can be grown from this model costs "
                 f"{_amount(reach.target, reach.least)} ({100 * reach.least / reach.most:.1f} % of "
                 f"{_amount(reach.target, reach.most)}){self._measured(reach.target)}. "
-                f"What is frozen: {kept or 'nothing'}."
+                f"{_share_meant(reach)}What is frozen: {kept or 'nothing'}."
             )
 
     def _measured(self, target: Target) -> str:

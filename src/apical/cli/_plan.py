@@ -123,19 +123,19 @@ def _of_recipe(target: str, options: dict[str, Any]) -> tuple[Planned, int]:
 def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None]:
     import torch
 
-    from apical import models
     from apical._checks import nearest
     from apical.recipes import ModelConfig, get_recipe, recipes
+    from apical.recipes._model import MODELS
     from apical.runs._plan import plan_model
 
     odd = [f"--{name}" for name in ("model", "classes") if options[name] is not None]
     if odd:
         raise ConfigError(f"{' and '.join(odd)} belong to a RECIPE; {target} is none")
-    if ":" not in target and "." not in target and target not in models.__all__:
-        known = [*recipes(), *models.__all__]
+    if ":" not in target and "." not in target and target not in MODELS:
+        known = [*recipes(), *MODELS]
         raise ConfigError(
             f"there is no model or recipe {target!r}{nearest(target, known, '.')} `apical train` lists the recipes; "
-            f"the models are {', '.join(models.__all__)}, torchvision:NAME, timm:NAME and package.module:callable"
+            f"the models are {', '.join(MODELS)}, torchvision:NAME, timm:NAME and package.module:callable"
         )
     specs = options["inputs"]
     if any(spec.shape[0] != 1 for spec in specs):

@@ -46,7 +46,10 @@ def locate(path_or_name: str | Path, others: Iterable[str] = ()) -> Path:
     except DataError as error:
         kinds = ", ".join(others)
         what = f"neither a folder here nor one of {kinds}" if kinds else "no folder here"
-        raise DataError(f"{path} is {what}, and there is {error}") from error
+        raise DataError(
+            f"{path} is {what}, and there is {error}. apical downloads no data: unpack them yourself, and name their "
+            "folder"
+        ) from error
     if not (base / path).is_dir():
         raise DataError(f"{path} is neither a folder here nor in {base}, which has {listed(base)}")
     return base / path

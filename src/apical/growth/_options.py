@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from math import isfinite
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from apical._checks import fits, in_words, nearest, shown
 from apical.errors import ConfigError
@@ -43,7 +43,8 @@ def check_options(config: Any, wrong_values: Callable[[], Iterator[str]]) -> Non
 def _wrong_type(name: str, hint: Any, value: Any) -> Iterator[str]:
     told = tuple(value) if isinstance(value, list) else value
     if not fits(told, hint) or (isinstance(value, float) and not isfinite(value)):
-        yield f"{name} must be {in_words(hint)}, got {shown(value)}"
+        near = nearest(value, get_args(hint)) if get_origin(hint) is Literal and isinstance(value, str) else ""
+        yield f"{name} must be {in_words(hint)}, got {shown(value)}{near}"
 
 
 def wrong_times(config: Any) -> Iterator[str]:

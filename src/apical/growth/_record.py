@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypedDict
 
+from apical._checks import shown
 from apical.errors import ConfigError
 from apical.reporting import RunRecord
 from apical.resizing._selection import Selection
@@ -97,6 +98,8 @@ def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     Raises:
         ConfigError: a name is no text, or a value no finite number.
     """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ConfigError(f'metrics must be finite numbers by name, such as {{"accuracy": 0.93}}, got {shown(metrics)}')
     found = {}
     for name, value in (metrics or {}).items():
         try:

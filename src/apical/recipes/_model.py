@@ -18,6 +18,9 @@ from apical import models
 from apical._checks import nearest
 from apical.errors import ConfigError
 
+#: Names of the models that apical brings along; what changes a model (`split_gates_`) is none.
+MODELS = tuple(name for name in models.__all__ if not name.endswith("_"))
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -234,10 +237,10 @@ def find_builder(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     if not sign:
         if "." in name:
             return import_callable(name), {}  # says where the colon belongs
-        if name not in models.__all__:
+        if name not in MODELS:
             raise ConfigError(
-                f"there is no model {name!r}{nearest(name, models.__all__, '.')} apical.models has "
-                f"{', '.join(models.__all__)}; others are torchvision:NAME, timm:NAME and package.module:callable"
+                f"there is no model {name!r}{nearest(name, MODELS, '.')} apical.models has "
+                f"{', '.join(MODELS)}; others are torchvision:NAME, timm:NAME and package.module:callable"
             )
         return getattr(models, name), {}
     if library == "torchvision":

@@ -59,7 +59,8 @@ def render_architecture(content: Mapping[str, Any]) -> str:
         f"<h1>{escape(title)}</h1>{_tiles(content)}{_frozen(content['frozen'])}{_notes(content.get('notes') or [])}"
         "<h2>What can grow and shrink</h2><p>Choose a group, or a coloured part of a bar: everything that is removed "
         "together with its channels lights up in the tree. Every bar is one dimension of a tensor; grey positions "
-        "cannot be removed.</p>"
+        "cannot be removed. The channels of a <b>stream</b> are sums of what several layers write (a residual stream); "
+        "those of an <b>inner</b> group are not. The share of the MACs is what is saved if one channel is left.</p>"
         '<form class="tools" role="search" hidden><input id="search" type="search" placeholder="part of a name" '
         'aria-label="search groups and modules"><output id="found"></output>'
         '<button type="button" id="fold">Collapse all</button></form>'

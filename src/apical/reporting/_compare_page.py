@@ -95,6 +95,9 @@ def against(found: Difference, pattern: str, scale: float) -> str:
     return f"{sign}{pattern.format(scale * abs(found.mean))} ({found.verdict})"
 
 
+_OPEN = ("within the spread", "one seed")  # what the numbers do not decide; which mean is higher is said
+
+
 def verdict(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     """The result in a sentence: where the reference is ahead, level and behind."""
     pattern, scale = comparison.metric["pattern"], float(comparison.metric["scale"])
@@ -104,10 +107,11 @@ def verdict(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
             continue
         far = pattern.format(scale * abs(row.against.mean))
         spread = "" if row.against.spread is None else f" ± {pattern.format(scale * row.against.spread)}"
-        found.setdefault(row.against.verdict, []).append(f"{row.method} (by {far}{spread})")
+        side = f" {'higher' if row.against.mean > 0 else 'lower'}" if row.against.verdict in _OPEN else ""
+        found.setdefault(row.against.verdict, []).append(f"{row.method} ({'' if side else 'by '}{far}{spread}{side})")
     words = {
         "worse": "is ahead of",
-        "within the spread": "is level with",
+        "within the spread": "cannot be told apart from",
         "better": "is behind",
         "one seed": "differs from",
     }
@@ -116,7 +120,7 @@ def verdict(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
         return ""
     once = "; of one seed nothing can be said" if "one seed" in found else ""
     few = min(len(row.seeds) for row in lines) < 5 and "within the spread" in found
-    more = ". To tell apart what is level takes five seeds or more" if few else ""
+    more = ". Telling them apart takes five seeds or more" if few else ""
     return f"{comparison.reference} {', '.join(said)}{once}{more}."
 
 
@@ -130,15 +134,23 @@ def best(comparison: Comparison, lines: Sequence[MethodRow]) -> str | None:
 def notes(comparison: Comparison) -> list[str]:
     """What a reader has to know about the numbers."""
     facts = comparison.facts
+    latency = "Latency: medians of forward passes of all final networks in one process, taken in turns."
+    read = (
+        "Test data are read once, at the end of each run; curves use the data that are evaluated on after each epoch."
+    )
+    if any(run.record.evaluated_on == "test" for run in comparison.runs):
+        read = (
+            "No images were held out of training: test data are evaluated on after each epoch, too, and curves use "
+            "them. Choose no settings by this page; validation_fraction=0.1 holds out a tenth to choose by."
+        )
     return [
-        f"{comparison.epochs} epochs; means ± sample standard deviation over seeds. Test data are read once, at the "
-        "end of each run; curves use the data that are evaluated on after each epoch.",
+        f"{comparison.epochs} epochs; means ± sample standard deviation over seeds. {read}",
         f"A difference to {comparison.reference} that is no larger than √(σ² + σ'²) is marked as within the spread; "
         "this is no significance test.",
         "Training MACs are three times those of the forward passes, against the full model and against the method's "
         f"own final network, both for {comparison.epochs} epochs.",
-        "Latency: medians of forward passes of all final networks in one process, taken in turns, on "
-        f"{facts.get('device')}, {facts.get('threads')} thread(s). Seconds and milliseconds hold for this machine.",
+        *([latency] if comparison.dense_latency else []),
+        f"Seconds hold for this machine: {facts.get('device')}, {facts.get('threads')} thread(s).",
     ]
 
 

@@ -174,12 +174,18 @@ def cost_curve(comparison: Comparison, method: str) -> list[tuple[float, float]]
     ]
 
 
+def _mean_fraction(record: Mapping[str, Any]) -> float:
+    """What a sample of an epoch cost on average, of the full model: the network may change between steps."""
+    fraction: float = record["macs_fraction"]
+    return fraction * record["mean_macs"] / record["macs"] if record.get("mean_macs") else fraction
+
+
 def _curve(record: RunRecord, comparison: Comparison) -> list[tuple[float, float]]:
     name, scale = f"eval_{comparison.metric['name']}", float(comparison.metric["scale"])
     history = [r for r in record.history if r.get("macs_fraction")]
     if not history:
         return []
-    spent = accumulate(r["macs_fraction"] * r["samples"] for r in history)
+    spent = accumulate(_mean_fraction(r) * r["samples"] for r in history)
     whole = comparison.epochs * history[0]["samples"]
     return [
         (100 * done / whole, scale * r[name])

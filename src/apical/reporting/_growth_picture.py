@@ -75,7 +75,7 @@ def _words(run: RunRecord, index: int, blocks: Sequence[str]) -> str:
     judged = record.get(f"eval_{metric['name']}")
     if isinstance(judged, (int, float)):
         number = metric["pattern"].format(metric["scale"] * judged)
-        parts.append(f"held-out {run.metric_label} {number}{metric['unit']}")
+        parts.append(f"{run.evaluated_on} {run.metric_label} {number}{metric['unit']}")
     return ", ".join(parts)
 
 

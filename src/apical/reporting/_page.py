@@ -77,7 +77,10 @@ def _headline(run: RunRecord) -> str:
     source, judged = run.summary, f"{run.summary.get('test_split') or 'test'} {run.metric_label}"
     if not isinstance(source.get(name), (int, float)):
         source = run.history[-1] if run.history else {}
-        name, judged = f"eval_{run.metric['name']}", f"held-out {run.metric_label}{'' if run.summary else ' so far'}"
+        name, judged = (
+            f"eval_{run.metric['name']}",
+            f"{run.evaluated_on} {run.metric_label}{'' if run.summary else ' so far'}",
+        )
     if not isinstance(source.get(name), (int, float)):
         return ""
     number = f"{metric['pattern'].format(metric['scale'] * source[name])}{metric['unit']}"
@@ -146,12 +149,13 @@ def _against(share: float) -> str:
 
 def _charts(run: RunRecord) -> str:
     name, label, scale, unit = run.metric["name"], run.metric_label, run.metric["scale"], run.metric["unit"]
+    seen = run.evaluated_on.replace("-", " ")
     judged = [
-        Series("held out", run.series(f"eval_{name}", scale), 1),
+        Series(seen, run.series(f"eval_{name}", scale), 1),
         Series("training", run.series(f"train_{name}", scale), 2),
     ]
     heading = f"{label[:1].upper() if label == name else label[:1]}{label[1:]}{',' if unit else ''}{unit}"
-    loss = [Series("held out", run.series("eval_loss"), 1), Series("training", run.series("train_loss"), 2)]
+    loss = [Series(seen, run.series("eval_loss"), 1), Series("training", run.series("train_loss"), 2)]
     cost = [
         Series("MACs", run.series("macs_fraction", 100), 3),
         Series("parameters", run.series("params_fraction", 100), 4),

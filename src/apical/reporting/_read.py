@@ -48,6 +48,12 @@ class RunRecord:
         planned = (self.config.get("training") or {}).get("epochs")
         return planned if isinstance(planned, int) else 0
 
+    @property
+    def evaluated_on(self) -> str:
+        """The data that each epoch is judged on: "test" where the run holds out none of its training data."""
+        data = self.config.get("data")
+        return "test" if isinstance(data, Mapping) and data.get("validation_fraction") == 0 else "held-out"
+
     def series(self, name: str, scale: float = 1.0) -> list[tuple[float, float]]:
         """(epoch, value) of a column of the history, epochs without it left out."""
         found = []

@@ -72,7 +72,8 @@ th { color: var(--soft); font-weight: 600; } .num { text-align: right; white-spa
   font-variant-numeric: tabular-nums; }
 pre { background: var(--panel); padding: 12px 14px; border-radius: 8px; white-space: pre-wrap;
   overflow-wrap: anywhere; }
-summary { cursor: pointer; color: var(--soft); margin-bottom: 8px; }
+li { padding: 3px 0; }
+summary { cursor: pointer; color: var(--soft); padding: 4px 0; margin-bottom: 4px; }
 figure details { margin-top: 4px; font-size: 13px; }
 :focus-visible { outline: 2px solid var(--c1); outline-offset: 2px; border-radius: 3px; }
 a { color: var(--c1); }

@@ -281,12 +281,12 @@ def _param_term(walk: Walk, name: str, spec: TensorSpec, sizer: _Sizer) -> CostT
 
 def _frozen_list(walk: Walk, labels: Tensor, reasons: Mapping[int, str]) -> tuple[Frozen, ...]:
     found: list[Frozen] = []
-    for name, dim in walk.producers:
+    for (name, dim), rows in walk.producers.items():
         counts: dict[str, int] = defaultdict(int)
         for label in labels[walk.axes[(name, dim)]].tolist():
             if label in reasons:
                 counts[reasons[label]] += 1
         path = name.rpartition(".")[0] or name
-        found.extend(Frozen(path, n, reason) for reason, n in counts.items())
+        found.extend(Frozen(path, -(-n // rows), reason) for reason, n in counts.items())
     found.extend(Frozen(path, n, reason) for path, n, reason in walk.untracked)
     return tuple(dict.fromkeys(found))

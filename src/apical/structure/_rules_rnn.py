@@ -81,7 +81,7 @@ def _layer(walk: Walk, x: Value | Tensor | None, zeros: Zeros, params: Sequence[
     w_ih, w_hh, *biases = params
     separate = _separate_units(walk, w_ih, w_hh, gates)
     units = _units(walk, w_ih, gates) if separate is None else separate
-    walk.producers[(w_ih.name, 0)] = None
+    walk.producers[(w_ih.name, 0)] = gates
     for other in biases if separate is not None else (w_hh, *biases):
         walk.meet(units, _units(walk, other, gates), STATE)
     layer = _Layer(units, units, None) if projection is None else _projected(walk, units, projection, steps)

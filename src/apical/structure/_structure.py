@@ -255,8 +255,8 @@ class Structure:
 
     def __repr__(self) -> str:
         return (
-            f"<Structure: {len(self.groups)} channel groups, {len(self.blocks)} skippable blocks, {len(self.frozen)} "
-            f"frozen; {self.macs():,} MACs, {self.num_params():,} parameters; print() shows the table>"
+            f"<Structure: {_parts(self)}, {len(self.frozen)} frozen; {self.macs():,} MACs, "
+            f"{self.num_params():,} parameters; print() shows the table>"
         )
 
     def __str__(self) -> str:
@@ -279,13 +279,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     return f"no {kind} is called {name!r}{hint}"
 
 
+def _parts(structure: Structure) -> str:
+    groups, blocks = len(structure.groups), len(structure.blocks)
+    return f"{groups} channel group{'s' * (groups != 1)}, {blocks} skippable block{'s' * (blocks != 1)}"
+
+
 def _headline(structure: Structure) -> str:
     macs, params = structure.macs(), structure.num_params()
     least = structure.macs({g.name: 1 for g in structure.groups}, [b.name for b in structure.blocks])
-    return (
-        f"{len(structure.groups)} channel groups, {len(structure.blocks)} skippable blocks; "
-        f"{macs:,} MACs, {params:,} parameters; down to {least:,} MACs ({in_per_cent(least, macs)})"
-    )
+    cost = f"{macs:,} MACs, {params:,} parameters; down to {least:,} MACs ({in_per_cent(least, macs)})"
+    return f"{_parts(structure)}; {cost}"
 
 
 def _tables(structure: Structure) -> list[Table]:

@@ -46,7 +46,7 @@ class Walk:
         self.canonical = dict(names)
         self.atoms = Atoms()
         self.axes: dict[AxisKey, Tensor] = {}
-        self.producers: dict[AxisKey, None] = {}
+        self.producers: dict[AxisKey, int] = {}  # with the rows of a channel: one, or one for each gate
         self.readings: list[Reading] = []
         self.columns: dict[AxisKey, None] = {}  # weight axes that read channels
         self.rectangles: list[Rectangle] = []
@@ -248,7 +248,7 @@ class Walk:
 
     def produce(self, name: str, dim: int) -> Tensor:
         """Like `axis`, for a dimension along which the parameter writes new channels."""
-        self.producers[(name, dim)] = None
+        self.producers[(name, dim)] = 1
         return self.axis(name, dim)
 
     def read(self, ids: Tensor, zeros: Zeros, columns: AxisKey | None, reason: str = "") -> None:

@@ -134,7 +134,8 @@ def columns(metric: Metric) -> tuple[Column, ...]:
 
 def _closing_line(summary: Record, metric: Metric) -> str:
     value = summary.get(f"test_{metric.name}")
-    parts = [] if value is None else [f"{metric.name} {metric.text(value)}"]
+    split = summary.get("test_split") or "test"
+    parts = [] if value is None else [f"{split} {metric.name} {metric.text(value)}"]
     for name, label, pattern, scale in (
         ("macs_fraction", "MACs", "{:.1f} %", 100),
         ("params_fraction", "params", "{:.1f} %", 100),
