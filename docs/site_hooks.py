@@ -35,7 +35,7 @@ def _entries(nav: list[Any], docs: Path) -> list[Any]:
         elif entry.endswith("/*"):
             folder = docs / entry[:-2]
             pages = sorted(folder.glob("*.md"), key=lambda page: (page.stem not in ("README", "index"), page.stem))
-            made += [page.relative_to(docs).as_posix() for page in pages]
+            made += [name for name in (page.relative_to(docs).as_posix() for page in pages) if name not in made]
         elif (docs / entry).is_file():
             made.append(entry)
     return made
