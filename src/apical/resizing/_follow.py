@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from apical.resizing._copying import sharing_copy
@@ -24,7 +24,7 @@ from apical.resizing._dry_run import confirm
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, LocalSize, local_sizes
 from apical.resizing._resize import resize_
-from apical.resizing._testbed import Example, Testbed, difference, other_shapes
+from apical.resizing._testbed import Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
 from apical.structure._cost import lies_in
 from apical.structure._local_sizes import can_have, is_local
@@ -69,9 +69,7 @@ class _Calls(TorchFunctionMode):
 class _Bench:
     """One group, and a copy of the model on which attributes are tried out."""
 
-    def __init__(
-        self, structure: Structure, full: FullSizes, tolerance: float, group: ChannelGroup
-    ) -> None:
+    def __init__(self, structure: Structure, full: FullSizes, tolerance: float, group: ChannelGroup) -> None:
         self.structure, self.full, self.tolerance = structure, full, tolerance
         self.twin, self.example = full.model, full.example
         self.group, self.index = group, structure.groups.index(group)
@@ -104,17 +102,19 @@ class _Bench:
             self._expected[which] = self.example.run(gated)
         return self._expected[which]
 
-    def candidates(self, where: Culprit, local: Sequence[LocalSize], taken: Sequence[Step]) -> Iterator[Step]:
+    def candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
         """Integers that equal a multiple of the group's size: attributes, of the innermost module first, then sizes in
-        the code.
+        the code. Where nothing broke, but something else was computed, attributes around the group's layers.
 
         A group may pass through many layers: all those whose names differ in numbers only follow together.
         """
         known = {(a.module, a.attribute) for a in (*self.structure.attributes, *chain(*taken))}
         counts = {len(m.positions[0]) for m in self.group.members}
-        stating = [(p, name, v) for p in where.modules for name, v in integers(self.twin.get_submodule(p)).items()]
-        inside = [(s.module, s.attribute, v, s.now) for s in local if (v := self.full.of(s)) is not None]
-        for path, name, value, now in (*((*stated, stated[2]) for stated in stating), *inside):
+        paths = self._around() if trial.where is None else trial.where.modules
+        stating = [(p, name, v) for p in paths for name, v in integers(self.twin.get_submodule(p)).items()]
+        inside = [(s.module, s.attribute, v, s.now) for s in trial.local if (v := self.full.of(s)) is not None]
+        inside.sort(key=lambda size: size[3] in (None, size[2]))  # first what followed, since it must not have
+        for path, name, value, now in (*((*own, None) for own in stating), *inside):
             if (path, name) in known:
                 continue
             axes = [] if now in (None, value) else [SizeAxis(value, ((self.index, 0),))]  # must not have followed
@@ -123,6 +123,16 @@ class _Bench:
                 axes.append(SizeAxis(0, ((self.index, per_unit),)))
             for axis in axes:
                 yield tuple(AttributeAxis(p, name, axis) for p in self._alike(path, name, value))
+
+    def _around(self) -> list[str]:
+        """The modules that hold the group's tensors, and those around these, the innermost first."""
+        paths: dict[str, None] = {}
+        for part in self.group.members:
+            path = part.tensor
+            while path:
+                path = path.rpartition(".")[0]
+                paths[path] = None
+        return sorted(paths, key=lambda path: -len(path.split(".")) if path else 0)
 
     def _alike(self, path: str, name: str, value: int) -> list[str]:
         """The module, and those alike that the group passes through as well."""
@@ -147,7 +157,9 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
         quick: the same with smaller inputs.
     """
     held = {g.name for g in confirmed.groups}
-    broken = {f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted"))}
+    broken = {
+        f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted", "a gate of zero"))
+    }
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
     if not groups:
         return confirmed
@@ -209,10 +221,10 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
     """Depth first: an attribute that moves the error to another place may be one of several."""
     if trial.agreed:
         return extra
-    if trial.where is None or len(extra) >= MAX_ATTRIBUTES:
+    if len(extra) >= MAX_ATTRIBUTES or (trial.where is None and extra):
         return ()
     later: list[tuple[tuple[Step, ...], Trial]] = []
-    single = [(step,) for step in bench.candidates(trial.where, trial.local, extra)]
+    single = [(step,) for step in bench.candidates(trial, extra)]
     for added in chain(single, combinations([step for (step,) in single], 2)):  # one operation may read two of them
         if bench.left <= 0 or (len(added) == 2 and later):
             break
@@ -220,7 +232,7 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
         result = bench.run(more)
         if result.agreed:
             return more
-        if result.where is not None and result.where.point != trial.where.point:
+        if result.where is not None and trial.where is not None and result.where.point != trial.where.point:
             later.append((more, result))
     for more, result in sorted(later, key=lambda tried: -tried[1].reached):
         deeper = _deepen(bench, more, result)

@@ -56,7 +56,8 @@ class Installation:
         """Set an integer attribute; one without a usual name is noted in the module, so that it can be saved.
 
         Of an object that the module holds (``config.num_heads``, ``sizes.0``), which others may hold too, it gets a
-        copy. One that stands for a size in the module's code (`apical.structure._local_sizes`) is read there from now on.
+        copy. One that stands for a size in the module's code (`apical.structure._local_sizes`) is read there from now
+        on.
         """
         if is_local(name) and name not in vars(module):
             kind = type(module)

@@ -8,7 +8,6 @@ saving, loading) needs to know nothing else.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -18,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from copyreg import __newobj__  # type: ignore[attr-defined]
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -71,7 +70,8 @@ def places(call: ast.Call) -> list[tuple[list[ast.expr], int]]:
 
 def original_class(kind: type) -> type:
     """The user's class behind one that `give_attribute_` made; any other is its own."""
-    return vars(kind).get(_ORIGINAL, kind)
+    found: type = vars(kind).get(_ORIGINAL, kind)
+    return found
 
 
 def method_of(kind: type, name: str) -> Method | None:
@@ -135,7 +135,7 @@ def _place(base: type, name: str) -> tuple[Method, int, int] | None:
     return (method, call, argument) if exists else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reading(base: type, names: tuple[str, ...]) -> type:
     """The subclass whose methods read these attributes; one for all modules that read the same."""
     wanted: dict[Method, list[tuple[int, int, str]]] = {}
@@ -152,8 +152,8 @@ def _reading(base: type, names: tuple[str, ...]) -> type:
 def _reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """For copying and pickling: the class is found by what it is made of."""
     kind = type(self)
-    _, _, *rest = object.__reduce_ex__(self, max(protocol, 2))  # type: ignore[misc]
-    return _blank, (vars(kind)[_ORIGINAL], vars(kind)[_NAMES]), *rest
+    plain: tuple[Any, ...] = tuple(object.__reduce_ex__(self, max(protocol, 2)))
+    return _blank, (vars(kind)[_ORIGINAL], vars(kind)[_NAMES]), *plain[2:]
 
 
 def _blank(base: type, names: tuple[str, ...]) -> Any:
@@ -182,7 +182,7 @@ def _remade(function: FunctionType, tree: ast.FunctionDef, variables: dict[str, 
     return new
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(function: FunctionType) -> Method | None:
     try:
         method = Method(function, inspect.getsource(function))
