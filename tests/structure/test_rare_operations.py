@@ -132,6 +132,21 @@ CASES: dict[str, Case] = {
     "unbound parameter": sequences(lambda m, h: h * m.pair.unbind(0)[0], {"a": 6}, pair=parameter(2, 6)),
     "computed table": sequences(
         lambda m, h: h + F.embedding(m.rows, m.table * 2.0), {"a": 6}, table=parameter(9, 6), rows=torch.arange(5)),
+    "masked weight": sequences(
+        lambda m, h: F.linear(h, m.w * m.mask), {"a": 6, "w": 6}, w=parameter(6, 6), mask=torch.ones(6, 6).tril()),
+    "rows summed in bags": sequences(
+        lambda m, h: h + m.bags(m.rows)[None], {"a": 6}, bags=nn.EmbeddingBag(9, 6),
+        rows=torch.arange(10).view(5, 2) % 9),
+    "normalised latents": sequences(
+        lambda m, h: h + m.mix(m.norm(m.latents)), {"a": 6}, latents=parameter(5, 4), norm=nn.LayerNorm(4),
+        mix=nn.Linear(4, 6)),
+    "broadcast as for a loss": sequences(
+        lambda m, h: torch.add(*torch.broadcast_tensors(h, m.c(h[:, :1]))), {"a": 6}, c=nn.Linear(6, 6)),
+    "a sum that nobody reads": (
+        lambda m, x: (h := m.a(x), s := m.skip(h), h + m.rest(h), m.last(F.relu(m.b(h) + s)))[-1],
+        {"a": nn.Linear(3, 6), "rest": nn.Linear(6, 6), "skip": nn.Linear(6, 5), "b": nn.Linear(6, 5),
+         "last": nn.Linear(5, 2)}, SEQUENCE, {"a": 6, "skip": 5},
+    ),
     # attention
     "masked attention": sequences(
         lambda m, h: merged(F.scaled_dot_product_attention(*(heads(h, 2),) * 3, attn_mask=m.mask)), {},
@@ -158,7 +173,16 @@ CASES: dict[str, Case] = {
     "learned state": (
         lambda m, x: m.last(F.relu(m.b(m.rnn(x, m.state.expand(-1, x.shape[0], -1).contiguous())[0]))),
         {"rnn": nn.GRU(3, 6, batch_first=True), "b": nn.Linear(6, 5), "last": nn.Linear(5, 2),
-         "state": parameter(1, 1, 6)}, SEQUENCE, {"b": 5},
+         "state": parameter(1, 1, 6)}, SEQUENCE, {"rnn": 6, "b": 5},
+    ),
+    "learned state of a cell": (
+        lambda m, x: m.last(m.cell(x[:, 0], m.state.expand(x.shape[0], -1).contiguous())),
+        {"cell": nn.GRUCell(3, 6), "last": nn.Linear(6, 2), "state": parameter(1, 6)}, SEQUENCE, {"cell": 6},
+    ),
+    "learned input of a cell": (
+        lambda m, x: m.last(m.cell(m.start.expand(x.shape[0], -1).contiguous(), m.a(x[:, 0]))),
+        {"a": nn.Linear(3, 6), "cell": nn.GRUCell(4, 6), "last": nn.Linear(6, 2), "start": parameter(1, 4)}, SEQUENCE,
+        {"a": 6},
     ),
     "recurrent over the input": (
         lambda m, x: m.last(m.rnn(x)[0]), {"rnn": nn.LSTM(3, 6, batch_first=True), "last": nn.Linear(6, 2)},

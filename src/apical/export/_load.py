@@ -29,6 +29,7 @@ from apical.resizing._stand_in import StandIn
 from apical.structure import TensorSpec
 from apical.structure._analyse import tensor_specs
 from apical.structure._cost import lies_in
+from apical.structure._local_sizes import can_have
 from apical.structure._registry import module_refresh
 from apical.structure._sizes import stated
 
@@ -170,11 +171,18 @@ def _attribute_problems(modules: Mapping[str, nn.Module], saved: Architecture) -
     for path, values in saved.attributes.items():
         for name, value in values.items():
             most = stated(modules[path], name) if path in modules else None
+            if most is None and path in modules and can_have(modules[path], name):
+                most = _largest(modules[path])  # it is in the module's code, which does not say it
             if isinstance(most, bool) or not isinstance(most, int) or name.startswith("_") or "._" in name:
                 problems.append(f"{path}.{name} is {value}, the model states no such size")
             elif not min(1, most) <= value <= most:
                 problems.append(f"{path}.{name} is {value}, the model has {most}")
     return problems
+
+
+def _largest(module: nn.Module) -> int:
+    """What no size in a module's code can exceed that follows its channels."""
+    return max((t.numel() for t in (*module.parameters(), *module.buffers())), default=0)
 
 
 def _read_weights(path: Path, architecture: Architecture, expected_digest: str) -> dict[str, Tensor]:

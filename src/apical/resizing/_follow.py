@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from apical.resizing._copying import sharing_copy
@@ -22,10 +22,12 @@ from apical.resizing._culprit import Culprit, culprit, explained
 from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of
 from apical.resizing._dry_run import confirm
 from apical.resizing._gates import gated_copy
+from apical.resizing._local_sizes import FullSizes, LocalSize, local_sizes
 from apical.resizing._resize import resize_
-from apical.resizing._testbed import Example, Testbed, difference, other_shapes
+from apical.resizing._testbed import Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
 from apical.structure._cost import lies_in
+from apical.structure._local_sizes import can_have, is_local
 from apical.structure._sizes import integers, stated
 
 MAX_TRIALS = 60
@@ -43,11 +45,13 @@ class Trial:
         agreed: whether it equals the gated one.
         where: where it broke.
         reached: how many calls of torch it came to.
+        local: sizes in the code that it ran through until then.
     """
 
     agreed: bool
     where: Culprit | None = None
     reached: int = 0
+    local: Sequence[LocalSize] = ()
 
 
 class _Calls(TorchFunctionMode):
@@ -65,10 +69,9 @@ class _Calls(TorchFunctionMode):
 class _Bench:
     """One group, and a copy of the model on which attributes are tried out."""
 
-    def __init__(
-        self, structure: Structure, twin: nn.Module, example: Example, tolerance: float, group: ChannelGroup
-    ) -> None:
-        self.structure, self.twin, self.example, self.tolerance = structure, twin, example, tolerance
+    def __init__(self, structure: Structure, full: FullSizes, tolerance: float, group: ChannelGroup) -> None:
+        self.structure, self.full, self.tolerance = structure, full, tolerance
+        self.twin, self.example = full.model, full.example
         self.group, self.index = group, structure.groups.index(group)
         self.left = MAX_TRIALS
         self.keeps = [{group.name: list(range(0, group.size, 2))}, {group.name: [group.size - 1]}]
@@ -87,7 +90,7 @@ class _Bench:
         except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
             if calls.count > self.furthest:
                 self.furthest, self.reason = calls.count, f"{FAILS}{explained(problem, model)}"
-            return Trial(False, culprit(problem, model), calls.count)
+            return Trial(False, culprit(problem, model), calls.count, local_sizes(problem, model))
         expected = self._gated(which)
         if self.group.exact:
             return Trial(difference(expected, found, self.tolerance) is None)
@@ -99,24 +102,43 @@ class _Bench:
             self._expected[which] = self.example.run(gated)
         return self._expected[which]
 
-    def candidates(self, where: Culprit, taken: Sequence[Step]) -> Iterator[Step]:
-        """Integer attributes that equal a multiple of the group's size, of the innermost module first.
+    def candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
+        """Integers that equal a multiple of the group's size: attributes, of the innermost module first, then sizes in
+        the code. Where nothing broke, but something else was computed, attributes around the group's layers.
 
         A group may pass through many layers: all those whose names differ in numbers only follow together.
         """
         known = {(a.module, a.attribute) for a in (*self.structure.attributes, *chain(*taken))}
         counts = {len(m.positions[0]) for m in self.group.members}
-        for path in where.modules:
-            for name, value in integers(self.twin.get_submodule(path)).items():
-                per_unit, rest = divmod(value, self.group.size)
-                if (path, name) not in known and value and not rest and any(n % per_unit == 0 for n in counts):
-                    axis = SizeAxis(0, ((self.index, per_unit),))
-                    yield tuple(AttributeAxis(p, name, axis) for p in self._alike(path, name, value))
+        paths = self._around() if trial.where is None else trial.where.modules
+        stating = [(p, name, v) for p in paths for name, v in integers(self.twin.get_submodule(p)).items()]
+        inside = [(s.module, s.attribute, v, s.now) for s in trial.local if (v := self.full.of(s)) is not None]
+        inside.sort(key=lambda size: size[3] in (None, size[2]))  # first what followed, since it must not have
+        for path, name, value, now in (*((*own, None) for own in stating), *inside):
+            if (path, name) in known:
+                continue
+            axes = [] if now in (None, value) else [SizeAxis(value, ((self.index, 0),))]  # must not have followed
+            per_unit, rest = divmod(value, self.group.size)
+            if value and not rest and any(n % per_unit == 0 for n in counts):
+                axes.append(SizeAxis(0, ((self.index, per_unit),)))
+            for axis in axes:
+                yield tuple(AttributeAxis(p, name, axis) for p in self._alike(path, name, value))
+
+    def _around(self) -> list[str]:
+        """The modules that hold the group's tensors, and those around these, the innermost first."""
+        paths: dict[str, None] = {}
+        for part in self.group.members:
+            path = part.tensor
+            while path:
+                path = path.rpartition(".")[0]
+                paths[path] = None
+        return sorted(paths, key=lambda path: -len(path.split(".")) if path else 0)
 
     def _alike(self, path: str, name: str, value: int) -> list[str]:
         """The module, and those alike that the group passes through as well."""
         modules = [(p, m) for p, m in self.twin.named_modules() if kind_of(p) == kind_of(path)]
-        return [p for p, m in modules if stated(m, name) == value and (p == path or self._passes(p))]
+        alike = [p for p, m in modules if (can_have(m, name) if is_local(name) else stated(m, name) == value)]
+        return [p for p in alike if p == path or self._passes(p)]
 
     def _passes(self, path: str) -> bool:
         """Whether the module, or the nearest around it that has parameters, holds some of the group's."""
@@ -128,17 +150,20 @@ class _Bench:
 def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:
     """The confirmed structure, with the groups that only an attribute of a size of its own had kept from resizing."""
     held = {g.name for g in confirmed.groups}
-    broken = {f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted"))}
+    broken = {
+        f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted", "a gate of zero"))
+    }
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
     if not groups:
         return confirmed
     small = quick or bed
+    full = FullSizes(small.model, small.example)
     found: dict[str, Step] = {}
     reasons: dict[str, str] = {}  # by kind
     for group in groups:
         if group.name in found:
             continue
-        bench = _Bench(proposed, small.model, small.example, small.tolerance, group)
+        bench = _Bench(proposed, full, small.tolerance, group)
         alike = [g for g in groups if kind_of(g.name) == kind_of(group.name)]
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
@@ -148,7 +173,7 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
         if not result:
             reasons.setdefault(kind_of(group.name), bench.reason)
         if result and not known:
-            found |= _all_alike(proposed, small, alike, group.name, result)
+            found |= _all_alike(proposed, small, full, alike, group.name, result)
     extra = dict.fromkeys(axis for axes in found.values() for axis in axes)
     if extra:
         confirmed = confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
@@ -161,13 +186,13 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
 
 
 def _all_alike(
-    proposed: Structure, bed: Testbed, alike: Sequence[ChannelGroup], source: str, axes: Step
+    proposed: Structure, bed: Testbed, full: FullSizes, alike: Sequence[ChannelGroup], source: str, axes: Step
 ) -> dict[str, Step]:
     """The same attributes in the layers of all other numbers, if all these agree together; else nothing."""
     found: dict[str, Step] = {source: axes}
     for group in alike:
         if group.name != source:
-            moved = _transferred(axes, source, _Bench(proposed, bed.model, bed.example, bed.tolerance, group))
+            moved = _transferred(axes, source, _Bench(proposed, full, bed.tolerance, group))
             found |= {group.name: moved} if moved else {}
     everywhere = tuple(dict.fromkeys(chain(*found.values())))
     structure = replace(proposed, attributes=(*proposed.attributes, *everywhere))
@@ -189,10 +214,10 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
     """Depth first: an attribute that moves the error to another place may be one of several."""
     if trial.agreed:
         return extra
-    if trial.where is None or len(extra) >= MAX_ATTRIBUTES:
+    if len(extra) >= MAX_ATTRIBUTES or (trial.where is None and extra):
         return ()
     later: list[tuple[tuple[Step, ...], Trial]] = []
-    single = [(step,) for step in bench.candidates(trial.where, extra)]
+    single = [(step,) for step in bench.candidates(trial, extra)]
     for added in chain(single, combinations([step for (step,) in single], 2)):  # one operation may read two of them
         if bench.left <= 0 or (len(added) == 2 and later):
             break
@@ -200,7 +225,7 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
         result = bench.run(more)
         if result.agreed:
             return more
-        if result.where is not None and result.where.point != trial.where.point:
+        if result.where is not None and trial.where is not None and result.where.point != trial.where.point:
             later.append((more, result))
     for more, result in sorted(later, key=lambda tried: -tried[1].reached):
         deeper = _deepen(bench, more, result)
@@ -219,5 +244,5 @@ def _transferred(axes: Step, source: str, bench: _Bench) -> Step:
         fresh = iter(numbers)
         path = re.sub(r"\d+", lambda _, fresh=fresh: next(fresh), axis.module)  # type: ignore[misc]
         ((_, per_unit),) = axis.axis.counts
-        result.append(AttributeAxis(path, axis.attribute, SizeAxis(0, ((bench.index, per_unit),))))
+        result.append(AttributeAxis(path, axis.attribute, SizeAxis(axis.axis.base, ((bench.index, per_unit),))))
     return tuple(result)

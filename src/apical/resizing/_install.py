@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import ResizeError
+from apical.structure._local_sizes import give_attribute_, is_local
 from apical.structure._sizes import OWN_SIZES, SIZE_ATTRIBUTES, with_size
 
 
@@ -55,8 +56,15 @@ class Installation:
         """Set an integer attribute; one without a usual name is noted in the module, so that it can be saved.
 
         Of an object that the module holds (``config.num_heads``, ``sizes.0``), which others may hold too, it gets a
-        copy.
+        copy. One that stands for a size in the module's code (`apical.structure._local_sizes`) is read there from now
+        on.
         """
+        if is_local(name) and name not in vars(module):
+            kind = type(module)
+            give_attribute_(module, name)
+            self.on_undo(lambda: object.__setattr__(module, "__class__", kind))
+            vars(module)[name] = value
+            self.on_undo(lambda: vars(module).__delitem__(name))
         holder, _, inner = name.partition(".")
         old = getattr(module, holder)
         self.on_undo(lambda: vars(module).__setitem__(holder, old))

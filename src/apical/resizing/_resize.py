@@ -326,13 +326,17 @@ class _Resize:
                     install.tensor(new.model, alias, source)
 
     def _set_attributes(self, model: nn.Module, install: Installation) -> dict[str, int]:
-        sizes = [len(self.after.keep[g.name]) for g in self.template.structure.groups]
+        groups = self.template.structure.groups
+        full, sizes = [g.size for g in groups], [len(self.after.keep[g.name]) for g in groups]
         found: dict[str, int] = {}
         for spec in self.template.structure.attributes:
             if self.template.absent(spec.module, self.after):
                 continue
             module, value = model.get_submodule(spec.module), spec.axis.length(sizes)
-            if stated(module, spec.attribute) != value:
+            says = stated(module, spec.attribute)
+            if says is None and all(sizes[group] == full[group] for group, _ in spec.axis.counts):
+                continue  # in the module's code, which is right as it is
+            if says != value:
                 install.attribute(module, spec.attribute, value)
                 found[f"{spec.module}.{spec.attribute}".lstrip(".")] = value
         for path in self._touched_modules():

@@ -18,6 +18,7 @@ from apical.resizing._guards import misfits
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
 from apical.structure import ParamSlice, Structure
+from apical.structure._local_sizes import can_have
 from apical.structure._sizes import stated
 
 FORMAT = "apical-structure"
@@ -136,6 +137,8 @@ def _other_sizes(structure: Structure, model: nn.Module) -> Iterator[str]:
     for spec in structure.attributes:
         expected = spec.axis.length(sizes)
         got = stated(modules[spec.module], spec.attribute) if spec.module in modules else None
+        if got is None and spec.module in modules and can_have(modules[spec.module], spec.attribute):
+            continue
         if got != expected:
             got = "missing" if got is None else got
             yield f"{spec.module}.{spec.attribute}".lstrip(".") + f" is {got}, expected {expected}"

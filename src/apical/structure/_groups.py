@@ -145,10 +145,8 @@ def _alike(
     every = labels[alive[labels]].unique()
     for label, mark in zip(every.tolist(), code[every].tolist(), strict=True):
         parts[(mark, label in averaged)].append(label)
-    order = {
-        int(label): i
-        for i, label in enumerate(torch.cat([labels[walk.axes[k]] for k in walk.producers]).tolist()[::-1])
-    }
+    written = [label for key in walk.producers for label in labels[walk.axes[key]].tolist()]
+    order = {label: i for i, label in enumerate(written[::-1])}
     return sorted(parts.values(), key=lambda part: -max(order.get(label, -1) for label in part))
 
 

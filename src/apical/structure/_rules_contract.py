@@ -264,6 +264,13 @@ def embedding(walk: Walk, weight: AnyValue, indices: Any, *args: Any) -> Value:
     return Value(walk.out_shape, spread(ids, walk.out_shape, len(walk.out_shape) - 1), frozenset([key]))
 
 
+@register_op("aten::embedding_bag", "aten::_embedding_bag_forward_only")
+def embedding_bag(walk: Walk, weight: AnyValue, *args: Any) -> tuple[Value, ...]:
+    """Sums, means or maxima of rows of a table."""
+    rest = [Value(shape) for shape in walk.out_shapes[1:]]
+    return (embedding(walk, weight, *args), *rest)
+
+
 def _letters(n: int) -> str:
     return "abcdefghijklmnopqrstuv"[:n]
 

@@ -92,12 +92,19 @@ def join_operands(
 
 def _of_parameters(
     walk: Walk, params: Sequence[ParamValue], fixed: Sequence[Value], shape: tuple[int, ...]
-) -> Tensor | None:
+) -> Tensor | ParamValue | None:
     """The ids of parameters that meet each other or fixed tensors: the last free dimension of each holds channels.
 
     So a frozen batch norm, which is computed from its buffers, has the channels of its buffers, and a table of
     position biases with a mask on top those of its heads. A buffer with several dimensions is such a mask.
     """
+    if op_name(walk.target).endswith("::mul") and len(params) == 2 and not fixed:
+        weight = next((p for p in params if walk.is_parameter(p.name)), params[0])
+        mask = params[1] if weight is params[0] else params[0]
+        if weight.whole and mask.whole and weight.shape == mask.shape == shape:
+            for d in range(len(shape)):  # a masked weight: the mask loses what the weight does
+                walk.meet(walk.axis(weight.name, d), walk.axis(mask.name, d), FIXED_SIZE)
+            return replace(weight, data=None)
     masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
     for mask in masks:
         walk.freeze_value(mask, "is a table of fixed size")

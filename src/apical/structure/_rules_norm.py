@@ -6,7 +6,7 @@ from typing import Any
 
 from apical.structure._atoms import is_constant, spread
 from apical.structure._registry import op_name, register_op
-from apical.structure._values import AxisKey, ParamValue, Value, Zeros
+from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
 NAMES = {"aten::layer_norm": "LayerNorm", "aten::rms_norm": "RMSNorm"}
@@ -61,8 +61,12 @@ def group_norm(walk: Walk, x: Value, num_groups: int, weight: Any = None, bias: 
 
 
 @register_op("aten::layer_norm", "aten::rms_norm")
-def layer_norm(walk: Walk, x: Value, normalized_shape: Any, weight: Any = None, bias: Any = None, *args: Any) -> Value:
+def layer_norm(
+    walk: Walk, x: AnyValue, normalized_shape: Any, weight: Any = None, bias: Any = None, *args: Any
+) -> Value:
     """Statistics over the last dimensions: if they hold channels, removing one would change what the others see."""
+    if isinstance(x, ParamValue):  # learned latents or queries
+        x = walk.as_channels(x, -1)
     first = len(x.shape) - len(normalized_shape)
     for d in range(first, len(x.shape)):  # over the width of a head, heads stay units
         x = walk.tied_along(x, d)

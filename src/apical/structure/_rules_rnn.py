@@ -111,10 +111,9 @@ def _projected(walk: Walk, units: Tensor, weight: ParamValue, steps: int) -> _La
 
 def _meet_states(walk: Walk, states: Sequence[AnyValue], units: Tensor) -> None:
     for state in states:
-        if not isinstance(state, Value):
-            walk.freeze_value(state, STATE)
-            walk.atoms.freeze(units, STATE)
-        elif state.ids is not None:
+        if isinstance(state, ParamValue):  # a learned initial state
+            state = walk.as_channels(state, -1)
+        if state.ids is not None:
             ids = walk.channel_ids(state, -1)
             assert ids is not None
             walk.meet(units, ids, STATE)
@@ -164,8 +163,10 @@ def recurrent(walk: Walk, x: Value, states: Any, params: Any, has_biases: bool, 
 
 
 @register_op("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell")
-def cell(walk: Walk, x: Value, states: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Any:
+def cell(walk: Walk, x: AnyValue, states: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> Any:
     """One step of a recurrent layer."""
+    if isinstance(x, ParamValue):  # a learned first input
+        x = walk.as_channels(x, -1)
     kind = op_name(walk.target).split("::")[-1].removesuffix("_cell")
     steps = 1
     for n in x.shape[:-1]:

@@ -49,6 +49,12 @@ def expand(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     return structural(walk, x, lambda t: t.expand(shape))
 
 
+@register_op("aten::broadcast_tensors")
+def broadcast_tensors(walk: Walk, operands: Sequence[AnyValue]) -> tuple[AnyValue, ...]:
+    """Each operand as `expand` makes it, as a loss in the forward pass does before it compares."""
+    return tuple(expand(walk, operand) for operand in operands)
+
+
 def _parts(walk: Walk, x: AnyValue, dim: int, cut: Callable[[Tensor], Sequence[Tensor]]) -> tuple[AnyValue, ...]:
     shapes = walk.out_shapes
     if isinstance(x, ParamValue):
@@ -106,15 +112,35 @@ def cat(walk: Walk, operands: Sequence[AnyValue], dim: int = 0) -> AnyValue:
     if not with_ids and len(shape) == 1 and all(isinstance(o, ParamValue) for o in operands):
         trained = all(isinstance(o, ParamValue) and walk.is_parameter(o.name) for o in operands)
         zeros = zeros if trained else None  # no gate may sit on a buffer
-    elif not with_ids:
+    elif not with_ids and (not any(_is_created(o, dim) for o in operands) or _all_created(operands)):
         for o in operands:
             walk.freeze_value(o, "joined with a tensor without channels")
-        return Value(shape, None, zeros, all(isinstance(o, Value) and o.flexible for o in operands))
+        return Value(shape, None, zeros, _all_created(operands))
     across = {d for o in with_ids if o.ids is not None for d in varying_dims(o.ids)} - {dim}
     if across:
         return Value(shape, _cat_across(walk, operands, sorted(across), dim, shape), zeros)
-    vectors = [_vector(walk, o, dim) for o in operands]
+    vectors = [_created(walk, o, dim) if _is_created(o, dim) else _vector(walk, o, dim) for o in operands]
     return Value(shape, spread(torch.cat(vectors), shape, dim), zeros)
+
+
+def _all_created(operands: Sequence[AnyValue]) -> bool:
+    return all(isinstance(o, Value) and o.flexible for o in operands)
+
+
+def _is_created(operand: AnyValue, dim: int) -> bool:
+    """Whether an operand has its size along ``dim`` from the forward pass: the zeros that a hidden state begins as."""
+    if not isinstance(operand, Value) or operand.ids is not None or not operand.flexible:
+        return False
+    return any(len(operand.shape) + at == dim for _, at in operand.made)
+
+
+def _created(walk: Walk, operand: AnyValue, dim: int) -> Tensor:
+    """The ids of a created tensor beside others: those that it met elsewhere, or new ones for what it will meet."""
+    assert isinstance(operand, Value)
+    axis = next(axis for axis in operand.made if len(operand.shape) + axis[1] == dim)
+    if axis not in walk.made:
+        walk.made[axis] = walk.atoms.new(operand.shape[dim])
+    return walk.made[axis]
 
 
 def _vector(walk: Walk, operand: AnyValue, dim: int) -> Tensor:

@@ -72,7 +72,7 @@ class Walk:
         unused = unused_nodes(graph)
         for node in graph.nodes:
             self.node = node
-            if node in unused and not counted_macs(node):
+            if node in unused and not counted_macs(node) and not self._combines(node):
                 self.values[node] = self.fixed(node)  # what nobody reads ties nothing
             elif node.op == "placeholder":
                 self.values[node] = self._source(node, sources)
@@ -84,6 +84,14 @@ class Walk:
             elif node.op == "call_function":
                 self.values[node] = self.computed[node] = self._call(node)
         self._freeze_parts()
+
+    def _combines(self, node: fx.Node) -> bool:
+        """Whether an operation needs equal channels of several tensors, which it does whether or not anybody reads it.
+
+        As the last of a WaveNet's residual sums: what is skipped at its end is computed all the same.
+        """
+        with_ids = [n for n in node.all_input_nodes if getattr(self.values[n], "ids", None) is not None]
+        return len(with_ids) > 1 and torch.Tag.pointwise in getattr(node.target, "tags", ())
 
     def _source(self, node: fx.Node, sources: Mapping[str, str]) -> Any:
         name = sources.get(node.name)

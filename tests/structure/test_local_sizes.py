@@ -1,0 +1,220 @@
+"""Sizes in local variables and constants of the code follow a resize: read from attributes, saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import apical
+from apical.resizing._install import Installation
+from structure.expectations import reasons_of, traced
+from structure.nets import conv, vectors
+
+Attending = F.scaled_dot_product_attention
+SEQUENCE = vectors(2, 5, 12)
+
+
+class InputWidth(nn.Module):
+    """The result is reshaped to the width of the input, the width of a head is computed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj(Attending(q, k, v).transpose(1, 2).reshape(b, n, c))
+
+
+class OtherCode(InputWidth):
+    """The same tensors, another reshape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, 3)).permute(2, 0, 3, 1, 4)
+        return self.proj(Attending(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Helpers(nn.Module):
+    """Reshapes in methods of its own, below a call of super() and with a variable from around the class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(12, 12) for _ in range(4))
+
+    def split(self, x: Tensor) -> Tensor:
+        super().parameters()
+        return x.view(x.shape[0], x.shape[1], 4, 3).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        return self.out(Attending(q, k, v).transpose(1, 2).reshape(x.shape[0], x.shape[1], 12))
+
+
+class Constants(nn.Module):
+    """As in many tutorials: the number of features after the last convolution is written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.fc1, self.fc2 = conv(3, 6), conv(6, 5), nn.Linear(80, 7), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+        x = x.view(-1, 80)
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class OneAttributeForTwo(nn.Module):
+    """A non-local block: one attribute states the width of queries and keys, and that of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = 6
+        self.theta, self.phi, self.g, self.out = conv(3, 6, 1), conv(3, 6, 1), conv(3, 6, 1), conv(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta, phi = self.theta(x).view(x.shape[0], self.inner, -1), self.phi(x).view(x.shape[0], self.inner, -1)
+        values = self.g(x).view(x.shape[0], self.inner, -1)
+        y = values @ torch.softmax(theta.mT @ phi, -1).mT
+        return self.out(y.view(x.shape[0], self.inner, *x.shape[2:]))
+
+
+class BatchTimesHeads(nn.Module):
+    """A size that is a multiple of the heads, and of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        folded = b * 4
+        q, k, v = (t.reshape(b, n, 4, 3).transpose(1, 2).reshape(folded, n, 3) for t in self.qkv(x).chunk(3, -1))
+        return self.out((torch.softmax(q @ k.mT, -1) @ v).view(b, -1, n, 3).transpose(1, 2).flatten(2))
+
+
+class WidthOverHeads(nn.Module):
+    """Runs with fewer heads, but takes the width for a smaller one then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = 4
+        self.query, self.key, self.value, self.out = (nn.Linear(12, 12) for _ in range(4))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], self.h, x.shape[2] // self.h).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        return self.out(Attending(q, k, v).transpose(1, 2).flatten(2))
+
+
+def behind(layer: nn.Module) -> nn.Sequential:
+    return nn.Sequential(layer, nn.ReLU(), nn.LazyLinear(2))
+
+
+def built(layer: nn.Module, inputs: tuple[Any, ...] = SEQUENCE) -> nn.Module:
+    torch.manual_seed(0)
+    model = behind(layer).eval()
+    model(*inputs)
+    return model
+
+
+@pytest.mark.parametrize("layer", [InputWidth, Helpers, WidthOverHeads])
+def test_heads_go_although_their_number_is_in_the_code(layer: type[nn.Module]) -> None:
+    structure = traced(built(layer()), SEQUENCE)
+    assert 4 in [g.size for g in structure.groups], reasons_of(structure)
+
+
+def test_constants_in_a_view_follow() -> None:
+    structure = traced(Constants(), (torch.randn(2, 3, 8, 8),))
+    assert [(g.name, g.size) for g in structure.groups] == [("conv1", 6), ("conv2", 5), ("fc1", 7)]
+
+
+def test_two_groups_that_one_attribute_states_change_apart() -> None:
+    structure = traced(OneAttributeForTwo(), (torch.randn(2, 3, 4, 4),))
+    assert sorted((g.name, g.size) for g in structure.groups) == [("g", 6), ("theta", 6)]
+
+
+def test_a_size_that_depends_on_the_batch_stays_in_the_code() -> None:
+    model = built(BatchTimesHeads())
+    structure = apical.trace(model, SEQUENCE)
+    assert "qkv" in "".join(reasons_of(structure)), "only a batch of this size would be right"
+
+
+def narrow() -> nn.Module:
+    model = built(InputWidth())
+    apical.resize_(model, apical.trace(model, SEQUENCE), {"0.qkv": [0, 3]})
+    return model
+
+
+def test_a_resized_module_is_still_of_the_users_class() -> None:
+    model, full = narrow(), built(InputWidth())
+    assert isinstance(model[0], InputWidth)
+    assert type(full[0]) is InputWidth, "another model of the class is as it was"
+    assert str(model[0]).startswith("InputWidth(")
+    x = torch.randn(3, 7, 12)
+    assert model(x).shape == (3, 7, 2), "any batch and length"
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copied", "pickled"])
+def test_a_resized_module_is_copied_and_pickled(way: Any) -> None:
+    model = narrow()
+    assert torch.equal(way(model)(*SEQUENCE), model(*SEQUENCE))
+
+
+def test_a_resized_module_is_exported() -> None:
+    model = narrow()
+    exported = torch.export.export(model, SEQUENCE).module()
+    assert torch.equal(exported(*SEQUENCE), model(*SEQUENCE))
+
+
+def test_a_resized_module_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = narrow()
+    loaded = apical.load(built(InputWidth()), apical.save(model, tmp_path / "small"))
+    assert torch.equal(loaded(*SEQUENCE), model(*SEQUENCE))
+    again = apical.load(built(InputWidth()), apical.save(loaded, tmp_path / "again"))
+    assert torch.equal(again(*SEQUENCE), model(*SEQUENCE))
+
+
+def test_a_folder_does_not_fit_a_class_of_other_code(tmp_path: Path) -> None:
+    apical.save(narrow(), tmp_path / "small")
+    with pytest.raises(apical.ApicalError, match="size_in_forward"):
+        apical.load(built(OtherCode()), tmp_path / "small")
+
+
+def test_a_structure_with_such_sizes_is_read_back(tmp_path: Path) -> None:
+    model = built(InputWidth())
+    structure = apical.trace(model, SEQUENCE)
+    apical.save_structure(structure, tmp_path / "structure.json")
+    assert apical.load_structure(tmp_path / "structure.json", model) == structure
+    with pytest.raises(apical.ApicalError, match="size_in_forward"):
+        apical.load_structure(tmp_path / "structure.json", built(OtherCode()))
+
+
+def test_a_failed_resize_leaves_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built(InputWidth())
+    structure = apical.trace(model, SEQUENCE)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(Installation, "optimizer", fail)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(apical.ApicalError, match="the disk is full"):
+        apical.resize_(model, structure, {"0.qkv": [0, 3]}, optimizer=sgd)
+    assert type(model[0]) is InputWidth
+    assert "size_in" not in "".join(vars(model[0]))
+
+
+def test_a_narrow_model_is_traced_again() -> None:
+    structure = traced(narrow(), SEQUENCE)
+    assert ("0.qkv", 2) in [(g.name, g.size) for g in structure.groups]
