@@ -18,6 +18,7 @@ from apical.structure._steady import steady_training
 
 # Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
 SMALL_SIDES = (64, 96)
+ROUGH = 1e-5  # what networks that compute the same differ by in float32, relative; dozens of layers reach a tenth of it
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 
 
@@ -69,6 +70,8 @@ class Testbed:
         modes: whether in training mode: eval mode, and then training mode if results can be compared there.
         same_modes: whether the model computes the same in training mode, so that what is expected is the same, too.
         note: why not in training mode.
+        rough: the same in the model's own float32, which is several times as fast on a CPU: what agrees there agrees,
+            and what does not is compared again in float64.
     """
 
     model: nn.Module
@@ -77,6 +80,7 @@ class Testbed:
     modes: tuple[bool, ...] = (False,)
     same_modes: bool = False
     note: str = ""
+    rough: Testbed | None = None
 
 
 def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
@@ -88,12 +92,15 @@ def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | Non
 
     Returns:
         The testbed, and one with smaller images if the model takes those: on them is found out what training mode
-        does, too, and if it computes the same as eval mode, training mode is compared on them only.
+        does, too, and if it computes the same as eval mode, training mode is compared on them only. What they
+        confirm in float64 is then looked at roughly on the large ones first.
     """
-    bed = _evaluating(model, example)
+    types = {name: t.dtype for name, t in _tensors(model).items()}
+    bed = _evaluating(model, example, types)
     quick = _smaller(bed)
     if quick is not None:
         trained = _with_training(quick)
+        bed = replace(bed, rough=_in_float32(bed, example, types))
         if trained.same_modes:
             return bed, trained
         if trained.modes != bed.modes:
@@ -102,10 +109,9 @@ def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | Non
     return bed, quick if bed.note else None
 
 
-def _evaluating(model: nn.Module, example: Example) -> Testbed:
+def _evaluating(model: nn.Module, example: Example, types: Mapping[str, torch.dtype]) -> Testbed:
     """The testbed, with eval mode only so far."""
     check_runs(model, example.args, example.kwargs)
-    types = {name: t.dtype for name, t in _tensors(model).items()}
     for buffer in model.buffers():
         buffer.data = _double(buffer.data)
     twin = _disturbed(model)
@@ -179,6 +185,29 @@ def _smaller(bed: Testbed) -> Testbed | None:
     return None
 
 
+def _in_float32(bed: Testbed, example: Example, types: Mapping[str, torch.dtype]) -> Testbed | None:
+    """The testbed in float32, if that is what all of the model and its example is in.
+
+    Args:
+        bed: in float64; its parameters may be kept in float32.
+        example: as the user gave it.
+        types: of all tensors of the model, as the user made them.
+    """
+    inputs = torch.utils._pytree.tree_leaves((example.args, example.kwargs))
+    kept = [
+        *types.values(),
+        *(v.dtype for v in inputs if isinstance(v, Tensor)),
+        *(p.dtype for p in bed.model.parameters()),
+    ]
+    if any(t.is_floating_point and t != torch.float32 for t in kept):
+        return None
+    twin = sharing_copy(bed.model)
+    for buffer in twin.buffers():
+        buffer.data = _single(buffer.data)
+    narrow = replace(example, args=_single(bed.example.args), kwargs=_single(bed.example.kwargs))
+    return replace(bed, model=twin, example=narrow, tolerance=ROUGH)
+
+
 def _cut(example: Example, side: int) -> Example:
     def cut(value: Any) -> Any:
         is_image = isinstance(value, Tensor) and value.dim() == 4
@@ -191,6 +220,12 @@ def _cut(example: Example, side: int) -> Example:
 def _double(tree: Any) -> Any:
     return torch.utils._pytree.tree_map(
         lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
+    )
+
+
+def _single(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map(
+        lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
     )
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import TraceError
-from apical.resizing._dry_run import confirm
-from apical.resizing._follow import follow
+from apical.resizing._follow import settled
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._testbed import Example, testbeds
 from apical.structure import Call, ExampleInputs, HandGroups, Structure
@@ -106,8 +105,7 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
     else:
         structure = describe(twin, call.args, call.kwargs, groups)
     structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
-    bed, quick = testbeds(twin, Example(call.args, call.kwargs, states))
-    return follow(structure, confirm(structure, bed, quick), bed, quick)
+    return settled(structure, *testbeds(twin, Example(call.args, call.kwargs, states)))
 
 
 def _refuse_lost_outputs(twin: nn.Module, call: Call) -> None:
