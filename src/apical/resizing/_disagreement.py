@@ -58,7 +58,10 @@ def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], coun
         if isinstance(outputs, str):
             return where + outputs
         if not (training and bed.same_modes):
-            expected = bed.example.run(gated, training)
+            try:
+                expected = bed.example.run(gated, training)
+            except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises, such as out of memory)
+                return f"{where}with gates of zero the forward pass fails: {explained(problem, gated)}"
         reason = difference(expected, outputs, bed.tolerance)
         if reason is None and inexact:
             reason = other_shapes(bed.example.run(bed.model, training), outputs)

@@ -95,12 +95,9 @@ def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | Non
         does, too, and if it computes the same as eval mode, training mode is compared on them only. What they
         confirm in float64 is then looked at roughly on the large ones first.
     """
-    types = {name: t.dtype for name, t in _tensors(model).items()}
-    bed = _evaluating(model, example, types)
-    quick = _smaller(bed)
+    bed, quick = _evaluating(model, example)
     if quick is not None:
         trained = _with_training(quick)
-        bed = replace(bed, rough=_in_float32(bed, example, types))
         if trained.same_modes:
             return bed, trained
         if trained.modes != bed.modes:
@@ -109,9 +106,10 @@ def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | Non
     return bed, quick if bed.note else None
 
 
-def _evaluating(model: nn.Module, example: Example, types: Mapping[str, torch.dtype]) -> Testbed:
-    """The testbed, with eval mode only so far."""
+def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
+    """The testbeds, with eval mode only so far."""
     check_runs(model, example.args, example.kwargs)
+    types = {name: t.dtype for name, t in _tensors(model).items()}
     for buffer in model.buffers():
         buffer.data = _double(buffer.data)
     twin = _disturbed(model)
@@ -123,19 +121,29 @@ def _evaluating(model: nn.Module, example: Example, types: Mapping[str, torch.dt
     for trial, all_double in ((noisy, False), *double):
         if all_double:
             twin.double()
-        try:
-            before = versions(twin)
-            if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
-                keep_apart_(twin, before)
-                return Testbed(twin, trial, 1e-10)
-        except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
-            continue
+        before = versions(twin)
+        small = next((e for e in _smaller(trial) if _runs(sharing_copy(twin), e)), None)
+        rough = _in_float32(twin, trial, example, types) if small else None
+        if rough is not None or _runs(twin, trial):  # large images take long in float64, and may never have to
+            keep_apart_(twin, before)
+            bed = Testbed(twin, trial, 1e-10, rough=rough)
+            return bed, replace(bed, example=small, rough=None) if small else None
     for name, tensor in _tensors(twin).items():
         tensor.data = tensor.data.to(types[name])
     before = versions(twin)
     example.run(twin)
     keep_apart_(twin, before)
-    return Testbed(twin, example, 1e-3)
+    bed = Testbed(twin, example, 1e-3)
+    small = next((e for e in _smaller(example) if _runs(sharing_copy(twin), e)), None)
+    return bed, replace(bed, example=small) if small else None
+
+
+def _runs(model: nn.Module, example: Example) -> bool:
+    """Whether a call of a copy returns numbers; if not, it insists on its dtype, range or size, whatever it raises."""
+    try:
+        return all(bool(t.isfinite().all()) for t in example.run(model) if t.is_floating_point())
+    except Exception:  # noqa: BLE001 (any error of the user's forward pass)
+        return False
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -166,46 +174,34 @@ def _with_training(bed: Testbed) -> Testbed:
     return replace(bed, note=note)
 
 
-def _smaller(bed: Testbed) -> Testbed | None:
-    """The testbed with images cut to one of `SMALL_SIDES`, if they are much larger and the model takes those.
+def _smaller(example: Example) -> Iterator[Example]:
+    """The example with images cut to each of `SMALL_SIDES`, if they are much larger.
 
     What a part does to the result hardly depends on the size of an image, but the time does.
     """
-    leaves = torch.utils._pytree.tree_leaves((bed.example.args, bed.example.kwargs))
+    leaves = torch.utils._pytree.tree_leaves((example.args, example.kwargs))
     images = [v for v in leaves if isinstance(v, Tensor) and v.dim() == 4]
     shortest = min((min(v.shape[2:]) for v in images), default=0)
-    for side in (side for side in SMALL_SIDES if shortest >= 2 * side):
-        quick = replace(bed, example=_cut(bed.example, side))
-        try:
-            outputs = quick.example.run(sharing_copy(bed.model))
-        except Exception:  # noqa: BLE001 (the model takes no image of this size, whatever it raises)
-            continue
-        if all(bool(t.isfinite().all()) for t in outputs):  # unlike the deviation of a single pixel
-            return quick
-    return None
+    return (_cut(example, side) for side in SMALL_SIDES if shortest >= 2 * side)
 
 
-def _in_float32(bed: Testbed, example: Example, types: Mapping[str, torch.dtype]) -> Testbed | None:
-    """The testbed in float32, if that is what all of the model and its example is in.
+def _in_float32(twin: nn.Module, wide: Example, example: Example, types: Mapping[str, torch.dtype]) -> Testbed | None:
+    """A testbed in float32, if that is what all of the model and its example is in.
 
     Args:
-        bed: in float64; its parameters may be kept in float32.
+        twin: what is compared, with buffers in float64; its parameters may be kept in float32.
+        wide: its example in float64.
         example: as the user gave it.
         types: of all tensors of the model, as the user made them.
     """
     inputs = torch.utils._pytree.tree_leaves((example.args, example.kwargs))
-    kept = [
-        *types.values(),
-        *(v.dtype for v in inputs if isinstance(v, Tensor)),
-        *(p.dtype for p in bed.model.parameters()),
-    ]
-    if any(t.is_floating_point and t != torch.float32 for t in kept):
+    given = [*types.values(), *(v.dtype for v in inputs if isinstance(v, Tensor))]
+    if any(t.is_floating_point and t != torch.float32 for t in (*given, *(p.dtype for p in twin.parameters()))):
         return None
-    twin = sharing_copy(bed.model)
-    for buffer in twin.buffers():
+    narrow = sharing_copy(twin)
+    for buffer in narrow.buffers():
         buffer.data = _single(buffer.data)
-    narrow = replace(example, args=_single(bed.example.args), kwargs=_single(bed.example.kwargs))
-    return replace(bed, model=twin, example=narrow, tolerance=ROUGH)
+    return Testbed(narrow, replace(example, args=_single(wide.args), kwargs=_single(wide.kwargs)), ROUGH)
 
 
 def _cut(example: Example, side: int) -> Example:
