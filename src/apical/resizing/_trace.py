@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -82,6 +82,8 @@ def trace(
     state_outputs = getattr(model, "state_outputs", ()) if state_outputs is None else state_outputs
     if isinstance(state_outputs, (int, str)):
         state_outputs = (state_outputs,)
+    if not isinstance(state_outputs, Iterable):
+        raise TraceError(f"state_outputs must list positions or keys of the model's outputs, got {state_outputs!r}")
     _check_devices(model, (call.args, call.kwargs))
     call.check_values()
     twin, states = analysis_copy(model), tuple(state_outputs)
