@@ -68,8 +68,9 @@ def _ordinary_state(module: nn.Module) -> dict[str, Any] | None:
     """The attributes of a module whose class leaves copying to Python; None if it has a way of its own."""
     if hasattr(type(module), "__deepcopy__") or type(module) in copyreg.dispatch_table:
         return None
-    make, arguments, state, *_ = (*module.__reduce_ex__(4), None)  # type: ignore[misc]
-    return state if make is copyreg.__newobj__ and arguments == (type(module),) and type(state) is dict else None
+    made: tuple[Any, ...] = (*module.__reduce_ex__(4), None)  # how to make it, of what, state
+    ordinary = made[0] is vars(copyreg)["__newobj__"] and made[1] == (type(module),) and type(made[2]) is dict
+    return made[2] if ordinary else None
 
 
 def _copied(value: Any, known: dict[int, Any]) -> Any:
