@@ -105,7 +105,9 @@ def _listed(problems: list[str]) -> str:
     return "; ".join(problems[:SHOWN]) + more
 
 
-_hints = cache(get_type_hints)
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _mistyped(value: Any, hint: Any, where: str) -> Iterator[str]:
@@ -121,8 +123,9 @@ def _mistyped(value: Any, hint: Any, where: str) -> Iterator[str]:
         elif not fits(value, hint):
             yield f"{where}: expected {in_words(hint)}, got {shown(value)}"
         return
-    for field in dataclasses.fields(value):
-        yield from _mistyped(getattr(value, field.name), _hints(type(value))[field.name], f"{where}.{field.name}")
+    kind: Any = type(value)
+    for name, expected in _hints(kind).items():
+        yield from _mistyped(getattr(value, name), expected, f"{where}.{name}")
 
 
 def _contradictions(structure: Structure) -> Iterator[str]:
