@@ -132,6 +132,7 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["export", "/no/such/run", "--format", "onnx"], "expected a run folder"),
         (["export", "/no/such/run", "--format", "tflite"], "'tflite' is not one of"),
         (["report", "/no/such/run"], "is not a run folder"),
+        (["report", "a" * 300], "cannot be read: File name too long"),
         (["train", "digits", *TINY, "--out", "afile"], "afile is a file, expected a folder"),
         (["train", "digits", *TINY, "--out", "afile/deeper"], "afile is a file, expected a folder"),
         (["compare", "digits", "--methods=dense", "--seeds=0", "--out", "afile"], "afile is a file, expected a folder"),

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 import apical
 from apical import Grower
-from apical.errors import CheckpointError, ConfigError, ResizeError
+from apical.errors import CheckpointError, ConfigError, ResizeError, TrainingError
 from apical.growth import ScsConfig
 from growth.cases import begun, built, grown, loss_of, run, sgd, step
 
@@ -71,6 +71,17 @@ def test_steps_that_are_never_told_are_an_error() -> None:
         grower.end_epoch()
     grower.end_step()
     assert grower.end_epoch()["epoch"] == 0
+
+
+def test_a_model_that_was_moved_to_where_it_has_no_values() -> None:
+    model = built("mlp")
+    optimizer = sgd(model)
+    grower = grown("mlp", model, optimizer)
+    step(model, optimizer, "mlp", 0)
+    model.to("meta")
+    with pytest.raises(TrainingError, match=r"0\.weight is on the meta device"):
+        grower.end_epoch()
+    assert grower.epoch == 0
 
 
 # ---- frozen readers ------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def test_settings_are_saved_and_nothing_is_trained(tmp_path: Path, monkeypatch: 
         ("a.json", "[1]", "holds no mapping"),
         ("a.toml", "", "ends in .json, .yaml or .yml"),
         ("a.json", '{"recipe": "mine"}', "model, data, training, budget missing"),
+        ("a.json", '{"recipe": ["digits"]}', "recipe: expected the name of one, such as 'digits', got ['digits']"),
         ("a.json", '{"recipe": "digits", "bugdet": "40% macs"}', "did you mean 'budget'"),
         ("a.json", '{"recipe": "digits", "training": {"epochs": "many"}}', "epochs"),
         ("a.json", '{"recipe": "digits", "training": 3}', "expected a mapping"),

@@ -130,6 +130,11 @@ def test_a_forged_file_cannot_point_outside(saved: tuple[Path, apical.Structure]
 
     refused("groups/0/members/0/positions/0/0", 10**6, "contradicts itself")
     refused("groups/0/members/0/tensor", "nothing.weight", "contradicts itself")
+    refused("groups/0/members/0/positions/0", [0, 1], "contradicts itself")
+    refused("attributes/0/attribute", 0.5, r"attributes\[0\]\.attribute: expected text, got 0\.5")
+    refused("terms/0/axes/0/base", float("nan"), r"base: expected a whole number, got nan")
+    refused("terms/0/modules/0", 3, r"terms\[0\]\.modules: expected names .*, got \(3,")
+    refused("tensors/1.conv1.weight/shape/0", {"a": 1}, r"'1\.conv1\.weight'\]\.shape: expected whole numbers")
     refused("attributes/0/axis/counts", [[99, 1]], "follows a group that is not one of")
     refused("attributes/0/attribute", "training", "is True, expected")
     refused("blocks/0/name", "nowhere", "no module nowhere")

@@ -199,6 +199,43 @@ def test_small_images_are_tried_first() -> None:
     assert seen == {64, 160}
 
 
+class SlightlyWrong(FixedForLargeImages):
+    """Where images are large, it computes with the number of its channels, of which little can be seen."""
+
+    def __init__(self, *types: torch.dtype) -> None:
+        super().__init__()
+        self.types = types
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        wrong = x.shape[-1] > 100 and x.dtype in self.types
+        return self.head(self.b(x * (1 + 1e-3 * x.shape[1]) if wrong else x).relu())
+
+
+@pytest.mark.parametrize(
+    ("types", "found"), [((torch.float32,), ["a", "b"]), ((torch.float32, torch.float64), ["b"])], ids=["one", "both"]
+)
+def test_large_images_are_compared_in_float32_and_in_float64_if_that_does_not_tell(
+    types: tuple[torch.dtype, ...], found: list[str]
+) -> None:
+    structure = apical.trace(SlightlyWrong(*types), torch.randn(1, 3, 128, 128))
+    assert [g.name for g in structure.groups] == found
+
+
+def test_large_images_are_left_out_in_float64_where_float32_tells() -> None:
+    seen: set[tuple[int, torch.dtype]] = set()
+
+    def note(m: Any, x: Tensor) -> Tensor:
+        seen.add((x.shape[-1], x.dtype))
+        return m.b(m.a(x).relu())
+
+    net = Net(note, a=conv(3, 6), b=conv(6, 2))
+    apical.trace(net, torch.randn(1, 3, 160, 160))
+    assert seen == {(64, torch.float64), (160, torch.float32)}
+    apical.trace(net.double(), torch.randn(1, 3, 160, 160, dtype=torch.float64))
+    assert (160, torch.float64) in seen
+
+
 def test_images_of_96_pixels_are_tried_where_64_are_too_few() -> None:
     seen: set[int] = set()
 

@@ -116,6 +116,18 @@ def test_parameters_on_two_devices() -> None:
         apical.trace(model, X)
 
 
+@pytest.mark.parametrize("given", [X, [X], (2, 3), "x", {3: X}, 0])
+def test_keyword_arguments_without_names(given: Any) -> None:
+    with pytest.raises(TraceError, match="example_kwargs must be a dict of the model's keyword arguments"):
+        apical.trace(mlp(), X, given)
+
+
+@pytest.mark.parametrize("given", [0.5, object()])
+def test_state_outputs_that_list_nothing(given: Any) -> None:
+    with pytest.raises(TraceError, match=r"state_outputs must list positions or keys .*, got "):
+        apical.trace(mlp(), X, state_outputs=given)
+
+
 @pytest.mark.parametrize("state_outputs", [(7,), ("hidden",), (-3,)])
 def test_state_outputs_that_do_not_exist(state_outputs: tuple[Any, ...]) -> None:
     net = Net(lambda m, x: (m.last(h := m.a(x)), h), a=unit(3, 6), last=conv(6, 2))

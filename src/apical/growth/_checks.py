@@ -154,6 +154,20 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
+def refuse_without_values(model: nn.Module) -> None:
+    """Stop where the model was moved to the meta device after the Grower was made.
+
+    Raises:
+        TrainingError: naming a parameter.
+    """
+    meta = next((name for name, p in model.named_parameters() if p.is_meta), None)
+    if meta is not None:
+        raise TrainingError(
+            f"{meta} is on the meta device, where weights have no values; the Grower was made with a model that had "
+            "some. Leave the model on its device, and load the last checkpoint."
+        )
+
+
 def refuse_lost_weights(model: nn.Module) -> None:
     """Stop where weights are no longer numbers: no gradient would ever count again, and growth would go on blindly.
 

@@ -20,6 +20,7 @@ from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_imposs
 from apical.growth._checks import (
     note_shrunk,
     refuse_shrunk,
+    refuse_without_values,
     warn_of_another_optimizer,
     warn_of_channels_last,
     warn_of_copies,
@@ -201,8 +202,9 @@ class Grower:
                 once what the error names is mended.
             ConfigError: ``interval_unit="steps"``, and `end_step` was never called in this epoch; or a metric is no
                 finite number.
-            TrainingError: weights are no longer finite; nothing has changed.
+            TrainingError: weights are no longer finite, or on the meta device; nothing has changed.
         """
+        refuse_without_values(self.model)
         self._growing.settle()
         told = checked_metrics(metrics)
         if self.config.interval_unit == "steps" and not self._spent_steps:
@@ -245,6 +247,7 @@ class Grower:
 
         Raises:
             ResizeError: as `end_epoch`.
+            TrainingError: as `end_epoch`.
         """
         self._growing.settle()
         before = self._growing.selection

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from apical.budget import LatencyTable
-from apical.growth._checks import refuse_lost_weights, times_written, warn_of_copies
+from apical.growth._checks import refuse_lost_weights, refuse_without_values, times_written, warn_of_copies
 from apical.growth._config import GrowthConfig
 from apical.growth._growing_model import GrowingModel
 from apical.growth._method import Choice, Method
@@ -46,10 +46,11 @@ class Restructuring:
         """Go on with the network that is chosen after this many epochs (or steps).
 
         Raises:
-            TrainingError: weights are no longer finite.
+            TrainingError: weights are no longer finite, or on the meta device.
             ResizeError: the model cannot be resized as it is now.
         """
         start = time.perf_counter()
+        refuse_without_values(self.growing.model)
         refuse_lost_weights(self.growing.model)
         if self._written is not None:
             warn_of_copies(self.growing.model, self.growing.copies, self._written)

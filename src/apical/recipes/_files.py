@@ -44,10 +44,13 @@ def read_config_file(path: str | Path) -> RunConfig:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} holds no mapping of settings; expected for example 'recipe: digits'")
     content = {name: value for name, value in content.items() if name not in _OF_THE_RUN}
+    recipe = content.get("recipe")
+    if recipe is not None and not isinstance(recipe, str):
+        raise ConfigError(f"{path}: recipe: expected the name of one, such as 'digits', got {recipe!r:.60}")
     try:
-        if content.get("recipe") not in recipes():
+        if recipe not in recipes():
             return RunConfig.from_mapping(content)
-        base = get_recipe(content["recipe"])
+        base = get_recipe(recipe)
         if _names_other_model(base, content):  # the recipe's arguments are those of its own model
             base = dataclasses.replace(base, model=dataclasses.replace(base.model, options={}))
         return RunConfig.from_mapping(_merged(base, content))

@@ -95,7 +95,11 @@ def read_run(folder: str | Path) -> RunRecord:
         DataError: the folder does not hold a run, or a file is damaged.
     """
     path = Path(folder)
-    if not (path / "config.json").is_file():
+    try:
+        found = (path / "config.json").is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise DataError(f"{path} cannot be read: {error.strerror}; expected a run folder") from error
+    if not found:
         raise DataError(f"{path} is not a run folder: it has no config.json; expected what `apical train` wrote")
     config = _json(path / "config.json")
     summary, started = (_json(path / n) if (path / n).exists() else {} for n in ("summary.json", "template.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], coun
 
     Groups that are not exact are removed from both networks: what is compared then is everything else beside them.
     """
+    if bed.rough is not None and _agree_roughly(structure, replace(bed.rough, modes=bed.modes), parts, count):
+        return None
     generator = torch.Generator().manual_seed(0)
     orders: dict[str, list[int]] = {}
     counts: dict[str, int] = {}
@@ -55,13 +58,24 @@ def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], coun
         if isinstance(outputs, str):
             return where + outputs
         if not (training and bed.same_modes):
-            expected = bed.example.run(gated, training)
+            try:
+                expected = bed.example.run(gated, training)
+            except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises, such as out of memory)
+                return f"{where}with gates of zero the forward pass fails: {explained(problem, gated)}"
         reason = difference(expected, outputs, bed.tolerance)
         if reason is None and inexact:
             reason = other_shapes(bed.example.run(bed.model, training), outputs)
         if reason is not None:
             return where + reason
     return None
+
+
+def _agree_roughly(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Count) -> bool:
+    """Whether there is no need to look closer; results that are no numbers, or none at all, are no answer."""
+    try:
+        return disagreement(structure, bed, parts, count) is None
+    except Exception:  # noqa: BLE001 (whatever the user's forward pass raises in this type)
+        return False
 
 
 def _removed(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from apical.resizing._disagreement import Count, disagreement, keep_half, keep_odd, kind_of
@@ -17,8 +17,22 @@ APART, TOGETHER = "cannot change apart from another part", "refuted together wit
 Refuted = dict[Key, str]  # why, by part
 
 
-def confirm(structure: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:
-    """The structure without what the dry run refutes.
+@dataclass(frozen=True)
+class Screened:
+    """A structure, and what of it is refuted so far; ``decided``: nothing is left to be compared."""
+
+    structure: Structure
+    refuted: Mapping[Key, str]
+    decided: bool
+
+    @property
+    def left(self) -> Structure:
+        """The structure without what is refuted."""
+        return without(self.structure, self.refuted)
+
+
+def screen(structure: Structure, bed: Testbed, quick: Testbed | None) -> Screened:
+    """Look for what the dry run refutes, on the small inputs if there are any.
 
     Args:
         structure: with proposed groups and blocks.
@@ -28,11 +42,18 @@ def confirm(structure: Structure, bed: Testbed, quick: Testbed | None = None) ->
     structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
     structure = _bound(structure, bed, quick)
     refuted: Refuted = {}
+    _refute_all(structure, quick or bed, refuted)
     if quick:
-        _refute_all(structure, quick, refuted)
         _readmit(structure, replace(bed, modes=quick.modes, same_modes=quick.same_modes), refuted)
-    _refute_all(structure, bed, refuted)
-    return without(structure, refuted)
+    return Screened(structure, refuted, decided=quick is None)
+
+
+def confirm(screened: Screened, bed: Testbed) -> Structure:
+    """The structure without what the dry run refutes, each part that stays compared on the example itself."""
+    refuted = dict(screened.refuted)
+    if not screened.decided:
+        _refute_all(screened.structure, bed, refuted)
+    return without(screened.structure, refuted)
 
 
 def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structure:
@@ -40,12 +61,16 @@ def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structu
 
     That does not depend on a size; all else is seen on the example itself.
     """
-    if quick is not None:
-        bound = bind_blocks(structure, quick.model, quick.example.run, gated_copy, quick.tolerance)
-        plain = all(b.returns is None and not b.feeders for b in bound.blocks)
-        if plain and len(bound.blocks) == len(structure.blocks):
-            return bound
-    return bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
+    if quick is None:
+        return bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
+    bound = bind_blocks(structure, quick.model, quick.example.run, gated_copy, quick.tolerance)
+    plain = {b.name: b for b in bound.blocks if b.returns is None and not b.feeders}
+    rest = replace(structure, blocks=tuple(b for b in structure.blocks if b.name not in plain))
+    if not rest.blocks:
+        return bound
+    rest = bind_blocks(rest, bed.model, bed.example.run, gated_copy, bed.tolerance)
+    found = plain | {b.name: b for b in rest.blocks}
+    return replace(rest, blocks=tuple(found[b.name] for b in structure.blocks if b.name in found))
 
 
 def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:

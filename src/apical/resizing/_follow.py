@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit, explained
 from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of
-from apical.resizing._dry_run import confirm
+from apical.resizing._dry_run import confirm, screen
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, LocalSize, local_sizes
 from apical.resizing._resize import resize_
@@ -147,16 +147,36 @@ class _Bench:
         return not path or any(lies_in(part.tensor, path) for part in self.group.members)
 
 
-def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testbed | None = None) -> Structure:
-    """The confirmed structure, with the groups that only an attribute of a size of its own had kept from resizing."""
-    held = {g.name for g in confirmed.groups}
-    broken = {
-        f.name for f in confirmed.frozen if f.reason.startswith(("without some of it", "refuted", "a gate of zero"))
-    }
+def settled(proposed: Structure, bed: Testbed, quick: Testbed | None) -> Structure:
+    """What the dry run confirms, with the groups that only an attribute of a size of its own keeps from resizing.
+
+    Args:
+        proposed: the structure before the dry run.
+        bed: what is compared on.
+        quick: the same with smaller inputs.
+    """
+    screened = screen(proposed, bed, quick)
+    extra, told = _following(proposed, screened.left, quick or bed)
+    if extra:
+        screened = screen(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
+    confirmed = confirm(screened, bed)
+    frozen = [
+        replace(f, reason=told.get(f.name) or f.reason) if f.reason.startswith(FAILS) else f for f in confirmed.frozen
+    ]
+    return replace(confirmed, frozen=tuple(frozen))
+
+
+def _following(
+    proposed: Structure, left: Structure, small: Testbed
+) -> tuple[tuple[AttributeAxis, ...], dict[str, str]]:
+    """The attributes that follow groups which were refuted, and why other groups break, by their names.
+
+    The first line that fails may be one whose attributes can follow: what is told is the one that cannot.
+    """
+    held = {g.name for g in left.groups}
+    refused = ("without some of it", "refuted", "a gate of zero")
+    broken = {f.name for f in left.frozen if f.reason.startswith(refused)}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
-    if not groups:
-        return confirmed
-    small = quick or bed
     full = FullSizes(small.model, small.example)
     found: dict[str, Step] = {}
     reasons: dict[str, str] = {}  # by kind
@@ -174,15 +194,8 @@ def follow(proposed: Structure, confirmed: Structure, bed: Testbed, quick: Testb
             reasons.setdefault(kind_of(group.name), bench.reason)
         if result and not known:
             found |= _all_alike(proposed, small, full, alike, group.name, result)
-    extra = dict.fromkeys(axis for axes in found.values() for axis in axes)
-    if extra:
-        confirmed = confirm(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
-    # The first line that fails may be one whose attributes can follow: tell of the one that cannot.
-    told = {g.name: reasons.get(kind_of(g.name)) for g in groups if not found.get(g.name)}
-    frozen = [
-        replace(f, reason=told.get(f.name) or f.reason) if f.reason.startswith(FAILS) else f for f in confirmed.frozen
-    ]
-    return replace(confirmed, frozen=tuple(frozen))
+    told = {g.name: reasons[kind_of(g.name)] for g in groups if not found.get(g.name) and kind_of(g.name) in reasons}
+    return tuple(dict.fromkeys(axis for axes in found.values() for axis in axes)), told
 
 
 def _all_alike(

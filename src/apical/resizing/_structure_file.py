@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
 from apical._atomic import atomic_file
+from apical._checks import fits, in_words, shown
 from apical._reading import read_record
 from apical.errors import LoadError, SaveError, why_not_written
 from apical.resizing._guards import misfits
@@ -80,7 +83,7 @@ def load_structure(path: str | PathLike[str], model: nn.Module) -> Structure:
         raise LoadError(f"{path} is damaged: its contents do not have the digest that it states; save it again")
     try:
         structure = Structure.from_dict(data["structure"])
-        problems = [*_contradictions(structure)]
+        problems = [*_mistyped(structure, Structure, "structure")] or [*_contradictions(structure)]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         raise LoadError(f"{path} is damaged: {type(problem).__name__}: {problem}") from problem
     if problems:
@@ -103,12 +106,37 @@ def _listed(problems: list[str]) -> str:
     return "; ".join(problems[:SHOWN]) + more
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _mistyped(value: Any, hint: Any, where: str) -> Iterator[str]:
+    """What is of another type than the field of a dataclass that holds it."""
+    if not dataclasses.is_dataclass(value):
+        arguments = get_args(hint)
+        if isinstance(value, tuple) and arguments and dataclasses.is_dataclass(arguments[0]):
+            for i, item in enumerate(value):
+                yield from _mistyped(item, arguments[0], f"{where}[{i}]")
+        elif isinstance(value, Mapping) and arguments:
+            for name, item in value.items():
+                yield from _mistyped(item, arguments[1], f"{where}[{name!r}]")
+        elif not fits(value, hint):
+            yield f"{where}: expected {in_words(hint)}, got {shown(value)}"
+        return
+    kind: Any = type(value)
+    for name, expected in _hints(kind).items():
+        yield from _mistyped(getattr(value, name), expected, f"{where}.{name}")
+
+
 def _contradictions(structure: Structure) -> Iterator[str]:
     """What cannot be so in any model: slices outside their tensors, sizes of groups that do not exist."""
 
     def outside(part: ParamSlice, size: int) -> bool:
         spec = structure.tensors.get(part.tensor)
         if spec is None or not 0 <= part.dim < len(spec.shape) or len(part.positions) != size:
+            return True
+        if len(set(map(len, part.positions))) > 1:  # each unit has as many
             return True
         return not all(0 <= position < spec.shape[part.dim] for unit in part.positions for position in unit)
 

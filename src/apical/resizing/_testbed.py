@@ -18,6 +18,7 @@ from apical.structure._steady import steady_training
 
 # Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
 SMALL_SIDES = (64, 96)
+ROUGH = 1e-5  # in float32, relative; equal networks of 50 layers differed by 4e-7
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 
 
@@ -69,6 +70,8 @@ class Testbed:
         modes: whether in training mode: eval mode, and then training mode if results can be compared there.
         same_modes: whether the model computes the same in training mode, so that what is expected is the same, too.
         note: why not in training mode.
+        rough: the same in the model's own float32, which is several times as fast on a CPU: what agrees there agrees,
+            and what does not is compared again in float64.
     """
 
     model: nn.Module
@@ -77,6 +80,7 @@ class Testbed:
     modes: tuple[bool, ...] = (False,)
     same_modes: bool = False
     note: str = ""
+    rough: Testbed | None = None
 
 
 def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
@@ -88,10 +92,10 @@ def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | Non
 
     Returns:
         The testbed, and one with smaller images if the model takes those: on them is found out what training mode
-        does, too, and if it computes the same as eval mode, training mode is compared on them only.
+        does, too, and if it computes the same as eval mode, training mode is compared on them only. What they
+        confirm in float64 is then looked at roughly on the large ones first.
     """
-    bed = _evaluating(model, example)
-    quick = _smaller(bed)
+    bed, quick = _evaluating(model, example)
     if quick is not None:
         trained = _with_training(quick)
         if trained.same_modes:
@@ -102,8 +106,8 @@ def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | Non
     return bed, quick if bed.note else None
 
 
-def _evaluating(model: nn.Module, example: Example) -> Testbed:
-    """The testbed, with eval mode only so far."""
+def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
+    """The testbeds, with eval mode only so far."""
     check_runs(model, example.args, example.kwargs)
     types = {name: t.dtype for name, t in _tensors(model).items()}
     for buffer in model.buffers():
@@ -117,19 +121,29 @@ def _evaluating(model: nn.Module, example: Example) -> Testbed:
     for trial, all_double in ((noisy, False), *double):
         if all_double:
             twin.double()
-        try:
-            before = versions(twin)
-            if all(bool(t.isfinite().all()) for t in trial.run(twin) if t.is_floating_point()):
-                keep_apart_(twin, before)
-                return Testbed(twin, trial, 1e-10)
-        except Exception:  # noqa: BLE001 (any error of the user's forward pass: it insists on its dtype or range)
-            continue
+        before = versions(twin)
+        small = next((e for e in _smaller(trial) if _runs(sharing_copy(twin), e)), None)
+        rough = _in_float32(twin, trial, example, types) if small else None
+        if rough is not None or _runs(twin, trial):  # large images take long in float64, and may never have to
+            keep_apart_(twin, before)
+            bed = Testbed(twin, trial, 1e-10, rough=rough)
+            return bed, replace(bed, example=small, rough=None) if small else None
     for name, tensor in _tensors(twin).items():
         tensor.data = tensor.data.to(types[name])
     before = versions(twin)
     example.run(twin)
     keep_apart_(twin, before)
-    return Testbed(twin, example, 1e-3)
+    bed = Testbed(twin, example, 1e-3)
+    small = next((e for e in _smaller(example) if _runs(sharing_copy(twin), e)), None)
+    return bed, replace(bed, example=small) if small else None
+
+
+def _runs(model: nn.Module, example: Example) -> bool:
+    """Whether a call of a copy returns numbers; if not, it insists on its dtype, range or size, whatever it raises."""
+    try:
+        return all(bool(t.isfinite().all()) for t in example.run(model) if t.is_floating_point())
+    except Exception:  # noqa: BLE001 (any error of the user's forward pass)
+        return False
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -160,23 +174,34 @@ def _with_training(bed: Testbed) -> Testbed:
     return replace(bed, note=note)
 
 
-def _smaller(bed: Testbed) -> Testbed | None:
-    """The testbed with images cut to one of `SMALL_SIDES`, if they are much larger and the model takes those.
+def _smaller(example: Example) -> Iterator[Example]:
+    """The example with images cut to each of `SMALL_SIDES`, if they are much larger.
 
     What a part does to the result hardly depends on the size of an image, but the time does.
     """
-    leaves = torch.utils._pytree.tree_leaves((bed.example.args, bed.example.kwargs))
+    leaves = torch.utils._pytree.tree_leaves((example.args, example.kwargs))
     images = [v for v in leaves if isinstance(v, Tensor) and v.dim() == 4]
     shortest = min((min(v.shape[2:]) for v in images), default=0)
-    for side in (side for side in SMALL_SIDES if shortest >= 2 * side):
-        quick = replace(bed, example=_cut(bed.example, side))
-        try:
-            outputs = quick.example.run(sharing_copy(bed.model))
-        except Exception:  # noqa: BLE001 (the model takes no image of this size, whatever it raises)
-            continue
-        if all(bool(t.isfinite().all()) for t in outputs):  # unlike the deviation of a single pixel
-            return quick
-    return None
+    return (_cut(example, side) for side in SMALL_SIDES if shortest >= 2 * side)
+
+
+def _in_float32(twin: nn.Module, wide: Example, example: Example, types: Mapping[str, torch.dtype]) -> Testbed | None:
+    """A testbed in float32, if that is what all of the model and its example is in.
+
+    Args:
+        twin: what is compared, with buffers in float64; its parameters may be kept in float32.
+        wide: its example in float64.
+        example: as the user gave it.
+        types: of all tensors of the model, as the user made them.
+    """
+    inputs = torch.utils._pytree.tree_leaves((example.args, example.kwargs))
+    given = [*types.values(), *(v.dtype for v in inputs if isinstance(v, Tensor))]
+    if any(t.is_floating_point and t != torch.float32 for t in (*given, *(p.dtype for p in twin.parameters()))):
+        return None
+    narrow = sharing_copy(twin)
+    for buffer in narrow.buffers():
+        buffer.data = _single(buffer.data)
+    return Testbed(narrow, replace(example, args=_single(wide.args), kwargs=_single(wide.kwargs)), ROUGH)
 
 
 def _cut(example: Example, side: int) -> Example:
@@ -191,6 +216,12 @@ def _cut(example: Example, side: int) -> Example:
 def _double(tree: Any) -> Any:
     return torch.utils._pytree.tree_map(
         lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
+    )
+
+
+def _single(tree: Any) -> Any:
+    return torch.utils._pytree.tree_map(
+        lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
     )
 
 

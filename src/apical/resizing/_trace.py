@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.errors import TraceError
-from apical.resizing._dry_run import confirm
-from apical.resizing._follow import follow
+from apical.resizing._follow import settled
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._testbed import Example, testbeds
 from apical.structure import Call, ExampleInputs, HandGroups, Structure
@@ -83,6 +82,8 @@ def trace(
     state_outputs = getattr(model, "state_outputs", ()) if state_outputs is None else state_outputs
     if isinstance(state_outputs, (int, str)):
         state_outputs = (state_outputs,)
+    if not isinstance(state_outputs, Iterable):
+        raise TraceError(f"state_outputs must list positions or keys of the model's outputs, got {state_outputs!r}")
     _check_devices(model, (call.args, call.kwargs))
     call.check_values()
     twin, states = analysis_copy(model), tuple(state_outputs)
@@ -106,8 +107,7 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
     else:
         structure = describe(twin, call.args, call.kwargs, groups)
     structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
-    bed, quick = testbeds(twin, Example(call.args, call.kwargs, states))
-    return follow(structure, confirm(structure, bed, quick), bed, quick)
+    return settled(structure, *testbeds(twin, Example(call.args, call.kwargs, states)))
 
 
 def _refuse_lost_outputs(twin: nn.Module, call: Call) -> None:

@@ -41,7 +41,13 @@ class Call:
             >>> Call.of((1, 2)), Call.of({"a": 1}, {"b": 2})
             (Call(args=(1, 2), kwargs={}), Call(args=(), kwargs={'a': 1, 'b': 2}))
         """
-        more = dict(example_kwargs or {})
+        named = {} if example_kwargs is None else example_kwargs
+        if not isinstance(named, Mapping) or not all(isinstance(name, str) for name in named):
+            raise TraceError(
+                "example_kwargs must be a dict of the model's keyword arguments by their names, got "
+                f"{type(named).__name__}" + (f" with keys {list(named)[:3]}" if isinstance(named, Mapping) else "")
+            )
+        more = dict(named)
         if isinstance(example_inputs, Call):
             return Call(example_inputs.args, {**example_inputs.kwargs, **more})
         if isinstance(example_inputs, Tensor):
