@@ -102,7 +102,8 @@ def test_damage_is_told_from_other_files(saved: tuple[Path, apical.Structure], t
         apical.load_structure(file, model)
     for text, message in [
         (whole[:200], "cannot be read as JSON"),
-        ("[1]", 'no "format"'),
+        ("[1]", "holds no object"),
+        ("{}", 'no "format"'),
         (whole.replace('"version":1', '"version":7'), "version 7"),
         (whole.replace('"size":', '"size":1', 1), "damaged"),
     ]:

@@ -73,7 +73,7 @@ class _Bench:
         self.structure, self.full, self.tolerance = structure, full, tolerance
         self.twin, self.example = full.model, full.example
         self.group, self.index = group, structure.groups.index(group)
-        self.left = MAX_TRIALS
+        self.left, self.in_code = MAX_TRIALS, False
         self.keeps = [{group.name: list(range(0, group.size, 2))}, {group.name: [group.size - 1]}]
         self._expected: dict[int, list[Tensor]] = {}
         self.furthest, self.reason = 0, ""
@@ -104,7 +104,8 @@ class _Bench:
 
     def candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
         """Integers that equal a multiple of the group's size: attributes, of the innermost module first, then sizes in
-        the code. Where nothing broke, but something else was computed, attributes around the group's layers.
+        the code, if these are asked for (`in_code`). Where nothing broke, but something else was computed, attributes
+        around the group's layers.
 
         A group may pass through many layers: all those whose names differ in numbers only follow together.
         """
@@ -112,7 +113,8 @@ class _Bench:
         counts = {len(m.positions[0]) for m in self.group.members}
         paths = self._around() if trial.where is None else trial.where.modules
         stating = [(p, name, v) for p in paths for name, v in integers(self.twin.get_submodule(p)).items()]
-        inside = [(s.module, s.attribute, v, s.now) for s in trial.local if (v := self.full.of(s)) is not None]
+        local = trial.local if self.in_code else ()
+        inside = [(s.module, s.attribute, v, s.now) for s in local if (v := self.full.of(s)) is not None]
         inside.sort(key=lambda size: size[3] in (None, size[2]))  # first what followed, since it must not have
         for path, name, value, now in (*((*own, None) for own in stating), *inside):
             if (path, name) in known:
@@ -214,13 +216,20 @@ def _all_alike(
 
 
 def _search(bench: _Bench) -> Step:
-    """The fewest attributes with which the smaller model agrees; empty if there are none."""
-    result = _deepen(bench, (), bench.run(()))
-    for step in result:  # those that were only on the way are not needed
-        fewer = tuple(s for s in result if s != step)
-        if fewer and bench.run(fewer).agreed:
-            result = fewer
-    return tuple(chain(*result)) if result and bench.run(result, which=1).agreed else ()
+    """The fewest attributes with which the smaller model agrees; empty if there are none.
+
+    Sizes in the code are tried only where those that modules state do not do.
+    """
+    for in_code in (False, True):
+        bench.in_code, bench.left = in_code, MAX_TRIALS
+        result = _deepen(bench, (), bench.run(()))
+        for step in result:  # those that were only on the way are not needed
+            fewer = tuple(s for s in result if s != step)
+            if fewer and bench.run(fewer).agreed:
+                result = fewer
+        if result and bench.run(result, which=1).agreed:
+            return tuple(chain(*result))
+    return ()
 
 
 def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step, ...]:
