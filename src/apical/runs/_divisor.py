@@ -18,7 +18,7 @@ from apical.resizing import trace
 from apical.runs._methods import method_named
 from apical.training import processes
 from apical.training._config import resolve_device
-from apical.training._learner import apply_memory_format_, autocast
+from apical.training._learner import apply_memory_format_, autocast, in_safe_order
 from apical.training._run_folder import begun_with
 
 
@@ -53,12 +53,13 @@ def settle_divisor(
         return with_divisor(config, known), f"divisor {known}, as measured before"
     kind, device = task_kind(config.task), resolve_device(config.training.device)
     model.to(device)
-    apply_memory_format_(model, config.training)
+    training = in_safe_order(config.training, model)
+    apply_memory_format_(model, training)
     example = kind.example(data.facts, device)
     structure = trace(model, example)
     share = processes().share(config.training.batch_size)
     batch = tuple(tensor.repeat_interleave(share, kind.batch_dim) for tensor in example)
-    if config.training.channels_last:
+    if training.channels_last:
         batch = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in batch)
     with autocast(config.training, device):
         growth, choice = choose_divisor(model, structure, batch, Budget(config.budget), config.growth)

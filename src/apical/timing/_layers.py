@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from apical._memory_format import unsafe_in_channels_last
 from apical.structure import Call, ExampleInputs, SizeAxis, Structure
 
 
@@ -99,7 +100,7 @@ def layer_of(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     x = torch.randn((*shape[:channels], ins, *shape[channels + 1 :]), device="cpu").to(weight.device, dtype)
     layer = layer.to(weight.device, weight.dtype)
-    if channels_last and weight.ndim == 4:
+    if channels_last and weight.ndim == 4 and not unsafe_in_channels_last(layer):
         layer, x = layer.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return layer, x.requires_grad_()
 

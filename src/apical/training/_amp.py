@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._learner import AMP_DTYPES, apply_memory_format_, autocast
+from apical.training._learner import AMP_DTYPES, apply_memory_format_, autocast, in_safe_order
 from apical.training._processes import any_of_all, processes
 from apical.training._protocols import Loader
 from apical.training._run_folder import begun_with
@@ -47,10 +47,11 @@ def settle_amp(
         return replace(config, amp=known), f"amp={known}, as measured before"
     device = resolve_device(config.device)
     twin = copy.deepcopy(model).to(device)
-    batch = first_batch(loader, config, device)
-    plain = _step_seconds(twin, task, batch, replace(config, amp="none"), device)
+    timed = in_safe_order(config, twin)
+    batch = first_batch(loader, timed, device)
+    plain = _step_seconds(twin, task, batch, replace(timed, amp="none"), device)
     try:
-        half = _step_seconds(twin, task, batch, replace(config, amp="bfloat16"), device, HOPELESS * plain)
+        half = _step_seconds(twin, task, batch, replace(timed, amp="bfloat16"), device, HOPELESS * plain)
         found = f"{1000 * half:,.0f} ms"
     except RuntimeError as error:  # an operation that the device does not have in bfloat16
         half, found = float("inf"), f"no step ({str(error).strip().splitlines()[0]})"

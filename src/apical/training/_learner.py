@@ -121,8 +121,7 @@ def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: Tra
     """
     device = resolve_device(config.device)
     model.to(device)
-    if unsafe_in_channels_last(model):
-        config = replace(config, channels_last=False)
+    config = in_safe_order(config, model)
     apply_memory_format_(model, config)
     replica = Replica(model, device, config.sync_batchnorm, config.shard)
     optimizer = build_optimizer(model, config.optimizer)
@@ -139,6 +138,11 @@ def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: Tra
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
     """The autocast under which a config runs its model."""
     return torch.autocast(device.type, dtype=AMP_DTYPES[config.amp], enabled=config.amp != "none")
+
+
+def in_safe_order(config: TrainingConfig, model: nn.Module) -> TrainingConfig:
+    """The config, without channels-last order where that may damage memory; the model is on its device."""
+    return replace(config, channels_last=False) if unsafe_in_channels_last(model) else config
 
 
 def apply_memory_format_(model: nn.Module, config: TrainingConfig) -> None:
