@@ -40,7 +40,7 @@ def signed_products() -> Iterator[None]:
         self._components.buffer.square_().div_(self._components.steps.clamp(min=1))
 
     with (
-        patch.object(UtilityMeter, "_add", add_signed),
+        patch.object(UtilityMeter, "_take", add_signed),
         patch.object(UtilityMeter, "write_back", squared_at_the_end),
     ):
         yield

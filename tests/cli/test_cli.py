@@ -300,7 +300,7 @@ def test_inspect_prints_a_table_or_json() -> None:
         "inspect", "apical.models:CifarResNet", "--input", "1x3x16x16", "--kwargs", '{"depth": 8, "width": 4}'
     )
     assert result.exit_code == 0, result.output
-    assert "skippable blocks" in result.output
+    assert "1 skippable block;" in result.output
     assert "reaches the model's output" in result.output
     result = apical("inspect", "apical.models:resnet20", "--input", "1x3x16x16", "--json")
     content = json.loads(result.stdout)

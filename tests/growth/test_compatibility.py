@@ -52,6 +52,8 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", ["residual", "lstm", "gpt"])
 def test_bf16_autocast(name: str) -> None:
+    if name == "lstm" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("torch's LSTM does not run in bfloat16 on a processor without AVX-512")
     model, optimizer, grower = begun(name, adamw, epochs=EPOCHS)
     for epoch in range(EPOCHS):
         for i in range(2):

@@ -94,7 +94,7 @@ def test_options_of_a_method_are_set_checked_and_repeated() -> None:
         (["method=scs", "method.birth=spontaneous"], "birth must be"),
         (["method=scs", "method.brith=random"], r"no option 'brith'; did you mean 'birth'\?"),
         (["method=final-same-macs"], "needs the run whose final architecture"),
-        (["method=final-same-macs", "method.run=nowhere"], r"nowhere/summary\.json cannot be read"),
+        (["method=final-same-macs", "method.run=nowhere"], r"nowhere/summary\.json does not exist"),
         (["method=taylr"], "did you mean 'taylor'"),
         (["method=l1", "epochs=1"], "epochs=1; expected at least 2"),
     ],

@@ -232,7 +232,7 @@ def test_a_plan_does_not_touch_the_model() -> None:
         (["digits", "--input", "8x8"], "expected one image, 1 x channels x height x width"),
         (["digits", "--input", "3x32x32"], "expected one image, 1 x channels x height x width"),
         (["digits", "--write-table", "t.json"], "add --measure"),
-        (["digits", "--device-table", "nowhere.json"], "cannot be read"),
+        (["digits", "--device-table", "nowhere.json"], "does not exist"),
         (["digits", "--kwargs", '{"a": 1}'], "write --set model.NAME=VALUE"),
         (["UNet"], "UNet needs an example: add --input"),
         (["resnet20", "--input", "3x32x32"], "the first number of each --input must be 1"),
@@ -288,4 +288,4 @@ def test_data_that_is_described() -> None:
 
 def test_a_table_is_read_before_anything_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apical.runs._plan.plan_recipe", lambda *_: pytest.fail("it was traced first"))
-    assert "--device-table nowhere.json cannot be read" in planned("digits", "--device-table", "nowhere.json").output
+    assert "--device-table: nowhere.json does not exist" in planned("digits", "--device-table", "nowhere.json").output
