@@ -217,6 +217,14 @@ def test_charts_draw_inside_their_frame() -> None:
     assert heat_strip({"a": [0, 0]}, {}).count('class="cell"') == 1
 
 
+def test_no_share_above_all_stands_at_an_axis() -> None:
+    line = Series("a", [(0, 99.0), (10, 90.0)], errors=(8.0, 8.0))
+    charts = {unit: line_chart("t", [line], unit, from_zero=False) for unit in (" %", " s")}
+    shown = {unit: re.findall(r'class="axis end"[^>]*>([^<]+)<', chart) for unit, chart in charts.items()}
+    assert shown[" %"][-1] == "100"
+    assert float(shown[" s"][-1]) > 100
+
+
 PNG = b"\x89PNG\r\n\x1a\n" + b"rest"
 
 

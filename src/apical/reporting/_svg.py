@@ -87,7 +87,8 @@ def line_chart(
         return across, HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = []
-    for tick in (t for t in ticks(low, high) if not whole or t == int(t)):
+    shares = "%" in unit and all(y <= 100 for line in drawn for _, y in line.points)  # no accuracy is above 100 %
+    for tick in (t for t in ticks(low, high) if (not whole or t == int(t)) and not (shares and t > 100)):
         _, y = place(first, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="axis end" x="{LEFT - 6}" y="{y + 4:.1f}">{tick:g}</text>')
