@@ -59,20 +59,18 @@ class Installation:
         copy. One that stands for a size in the module's code (`apical.structure._local_sizes`) is read there from now
         on.
         """
-        if is_local(name) and name not in vars(module):
-            kind = type(module)
-            give_attribute_(module, name)
-            self.on_undo(lambda: object.__setattr__(module, "__class__", kind))
-            vars(module)[name] = value
-            self.on_undo(lambda: vars(module).__delitem__(name))
-        holder, _, inner = name.partition(".")
-        old = getattr(module, holder)
-        self.on_undo(lambda: vars(module).__setitem__(holder, old))
-        setattr(module, holder, with_size(old, inner, value) if inner else value)
-        noted = vars(module).get(OWN_SIZES, ())
-        if name not in (*SIZE_ATTRIBUTES, *noted):
-            vars(module)[OWN_SIZES] = (*noted, name)
-            self.on_undo(lambda: vars(module).__setitem__(OWN_SIZES, noted))
+
+        def change(module: nn.Module) -> None:
+            if is_local(name) and name not in vars(module):
+                give_attribute_(module, name)
+                vars(module)[name] = value
+            holder, _, inner = name.partition(".")
+            setattr(module, holder, with_size(getattr(module, holder), inner, value) if inner else value)
+            noted = vars(module).get(OWN_SIZES, ())
+            if name not in (*SIZE_ATTRIBUTES, *noted):
+                vars(module)[OWN_SIZES] = (*noted, name)
+
+        self.attributes_changed_by(module, change)
 
     def attributes_changed_by(self, module: nn.Module, change: Callable[[nn.Module], None]) -> None:
         """Run a function that may set any plain attribute of the module."""
