@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from apical.budget import Budget
@@ -18,7 +17,7 @@ from apical.resizing import trace
 from apical.runs._methods import method_named
 from apical.training import processes
 from apical.training._config import resolve_device
-from apical.training._learner import apply_memory_format_, autocast, in_safe_order
+from apical.training._learner import apply_memory_format_, autocast, in_memory_format, in_safe_order
 from apical.training._run_folder import begun_with
 
 
@@ -58,9 +57,7 @@ def settle_divisor(
     example = kind.example(data.facts, device)
     structure = trace(model, example)
     share = processes().share(config.training.batch_size)
-    batch = tuple(tensor.repeat_interleave(share, kind.batch_dim) for tensor in example)
-    if training.channels_last:
-        batch = tuple(t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for t in batch)
+    batch = tuple(in_memory_format(tensor.repeat_interleave(share, kind.batch_dim), training) for tensor in example)
     with autocast(config.training, device):
         growth, choice = choose_divisor(model, structure, batch, Budget(config.budget), config.growth)
     return dataclasses.replace(config, growth=growth), str(choice)

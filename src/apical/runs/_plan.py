@@ -26,7 +26,7 @@ from apical.structure._running import analysis_copy, make_traceable_
 from apical.timing._clock import time_ms
 from apical.timing._networks import batch_of
 from apical.training._amp import assumed_amp
-from apical.training._learner import autocast, in_safe_order
+from apical.training._learner import apply_memory_format_, autocast, in_memory_format, in_safe_order
 from apical.training._optimizer import build_optimizer
 from apical.training._results import describe_device
 
@@ -253,10 +253,10 @@ def _time_step(
 ) -> float:
     """Median seconds of a training step."""
     optimizer = build_optimizer(model, config.training.optimizer)
+    training = in_safe_order(config.training, model)
+    apply_memory_format_(model, training)
     inputs = batch_of(example, batch, device, task_kind(config.task).batch_dim)
-    if in_safe_order(config.training, model).channels_last and inputs[0].ndim == 4:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        inputs = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
+    inputs = tuple(in_memory_format(x, training) for x in inputs)
     model.train()
 
     def step() -> None:

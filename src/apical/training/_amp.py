@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._learner import AMP_DTYPES, apply_memory_format_, autocast, in_safe_order
+from apical.training._learner import AMP_DTYPES, apply_memory_format_, autocast, in_memory_format, in_safe_order
 from apical.training._processes import any_of_all, processes
 from apical.training._protocols import Loader
 from apical.training._run_folder import begun_with
@@ -81,10 +81,7 @@ def first_batch(loader: Loader, config: TrainingConfig, device: torch.device) ->
     before = loader.state_dict()
     inputs, targets = next(iter(loader))
     loader.load_state_dict(before)
-    inputs = inputs.to(device)
-    if config.channels_last and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return inputs, targets.to(device)
+    return in_memory_format(inputs.to(device), config), targets.to(device)
 
 
 def _step_seconds(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -143,6 +143,12 @@ def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
 def in_safe_order(config: TrainingConfig, model: nn.Module) -> TrainingConfig:
     """The config, without channels-last order where that may damage memory; the model is on its device."""
     return replace(config, channels_last=False) if unsafe_in_channels_last(model) else config
+
+
+def in_memory_format(inputs: Tensor, config: TrainingConfig) -> Tensor:
+    """Images in channels-last order if the config asks for it, anything else as it is."""
+    images = config.channels_last and inputs.ndim == 4
+    return inputs.contiguous(memory_format=torch.channels_last) if images else inputs
 
 
 def apply_memory_format_(model: nn.Module, config: TrainingConfig) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from apical.errors import DataError
 from apical.training._config import TrainingConfig
-from apical.training._learner import Learner, autocast
+from apical.training._learner import Learner, autocast, in_memory_format
 from apical.training._optimizer import lr_factor, set_lr_
 from apical.training._own_state import hand_on_
 from apical.training._processes import any_of_all, summed
@@ -148,7 +148,4 @@ def on_device(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a loader on the device, images in the memory format that the config asks for."""
     for inputs, targets in loader:
-        moved = inputs.to(device, non_blocking=True)
-        if config.channels_last and moved.ndim == 4:
-            moved = moved.contiguous(memory_format=torch.channels_last)
-        yield moved, targets.to(device, non_blocking=True)
+        yield in_memory_format(inputs.to(device, non_blocking=True), config), targets.to(device, non_blocking=True)
