@@ -23,7 +23,7 @@ OWN = [name for name in methods() if not name.startswith("final")]
 def test_every_method_has_a_card_and_every_card_a_method() -> None:
     cards = {path.stem: path.read_text(encoding="utf-8") for path in CARDS.glob("*.md")}
     index = cards.pop("README")
-    # the peer is registered by its benchmark, and gates are an option of models
+    # the peer is registered by its benchmark, gates are an option of models, bits come with a budget
     assert set(cards) == {*methods(), "torch-pruning", "bits", "gates"}
     for name, text in cards.items():
         assert text.startswith(f"# {name}\n")
