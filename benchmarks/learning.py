@@ -19,8 +19,8 @@ Methods:
 
 Training is that of `trial.py`: 20,000 images of CIFAR-10, SGD with Nesterov momentum, bfloat16 autocast, crops and
 flips; accuracy on 5,000 held-out training images. MobileNetV1 sees 8,000 photos of ten classes at 64x64 in float32,
-and is judged on the other 1,469 training photos. The vision transformer is trained with AdamW. The test images are not
-read.
+and is judged on the other 1,469 training photos. The vision transformer is trained with AdamW. The test images are
+read with ``--test`` only, when a network is done; they decide nothing.
 """
 
 from __future__ import annotations
@@ -185,10 +185,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of growth; names a variant")
+    parser.add_argument("--test", action="store_true", help="judge the networks on the test images, too")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
     options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in arguments.set)}
     data: Images | None = None
+    test = images(setting, "test") if arguments.test else None
     for seed in arguments.seeds:
         for method in arguments.methods:
             key = {"setting": arguments.setting, "method": method, "seed": seed, "options": options}
@@ -196,12 +198,12 @@ def main() -> None:
             if any(all(line[k] == v for k, v in key.items()) for line in lines):
                 continue
             data = images(setting) if data is None else data
-            add(arguments.out, key | trained(method, setting, seed, data, lines, key, options))
+            add(arguments.out, key | trained(method, setting, seed, data, lines, key, options, test))
 
 
-def images(setting: Setting) -> Images:
+def images(setting: Setting, split: str = "train") -> Images:
     """Images and labels; photos, which come ordered by class, in a random order that is always the same."""
-    inputs, targets = load(setting.data, setting.shrink)
+    inputs, targets = load(setting.data, setting.shrink, split)
     if setting.data == "cifar10":
         return inputs, targets
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
@@ -209,7 +211,7 @@ def images(setting: Setting) -> Images:
 
 
 def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[dict[str, Any]], key: dict[str, Any],
-            options: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+            options: dict[str, Any], test: Images | None = None) -> dict[str, Any]:  # fmt: skip
     """The record of one run."""
     learned, epochs = None, setting.epochs
     if method in SAME_MACS:
@@ -224,6 +226,7 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
     outcome = run(
         data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
         train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp, adam=setting.adam,
+        test=test,
     )  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")

@@ -16,6 +16,7 @@ momentum 0.9, learning rate 0.1 with one epoch of warm-up, then a cosine.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import statistics
@@ -56,6 +57,7 @@ class Outcome:
     churn: int  # units and blocks that were born, came back or died
     seconds: float  # of training and restructuring
     history: list[dict[str, Any]] = field(repr=False)  # one record per epoch
+    test_accuracy: float | None = None  # where test images were given
 
 
 class Fixed:
@@ -71,12 +73,21 @@ class Fixed:
         pass
 
 
-def load(name: str, shrink: int = 2) -> Images:
-    """Normalised images, averaged to a smaller resolution, and labels  # (N, C, H / shrink, W / shrink), (N,)"""
-    arrays = load_images(name, "train")
+def load(name: str, shrink: int = 2, split: str = "train") -> Images:
+    """Images averaged to a smaller resolution, normalised as the training images are, and labels
+
+    Shapes: (N, C, H / shrink, W / shrink), (N,).
+    """
+    small, labels = _small(name, shrink, split)
+    trained_on = small if split == "train" else _small(name, shrink, "train")[0]
+    mean, std = trained_on.mean((0, 2, 3), keepdim=True), trained_on.std((0, 2, 3), keepdim=True)
+    return (small - mean) / std, labels
+
+
+def _small(name: str, shrink: int, split: str) -> Images:
+    arrays = load_images(name, split)
     small = torch.cat([nn.functional.avg_pool2d(part.float(), shrink) for part in arrays.images.split(5_000)])
-    mean, std = small.mean((0, 2, 3), keepdim=True), small.std((0, 2, 3), keepdim=True)
-    return (small - mean) / std, arrays.labels
+    return small, arrays.labels
 
 
 def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -98,7 +109,7 @@ def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimize
 def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False,
         build: Callable[[], nn.Module] | None = None, train: slice = TRAIN, held_out: slice = HELD_OUT,
         amp: bool = True, adam: bool = False, peak: float | None = None, weights: Path | None = None,
-        save: Path | None = None) -> Outcome:  # fmt: skip
+        save: Path | None = None, test: Images | None = None) -> Outcome:  # fmt: skip
     """Train one network by the method that ``make`` returns, and measure it on the held-out images.
 
     Args:
@@ -116,6 +127,7 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         peak: the highest learning rate; None: the optimizer's usual one.
         weights: of the whole network, to start from.
         save: where the trained weights go.
+        test: images that the network is judged on once, when all is over, too.
     """
     images, labels = data
     inputs, targets = images[train], labels[train]
@@ -153,7 +165,8 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
     method.finish()
     if save is not None:
         torch.save(model.state_dict(), save)
-    return outcome(accuracy(model, images[held_out], labels[held_out], amp), records, seconds)
+    found = outcome(accuracy(model, images[held_out], labels[held_out], amp), records, seconds)
+    return found if test is None else dataclasses.replace(found, test_accuracy=accuracy(model, *test, amp))
 
 
 def sgd_or_adamw(model: nn.Module, adam: bool) -> torch.optim.Optimizer:
