@@ -156,10 +156,12 @@ def recurrent(walk: Walk, x: Value, states: Any, params: Any, has_biases: bool, 
         walk.attribute("proj_size", top.seen)
         walk.atoms.freeze(top.units, EQUAL)
     walk.attribute("input_size", walk.axis(params[0].name, 1))
-    shapes = walk.out_shapes
-    output = Value(shapes[0], spread(incoming, shapes[0], len(shapes[0]) - 1), zeros)
-    ids = [top.seen, top.units]  # the last outputs, and for an LSTM its cells
-    return (output, *(Value(s, spread(i, s, len(s) - 1)) for s, i in zip(shapes[1:], ids, strict=False)))
+    shape = walk.out_shapes[0]
+    output = Value(shape, spread(incoming, shape, len(shape) - 1), zeros)
+    # the last outputs, and for an LSTM its cells; their shapes as documented, since PyTorch 2.6 records another
+    batch = (x.shape[0 if batch_first else 1],) if len(x.shape) == 3 else ()
+    last = [((num_layers * directions, *batch, len(ids)), ids) for ids in (top.seen, top.units)]
+    return (output, *(Value(s, spread(ids, s, len(s) - 1)) for s, ids in last[: len(walk.out_shapes) - 1]))
 
 
 @register_op("aten::lstm_cell", "aten::gru_cell", "aten::rnn_tanh_cell", "aten::rnn_relu_cell")
