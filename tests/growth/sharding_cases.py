@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,45 @@ def resumed(folder: str, way: str) -> int:
         torch.save(state | {"plain": plain, "kinds": sorted(kinds), "same": same and shapes},
                    Path(folder) / f"state-{team.rank}.pt")  # fmt: skip
     return 0
+
+
+def damaged(folder: str) -> int:
+    """What each process says of a checkpoint that was spoilt in one of several ways, and then of a whole one."""
+    with process_group(torch.device("cpu")) as team:
+        _, opt, grower = made("each")
+        whole_one, said = Path(folder) / "whole", {}
+        save_sharded(whole_one, grower, opt)
+        dist.barrier()
+        for kind in ("flipped", "cut", "swapped", "without", "old and cut", "untouched"):
+            spoilt = Path(folder) / kind
+            if team.first:
+                shutil.copytree(whole_one, spoilt)
+                _spoil(kind, *sorted(spoilt.glob("__*")))
+            dist.barrier()
+            try:
+                load_sharded(spoilt, grower, opt)
+                said[kind] = "loaded"
+            except ApicalError as error:
+                said[kind] = str(error)
+        torch.save({"said": said}, Path(folder) / f"state-{team.rank}.pt")
+    return 0
+
+
+def _spoil(kind: str, first: Path, second: Path) -> None:
+    """Change the files of two processes, or one of them."""
+    data = bytearray(first.read_bytes())
+    if kind == "flipped":
+        data[len(data) // 2] ^= 4
+        first.write_bytes(data)
+    elif kind.endswith("cut"):
+        first.write_bytes(data[:-100])
+        if kind.startswith("old"):
+            (first.parent / "checksums.json").unlink()
+    elif kind == "swapped":
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(data)
+    elif kind == "without":
+        second.unlink()
 
 
 def refused(folder: str) -> int:

@@ -100,6 +100,16 @@ def test_resumed_by_other_processes(
         assert not any("FSDP" in kind for kind in state["kinds"])
 
 
+def test_a_damaged_checkpoint_is_refused_by_all_in_the_same_words(server: ForkServer, tmp_path: Path) -> None:
+    one, other = (state["said"] for state in states(server, tmp_path, "damaged", count=2))
+    assert one == other
+    assert one.pop("untouched") == "loaded"
+    assert "cannot be read" in one.pop("old and cut"), "from before there were checksums"
+    for kind, text in one.items():
+        assert "__0_0.distcp" in text or "__1_0.distcp" in text, (kind, text)
+        assert "holds no checkpoint of save_sharded" in text
+
+
 def test_what_is_refused(server: ForkServer, tmp_path: Path) -> None:
     for state in states(server, tmp_path, "refused", count=2):
         sharded, again, nothing, copies, missing = state["said"]

@@ -56,7 +56,7 @@ def once(folder: str, data: str, what: str, settings: list[str]) -> int:
             ]
         )
 
-    whole_run.PARTS = PartsIO(counted, PARTS.load)
+    whole_run.PARTS = PartsIO(counted, PARTS.load, PARTS.damage)
     progress = StopAt(*STOPPED_AT) if what == "cut" else Recorder()
     shard = "training.shard=false" if what == "plain" else "training.shard=true"
     try:

@@ -142,14 +142,23 @@ def test_what_cannot_be_divided_is_refused_in_words(server: ForkServer, text: Pa
 
 @pytest.mark.slow
 def test_parts_that_are_not_whole_are_refused(server: ForkServer, text: Path, tmp_path: Path) -> None:
-    """Metadata that name other code, a part that is missing: refused in words by all, and nothing is run."""
+    """A part cut short: the checkpoint before goes on. Metadata that name other code: refused in words by all."""
     assert [e.code for e in ends(server, tmp_path, text, "cut", 2)] == [75, 75]
-    parts = tmp_path / "cut" / torch.load(tmp_path / "cut" / "checkpoint.pt")["state"]["parts"]
-    whole = (parts / ".metadata").read_bytes()
+    run = tmp_path / "cut"
+    part = run / torch.load(run / "checkpoint.pt")["state"]["parts"] / "__0_0.distcp"
+    part.write_bytes(part.read_bytes()[:-100])
+    torn = (run / "checkpoint.pt").read_bytes()
+    for end in ends(server, tmp_path, text, "resumed", 2):
+        assert end.code == 0, end.output
+    assert (run / "checkpoint.torn.pt").read_bytes() == torn
+
     mark = tmp_path / "ran"
+    whole = next(run.glob("parts-*/.metadata")).read_bytes()
     code = b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR."
     for content, message in ((code, "it names os.system"), (whole[:50], "holds no checkpoint of save_sharded")):
-        (parts / ".metadata").write_bytes(content)
+        for parts in run.glob("parts-*"):
+            (parts / "checksums.json").unlink(missing_ok=True)  # as it was before there were any
+            (parts / ".metadata").write_bytes(content)
         for end in ends(server, tmp_path, text, "resumed", 2):
             assert end.code == 2, end.output
             assert "CheckpointError" in end.output

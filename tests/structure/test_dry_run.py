@@ -263,6 +263,18 @@ def test_a_sharing_copy_can_be_resized_and_written_into_where_it_says_so() -> No
     net(torch.randn(4, 3)).sum().backward()
 
 
+def test_a_sharing_copy_has_its_own_containers_and_what_is_shared_in_it_stays_shared() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2))
+    shared = {"sizes": [6, (2, [3])], 5: {1}}
+    net[0].options, net[1].options, net[0].inner = shared, {"of": shared}, shared["sizes"]
+    twin = sharing_copy(net)
+    assert twin[0].options == shared
+    assert twin[0].options is not shared
+    assert twin[0].options["sizes"][1][1] is not shared["sizes"][1][1]
+    assert twin[1].options["of"] is twin[0].options
+    assert twin[0].inner is twin[0].options["sizes"]
+
+
 def counted_in_a_buffer(m: Any, x: Tensor) -> Tensor:
     m.calls.buffer += 1
     return m.b(m.a(x).relu()) * m.calls.buffer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import Any
 
@@ -137,6 +138,32 @@ def test_no_warnings_and_no_output(capfd: pytest.CaptureFixture[str]) -> None:
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+def test_what_python_froze_and_what_it_did_not() -> None:
+    """The search for cycles passes over what was there before a trace while it runs, not after it."""
+    net, seen = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), []
+    net.register_module("3", Counting(seen))
+    apical.trace(net, torch.randn(2, 3))
+    assert min(seen) > 0
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    try:
+        apical.trace(net, torch.randn(2, 3))
+        assert gc.get_freeze_count() > frozen // 2, "the caller's to thaw"
+    finally:
+        gc.unfreeze()
+
+
+class Counting(nn.Module):
+    def __init__(self, seen: list[int]) -> None:
+        super().__init__()
+        vars(self)["note"] = lambda: seen.append(gc.get_freeze_count())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.note()
+        return x
 
 
 def test_deterministic() -> None:

@@ -70,6 +70,17 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).epoch == 1
 
 
+def test_a_checkpoint_whose_other_files_are_damaged_counts_as_torn(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    told: list[str] = []
+    answers = iter(["of its parts in parts-2, x was changed", None])
+    assert load_checkpoint(tmp_path, notify=told.append, damage=lambda _: next(answers)).epoch == 1
+    assert "checkpoint.pt is torn (of its parts in parts-2, x was changed)" in told[0]
+    with pytest.raises(CheckpointError, match=r"checkpoint\.prev\.pt is torn"):
+        load_checkpoint(tmp_path, damage=lambda _: "gone")
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_at_all_crash_the_reader(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)

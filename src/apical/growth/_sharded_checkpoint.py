@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import zlib
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from apical._reading import regular
+from apical._atomic import atomic_file
+from apical._reading import LARGEST_TEXT, read_object, regular
 from apical.errors import CheckpointError
 from apical.growth._grower import Grower
 from apical.resizing._shards import is_sharded
 
 MARK = "divided tensor "  # stands, with its number, for a tensor that the processes share
 REST = "rest"
+SUMS = "checksums.json"  # of all other files: torch notices neither a bit that changed nor parts that changed places
+_PIECE = 2**20
 
 
 def save_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> None:
@@ -53,6 +58,47 @@ def save_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
         torch.save(pytree.tree_unflatten(marked, containers), held)
         written[REST] = torch.frombuffer(bytearray(held.getvalue()), dtype=torch.uint8)
     save(written, checkpoint_id=str(folder))
+    rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    names = sorted(path.name for path in Path(folder).iterdir() if path.is_file() and path.name != SUMS)
+    sums = _from_all({name: _checksum(Path(folder) / name) for name in names[rank::count]})
+    if rank == 0:
+        with atomic_file(Path(folder) / SUMS) as aside:
+            aside.write_text(json.dumps({name: known for found in sums for name, known in found.items()}))
+
+
+def damage(folder: Path, rank: int = 0, count: int = 1) -> str | None:
+    """Which file of a folder of `save_sharded` is not as it was written; None if all are, or older than checksums.
+
+    Args:
+        folder: what `save_sharded` was given.
+        rank: with ``count``, for one of so many processes that look at some of the files each.
+        count: how many of them there are.
+    """
+    if not (folder / SUMS).exists():
+        return None if (folder / ".metadata").exists() else "there is none"
+    try:
+        sums = read_object(folder / SUMS, CheckpointError, "checksums by name", LARGEST_TEXT)
+        for name in sorted(sums)[rank::count]:
+            if Path(name).name != name or sums[name] != _checksum(folder / name):
+                return f"{name} was changed since it was written"
+    except (CheckpointError, OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with regular(path).open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            found = zlib.crc32(piece, found)
+    return found
+
+
+def _from_all(own: Any) -> list[Any]:
+    """What every process has, by rank."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return found
 
 
 def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> None:
@@ -72,27 +118,29 @@ def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
         >>> list(inspect.signature(load_sharded).parameters)  # called by all processes of a run under torchrun
         ['folder', 'grower', 'optimizer']
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load  # slow to import
     from torch.distributed.tensor import zeros
 
     like: Any = next((p for p in grower.model.parameters() if is_sharded(p)), None)
     if like is None:
         raise CheckpointError("this Grower's model is not sharded: make the Grower with shard=, as for the saved run")
-    try:
-        known = _described(Path(folder))
-        rest = torch.empty(_size(known[REST]), dtype=torch.uint8, device="cpu")
-    except Exception as error:  # a file that was changed may raise anything
-        raise CheckpointError(
-            f"{folder} holds no checkpoint of save_sharded ({type(error).__name__}: {error}). Expected the folder that "
-            "it was given, whole; go back to an older one if its saving was cut short"
-        ) from error
+    known, problem = _looked_at(Path(folder))
+    found = next((text for text in _from_all(problem) if text is not None), None)
+    if found is not None:
+        raise CheckpointError(f"{folder} holds no checkpoint of save_sharded ({found}). {_EXPECTED}")
+    rest = torch.empty(_size(known[REST]), dtype=torch.uint8, device="cpu")
     values: dict[str, Any] = {REST: rest}
     for key, what in known.items():
         if key != REST:
             size, dtype = _size(what), what.properties.dtype
             values[key] = zeros(size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
-    load(values, checkpoint_id=str(folder))
-    state = torch.load(io.BytesIO(rest.numpy().tobytes()), weights_only=True, map_location=like.to_local().device)
+    try:
+        load(values, checkpoint_id=str(folder))
+        state = torch.load(io.BytesIO(rest.numpy().tobytes()), weights_only=True, map_location=like.to_local().device)
+    except (Exception, CheckpointException) as error:  # torch's is none of Python's ordinary ones
+        first = (str(error).strip().splitlines() or [""])[-1][:200]
+        raise CheckpointError(f"{folder} cannot be read ({type(error).__name__}: {first}). {_EXPECTED}") from error
 
     def value(leaf: Any) -> Any:
         return values[leaf.removeprefix(MARK)] if isinstance(leaf, str) and leaf.startswith(MARK) else leaf
@@ -101,6 +149,19 @@ def load_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
     grower.load_state_dict(state["grower"])
     grower.model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+
+
+_EXPECTED = "Expected the folder that it was given, whole; go back to an older one if its saving was cut short"
+
+
+def _looked_at(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """What tensors a folder holds, or what is wrong with it as far as this process looked."""
+    try:
+        known = _described(folder)
+        _size(known[REST])
+        return known, damage(folder, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    except Exception as error:  # noqa: BLE001 (a file that was changed may raise anything)
+        return {}, f"{type(error).__name__}: {error}"
 
 
 def _described(folder: Path) -> dict[str, Any]:

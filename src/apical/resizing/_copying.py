@@ -74,10 +74,23 @@ def _ordinary_state(module: nn.Module) -> dict[str, Any] | None:
 
 
 def _copied(value: Any, known: dict[int, Any]) -> Any:
-    """A deep copy; a module has a dozen empty dicts, for which `copy.deepcopy` takes most of its time."""
-    if type(value) in (dict, OrderedDict) and not value:
-        return known.setdefault(id(value), type(value)())
+    """A deep copy; `copy.deepcopy` takes most of its time for the plain attributes and the dicts that modules have."""
+    kind = type(value)
+    if kind in _UNCHANGEABLE or (kind is tuple and all(type(item) in _UNCHANGEABLE for item in value)):
+        return value
+    if id(value) in known:
+        return known[id(value)]
+    if kind in (set, OrderedDict) and not value:
+        return known.setdefault(id(value), kind())
+    if kind is dict and all(type(key) is str for key in value):
+        twin = known[id(value)] = {}
+        for key, item in value.items():
+            twin[key] = _copied(item, known)
+        return twin
     return copy.deepcopy(value, known)
+
+
+_UNCHANGEABLE = (bool, int, float, str, type(None))
 
 
 def _same_values(parameter: nn.Parameter) -> nn.Parameter:

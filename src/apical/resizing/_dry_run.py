@@ -68,6 +68,7 @@ def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structu
     rest = replace(structure, blocks=tuple(b for b in structure.blocks if b.name not in plain))
     if not rest.blocks:
         return bound
+    bed = bed.rough or bed
     rest = bind_blocks(rest, bed.model, bed.example.run, gated_copy, bed.tolerance)
     found = plain | {b.name: b for b in rest.blocks}
     return replace(rest, blocks=tuple(found[b.name] for b in structure.blocks if b.name in found))

@@ -20,8 +20,7 @@ def zero_gates_(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[
     """
     selection = check_selection(structure, keep, skip)
     for group in structure.groups:
-        gone = torch.ones(group.size, dtype=torch.bool, device="cpu")
-        gone[list(selection.keep[group.name])] = False
+        gone = selection.gone(group.name, group.size)
         for part in group.gate_site:
             tensor = lookup(model, part.tensor)
             tensor.index_fill_(part.dim, part.index[gone].reshape(-1).to(tensor.device), 0)

@@ -98,7 +98,7 @@ def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimize
         if getattr(parameter, "_backward_hooks", None) or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise ResizeError(f"{name} has hooks on the tensor itself, which a resized parameter would lose: remove "
                               "them before the resize and register them again after it")  # fmt: skip
-    own = {id(p) for p in model.parameters()}
+    own = {id(p) for p in model.parameters()} if optimizers else set()
     if len({id(o) for o in optimizers}) < len(optimizers):
         raise ResizeError("the same optimizer was passed twice")
     for optimizer in optimizers:

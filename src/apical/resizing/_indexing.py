@@ -29,11 +29,9 @@ class TemplateMap:
         masks: dict[int, Tensor] = {}
         shape = self.structure.tensors[name].shape
         for group, member in self._slices.get(name, ()):
-            kept = selection.keep[group]
-            if len(kept) == len(member.positions):
+            if len(selection.keep[group]) == len(member.positions):
                 continue
-            gone = torch.ones(len(member.positions), dtype=torch.bool, device="cpu")
-            gone[list(kept)] = False
+            gone = selection.gone(group, len(member.positions))
             mask = masks.setdefault(member.dim, torch.ones(shape[member.dim], dtype=torch.bool, device="cpu"))
             mask[member.index[gone].reshape(-1)] = False
         return {dim: mask.nonzero().reshape(-1) for dim, mask in masks.items()}

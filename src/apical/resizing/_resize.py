@@ -167,7 +167,7 @@ class _Resize:
     def prepare(self, namespace: str, model: nn.Module) -> NewTensors:
         """Compute every new tensor, gradient and optimizer state; nothing of the model changes."""
         result = NewTensors(namespace, model)
-        if not namespace:
+        if not namespace and self.optimizers:
             self._check_histories(model)
         for move in self.moves:
             live = None if move.old is None else lookup(model, self.template.live_names(move.name, self.before)[0])

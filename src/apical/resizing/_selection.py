@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,18 @@ class Selection:
 
     keep: Mapping[str, tuple[int, ...]]
     skip: frozenset[str]
+
+    def gone(self, group: str, size: int) -> Tensor:
+        """Which units of a group are left out  # (size,) bool"""
+        if group not in self._gone:
+            mask = torch.ones(size, dtype=torch.bool, device="cpu")
+            mask[list(self.keep[group])] = False
+            self._gone[group] = mask
+        return self._gone[group]
+
+    @cached_property
+    def _gone(self) -> dict[str, Tensor]:
+        return {}
 
     @staticmethod
     def full(structure: Structure) -> Selection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
 
     ``torch.manual_seed`` seeds every GPU, even one that is not in use yet.
     """
-    if all(t.device.type == "cpu" for t in _tensors(model).values()):
+    first = next(chain(model.parameters(), model.buffers()), None)  # all are on one device
+    if first is None or first.device.type == "cpu":
         torch.default_generator.manual_seed(seed)
         yield
         return

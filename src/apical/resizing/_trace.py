@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -24,6 +26,20 @@ from apical.structure._running import analysis_copy, make_traceable_
 LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)
 
 
+@contextmanager
+def _collecting_only_new() -> Iterator[None]:
+    """Let Python's search for cycles pass over what there was before, which takes a tenth of the time of a trace."""
+    freeze = not gc.get_freeze_count()  # else it is for whoever froze it to thaw it
+    if freeze:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if freeze:
+            gc.unfreeze()
+
+
+@_collecting_only_new()
 def trace(
     model: nn.Module,
     example_inputs: ExampleInputs,

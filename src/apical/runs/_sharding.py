@@ -9,6 +9,7 @@ from torch import nn
 
 from apical.errors import ConfigError
 from apical.growth import load_sharded, save_sharded
+from apical.growth._sharded_checkpoint import damage
 from apical.resizing import Shard
 from apical.training import PartsIO, Processes, TrainingConfig
 from apical.training._config import resolve_device
@@ -82,4 +83,4 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return found(model)
 
 
-PARTS = PartsIO(save_sharded, load_sharded)
+PARTS = PartsIO(save_sharded, load_sharded, damage)

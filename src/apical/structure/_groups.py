@@ -199,19 +199,15 @@ def _group(
     needs: Mapping[int, tuple[str, int]],
 ) -> ChannelGroup | str:
     """The group of these alike units, or the reason why they are frozen."""
-    keys = list(membership[units[0]])
-
-    def place(label: int) -> list[int]:
-        return next((membership[label][k] for k in walk.producers if k in membership[label]), [0])
-
-    order = sorted(units, key=place)
+    keys = list(membership[units[0]])  # alike in all of them
+    writers = [k for k in walk.producers if k in membership[units[0]]]
+    order = sorted(units, key=lambda label: membership[label][writers[0]]) if writers else units
     slices = {key: ParamSlice(*key, tuple(tuple(membership[u][key]) for u in order)) for key in keys}
     gate = tuple(slices[k] for k in keys if k in sites[units[0]])
     if not gate:
         return "no parameter can hold its gate"
     if len(units) == 1:
         return "all its channels must go together (or there is only one)"
-    writers = [k for k in walk.producers if k in slices]
     path = writers[0][0].rpartition(".")[0] or writers[0][0]
     path += f":{needs[units[0]][0]}" if units[0] in needs else ""
     taken[path] += 1

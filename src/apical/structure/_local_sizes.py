@@ -46,8 +46,8 @@ class Method:
         return _parsed(self.text, self.function.__code__.co_firstlineno)
 
     def calls(self) -> list[ast.Call]:
-        """All calls in it, in one fixed order."""
-        return calls_of(self.tree())
+        """All calls in it, in one fixed order; to be read only."""
+        return _calls(self)
 
     def name_of(self, call: int, argument: int) -> str:
         """The attribute that stands for an argument of a call."""
@@ -57,6 +57,11 @@ class Method:
 def calls_of(tree: ast.FunctionDef) -> list[ast.Call]:
     """All calls in a function, in one fixed order."""
     return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+@cache
+def _calls(method: Method) -> list[ast.Call]:
+    return calls_of(method.tree())
 
 
 def places(call: ast.Call) -> list[tuple[list[ast.expr], int]]:

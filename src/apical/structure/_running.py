@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import config as fx_config
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -21,6 +22,8 @@ from apical.structure._quiet import quiet_rng
 
 # Code that is not the user's: an error's place is the last line outside of it.
 LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+
+_NO_TRACES = "do_not_emit_stack_traces"  # a setting that older releases of torch do not know, and do not read
 
 
 def analysis_copy(model: nn.Module) -> nn.Module:
@@ -80,7 +83,7 @@ def make_traceable_(twin: nn.Module) -> tuple[str, ...]:
 def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
     """The model's forward pass as a graph of torch operations, every size fixed to the example's."""
     try:
-        with quiet_rng(), torch.enable_grad():
+        with quiet_rng(), torch.enable_grad(), _no_stack_traces():
             return torch.export.export(model, own(args), own(dict(kwargs)), strict=False)
     except Exception as problem:
         check_runs(model, args, kwargs)
@@ -89,6 +92,17 @@ def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
             "depend on tensor values and packed sequences are the usual causes. Trace a variant without them, or "
             "describe the channels by hand: apical.trace(model, example_inputs, groups={name: {tensor: dim}})."
         ) from problem
+
+
+@contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Export without a stack trace for each node, which takes a seventh of the time. One at a time (`quiet_rng`)."""
+    before = getattr(fx_config, _NO_TRACES, False)
+    setattr(fx_config, _NO_TRACES, True)
+    try:
+        yield
+    finally:
+        setattr(fx_config, _NO_TRACES, before)
 
 
 def first_line(problem: BaseException) -> str:

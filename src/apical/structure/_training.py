@@ -80,12 +80,17 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _nothing(_: Any) -> Any:
+    """In the place of a tensor that is kept for a backward pass, which there is not."""
+
+
 def _operations(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> list[Operation]:
     """Everything that one call computes, in its order; what is random, left out."""
     args, kwargs = own((args, dict(kwargs)))
     mode: Callable[[nn.Module], Any] = steady_training if training else steady
-    # with gradients, as in training: without, transformer layers take a fused path
-    with quiet_rng(), torch.enable_grad(), mode(model), _Recorder(model) as recorder:
+    # with gradients, as in training: without, transformer layers take a fused path; nothing is kept for them
+    forget = torch.autograd.graph.saved_tensors_hooks(_nothing, _nothing)
+    with quiet_rng(), torch.enable_grad(), forget, mode(model), _Recorder(model) as recorder:
         outputs = model(*args, **kwargs)
     shapes = tuple(tuple(t.shape) for t in tree_leaves(outputs) if isinstance(t, Tensor))
     return [*recorder.operations, ("outputs", shapes)]

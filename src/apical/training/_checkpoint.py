@@ -61,8 +61,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(
-    folder: Path, identity: Mapping[str, Any] | None = None, notify: Callable[[str], None] = lambda _: None
-) -> Checkpoint:
+    folder: Path, identity: Mapping[str, Any] | None = None, notify: Callable[[str], None] = lambda _: None,
+    damage: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
+) -> Checkpoint:  # fmt: skip
     """Read the newest whole checkpoint of a run folder, never a pickle.
 
     A torn `checkpoint.pt` is set aside as `checkpoint.torn.pt`, the previous one is taken, and `notify` is told.
@@ -71,6 +72,7 @@ def load_checkpoint(
         folder: the run folder.
         identity: the configuration of the run that wants to resume; None accepts any.
         notify: receives messages for people.
+        damage: what is wrong with other files that a state names; such a checkpoint counts as torn.
 
     Raises:
         CheckpointError: there is no checkpoint, all are torn, or it belongs to another program or another run.
@@ -83,6 +85,9 @@ def load_checkpoint(
             continue
         try:
             checkpoint = _recognise(_read(path), path)
+            problem = damage(checkpoint.state)
+            if problem is not None:
+                raise _TornError(f"{name} is torn ({problem})")
         except _TornError as error:
             problems.append(str(error))
             if name == CURRENT and (folder / PREVIOUS).exists():

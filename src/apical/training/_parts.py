@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ class PartsIO:
     Attributes:
         save: writes (folder, method, optimizer); the folder is new.
         load: puts method, its model and optimizer back to what a folder holds.
+        damage: says what of a folder is not as it was written, None if nothing; one process calls it.
     """
 
     save: Callable[[Path, Any, Optimizer], None]
     load: Callable[[Path, Any, Optimizer], None]
+    damage: Callable[[Path], str | None] = lambda _: None
 
 
 class Parts:
@@ -62,10 +64,22 @@ class Parts:
         Raises:
             CheckpointError: it names none, or they are not whole.
         """
+        self._io.load(self._folder(name), method, optimizer)
+        self._last = name
+
+    def damage(self, state: Mapping[str, Any]) -> str | None:
+        """What is wrong with the parts that the state of a checkpoint names; None if they are whole."""
+        try:
+            folder = self._folder(state.get("parts"))
+        except CheckpointError as error:
+            return str(error)
+        problem = self._io.damage(folder)
+        return None if problem is None else f"of its parts in {folder.name}, {problem}"
+
+    def _folder(self, name: Any) -> Path:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise CheckpointError(f"the checkpoint says that its parts are in {name!r:.40}, expected parts-N")
-        self._io.load(self._run / name, method, optimizer)
-        self._last = name
+        return self._run / name
 
     def keep(self, name: str) -> None:
         """A checkpoint that names these parts was written: remove all but those and the ones before."""

@@ -276,7 +276,11 @@ class _Run:
                 )
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
             return None
-        return load_checkpoint(path, self.identity, self.progress.message)
+        if (
+            self.parts is None or not self.learner.replica.team.first
+        ):  # it has looked, and the others take what it takes
+            return load_checkpoint(path, self.identity, self.progress.message)
+        return load_checkpoint(path, self.identity, self.progress.message, self.parts.damage)
 
     def take_up(self, found: Checkpoint) -> None:
         """Go back to a checkpoint; all processes do so together."""
