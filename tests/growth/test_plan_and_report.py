@@ -45,6 +45,13 @@ def test_a_plan_says_budget_costs_and_what_cannot_change(grower: Grower, words: 
         assert part in said
 
 
+def test_a_plan_that_is_typed_in_a_console_takes_a_line(grower: Grower) -> None:
+    shown = repr(grower.plan())
+    assert shown.startswith("<Plan: 50% macs, 10 epochs; ")
+    assert shown.endswith("of the full model's MACs; print() shows the table>")
+    assert len(shown) < 120
+
+
 def test_the_page_of_a_loop_of_ones_own_shows_metrics_network_and_cost(grower: Grower, tmp_path: Path) -> None:
     for epoch in range(3):
         grower.end_epoch({"accuracy": 0.5 + epoch / 10, "loss": torch.tensor(2.0 - epoch)})
