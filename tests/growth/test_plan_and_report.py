@@ -69,6 +69,16 @@ def test_the_page_of_a_loop_of_ones_own_shows_metrics_network_and_cost(grower: G
     assert grower.history[1]["metrics"] == {"accuracy": 0.6, "loss": 1.0}
 
 
+def test_a_page_draws_every_metric_and_only_shares_in_per_cent(grower: Grower, tmp_path: Path) -> None:
+    for epoch in range(3):
+        grower.end_epoch({"val_mse": 0.25 - epoch / 32, "top1_acc": 0.5 + epoch / 8, "loss": 1.5})
+    page = grower.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "0.1875" in page
+    assert "18.75" not in page
+    assert "Top1_acc, %" in page
+    assert "Val_mse" in page
+
+
 @pytest.mark.parametrize(
     "metrics", [{"accuracy": "good"}, {"loss": float("nan")}, {1: 0.5}, {"x": torch.zeros(2)}, 0.9]
 )
