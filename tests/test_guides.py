@@ -62,6 +62,15 @@ def test_the_commands_name_settings_that_exist() -> None:
         assert apply_settings(get_recipe(words[2]), settings).task == "segmentation"
 
 
+def test_the_recipe_whose_multiples_a_comparison_leaves_has_some() -> None:
+    text = (GUIDES / "compare.md").read_text()
+    recipe = re.search(r"apical compare (\S+) .*--set uniform\.divisor=1", text)
+    multiple = re.search(r"the recipe grows in multiples of (\d+)", text)
+    assert recipe is not None
+    assert multiple is not None
+    assert get_recipe(recipe[1]).growth.divisor == int(multiple[1])
+
+
 def test_the_three_lines_are_those_that_are_tested() -> None:
     """The lines of the data-parallel guide stand in the loop that two processes run in tests/training."""
     guide = (GUIDES / "data-parallel.md").read_text()

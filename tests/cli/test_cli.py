@@ -184,6 +184,24 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
 
 
+def test_ctrl_c_at_once_says_what_is_kept_and_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("apical.runs.run", stopped)
+    monkeypatch.setattr("apical.runs.compare", stopped)
+    early = apical("train", "digits", "--out", tmp_path / "a")
+    assert (early.exit_code, early.stderr) == (75, "apical: stopped by Ctrl-C\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "checkpoint.pt").touch()
+    late = apical("train", "digits", "--out", tmp_path / "a")
+    assert late.exit_code == 75
+    assert f"{tmp_path / 'a'} holds the run as it was last saved.\nGo on with: apical train --resume" in late.stderr
+    compared = apical("compare", "digits", "--methods", "grown,dense", "--out", tmp_path / "b")
+    assert compared.exit_code == 75
+    assert "Go on with the same command" in compared.stderr
+
+
 def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = ("train", "digits", *TINY, "--method", "dense", "--out", tmp_path / "a", "--auto-resume")
     true_save = save_checkpoint

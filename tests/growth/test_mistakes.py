@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pkgutil
+import signal
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ from torch.optim import SGD, Optimizer
 
 import apical
 from apical import Grower
+from apical.baselines import L1, Comparator
 from apical.errors import CheckpointError, ConfigError, ResizeError, TrainingError
 from apical.growth import ScsConfig
-from growth.cases import begun, built, grown, loss_of, run, sgd, step
+from apical.resizing._undisturbed import undisturbed
+from growth.cases import begun, built, example, grown, loss_of, run, sgd, step
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -153,6 +157,61 @@ def test_a_restructuring_that_failed_can_be_repeated(unit: str, way: dict[str, A
     assert records[0] == records[1]
     assert len(records[0]) == 4
     assert same(*final)
+
+
+@pytest.mark.parametrize(
+    ("way", "point"),
+    [*(("grown", f"apical.growth.{name}") for name in (
+        "_grower.epoch_record", "_growing_model.resize_", "_restructuring.Restructuring.watch",
+        "_grower.warn_of_more_epochs")), ("l1", "apical.baselines._subject.Subject.resize_")],
+)  # fmt: skip
+def test_ctrl_c_within_end_epoch_waits_for_its_end(way: str, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the cell of a notebook can be run again: the epoch counts as a whole, whenever the signal came."""
+    function = pkgutil.resolve_name(point)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return function(*args, **options)
+
+    records: list[Any] = []
+    final: list[dict[str, Tensor]] = []
+    for disturbed in (False, True):
+        model = built("mlp")
+        optimizer = sgd(model)
+        method = (
+            grown("mlp", model, optimizer, epochs=4)
+            if way == "grown"
+            else Comparator(L1(prune_at=0.25), model, optimizer, example("mlp"), "50% macs", 4)
+        )
+        records.append([])
+        for epoch in range(4):
+            step(model, optimizer, "mlp", epoch)
+            with monkeypatch.context() as patch:
+                if disturbed and epoch == 0:
+                    patch.setattr(point, interrupted)
+                    with pytest.raises(KeyboardInterrupt):
+                        method.end_epoch()
+                else:
+                    records[-1].append({k: v for k, v in method.end_epoch().items() if "seconds" not in k})
+        final.append(weights(model))
+    assert records[0][1:] == records[1]
+    assert same(*final)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    reached: list[str] = []
+
+    @undisturbed()
+    def call() -> None:
+        signal.raise_signal(signal.SIGINT)
+        reached.append("once")
+        signal.raise_signal(signal.SIGINT)
+        reached.append("twice")
+
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert reached == ["once"]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,13 @@ def test_a_plan_says_budget_costs_and_what_cannot_change(grower: Grower, words: 
         assert part in said
 
 
+def test_a_plan_that_is_typed_in_a_console_takes_a_line(grower: Grower) -> None:
+    shown = repr(grower.plan())
+    assert shown.startswith("<Plan: 50% macs, 10 epochs; ")
+    assert shown.endswith("of the full model's MACs; print() shows the table>")
+    assert len(shown) < 120
+
+
 def test_the_page_of_a_loop_of_ones_own_shows_metrics_network_and_cost(grower: Grower, tmp_path: Path) -> None:
     for epoch in range(3):
         grower.end_epoch({"accuracy": 0.5 + epoch / 10, "loss": torch.tensor(2.0 - epoch)})
@@ -60,6 +67,16 @@ def test_the_page_of_a_loop_of_ones_own_shows_metrics_network_and_cost(grower: G
     assert "so far" not in whole
     assert "apical train" not in whole  # there is no such run to go on with
     assert grower.history[1]["metrics"] == {"accuracy": 0.6, "loss": 1.0}
+
+
+def test_a_page_draws_every_metric_and_only_shares_in_per_cent(grower: Grower, tmp_path: Path) -> None:
+    for epoch in range(3):
+        grower.end_epoch({"val_mse": 0.25 - epoch / 32, "top1_acc": 0.5 + epoch / 8, "loss": 1.5})
+    page = grower.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "0.1875" in page
+    assert "18.75" not in page
+    assert "Top1_acc, %" in page
+    assert "Val_mse" in page
 
 
 @pytest.mark.parametrize(

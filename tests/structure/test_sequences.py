@@ -148,11 +148,15 @@ def test_relu_rnn() -> None:
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_a_frozen_hidden_unit_counts_once_not_for_each_of_its_gates(kind: str) -> None:
-    rnn = getattr(nn, kind)(4, 6, batch_first=True)
-    parts = {"up": nn.Linear(3, 4), "rnn": rnn, "norm": nn.LayerNorm(6), "fc": nn.Linear(6, 2)}
+@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (1, 2), (2, 2)])
+def test_a_frozen_hidden_unit_counts_in_each_direction_once_not_for_each_of_its_gates(
+    kind: str, layers: int, directions: int
+) -> None:
+    rnn = getattr(nn, kind)(4, 6, layers, batch_first=True, bidirectional=directions == 2)
+    width = 6 * directions
+    parts = {"up": nn.Linear(3, 4), "rnn": rnn, "norm": nn.LayerNorm(width), "fc": nn.Linear(width, 2)}
     structure = traced(Net(lambda m, x: m.fc(m.norm(m.rnn(torch.relu(m.up(x)))[0])), **parts), SEQUENCE)
-    assert reasons_of(structure)["rnn"].startswith(f"6: {OVER_CHANNELS}")
+    assert reasons_of(structure)["rnn"].startswith(f"{6 * layers * directions}: {OVER_CHANNELS}")
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"layers": 2}, {"bias": False}], ids=str)

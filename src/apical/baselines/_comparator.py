@@ -16,6 +16,7 @@ from apical.baselines._subject import Subject
 from apical.budget import Budget
 from apical.budget._rounding import warn_of_idle_divisor
 from apical.errors import CheckpointError, ConfigError
+from apical.resizing._undisturbed import undisturbed
 from apical.structure import ExampleInputs, Keep, Structure
 
 
@@ -149,6 +150,7 @@ class Comparator:
         self._hooks = self._listen(optimizer)
         self._begin_epoch()
 
+    @undisturbed()
     def end_epoch(self) -> dict[str, Any]:
         """Record the epoch's network; change it if the rule says so."""
         record = self.subject.record()

@@ -88,5 +88,7 @@ def compare_command(
         )
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with the same command.", stopped.signal_name) from stopped
+    except KeyboardInterrupt as stopped:
+        raise Interrupted("stopped at once.\nGo on with the same command.", "SIGINT") from stopped
     click.echo(f"\n{render_markdown(comparison, rows(comparison))}")
     click.echo(f"{folder / 'compare.html'} shows the comparison.")

@@ -27,6 +27,11 @@ class _Commands(click.Group):
         except ApicalError as error:
             click.echo(f"apical: {error}", err=True)
             ctx.exit(EXIT_ERROR)
+        except KeyboardInterrupt:
+            from apical.training import Interrupted
+
+            click.echo("apical: stopped by Ctrl-C", err=True)
+            ctx.exit(Interrupted.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

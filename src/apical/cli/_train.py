@@ -159,11 +159,18 @@ def _found_again(out: Path, options: dict[str, Any]) -> bool:
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
     from apical.runs import run
     from apical.training import Interrupted
+    from apical.training._checkpoint import CURRENT
 
     try:
         run(config, out, **options)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}\nGo on with: {_again(config, out)}", stopped.signal_name) from stopped
+    except KeyboardInterrupt as stopped:
+        if not (out / CURRENT).exists():
+            raise
+        raise Interrupted(
+            f"stopped at once; {out} holds the run as it was last saved.\nGo on with: {_again(config, out)}", "SIGINT"
+        ) from stopped
     except ProcessLostError as lost:
         raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {_again(config, out)}") from lost
     except CheckpointError as error:

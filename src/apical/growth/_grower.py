@@ -55,6 +55,7 @@ from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, resize_state, trace
 from apical.resizing._optimizer import check_kinds
+from apical.resizing._undisturbed import undisturbed
 from apical.structure import Call, ExampleInputs, Structure
 from apical.timing._latency_table import table_for
 
@@ -188,6 +189,7 @@ class Grower:
 
     # ---- what the loop calls ---------------------------------------------------------------------------------------
 
+    @undisturbed()
     def end_epoch(self, metrics: Mapping[str, float] | None = None) -> EpochRecord:
         """Say that an epoch ended: the network is recorded, and restructured if it is time.
 
@@ -236,6 +238,7 @@ class Grower:
         warn_of_more_epochs(self.epoch, self.epochs)
         return record
 
+    @undisturbed()
     def end_step(self, state: Any = None) -> Any:
         """Say that an optimizer step ended; needed only for ``interval_unit="steps"``.
 

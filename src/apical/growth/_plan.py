@@ -88,6 +88,13 @@ class Plan:
         whole = len(self.epochs) * seconds_per_epoch / 60
         return whole * self.train_macs_vs_dense, whole
 
+    def __repr__(self) -> str:
+        first, last = (e.macs / self.full_macs for e in (self.epochs[0], self.epochs[-1]))
+        return (
+            f"<Plan: {self.budget}, {len(self.epochs)} epochs; {first:.1%} to {last:.1%} of the full model's MACs; "
+            "print() shows the table>"
+        )
+
     def __str__(self) -> str:
         return self.text()
 

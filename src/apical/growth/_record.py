@@ -127,11 +127,16 @@ def template_record(structure: Structure) -> dict[str, Any]:
 LAST = ("macs", "macs_fraction", "num_params", "params_fraction")  # of the final network, in a run's summary
 
 
+SHARES = ("acc", "iou", "f1", "precision", "recall")  # metrics in whose names these stand are shown in per cent
+
+
 def run_record(structure: Structure, history: Sequence[EpochRecord], title: str, budget: str, epochs: int) -> RunRecord:
     """What a page shows of a training in a loop of the user's own; the first metric is what it is judged by."""
     config: dict[str, Any] = {"recipe": title, "budget": budget, "training": {"epochs": epochs}}
     for name in {name: None for record in history for name in record["metrics"]}:
-        shares = all(0 <= record["metrics"].get(name, 0) <= 1 for record in history)
+        shares = any(part in name.lower() for part in SHARES) and all(
+            0 <= record["metrics"].get(name, 0) <= 1 for record in history
+        )
         style = {"pattern": "{:.2f}", "scale": 100.0, "unit": " %"} if shares else {"pattern": "{:.4g}", "scale": 1.0}
         config.setdefault("metrics", []).append({"name": name, "heading": name, "unit": "", **style})
     summary: dict[str, Any] = {}

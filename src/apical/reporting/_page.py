@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from apical.reporting._growth_picture import SCRIPT, frames, growth_figure, widths_table
 from apical.reporting._pictures import picture_rows
-from apical.reporting._read import RunRecord, read_run, showing
+from apical.reporting._read import RunRecord, metric_label, read_run, showing
 from apical.reporting._svg import Series, bar_chart, evenly, heat_strip, line_chart
 from apical.reporting._tables import folded, page, table, text, write_page
 from apical.reporting._worth import worth_section
@@ -148,13 +149,7 @@ def _against(share: float) -> str:
 
 
 def _charts(run: RunRecord) -> str:
-    name, label, scale, unit = run.metric["name"], run.metric_label, run.metric["scale"], run.metric["unit"]
     seen = run.evaluated_on.replace("-", " ")
-    judged = [
-        Series(seen, run.series(f"eval_{name}", scale), 1),
-        Series("training", run.series(f"train_{name}", scale), 2),
-    ]
-    heading = f"{label[:1].upper() if label == name else label[:1]}{label[1:]}{',' if unit else ''}{unit}"
     loss = [Series(seen, run.series("eval_loss"), 1), Series("training", run.series("train_loss"), 2)]
     cost = [
         Series("MACs", run.series("macs_fraction", 100), 3),
@@ -166,7 +161,7 @@ def _charts(run: RunRecord) -> str:
         Series("restructuring", run.series("restructure_seconds"), 3),
     ]
     charts = (
-        line_chart(heading, judged, unit, from_zero=False),
+        *(_metric_chart(run, metric, seen) for metric in run.metrics if metric["name"] != "loss"),
         line_chart("Loss", loss),
         line_chart("Cost, % of the full model", cost, " %"),
         line_chart("Seconds of an epoch", seconds, " s"),
@@ -175,6 +170,16 @@ def _charts(run: RunRecord) -> str:
     )
     drawn = "".join(charts)
     return f'<h2>Training</h2><div class="charts">{drawn}</div>' if drawn else ""
+
+
+def _metric_chart(run: RunRecord, metric: Mapping[str, Any], seen: str) -> str:
+    name, label, scale, unit = metric["name"], metric_label(metric), metric["scale"], metric["unit"]
+    series = [
+        Series(seen, run.series(f"eval_{name}", scale), 1),
+        Series("training", run.series(f"train_{name}", scale), 2),
+    ]
+    heading = f"{label[:1].upper() if label == name else label[:1]}{label[1:]}{',' if unit else ''}{unit}"
+    return line_chart(heading, series, unit, from_zero=False)
 
 
 def _has_blocks(run: RunRecord) -> bool:

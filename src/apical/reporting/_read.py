@@ -18,6 +18,12 @@ _ACCURACY = {
 }  # fmt: skip
 
 
+def metric_label(metric: Mapping[str, Any]) -> str:
+    """A metric's name for people, in the spelling of its heading if that begins with it: mIoU for miou."""
+    name, heading = str(metric["name"]), str(metric["heading"])
+    return heading[: len(name)] if heading.lower().startswith(name.lower()) else name
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A run, finished or not.
@@ -65,16 +71,20 @@ class RunRecord:
 
     @property
     def metric(self) -> Mapping[str, Any]:
-        """What the run is judged by: name, heading, pattern, scale, unit, higher_is_better."""
+        """What the run is judged by, the first of its metrics."""
+        return self.metrics[0]
+
+    @property
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """Of each metric its name, heading, pattern, scale, unit, higher_is_better."""
         found = self.config.get("metrics")
-        first = found[0] if isinstance(found, Sequence) and found else {}
-        return {**_ACCURACY, **first} if isinstance(first, Mapping) else _ACCURACY
+        told = found if isinstance(found, Sequence) and found else [{}]
+        return [{**_ACCURACY, **one} if isinstance(one, Mapping) else _ACCURACY for one in told]
 
     @property
     def metric_label(self) -> str:
-        """The metric's name for people, in the spelling of its heading if that begins with it: mIoU for miou."""
-        name, heading = str(self.metric["name"]), str(self.metric["heading"])
-        return heading[: len(name)] if heading.lower().startswith(name.lower()) else name
+        """The name, for people, of what the run is judged by."""
+        return metric_label(self.metric)
 
     def settings(self) -> list[tuple[str, str]]:
         """The config line by line, as (dotted name, JSON)."""

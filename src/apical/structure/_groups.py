@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -274,13 +274,12 @@ def _param_term(walk: Walk, name: str, spec: TensorSpec, sizer: _Sizer) -> CostT
 
 
 def _frozen_list(walk: Walk, labels: Tensor, reasons: Mapping[int, str]) -> tuple[Frozen, ...]:
-    found: list[Frozen] = []
+    counts: dict[tuple[str, str], int] = defaultdict(int)  # of all weights that a module writes with
     for (name, dim), rows in walk.producers.items():
-        counts: dict[str, int] = defaultdict(int)
-        for label in labels[walk.axes[(name, dim)]].tolist():
-            if label in reasons:
-                counts[reasons[label]] += 1
         path = name.rpartition(".")[0] or name
-        found.extend(Frozen(path, -(-n // rows), reason) for reason, n in counts.items())
+        own = Counter(reasons[label] for label in labels[walk.axes[(name, dim)]].tolist() if label in reasons)
+        for reason, n in own.items():
+            counts[path, reason] += -(-n // rows)
+    found = [Frozen(path, n, reason) for (path, reason), n in counts.items()]
     found.extend(Frozen(path, n, reason) for path, n, reason in walk.untracked)
     return tuple(dict.fromkeys(found))

@@ -126,7 +126,7 @@ class Frozen:
 
     Attributes:
         name: module path of the layer that produces them.
-        size: number of channels that stay.
+        size: number of channels that stay, in all layers and directions of a module together.
         reason: why, in words for the model's author.
     """
 

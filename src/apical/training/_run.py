@@ -298,8 +298,11 @@ class _Run:
                 "tested and written anew. For a longer training start a new run."
             )
         else:
-            within = "" if self.begun is None else f" and {self.begun.steps} steps"
-            self.progress.message(f"resumed after epoch {len(self.history)} of {epochs}{within}")
+            done = len(self.history)
+            where = f"after epoch {done} of {epochs}"
+            if self.begun is not None:
+                where = f"within epoch {done + 1} of {epochs}, after step {self.begun.steps}"
+            self.progress.message(f"resumed {where}")
             if self.begun is not None and self.own is None:
                 self.progress.message(
                     "the rest of this epoch draws random numbers anew, and a text goes on without what was read "
