@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,10 @@ from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param
 from apical.structure._values import AnyValue, ParamValue, Value, Zeros
 from apical.structure._walk import Walk, structural
 
-WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
+WEIGHT_COMPUTED = (
+    "the weight is computed from other tensors in the forward pass; make it a parameter (of torch's parametrizations, "
+    "weight_norm is followed)"
+)
 
 
 # ---- convolution ------------------------------------------------------------------------------------------------
@@ -170,6 +174,17 @@ def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> Value:
     return contract(walk, a, la, b, lb, batch + "xz")
 
 
+@register_op("aten::mv")
+def vector_product(walk: Walk, a: AnyValue, vector: AnyValue) -> Value:
+    """A product with a vector, of which that of the power iteration is named."""
+    if isinstance(a, ParamValue):
+        raise LookupError(
+            "the spectral norm of a whole weight changes with each of its channels; weight_norm of torch's "
+            "parametrizations norms each output channel by itself, and is followed"
+        )
+    raise LookupError("a product with a vector")
+
+
 @register_op("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_matmul(walk: Walk, a: AnyValue, b: AnyValue, offs: Any = None, *args: Any) -> Value:
     """Rows of a (rows, in), sorted by expert, times the weight of each expert b (experts, in, out); experts stay."""
@@ -214,8 +229,12 @@ def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = 
 def _contract_all(walk: Walk, operands: list[tuple[AnyValue, str]], out: str, path: Sequence[int] | None) -> AnyValue:
     """Contract two operands after the other, along torch's path: pairs of places, of which the result is the last."""
     steps = list(path or [])
+    sums = any(not set(labels) <= set(out) for _, labels in operands)
     while len(operands) > 1:
         i, j = (steps.pop(0), steps.pop(0)) if steps else (0, 1)
+        if not sums:  # in any order the same, at no cost: first those that share their units
+            places = combinations(range(len(operands)), 2)
+            i, j = max(places, key=lambda ij: len(set(operands[ij[0]][1]) & set(operands[ij[1]][1])))
         (a, la), (b, lb) = operands[i], operands[j]
         rest = [operand for place, operand in enumerate(operands) if place not in (i, j)]
         later = set(out).union(*(labels for _, labels in rest))

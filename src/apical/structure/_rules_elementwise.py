@@ -96,7 +96,8 @@ def _of_parameters(
     """The ids of parameters that meet each other or fixed tensors: the last free dimension of each holds channels.
 
     So a frozen batch norm, which is computed from its buffers, has the channels of its buffers, and a table of
-    position biases with a mask on top those of its heads. A buffer with several dimensions is such a mask.
+    position biases with a mask on top those of its heads. A buffer with several dimensions is such a mask. A weight
+    that is divided by its own norm stays itself.
     """
     if op_name(walk.target).endswith("::mul") and len(params) == 2 and not fixed:
         weight = next((p for p in params if walk.is_parameter(p.name)), params[0])
@@ -105,6 +106,9 @@ def _of_parameters(
             for d in range(len(shape)):  # a masked weight: the mask loses what the weight does
                 walk.meet(walk.axis(weight.name, d), walk.axis(mask.name, d), FIXED_SIZE)
             return replace(weight, data=None)
+    normed = next((p for p in params if p.whole and p.shape == shape), None)
+    if normed is not None and not fixed and all(_is_part(p, normed) for p in params):
+        return replace(normed, data=None)
     masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
     for mask in masks:
         walk.freeze_value(mask, "is a table of fixed size")
@@ -123,6 +127,12 @@ def _of_parameters(
         else:
             walk.freeze_value(param, "meets a tensor without channels")
     return ids
+
+
+def _is_part(param: ParamValue, weight: ParamValue) -> bool:
+    """Whether at each position of a weight a broadcast view of it has to do with that position alone."""
+    pairs = zip(param.coords, weight.coords, strict=False)
+    return param.name == weight.name and all(not varying_dims(c) or torch.equal(c.expand_as(w), w) for c, w in pairs)
 
 
 def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ...]) -> Tensor:
@@ -212,11 +222,7 @@ def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> None:
 
 def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
     if name in PRODUCTS:
-        params = [o for o in operands if isinstance(o, ParamValue) and walk.is_parameter(o.name)]  # no gate on a buffer
-        gates = [param_axes(o) for o in params if _scales(o, ids)]
-        values = [o.zeros for o in operands if isinstance(o, Value) and _holds(o, ids)]
-        found = [z for z in (*gates, *values) if z is not None]
-        return found[0] if found else None
+        return zeros_of_product(walk, operands, ids)
     if name in SUMS:
         if _adds_number(args):
             return None
@@ -226,6 +232,15 @@ def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[
     if not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
     return operands[0].zeros if _keeps_zero(name, args) else None
+
+
+def zeros_of_product(walk: Walk, operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
+    """What zeroes a factor at a unit: a parameter, if one is among them."""
+    params = [o for o in operands if isinstance(o, ParamValue) and walk.is_parameter(o.name)]  # no gate on a buffer
+    gates = [param_axes(o) for o in params if _scales(o, ids)]
+    values = [o.zeros for o in operands if isinstance(o, Value) and _holds(o, ids)]
+    found = [z for z in (*gates, *values) if z is not None]
+    return found[0] if found else None
 
 
 def _keeps_zero(name: str, args: Sequence[Any]) -> bool:

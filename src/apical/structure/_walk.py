@@ -56,6 +56,8 @@ class Walk:
         self.producers: dict[AxisKey, int] = {}  # with the rows of a channel: one, or one for each gate
         self.readings: list[Reading] = []
         self.columns: dict[AxisKey, None] = {}  # weight axes that read channels
+        self.gates: dict[AxisKey, AxisKey] = {}  # of weight axes that may not be zero themselves: what zeroes them
+        self.coupled: set[AxisKey] = set()  # weight axes over which the weight's own norm is taken
         self.rectangles: list[Rectangle] = []
         self.crossings: list[Crossing] = []
         self.terms: list[RawTerm] = []
@@ -305,12 +307,17 @@ class Walk:
         """
         if columns is not None:
             self.columns[columns] = None
-        if zeros is not None:
+        if zeros is not None and columns not in self.coupled:
             self.readings.append(Reading(ids, zeros))
         elif columns is not None:
             self.readings.append(Reading(ids, frozenset([columns])))
         else:
             self.atoms.freeze(ids, reason or "no parameter can hide these channels from their reader")
+
+    def couple(self, name: str, dim: int) -> None:
+        """Note that a weight is normed over this dimension: what goes must be zero there, whatever else hides it."""
+        self.coupled.add((name, dim))
+        self.readings.append(Reading(self.axis(name, dim), frozenset([(name, dim)])))
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Join two equally long id vectors; a channel that meets a fixed position is frozen."""
