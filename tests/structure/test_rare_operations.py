@@ -269,6 +269,16 @@ def test_a_created_tensor_has_the_channels_that_are_written_into_a_part_of_it(ca
     assert groups_of(traced(net, image()))["a"][0] == 5
 
 
+def test_windows_of_an_image_and_their_sum_keep_its_channels() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a = torch.relu(m.a(x))
+        windows = F.unfold(a, 3, padding=1).unflatten(1, (a.shape[1], 9))
+        return m.last(F.fold((windows * m.weights[:, None]).flatten(1, 2), x.shape[-2:], 3, padding=1))
+
+    net = Net(forward, a=conv(3, 5), weights=parameter(9), last=conv(5, 2))
+    assert groups_of(traced(net, image()))["a"][0] == 5
+
+
 def test_rates_of_a_state_space_model_lose_what_its_steps_lose() -> None:
     """Mamba's scan in short: products over several dimensions that sum nothing are elementwise."""
 

@@ -229,6 +229,19 @@ def weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False)
     return axis[indices], walk.gates.get((weight.name, pdim), (weight.name, pdim))
 
 
+def unmixed(walk: Walk, weight: ParamValue) -> ParamValue:
+    """A weight of which several dimensions are flattened into one: the first holds channels, the others stay.
+
+    As the inputs of a Kolmogorov-Arnold network, each with the weights of its splines.
+    """
+    coords = list(weight.coords)
+    for dim in range(len(weight.shape)):
+        for d in [d for d, c in enumerate(coords) if varying_dims(c) == [dim]][1:]:
+            walk.atoms.freeze(walk.axis(weight.name, d), "is a dimension of a weight beside that of its channels")
+            coords[d] = coords[d].new_zeros(()).expand_as(coords[d])
+    return replace(weight, coords=tuple(coords))
+
+
 def read_columns(walk: Walk, x: Value, incoming: Tensor | None, columns: Tensor, key: AxisKey) -> None:
     """Join the columns of a weight with the channels that they read."""
     if incoming is None:

@@ -19,8 +19,8 @@ from apical.structure._values import AxisKey
 from apical.structure._walk import Walk
 
 NORMED = (
-    "the norm of a weight is taken over its output channels, so that each of them changes the others: norm each output "
-    "channel by itself (weight_norm with dim=0, of a transposed convolution with dim=1)"
+    "the norm of a weight is taken over the channels that it writes, so that each changes the others; that of "
+    "weight_norm is each channel's own with dim=0, of a transposed convolution with dim=1"
 )
 
 

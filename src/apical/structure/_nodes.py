@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from apical.structure._registry import op_name
@@ -79,6 +80,17 @@ def written_dims(view: fx.Node) -> tuple[fx.Node, dict[int, int]] | None:
             whole[dim] = None
         before = after
     return base, {d: of for d, of in enumerate(whole) if of is not None}
+
+
+def makes_weight(node: fx.Node) -> bool:
+    """Whether what elementwise operations and views make of a result is the weight or bias of a layer."""
+    for user in node.users:
+        name, pointwise = op_name(user.target), torch.Tag.pointwise in getattr(user.target, "tags", ())
+        if name.startswith(("aten::conv", "aten::linear")):
+            return node in user.args[1:3]
+        if (pointwise or name in ("aten::view", "aten::reshape")) and makes_weight(user):
+            return True
+    return False
 
 
 def unused_nodes(graph: fx.Graph) -> set[fx.Node]:

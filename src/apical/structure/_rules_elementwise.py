@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apical.structure._atoms import compress, line, shrink_constant_dims, varying_dims
+from apical.structure._nodes import makes_weight
 from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
@@ -44,7 +45,8 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> Any:
         result = join_operands(walk, operands, [mask] if isinstance(mask, (Value, ParamValue)) else [])
     else:
         operands = [a for a in (*args, *kwargs.values()) if isinstance(a, (Value, ParamValue))]
-        result = join_operands(walk, operands)
+        result = _modulated(walk, operands) if name in PRODUCTS and makes_weight(walk.current) else None
+        result = join_operands(walk, operands) if result is None else result
     if isinstance(result, ParamValue):
         return replace(result, vanishes=result.vanishes and _keeps_zero(name, args))
     added = [o.ids for o in operands if isinstance(o, Value) and o.ids is not None] if name in SUMS else []
@@ -90,6 +92,21 @@ def join_operands(
     return ids
 
 
+def _modulated(walk: Walk, operands: Sequence[AnyValue]) -> ParamValue | None:
+    """A weight whose columns an activation scales for each image, as StyleGAN's styles do: it stays that weight."""
+    weight = next((o for o in operands if isinstance(o, ParamValue) and sum(n > 1 for n in o.shape) > 1), None)
+    style = next((o for o in operands if isinstance(o, Value) and o.ids is not None), None)
+    if len(operands) != 2 or weight is None or style is None or style.ids is None:
+        return None
+    styles = varying_dims(style.ids)
+    columns = walk.param_ids(weight, styles[0] - len(style.shape)) if len(styles) == 1 else None
+    if columns is None:
+        return None
+    walk.meet(line(style.ids, styles[0]), columns, FIXED_SIZE)
+    coords = tuple(c.expand(walk.out_shape) for c in weight.coords)
+    return replace(weight, shape=walk.out_shape, coords=coords, whole=False, data=None)
+
+
 def _of_parameters(
     walk: Walk, params: Sequence[ParamValue], fixed: Sequence[Value], shape: tuple[int, ...]
 ) -> Tensor | ParamValue | None:
@@ -100,13 +117,18 @@ def _of_parameters(
     that is divided by its own norm stays itself.
     """
     if op_name(walk.target).endswith("::mul") and len(params) == 2 and not fixed:
-        weight = next((p for p in params if walk.is_parameter(p.name)), params[0])
-        mask = params[1] if weight is params[0] else params[0]
-        if weight.whole and mask.whole and weight.shape == mask.shape == shape:
-            for d in range(len(shape)):  # a masked weight: the mask loses what the weight does
-                walk.meet(walk.axis(weight.name, d), walk.axis(mask.name, d), FIXED_SIZE)
-            return replace(weight, data=None)
-    normed = next((p for p in params if p.whole and p.shape == shape), None)
+        of_size = [p for p in params if p.shape == shape]
+        weight = next((p for p in of_size if walk.is_parameter(p.name)), of_size[0] if of_size else None)
+        scale = params[1] if weight is params[0] else params[0]
+        alike = weight is not None and weight.whole and scale.whole and weight.shape == scale.shape
+        if weight is not None and (alike or (sum(n > 1 for n in shape) > 1 and makes_weight(walk.current))):
+            for d in range(-len(scale.shape), 0):  # a mask, or scales: they lose what the weight does
+                theirs, ours = walk.param_ids(scale, d), walk.param_ids(weight, d)
+                if theirs is not None and ours is not None and scale.name != weight.name:
+                    walk.meet(ours, theirs, FIXED_SIZE)
+            if scale.name != weight.name:
+                return replace(weight, data=None)
+    normed = next((p for p in params if p.shape == shape), None)
     if normed is not None and not fixed and all(_is_part(p, normed) for p in params):
         return replace(normed, data=None)
     masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
@@ -299,8 +321,10 @@ def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
 
 def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
     """What zeroes an added activation at a unit; nothing does if it is one channel spread over many."""
-    if ids is None or not value.zeros or value.ids is None:
+    if ids is None or not value.zeros:
         return value.zeros
+    if value.ids is None:  # the same for all units, as noise times a learned strength
+        return None
     theirs = value.ids.expand(ids.shape)
     return value.zeros if set(varying_dims(ids)) <= set(varying_dims(theirs)) else None
 

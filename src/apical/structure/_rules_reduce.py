@@ -11,7 +11,7 @@ from torch import Tensor
 from apical.structure._atoms import is_constant, spread, varying_dims
 from apical.structure._registry import op_name, register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, union_zeros
-from apical.structure._values import ParamValue, Value
+from apical.structure._values import ParamValue, Value, param_axis_along
 from apical.structure._walk import Walk
 
 ADDS_UP = frozenset(
@@ -49,10 +49,11 @@ def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
 
 def _norm_of_weight(walk: Walk, x: ParamValue, name: str, dims: list[int]) -> Any:
     """What divides a weight that is normed in the forward pass, as the classes of a cosine classifier are."""
-    if name not in ADDS_UP or not x.whole:
+    summed = [found for d in dims if (found := param_axis_along(x, d)) is not None]
+    if name not in ADDS_UP or any(len(at) != walk.tensor(x.name).shape[d] for d, at in summed):
         walk.freeze_value(x, f"reduced by {name}")
         return walk.fixed(walk.current)
-    for d in dims:
+    for d, _ in summed:
         walk.couple(x.name, d)
     first = tuple(slice(1) if d in dims else slice(None) for d in range(len(x.shape)))
     coords = tuple(c[first].reshape(walk.out_shape) for c in x.coords)
