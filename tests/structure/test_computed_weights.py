@@ -131,6 +131,16 @@ def test_a_weight_that_each_image_mixes_of_several() -> None:
     assert "softmax" in reasons_of(structure)["2.shares"]
 
 
+def test_hidden_units_of_what_computes_a_weight_go() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        weight = (torch.relu(m.hidden(m.seed)) @ m.made).view(4, 5)
+        return F.linear(torch.relu(m.a(x)), weight)
+
+    parts = {"hidden": nn.Linear(3, 6), "a": nn.Linear(3, 5), "seed": torch.randn(1, 3)}
+    structure = traced(Net(forward, made=nn.Parameter(torch.randn(6, 20)), **parts), vectors(2, 3))
+    assert {g.name: g.size for g in structure.groups} == {"hidden": 6}
+
+
 class Splines(nn.Module):
     """A layer of a Kolmogorov-Arnold network, with a scale for each of its functions."""
 

@@ -181,7 +181,9 @@ def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> AnyValue:
     if len(a.shape) < 2 or len(b.shape) < 2:
         raise LookupError("a product with a vector")
     if isinstance(a, Value) and isinstance(b, ParamValue) and makes_weight(walk.current):
-        return _mixed(walk, a, b)
+        stays = a.ids is None or walk.atoms.all_frozen(a.ids)  # else it may be a hidden layer that computes a weight
+        if stays or len(b.coords) > 2:
+            return _mixed(walk, a, b)
     batch = _letters(max(len(a.shape), len(b.shape)) - 2)
     la = batch[len(batch) - (len(a.shape) - 2) :] + "xy"
     lb = batch[len(batch) - (len(b.shape) - 2) :] + "yz"
