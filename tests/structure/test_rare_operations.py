@@ -91,7 +91,7 @@ CASES: dict[str, Case] = {
     "mean over everything": images(lambda m, h: h * h.mean(), {}),
     "response norm": images(lambda m, h: F.local_response_norm(h, 3), {}),
     "channel dimension moved": images(lambda m, h: h.movedim(1, -1).mul(2.0).movedim(-1, 1), ALL),
-    "square unfolded": images(lambda m, h: F.unfold(h, 1).view(2, -1, 8, 8), {}),
+    "square unfolded": images(lambda m, h: F.unfold(h, 1).view(2, -1, 8, 8), ALL),
     "repeated channels": images(lambda m, h: h.repeat(1, 2, 1, 1)[:, : h.shape[1]], ALL),
     # Fourier transforms are linear maps along some dimensions, and tie nothing along the others
     "frequencies of pixels": images(lambda m, h: torch.fft.irfft2(torch.fft.rfft2(h) * m.keep, s=h.shape[-2:]), ALL,
