@@ -373,8 +373,9 @@ mostly the convolutions that cut patches are left, and the width of the only hea
 
 All rows of transformers were measured anew, and of timm the first 42, up to the last but 26. Since then modulated,
 mixed and normed weights, products that sum nothing and partly written tensors are followed: wav2vec 2.0, Mamba, T5,
-DETR, SegFormer, hiera_tiny_224, convit_tiny and sam2_hiera_tiny were measured after that. The last 26 rows of timm (from tiny_vit_21m_384 on) are older: before the dry
-run removed different numbers of units from different groups, or before biases that are put side by side were followed.
+DETR, SegFormer, hiera_tiny_224, convit_tiny and sam2_hiera_tiny were measured after that. The last 26 rows of timm
+(from tiny_vit_21m_384 on) are older: before the dry run removed different numbers of units from different groups, or
+before biases that are put side by side were followed.
 Of timm's sample of 80, what is listed was measured, at 64 pixels or the smallest of 96, 128 and their own size that
 they take, on one thread; the limit of time is one of the processor's seconds, but for tiny_vit_21m_384 and
 crossvit_18_dagger_408, where it was the clock's of a busy machine.
