@@ -371,15 +371,14 @@ T5 stays below 90 % with and without streams: the first layer of each kind makes
 so stays, and the encoder's state is an output, whose width the shared embedding gives to all streams. Of SegFormer
 mostly the convolutions that cut patches are left, and the width of the only head of its first stage.
 
-The rows of ViT, DeiT, DINOv2 and SigLIP (patches of 4 pixels since), DETR, T5 and SegFormer are the newest, then those
-of Mamba and Phi-3, then BERT, RoBERTa, DistilBERT, BART, Mixtral, FNet and Llama with one key head. The others (but for
-Llama, Qwen2 and Qwen3) were measured before the dry run removed different numbers of units from different groups, which
-can only freeze more, and before branches of several modules became blocks. Of timm's sample of 80, what is listed was
-measured, at 64 pixels or the smallest of 96, 128 and their own size that they take, on one thread; the limit of time is
-one of the processor's seconds, but for tiny_vit_21m_384 and crossvit_18_dagger_408, where it was the clock's of a busy
-machine.
-The last eleven (from coat_lite_medium on) were measured before biases that are put side by side in each call were
-followed; measured anew after that, Swin V2's heads still stay, since it reshapes to the width of the input.
+All rows of transformers were measured anew, and of timm the first 42, up to the last but 26. Since then modulated,
+mixed and normed weights, products that sum nothing and partly written tensors are followed: wav2vec 2.0, Mamba, T5,
+DETR, SegFormer, hiera_tiny_224, convit_tiny and sam2_hiera_tiny were measured after that. The last 26 rows of timm
+(from tiny_vit_21m_384 on) are older: before the dry run removed different numbers of units from different groups, or
+before biases that are put side by side were followed.
+Of timm's sample of 80, what is listed was measured, at 64 pixels or the smallest of 96, 128 and their own size that
+they take, on one thread; the limit of time is one of the processor's seconds, but for tiny_vit_21m_384 and
+crossvit_18_dagger_408, where it was the clock's of a busy machine.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from apical import Grower
+from apical import DormantStore, Grower, resize_
+from apical.growth._births import prepare_births_
 from growth.cases import begun, built, grown, loss_of, sgd, squares_of, structure_of
 from marks import slow
 
@@ -119,11 +121,10 @@ def test_rows_of_an_orthogonal_weight_may_leave_and_the_others_stay_orthonormal(
     assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm"])
-def test_computed_weights_stay_and_the_rest_grows(norm: str) -> None:
+def test_computed_weights_stay_and_the_rest_grows() -> None:
     """A parametrised layer and what feeds it keep their sizes, named with a reason; the layers beside it grow."""
     torch.manual_seed(0)
-    parametrised = getattr(parametrizations, norm)(nn.Linear(24, 24))
+    parametrised = parametrizations.spectral_norm(nn.Linear(24, 24))
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), parametrised, nn.ReLU(), nn.Linear(24, 40), nn.ReLU(),
                           nn.Linear(40, 4))  # fmt: skip
     optimizer = sgd(model)
@@ -135,6 +136,27 @@ def test_computed_weights_stay_and_the_rest_grows(norm: str) -> None:
     assert model[2].weight.shape == (24, 24)
     assert model[4].out_features < 40
     assert grower.history[-1]["macs_fraction"] <= 0.801
+
+
+def test_normed_weights_grow_and_newborn_units_leave_the_function_as_it_was() -> None:
+    torch.manual_seed(0)
+    norm = parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Linear(6, 24)), nn.ReLU(), norm(nn.Linear(24, 24)), nn.ReLU(), nn.Linear(24, 4))
+    twin, optimizer, x = copy.deepcopy(model), sgd(model), torch.randn(8, 6)
+    grower = Grower(model, optimizer, x, "60% macs", 4)
+    assert [g.size for g in grower.structure.groups] == [24, 24]
+    trained(grower, optimizer)
+    assert model[0].out_features + model[2].out_features < 48
+    assert grower.history[-1]["macs_fraction"] <= 0.601
+    assert bool(model(x).isfinite().all())
+
+    structure, store = grower.structure, DormantStore()
+    born = {g.name: range(8, 24) for g in structure.groups}
+    resize_(twin, structure, {name: range(8) for name in born}, store=store)
+    before = twin(x)
+    prepare_births_(store, structure, born, born, (), preserving=True)
+    resize_(twin, structure, {}, store=store)
+    torch.testing.assert_close(twin(x), before)
 
 
 def test_the_structure_of_these_tests_is_whole() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.resizing._install import Installation
+from structure.contract import zeroed
 from structure.expectations import reasons_of, traced
 from structure.nets import vectors
 
@@ -106,6 +107,85 @@ def test_layers_that_are_alike_follow_alike() -> None:
     structure = traced(net, vectors(2, 5, 12))
     assert sum(g.size == 6 for g in structure.groups) == 4
     assert {a.module for a in structure.attributes if a.attribute == "my_heads"} == {f"{i}.0" for i in range(4)}
+
+
+class Gated(nn.Module):
+    """TabNet's step: half of the result gates the other half, and both are one width, that two groups make up."""
+
+    def __init__(self, reads: int, width: int) -> None:
+        super().__init__()
+        self.width, self.fc = width, nn.Linear(reads, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y[:, : self.width] * torch.sigmoid(y[:, self.width :])
+
+
+class Decision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.decided, self.step = 4, Gated(3, 10)
+        self.decide, self.attend = nn.Linear(4, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.step(x)
+        return self.decide(torch.relu(y[:, : self.decided])) + self.attend(y[:, self.decided :])
+
+
+def test_a_size_that_several_groups_make_up_follows_each_of_them() -> None:
+    structure = traced(Decision(), vectors(3, 3))
+    assert sorted(g.size for g in structure.groups) == [4, 6]
+    axes = {f"{a.module}.{a.attribute}": a.axis for a in structure.attributes}
+    assert (axes["step.width"].base, len(axes["step.width"].counts)) == (0, 2)
+
+
+class Pooled(nn.Module):
+    """Attention whose first layers have one head, as in Hiera; what breaks them says nothing about the others."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.dim_out, self.head_dim = heads, 12, 12 // heads
+        self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return x + self.proj(y.reshape(b, -1, self.dim_out))
+
+
+def test_one_head_that_stays_leaves_the_heads_of_other_layers_alone() -> None:
+    structure = traced(nn.Sequential(Pooled(1), Pooled(3), Pooled(2), nn.Linear(12, 2)), vectors(2, 5, 12))
+    assert {"1.qkv": 3, "2.qkv": 2}.items() <= {g.name: g.size for g in structure.groups}.items()
+    assert "0.qkv" in reasons_of(structure)
+
+
+class Modes(nn.Module):
+    """A Fourier layer: the modes that it keeps are written into zeros of a width that the code holds."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.weight = width, nn.Parameter(torch.rand(width, width, 3, dtype=torch.cfloat) / width)
+        self.beside = nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        modes = torch.fft.rfft(x)
+        kept = torch.zeros(x.shape[0], self.width, modes.shape[-1], dtype=modes.dtype)
+        kept[:, :, :3] = torch.einsum("bix,iox->box", modes[:, :, :3], self.weight)
+        return torch.relu(torch.fft.irfft(kept, n=x.shape[-1]) + self.beside(x))
+
+
+def test_a_size_follows_in_the_layer_that_writes_a_group_not_in_the_alike_one_that_reads_it() -> None:
+    """Each layer's width is that of what it writes, and the group that it writes lies in the next layer, too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 6, 1), *[Modes(6) for _ in range(3)], nn.Conv1d(6, 2, 1)).eval()
+    x = torch.randn(2, 2, 8)
+    structure = apical.trace(model, x)
+    assert {g.name: g.size for g in structure.groups} == {"0": 6, "1": 6, "2": 6, "3": 6}
+    keep = {g.name: [0, 3, 5] for g in structure.groups}
+    small, gated = copy.deepcopy(model), zeroed(model, structure, keep, ())
+    apical.resize_(small, structure, keep)
+    torch.testing.assert_close(small(x), gated(x))
 
 
 class Counting(nn.Sequential):

@@ -85,6 +85,19 @@ def test_similarities_of_channels() -> None:
     assert groups_of(structure) == {"a": (8, "inner", "a.weight a.bias b.weight b.bias")}
 
 
+def test_products_of_all_pairs_of_features_lose_the_same_width_in_each() -> None:
+    """As in DLRM: the number of features stays, and all of them have one width."""
+
+    def forward(m: Any, x: Tensor, i: Tensor) -> Tensor:
+        features = torch.stack([torch.relu(m.a(x)), m.b(i), m.c(i)], 1)
+        pairs = (features @ features.mT)[:, [1, 2, 2], [0, 0, 1]]
+        return m.top(torch.cat([features[:, 0], pairs], 1))
+
+    net = Net(forward, a=nn.Linear(4, 6), b=nn.Embedding(5, 6), c=nn.Embedding(5, 6), top=nn.Linear(9, 2))
+    structure = traced(net, (*vectors(3, 4), torch.tensor([0, 3, 4])))
+    assert {n: size for n, (size, _, _) in groups_of(structure).items()} == {"a": 6}
+
+
 @pytest.mark.parametrize("kernel", ["einsum", "bmm"])
 def test_a_hidden_unit_of_all_experts(kernel: str) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ CASES: dict[str, Case] = {
     "mean over everything": images(lambda m, h: h * h.mean(), {}),
     "response norm": images(lambda m, h: F.local_response_norm(h, 3), {}),
     "channel dimension moved": images(lambda m, h: h.movedim(1, -1).mul(2.0).movedim(-1, 1), ALL),
-    "square unfolded": images(lambda m, h: F.unfold(h, 1).view(2, -1, 8, 8), {}),
+    "square unfolded": images(lambda m, h: F.unfold(h, 1).view(2, -1, 8, 8), ALL),
     "repeated channels": images(lambda m, h: h.repeat(1, 2, 1, 1)[:, : h.shape[1]], ALL),
     # Fourier transforms are linear maps along some dimensions, and tie nothing along the others
     "frequencies of pixels": images(lambda m, h: torch.fft.irfft2(torch.fft.rfft2(h) * m.keep, s=h.shape[-2:]), ALL,
@@ -247,6 +247,55 @@ def test_a_tensor_that_is_written_in_parts_is_their_concatenation() -> None:
 
     net = Net(forward, a=conv(3, 4), b=conv(3, 6), last=conv(10, 2))
     assert {name: size for name, (size, _, _) in groups_of(traced(net, image())).items()} == {"a": 4, "b": 6}
+
+
+@pytest.mark.parametrize("case", ["a frame", "a loop"])
+def test_a_created_tensor_has_the_channels_that_are_written_into_a_part_of_it(case: str) -> None:
+    def framed(m: Any, x: Tensor) -> Tensor:
+        a = m.a(x)
+        made = a.new_zeros(*a.shape[:2], 12, 12)
+        made[:, :, 1:9, 2:10] = a
+        made[:, :, 0:2, 0:2] += a[:, :, :2, :2]
+        return m.last(made)
+
+    def stepped(m: Any, x: Tensor) -> Tensor:
+        a = m.a(x)
+        made = torch.empty_like(a)
+        for step in range(a.shape[-1]):
+            made[:, :, step] = torch.tanh(a[:, :, step]) + (made[:, :, step - 1] if step else 0)
+        return m.last(made)
+
+    net = Net(framed if case == "a frame" else stepped, a=conv(3, 5), last=conv(5, 2))
+    assert groups_of(traced(net, image()))["a"][0] == 5
+
+
+def test_windows_of_an_image_and_their_sum_keep_its_channels() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a = torch.relu(m.a(x))
+        windows = F.unfold(a, 3, padding=1).unflatten(1, (a.shape[1], 9))
+        return m.last(F.fold((windows * m.weights[:, None]).flatten(1, 2), x.shape[-2:], 3, padding=1))
+
+    net = Net(forward, a=conv(3, 5), weights=parameter(9), last=conv(5, 2))
+    assert groups_of(traced(net, image()))["a"][0] == 5
+
+
+def test_rates_of_a_state_space_model_lose_what_its_steps_lose() -> None:
+    """Mamba's scan in short: products over several dimensions that sum nothing are elementwise."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        step, wide = F.softplus(m.step(x)), m.wide(x)
+        decay = torch.exp(torch.einsum("bld,dn->bldn", step, -torch.exp(m.rates)))
+        inner = torch.einsum("bld,bln,bld->bldn", step, m.into(x), wide)
+        state, outputs = torch.zeros_like(inner[:, 0]), []
+        for t in range(x.shape[1]):
+            state = decay[:, t] * state + inner[:, t]
+            outputs.append(torch.einsum("bdn,bn->bd", state, m.out(x)[:, t]))
+        return m.last(torch.stack(outputs, 1) + wide * m.skip)
+
+    parts = {name: nn.Linear(3, n) for name, n in (("step", 6), ("wide", 6), ("into", 8), ("out", 8))}
+    net = Net(forward, **parts, rates=parameter(6, 8), skip=parameter(6), last=nn.Linear(6, 2))
+    ((size, _, _),) = groups_of(traced(net, SEQUENCE)).values()
+    assert size == 6, "the inner channels go, the larger state stays"
 
 
 @pytest.mark.parametrize("case", ["in part", "twice", "through a view"])

@@ -9,7 +9,7 @@ Where no attribute helps, the reason is the line at which the trial stopped that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any
@@ -114,10 +114,11 @@ class _Bench:
         the code, if these are asked for (`in_code`). Where nothing broke, but something else was computed, attributes
         around the group's layers.
 
-        A group may pass through many layers: all those whose names differ in numbers only follow together.
+        A group may pass through many layers: all those whose names differ in numbers only follow together, else alone,
+        since it may be what one of them writes and the next one reads.
         """
         known = {(a.module, a.attribute) for a in (*self.structure.attributes, *chain(*taken))}
-        counts = {len(m.positions[0]) for m in self.group.members}
+        counts, alone = {len(m.positions[0]) for m in self.group.members}, list[Step]()
         paths = self._around() if trial.where is None else trial.where.modules
         stating = [(p, name, v) for p in paths for name, v in integers(self.twin.get_submodule(p)).items()]
         local = trial.local if self.in_code else ()
@@ -130,8 +131,22 @@ class _Bench:
             per_unit, rest = divmod(value, self.group.size)
             if value and not rest and any(n % per_unit == 0 for n in counts):
                 axes.append(SizeAxis(0, ((self.index, per_unit),)))
+            axes += [SizeAxis(value - n * self.group.size, ((self.index, n),)) for n in self._shares(value)]
+            together = self._alike(path, name, value)
             for axis in axes:
-                yield tuple(AttributeAxis(p, name, axis) for p in self._alike(path, name, value))
+                yield tuple(AttributeAxis(p, name, axis) for p in together)
+            alone += [(AttributeAxis(path, name, axis),) for axis in axes if len(together) > 1]
+        yield from alone
+
+    def _shares(self, value: int) -> list[int]:
+        """How much a unit counts for in the size of an axis, or in each of its equal parts, that others lie on too."""
+        found: dict[int, None] = {}
+        for part in self.group.members:
+            parts, rest = divmod(self.structure.tensors[part.tensor].shape[part.dim], max(value, 1))
+            each, uneven = divmod(len(part.positions[0]), max(parts, 1))
+            if parts and not rest and not uneven and each * self.group.size < value:
+                found[each] = None
+        return list(found)
 
     def _around(self) -> list[str]:
         """The modules that hold the group's tensors, and those around these, the innermost first."""
@@ -186,25 +201,37 @@ def _following(
     refused = ("without some of it", "refuted", "a gate of zero")
     broken = {f.name for f in left.frozen if f.reason.startswith(refused)}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
+    sort = {g.name: (kind_of(g.name), len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
     full = FullSizes(small.model, small.example)
     found: dict[str, Step] = {}
-    reasons: dict[str, str] = {}  # by kind
+    reasons: dict[tuple[str, int], str] = {}
     for group in groups:
         if group.name in found:
             continue
         bench = _Bench(proposed, full, small.tolerance, group)
-        alike = [g for g in groups if kind_of(g.name) == kind_of(group.name)]
+        alike = [g for g in groups if sort[g.name] == sort[group.name]]
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
         result = ready or (() if known else _search(bench))
         if result or not known:
             found[group.name] = result
         if not result:
-            reasons.setdefault(kind_of(group.name), bench.reason)
+            reasons.setdefault(sort[group.name], bench.reason)
         if result and not known:
             found |= _all_alike(proposed, small, full, alike, group.name, result)
-    told = {g.name: reasons[kind_of(g.name)] for g in groups if not found.get(g.name) and kind_of(g.name) in reasons}
-    return tuple(dict.fromkeys(axis for axes in found.values() for axis in axes)), told
+    told = {g.name: reasons[sort[g.name]] for g in groups if not found.get(g.name) and sort[g.name] in reasons}
+    return _merged(dict.fromkeys(chain(*found.values())), [g.size for g in proposed.groups]), told
+
+
+def _merged(axes: Iterable[AttributeAxis], sizes: Sequence[int]) -> Step:
+    """One axis for each attribute, which may be the sum of the sizes of several groups."""
+    merged: dict[tuple[str, str], AttributeAxis] = {}
+    for new in axes:
+        old = merged.get((new.module, new.attribute), new)
+        counts = tuple(dict.fromkeys((*old.axis.counts, *new.axis.counts)))
+        added = sum(n * sizes[group] for group, n in counts if (group, n) not in old.axis.counts)
+        merged[new.module, new.attribute] = replace(old, axis=SizeAxis(old.axis.base - added, counts))
+    return tuple(merged.values())
 
 
 def _all_alike(

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from apical.structure._atoms import varying_dims
-from apical.structure._rules_elementwise import FIXED_SIZE, SHARED, join_operands
+from apical.structure._atoms import compress, varying_dims
+from apical.structure._rules_elementwise import FIXED_SIZE, SHARED, join_operands, zeros_of_product
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
 from apical.structure._walk import Walk
 
@@ -32,6 +32,8 @@ def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -
     for label, size in [*zip(la, a.shape, strict=True), *zip(lb, b.shape, strict=True)]:
         sizes[label] = max(size, sizes.get(label, 1))
     shape = tuple(sizes[label] for label in out)
+    if isinstance(b, ParamValue) and sizes.keys() <= set(out):
+        return _scaled(walk, a, la, b, lb, out, shape)
     if isinstance(b, ParamValue):
         ids, zeros, axes = _with_weight(walk, a, la, b, lb, out)
     else:
@@ -39,6 +41,23 @@ def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -
     if not sizes.keys() <= set(out):  # what sums nothing is no product of matrices
         walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
     return Value(shape, None if ids is None else _placed(*ids, out, shape), zeros)
+
+
+def _scaled(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str, shape: tuple[int, ...]) -> Value:
+    """A product that sums nothing: elementwise, as the steps of a state space model times their rates."""
+
+    def laid(labels: str, t: Tensor) -> Tensor:
+        t = t.permute([labels.index(label) for label in out if label in labels])
+        return t[tuple(slice(None) if label in labels else None for label in out)]
+
+    ids = None if a.ids is None else compress(laid(la, a.ids))
+    left = Value(tuple(n if label in la else 1 for label, n in zip(out, shape, strict=True)), ids, a.zeros, a.flexible)
+    coords = tuple(compress(laid(lw, c)) for c in w.coords)
+    right = replace(w, shape=tuple(coords[0].shape), coords=coords, whole=False, data=None)
+    joined = join_operands(walk, [left, right], shape=shape)
+    if isinstance(joined, ParamValue):
+        raise LookupError("a product with a constant")
+    return Value(shape, joined, zeros_of_product(walk, [left, right], joined))
 
 
 # ids with a label for each of their dimensions, the result's zeros, and the length of each label for the cost
@@ -159,7 +178,16 @@ def _counts(value: Value, labels: str, batch: Sequence[str]) -> bool:
 
 
 def _one_for_all(walk: Walk, a: Value, la: str, b: Value, lb: str, out: str) -> tuple[Value, Value]:
-    """Heads against the only key head, without a dimension of heads: it stays, and ties only the width of each head."""
+    """Heads against the only key head, without a dimension of heads: it stays, and ties only the width of each head.
+
+    Where both sides hold channels of several layers one after the other (features of DLRM), these have equal widths.
+    """
+    free = [[label for label in _moving(v, lv) if label in out] for v, lv in ((a, la), (b, lb))]
+    if all(free) and any(label not in out for label in _moving(a, la)) and set(la) & set(_moving(b, lb)) - set(out):
+        for label in free[0]:
+            a = walk.tied_along(a, la.index(label))
+        for label in free[1]:
+            b = walk.tied_along(b, lb.index(label))
     for wide, labels, other in ((a, la, b), (b, lb, a)):
         moving = _moving(wide, labels)
         summed = [label for label in moving if label not in out]
@@ -190,7 +218,7 @@ def _whole_slices(walk: Walk, a: Value, la: str, b: Value, lb: str, batch: Seque
 
 
 def weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False) -> tuple[Tensor, AxisKey]:
-    """The atoms along one dimension of a weight (a vector even where it has size 1), and the axis they lie on."""
+    """The atoms along one dimension of a weight (a vector even where it has size 1), and the axis of their gates."""
     found = param_axis_along(weight, dim)
     if found is None:
         if weight.shape[dim] != 1 or not weight.whole:
@@ -198,7 +226,20 @@ def weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False)
         found = (dim, torch.zeros(1, dtype=torch.long, device="cpu"))
     pdim, indices = found
     axis = walk.produce(weight.name, pdim) if produce else walk.axis(weight.name, pdim)
-    return axis[indices], (weight.name, pdim)
+    return axis[indices], walk.gates.get((weight.name, pdim), (weight.name, pdim))
+
+
+def unmixed(walk: Walk, weight: ParamValue) -> ParamValue:
+    """A weight of which several dimensions are flattened into one: the first holds channels, the others stay.
+
+    As the inputs of a Kolmogorov-Arnold network, each with the weights of its splines.
+    """
+    coords = list(weight.coords)
+    for dim in range(len(weight.shape)):
+        for d in [d for d, c in enumerate(coords) if varying_dims(c) == [dim]][1:]:
+            walk.atoms.freeze(walk.axis(weight.name, d), "is a dimension of a weight beside that of its channels")
+            coords[d] = coords[d].new_zeros(()).expand_as(coords[d])
+    return replace(weight, coords=tuple(coords))
 
 
 def read_columns(walk: Walk, x: Value, incoming: Tensor | None, columns: Tensor, key: AxisKey) -> None:

@@ -18,6 +18,11 @@ from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, Needs, 
 from apical.structure._values import AxisKey
 from apical.structure._walk import Walk
 
+NORMED = (
+    "the norm of a weight is taken over the channels that it writes, so that each changes the others; that of "
+    "weight_norm is each channel's own with dim=0, of a transposed convolution with dim=1"
+)
+
 
 @dataclass(frozen=True)
 class Assembly:
@@ -32,6 +37,8 @@ class Assembly:
 
 def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     """Turn the walk's findings into groups (units alike in every respect), in the order of the forward pass."""
+    for key in walk.coupled & walk.producers.keys():
+        walk.atoms.freeze(walk.axes[key], NORMED)
     resolve_rectangles(walk)
     _size_attributes(walk)
     labels = walk.atoms.labels()

@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from apical.structure._registry import op_name
+
+PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow")  # unlike aten::index, which copies
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,48 @@ def written_part(view: fx.Node) -> WrittenPart | None:
         return None
     start, end, _ = slice(start, end).indices(shape[dim])
     return WrittenPart(base, dim % len(shape), start, end)
+
+
+def written_dims(view: fx.Node) -> tuple[fx.Node, dict[int, int]] | None:
+    """The tensor that an operation made of which a view is a part, and where the dimensions are that it has whole.
+
+    Returns:
+        The node that makes it, and its dimension for each dimension of the view along which nothing is cut off. None
+        if the view is no slice or entry of such a tensor, or one of several views in between is used otherwise.
+    """
+    views: list[fx.Node] = []
+    base: Any = view
+    while op_name(base.target) in PARTIAL_VIEWS:
+        if views and len(base.users) > 1:
+            return None
+        views.append(base)
+        base = base.args[0]
+    schema = getattr(base.target, "_schema", None)
+    if not views or schema is None or any(r.alias_info is not None for r in schema.returns):
+        return None
+    before = shapes_of(base.meta["val"])[0]
+    whole: list[int | None] = list(range(len(before)))
+    for node in views[::-1]:
+        after = shapes_of(node.meta["val"])[0]
+        given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        dim = given % len(before)
+        if len(after) < len(before):
+            del whole[dim]
+        elif after != before:
+            whole[dim] = None
+        before = after
+    return base, {d: of for d, of in enumerate(whole) if of is not None}
+
+
+def makes_weight(node: fx.Node) -> bool:
+    """Whether what elementwise operations and views make of a result is the weight or bias of a layer."""
+    for user in node.users:
+        name, pointwise = op_name(user.target), torch.Tag.pointwise in getattr(user.target, "tags", ())
+        if name.startswith(("aten::conv", "aten::linear")):
+            return node in user.args[1:3]
+        if (pointwise or name in ("aten::view", "aten::reshape")) and makes_weight(user):
+            return True
+    return False
 
 
 def unused_nodes(graph: fx.Graph) -> set[fx.Node]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 from torch import Tensor
 
 from apical.structure._atoms import compress, spread, varying_dims
-from apical.structure._contract import contract, read_columns, weight_axis, whole
+from apical.structure._contract import contract, read_columns, unmixed, weight_axis, whole
+from apical.structure._nodes import makes_weight
 from apical.structure._registry import register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
 from apical.structure._values import AnyValue, ParamValue, Value, Zeros
 from apical.structure._walk import Walk, structural
 
-WEIGHT_COMPUTED = "the weight is computed from other tensors in the forward pass"
+WEIGHT_COMPUTED = (
+    "the weight is computed from other tensors in the forward pass; make it a parameter (of torch's parametrizations, "
+    "weight_norm is followed)"
+)
 
 
 # ---- convolution ------------------------------------------------------------------------------------------------
@@ -42,7 +47,7 @@ def convolution(walk: Walk, x: Value, weight: AnyValue, bias: Any, stride: Any, 
     return _convolve(walk, x, weight, bias, groups, transposed)
 
 
-def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, transposed: bool) -> Value:
+def _convolve(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any, groups: int, transposed: bool) -> Value:
     if not isinstance(weight, ParamValue):
         walk.freeze_value(x, WEIGHT_COMPUTED)
         walk.freeze_value(bias, WEIGHT_COMPUTED)
@@ -51,10 +56,12 @@ def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, tr
         return Value(walk.out_shape)
     spatial = len(weight.shape) - 2
     channel_dim = len(x.shape) - spatial - 1
+    if isinstance(x, ParamValue):  # the learned image with which a generator begins
+        x = walk.as_channels(x, channel_dim)
     incoming = walk.channel_ids(x, channel_dim)
     pixels = _numel((x.shape if transposed else walk.out_shape)[channel_dim + 1 :]) * _numel(x.shape[:channel_dim])
     pixels *= _numel(weight.shape[2:])
-    if groups == 1:
+    if groups == 1 or _one_for_each_image(weight, incoming, groups):
         ids, zeros = _dense_convolution(walk, x, weight, incoming, pixels, transposed)
     else:
         ids, zeros = _grouped_convolution(walk, x, weight, incoming, groups, pixels, transposed)
@@ -65,13 +72,21 @@ def _convolve(walk: Walk, x: Value, weight: AnyValue, bias: Any, groups: int, tr
     return Value(walk.out_shape, spread(ids, walk.out_shape, channel_dim), union_zeros([zeros, added]))
 
 
+def _one_for_each_image(weight: ParamValue, incoming: Tensor | None, groups: int) -> bool:
+    """Whether the groups are images, side by side, each with a version of one weight (StyleGAN)."""
+    if incoming is None or weight.whole:
+        return False
+    parts = [t.unflatten(0, (groups, -1)) for t in (incoming, *weight.coords)]
+    return all(bool((part == part[:1]).all()) for part in parts)
+
+
 def _dense_convolution(
     walk: Walk, x: Value, weight: ParamValue, incoming: Tensor | None, pixels: int, transposed: bool
 ) -> tuple[Tensor, Zeros]:
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     ids, out_key = weight_axis(walk, weight, out_dim, produce=True)
     columns, in_key = weight_axis(walk, weight, in_dim)
-    read_columns(walk, x, incoming, columns, in_key)
+    read_columns(walk, x, None if incoming is None else incoming[: len(columns)], columns, in_key)
     walk.cost(pixels, columns, ids)
     return ids, frozenset([out_key])
 
@@ -125,8 +140,9 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     """x W^T + b, weight (out, in)."""
     if not isinstance(weight, ParamValue):
         walk.list_frozen(WEIGHT_COMPUTED)
-    if isinstance(x, ParamValue) and isinstance(weight, ParamValue):
-        x = walk.as_channels(x, -1)
+    if isinstance(weight, ParamValue):
+        x = walk.as_channels(x, -1) if isinstance(x, ParamValue) else x
+        weight = unmixed(walk, weight)
     labels = _letters(len(x.shape) - 1)
     result = contract(walk, x, labels + "y", weight, "zy", labels + "z")
     if result.ids is not None and varying_dims(result.ids) not in ([], [len(result.shape) - 1]):
@@ -160,14 +176,39 @@ def _ids_or_none(walk: Walk, weight: AnyValue, dim: int) -> Tensor | None:
 
 
 @register_op("aten::matmul", "aten::bmm", "aten::mm")
-def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> Value:
+def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> AnyValue:
     """Matrix product with broadcast batch dimensions."""
     if len(a.shape) < 2 or len(b.shape) < 2:
         raise LookupError("a product with a vector")
+    if isinstance(a, Value) and isinstance(b, ParamValue) and makes_weight(walk.current):
+        stays = a.ids is None or walk.atoms.all_frozen(a.ids)  # else it may be a hidden layer that computes a weight
+        if stays or len(b.coords) > 2:
+            return _mixed(walk, a, b)
     batch = _letters(max(len(a.shape), len(b.shape)) - 2)
     la = batch[len(batch) - (len(a.shape) - 2) :] + "xy"
     lb = batch[len(batch) - (len(b.shape) - 2) :] + "yz"
     return contract(walk, a, la, b, lb, batch + "xz")
+
+
+def _mixed(walk: Walk, shares: Value, weights: ParamValue) -> ParamValue:
+    """A weight for each image, mixed from several that lie side by side (dynamic convolution), whose number stays."""
+    walk.freeze_value(shares, "mixes several weights, whose number stays")
+    whole(walk, weights, len(weights.shape) - 2)
+    axes = [walk.axis(weights.name, d) for d, c in enumerate(weights.coords) if set(varying_dims(c)) - {c.dim() - 2}]
+    walk.cost(_numel(shares.shape), *axes)
+    coords = tuple(c.narrow(-2, 0, 1).expand(walk.out_shape) for c in weights.coords)
+    return replace(weights, shape=walk.out_shape, coords=coords, whole=False, data=None)
+
+
+@register_op("aten::mv")
+def vector_product(walk: Walk, a: AnyValue, vector: AnyValue) -> Value:
+    """A product with a vector, of which that of the power iteration is named."""
+    if isinstance(a, ParamValue):
+        raise LookupError(
+            "the spectral norm of a whole weight changes with each of its channels; weight_norm of torch's "
+            "parametrizations norms each output channel by itself, and is followed"
+        )
+    raise LookupError("a product with a vector")
 
 
 @register_op("aten::_grouped_mm", "transformers::grouped_mm_fallback")
@@ -214,8 +255,12 @@ def einsum(walk: Walk, equation: str, operands: Sequence[AnyValue], path: Any = 
 def _contract_all(walk: Walk, operands: list[tuple[AnyValue, str]], out: str, path: Sequence[int] | None) -> AnyValue:
     """Contract two operands after the other, along torch's path: pairs of places, of which the result is the last."""
     steps = list(path or [])
+    sums = any(not set(labels) <= set(out) for _, labels in operands)
     while len(operands) > 1:
         i, j = (steps.pop(0), steps.pop(0)) if steps else (0, 1)
+        if not sums:  # in any order the same, at no cost: first those that share their units
+            places = combinations(range(len(operands)), 2)
+            i, j = max(places, key=lambda ij: len(set(operands[ij[0]][1]) & set(operands[ij[1]][1])))
         (a, la), (b, lb) = operands[i], operands[j]
         rest = [operand for place, operand in enumerate(operands) if place not in (i, j)]
         later = set(out).union(*(labels for _, labels in rest))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apical.structure._atoms import compress, line, shrink_constant_dims, varying_dims
+from apical.structure._nodes import makes_weight
 from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
@@ -44,7 +45,8 @@ def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> Any:
         result = join_operands(walk, operands, [mask] if isinstance(mask, (Value, ParamValue)) else [])
     else:
         operands = [a for a in (*args, *kwargs.values()) if isinstance(a, (Value, ParamValue))]
-        result = join_operands(walk, operands)
+        result = _modulated(walk, operands) if name in PRODUCTS and makes_weight(walk.current) else None
+        result = join_operands(walk, operands) if result is None else result
     if isinstance(result, ParamValue):
         return replace(result, vanishes=result.vanishes and _keeps_zero(name, args))
     added = [o.ids for o in operands if isinstance(o, Value) and o.ids is not None] if name in SUMS else []
@@ -90,21 +92,45 @@ def join_operands(
     return ids
 
 
+def _modulated(walk: Walk, operands: Sequence[AnyValue]) -> ParamValue | None:
+    """A weight whose columns an activation scales for each image, as StyleGAN's styles do: it stays that weight."""
+    weight = next((o for o in operands if isinstance(o, ParamValue) and sum(n > 1 for n in o.shape) > 1), None)
+    style = next((o for o in operands if isinstance(o, Value) and o.ids is not None), None)
+    if len(operands) != 2 or weight is None or style is None or style.ids is None:
+        return None
+    styles = varying_dims(style.ids)
+    columns = walk.param_ids(weight, styles[0] - len(style.shape)) if len(styles) == 1 else None
+    if columns is None:
+        return None
+    walk.meet(line(style.ids, styles[0]), columns, FIXED_SIZE)
+    coords = tuple(c.expand(walk.out_shape) for c in weight.coords)
+    return replace(weight, shape=walk.out_shape, coords=coords, whole=False, data=None)
+
+
 def _of_parameters(
     walk: Walk, params: Sequence[ParamValue], fixed: Sequence[Value], shape: tuple[int, ...]
 ) -> Tensor | ParamValue | None:
     """The ids of parameters that meet each other or fixed tensors: the last free dimension of each holds channels.
 
     So a frozen batch norm, which is computed from its buffers, has the channels of its buffers, and a table of
-    position biases with a mask on top those of its heads. A buffer with several dimensions is such a mask.
+    position biases with a mask on top those of its heads. A buffer with several dimensions is such a mask. A weight
+    that is divided by its own norm stays itself.
     """
     if op_name(walk.target).endswith("::mul") and len(params) == 2 and not fixed:
-        weight = next((p for p in params if walk.is_parameter(p.name)), params[0])
-        mask = params[1] if weight is params[0] else params[0]
-        if weight.whole and mask.whole and weight.shape == mask.shape == shape:
-            for d in range(len(shape)):  # a masked weight: the mask loses what the weight does
-                walk.meet(walk.axis(weight.name, d), walk.axis(mask.name, d), FIXED_SIZE)
-            return replace(weight, data=None)
+        of_size = [p for p in params if p.shape == shape]
+        weight = next((p for p in of_size if walk.is_parameter(p.name)), of_size[0] if of_size else None)
+        scale = params[1] if weight is params[0] else params[0]
+        alike = weight is not None and weight.whole and scale.whole and weight.shape == scale.shape
+        if weight is not None and (alike or (sum(n > 1 for n in shape) > 1 and makes_weight(walk.current))):
+            for d in range(-len(scale.shape), 0):  # a mask, or scales: they lose what the weight does
+                theirs, ours = walk.param_ids(scale, d), walk.param_ids(weight, d)
+                if theirs is not None and ours is not None and scale.name != weight.name:
+                    walk.meet(ours, theirs, FIXED_SIZE)
+            if scale.name != weight.name:
+                return replace(weight, data=None)
+    normed = next((p for p in params if p.shape == shape), None)
+    if normed is not None and not fixed and all(_is_part(p, normed) for p in params):
+        return replace(normed, data=None)
     masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
     for mask in masks:
         walk.freeze_value(mask, "is a table of fixed size")
@@ -123,6 +149,12 @@ def _of_parameters(
         else:
             walk.freeze_value(param, "meets a tensor without channels")
     return ids
+
+
+def _is_part(param: ParamValue, weight: ParamValue) -> bool:
+    """Whether at each position of a weight a broadcast view of it has to do with that position alone."""
+    pairs = zip(param.coords, weight.coords, strict=False)
+    return param.name == weight.name and all(not varying_dims(c) or torch.equal(c.expand_as(w), w) for c, w in pairs)
 
 
 def _join_two(walk: Walk, ids: Tensor | None, value: Value, shape: tuple[int, ...]) -> Tensor:
@@ -212,11 +244,7 @@ def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> None:
 
 def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
     if name in PRODUCTS:
-        params = [o for o in operands if isinstance(o, ParamValue) and walk.is_parameter(o.name)]  # no gate on a buffer
-        gates = [param_axes(o) for o in params if _scales(o, ids)]
-        values = [o.zeros for o in operands if isinstance(o, Value) and _holds(o, ids)]
-        found = [z for z in (*gates, *values) if z is not None]
-        return found[0] if found else None
+        return zeros_of_product(walk, operands, ids)
     if name in SUMS:
         if _adds_number(args):
             return None
@@ -226,6 +254,15 @@ def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[
     if not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
     return operands[0].zeros if _keeps_zero(name, args) else None
+
+
+def zeros_of_product(walk: Walk, operands: Sequence[AnyValue], ids: Tensor | None) -> Zeros:
+    """What zeroes a factor at a unit: a parameter, if one is among them."""
+    params = [o for o in operands if isinstance(o, ParamValue) and walk.is_parameter(o.name)]  # no gate on a buffer
+    gates = [param_axes(o) for o in params if _scales(o, ids)]
+    values = [o.zeros for o in operands if isinstance(o, Value) and _holds(o, ids)]
+    found = [z for z in (*gates, *values) if z is not None]
+    return found[0] if found else None
 
 
 def _keeps_zero(name: str, args: Sequence[Any]) -> bool:
@@ -284,8 +321,10 @@ def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
 
 def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:
     """What zeroes an added activation at a unit; nothing does if it is one channel spread over many."""
-    if ids is None or not value.zeros or value.ids is None:
+    if ids is None or not value.zeros:
         return value.zeros
+    if value.ids is None:  # the same for all units, as noise times a learned strength
+        return None
     theirs = value.ids.expand(ids.shape)
     return value.zeros if set(varying_dims(ids)) <= set(varying_dims(theirs)) else None
 

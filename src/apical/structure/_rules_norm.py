@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from apical.structure._atoms import is_constant, spread
@@ -85,6 +86,24 @@ def layer_norm(
     if x.ids is None or over_channels or zeros is None:
         return Value(walk.out_shape, x.ids, zeros)
     return Value(walk.out_shape, x.ids, None)
+
+
+@register_op("aten::_weight_norm")
+def weight_norm(walk: Walk, direction: AnyValue, length: AnyValue, dim: int = 0) -> ParamValue:
+    """direction * length / |direction|, the norm over all dimensions but ``dim`` (of ``torch.nn.utils.weight_norm``).
+
+    What goes along ``dim`` has its gate in the length, since a direction of zero has no norm. Along the others a gate
+    of zero in the direction leaves it out of the norm, as its absence does, and no gate elsewhere does.
+    """
+    if not isinstance(direction, ParamValue) or not isinstance(length, ParamValue) or not direction.whole:
+        raise LookupError("its parameters are computed in the forward pass")
+    for d in range(len(direction.shape)):
+        if d != dim:
+            walk.couple(direction.name, d)
+        elif length.shape[d] > 1:
+            walk.meet(walk.axis(direction.name, d), walk.axis(length.name, d), UNEQUAL)
+            walk.gates[direction.name, d] = (length.name, d)
+    return replace(direction, vanishes=False)
 
 
 @register_op("aten::native_layer_norm", "aten::native_group_norm", "aten::local_response_norm")

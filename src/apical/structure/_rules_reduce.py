@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from apical.structure._atoms import is_constant, spread, varying_dims
 from apical.structure._registry import op_name, register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, union_zeros
-from apical.structure._values import ParamValue, Value
+from apical.structure._values import ParamValue, Value, param_axis_along
 from apical.structure._walk import Walk
 
 ADDS_UP = frozenset(
@@ -29,8 +30,7 @@ def _reduced_dims(x: Value, dims: Any) -> list[int]:
 def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
     name = op_name(walk.target).split("::")[-1]
     if isinstance(x, ParamValue):
-        walk.freeze_value(x, f"reduced by {name}")
-        return walk.fixed(walk.current)
+        return _norm_of_weight(walk, x, name, dims)
     for d in dims:
         x = walk.tied_along(x, d)
     zeros = x.zeros if name in KEEPS_ZERO else None
@@ -45,6 +45,19 @@ def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
     shapes = walk.out_shapes
     results = tuple(Value(s, ids, zeros) for s in shapes)
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
+
+
+def _norm_of_weight(walk: Walk, x: ParamValue, name: str, dims: list[int]) -> Any:
+    """What divides a weight that is normed in the forward pass, as the classes of a cosine classifier are."""
+    summed = [found for d in dims if (found := param_axis_along(x, d)) is not None]
+    if name not in ADDS_UP or any(len(at) != walk.tensor(x.name).shape[d] for d, at in summed):
+        walk.freeze_value(x, f"reduced by {name}")
+        return walk.fixed(walk.current)
+    for d, _ in summed:
+        walk.couple(x.name, d)
+    first = tuple(slice(1) if d in dims else slice(None) for d in range(len(x.shape)))
+    coords = tuple(c[first].reshape(walk.out_shape) for c in x.coords)
+    return replace(x, shape=walk.out_shape, coords=coords, whole=False, data=None, vanishes=False)
 
 
 def _reduce_channels(walk: Walk, x: Value, name: str) -> None:

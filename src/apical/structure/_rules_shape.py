@@ -37,6 +37,26 @@ def moved(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     return structural(walk, x, lambda t: target(t, *args, **kwargs))
 
 
+@register_op("aten::im2col")
+def unfolded(walk: Walk, x: Value, *args: Any) -> Value:
+    """Windows of an image (batch, channels, height, width) as (batch, channels * positions, windows)."""
+    ids = walk.channel_ids(x, 1)
+    if ids is not None:
+        ids = spread(ids.repeat_interleave(walk.out_shape[1] // len(ids)), walk.out_shape, 1)
+    return Value(walk.out_shape, ids, x.zeros)
+
+
+@register_op("aten::col2im")
+def folded(walk: Walk, x: Value, *args: Any) -> Value:
+    """The sum of overlapping windows, the reverse of `unfolded`."""
+    ids = walk.channel_ids(x, 1)
+    if ids is not None:
+        table = ids.view(walk.out_shape[1], -1)
+        walk.meet_rows(table)
+        ids = spread(table[:, 0], walk.out_shape, 1)
+    return Value(walk.out_shape, ids, x.zeros)
+
+
 @register_op("aten::expand", "aten::expand_as", "aten::broadcast_to")
 def expand(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     """Broadcasting made explicit; one channel spread over many joins nothing."""

@@ -55,6 +55,8 @@ def _refuse_computed_weights(model: nn.Module) -> None:
             if isinstance(hook, (WeightNorm, SpectralNorm)):
                 new = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
                 advice = f"use torch.nn.utils.parametrizations.{new}, which replaces torch.nn.utils.{new}"
+                if isinstance(hook, SpectralNorm):
+                    advice += ", and whose layer keeps its size; that of parametrizations.weight_norm need not"
             elif isinstance(hook, BasePruningMethod):
                 advice = f'call torch.nn.utils.prune.remove(module, "{name}"), which keeps the zeros, before tracing'
             if advice:

@@ -12,7 +12,15 @@ from torch import Tensor, fx, nn
 
 from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_constant, shrink_constant_dims, varying_dims
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
-from apical.structure._nodes import leaves_of, node_modules, shapes_of, unused_nodes, written_part
+from apical.structure._nodes import (
+    PARTIAL_VIEWS,
+    leaves_of,
+    node_modules,
+    shapes_of,
+    unused_nodes,
+    written_dims,
+    written_part,
+)
 from apical.structure._registry import mutates_first_argument, op_name, op_rule
 from apical.structure._values import (
     AnyValue,
@@ -25,7 +33,6 @@ from apical.structure._values import (
     whole_parameter,
 )
 
-PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow")  # unlike aten::index, which copies
 WRITTEN = "the forward pass writes into a slice of it"
 
 
@@ -49,6 +56,8 @@ class Walk:
         self.producers: dict[AxisKey, int] = {}  # with the rows of a channel: one, or one for each gate
         self.readings: list[Reading] = []
         self.columns: dict[AxisKey, None] = {}  # weight axes that read channels
+        self.gates: dict[AxisKey, AxisKey] = {}  # of weight axes that may not be zero themselves: what zeroes them
+        self.coupled: set[AxisKey] = set()  # weight axes over which the weight's own norm is taken
         self.rectangles: list[Rectangle] = []
         self.crossings: list[Crossing] = []
         self.terms: list[RawTerm] = []
@@ -63,6 +72,7 @@ class Walk:
         self.values: dict[fx.Node, Any] = {}
         self.computed: dict[fx.Node, Any] = {}  # as computed, whatever was written into it later
         self.parts: dict[tuple[fx.Node, int], dict[int, tuple[int, Value]]] = {}  # written so far: start -> (end, part)
+        self.filled: set[fx.Node] = set()  # created tensors that have the channels of what was written into them
         self.node: fx.Node | None = None
 
     # ---- running -------------------------------------------------------------------------------------------------
@@ -143,13 +153,40 @@ class Walk:
 
     def _overwrite(self, written: fx.Node, result: Any) -> None:
         """After an in-place operation: later uses of what it wrote see its result."""
-        if isinstance(result, Value) and self._put_together(written, result):
+        if isinstance(result, Value) and (self._put_beside(written, result) or self._put_together(written, result)):
             pass
         elif op_name(written.target) in PARTIAL_VIEWS:
             for node in (written, *written.all_input_nodes):
                 self.freeze_value(self.values[node], WRITTEN)
             self.freeze_value(result, WRITTEN)
         self.values[written] = result
+
+    def _put_beside(self, view: fx.Node, result: Value) -> bool:
+        """Give a created tensor the channels that are written into a part of it, if that part has all of them.
+
+        As the modes that a Fourier layer keeps are written into zeros, or the steps of a loop into their places.
+        """
+        found = written_dims(view)
+        if found is None or result.ids is None or any(node is found[0] for node, _ in self.parts):
+            return False
+        base, whole = found
+        value = self.values[base]
+        if not isinstance(value, Value) or not (value.flexible if value.ids is None else base in self.filled):
+            return False
+        moving = varying_dims(result.ids)
+        if not moving or not set(moving) <= whole.keys():
+            return False
+        table = self.table(result, moving)
+        assert table is not None
+        placed = {whole[d]: n for d, n in zip(moving, table.shape, strict=True)}
+        ids = table.reshape([placed.get(d, 1) for d in range(len(value.shape))]).expand(value.shape)
+        if value.ids is not None:
+            old, new = shrink_constant_dims(value.ids, ids)
+            self.meet(old.reshape(-1), new.reshape(-1), "is written beside fixed positions")
+        zeros = None if value.zeros is None or result.zeros is None else value.zeros | result.zeros
+        self.values[base] = Value(value.shape, ids, zeros)
+        self.filled.add(base)
+        return True
 
     def _put_together(self, view: fx.Node, result: Value) -> bool:
         """Take a slice that is written for a part of a created tensor, which is their concatenation once all are there.
@@ -270,12 +307,17 @@ class Walk:
         """
         if columns is not None:
             self.columns[columns] = None
-        if zeros is not None:
+        if zeros is not None and columns not in self.coupled:
             self.readings.append(Reading(ids, zeros))
         elif columns is not None:
             self.readings.append(Reading(ids, frozenset([columns])))
         else:
             self.atoms.freeze(ids, reason or "no parameter can hide these channels from their reader")
+
+    def couple(self, name: str, dim: int) -> None:
+        """Note that a weight is normed over this dimension: what goes must be zero there, whatever else hides it."""
+        self.coupled.add((name, dim))
+        self.readings.append(Reading(self.axis(name, dim), frozenset([(name, dim)])))
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Join two equally long id vectors; a channel that meets a fixed position is frozen."""

@@ -1,0 +1,163 @@
+"""Weights that the forward pass computes: normed, scaled, modulated, mixed, flattened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+import apical
+from apical.errors import TraceError
+from structure.expectations import groups_of, reasons_of, traced
+from structure.nets import Net, image, vectors
+
+
+def test_weight_norm_has_the_gate_of_what_it_writes_in_the_length_and_of_what_it_reads_in_the_direction() -> None:
+    """A direction of zero has no norm, and what is read counts in the norm although its writer is zero."""
+    parts = [weight_norm(nn.Conv1d(3, 6, 3)), nn.ReLU(), weight_norm(nn.Conv1d(6, 5, 3)), nn.ReLU(), nn.Conv1d(5, 2, 1)]
+    length, direction = (f"parametrizations.weight.original{k}" for k in (0, 1))
+    assert groups_of(traced(nn.Sequential(*parts), vectors(2, 3, 9))) == {
+        "0.parametrizations.weight": (6, "inner", f"2.{direction}/1"),
+        "2.parametrizations.weight": (5, "inner", f"2.{length} 2.bias"),
+    }
+
+
+def test_weight_norm_of_grouped_and_transposed_convolutions() -> None:
+    norm = nn.Sequential(
+        weight_norm(nn.Conv1d(3, 6, 3)), weight_norm(nn.Conv1d(6, 6, 3, groups=6)), nn.ReLU(),
+        weight_norm(nn.ConvTranspose1d(6, 8, 4, 2), dim=1), nn.LeakyReLU(), nn.Conv1d(8, 2, 1),
+    )  # fmt: skip
+    assert {name: size for name, (size, *_) in groups_of(traced(norm, vectors(2, 3, 9))).items()} == {
+        "0.parametrizations.weight": 6, "3.parametrizations.weight": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", [lambda m: weight_norm(m, dim=None), spectral_norm])
+def test_a_norm_over_output_channels_stays_and_says_what_to_write(norm: Callable[[nn.Module], nn.Module]) -> None:
+    """A newborn channel would change all others."""
+    net = nn.Sequential(norm(nn.Linear(3, 6)), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    structure = traced(net, vectors(2, 3))
+    assert list(groups_of(structure)) == ["2"]
+    assert "weight_norm" in reasons_of(structure)["0.parametrizations.weight"]
+
+
+def test_a_transposed_convolution_whose_inputs_are_normed_is_told_of_the_other_dimension() -> None:
+    with pytest.raises(TraceError, match="of a transposed convolution with dim=1"):
+        apical.trace(nn.Sequential(weight_norm(nn.ConvTranspose1d(3, 6, 4)), nn.Conv1d(6, 2, 1)), vectors(2, 3, 9))
+
+
+def cosine(m: Net, x: Tensor) -> Tensor:
+    return F.linear(F.normalize(m.a(x)), F.normalize(m.classes))
+
+
+def by_hand(m: Net, x: Tensor) -> Tensor:
+    weight = m.classes * m.length[:, None] / m.classes.pow(2).sum(1).add(1e-6).sqrt()[:, None]
+    return torch.relu(m.a(x)) @ weight.t()
+
+
+@pytest.mark.parametrize("forward", [cosine, by_hand])
+def test_classes_that_are_normed_in_the_forward_pass_let_their_features_go(forward: Callable[..., Tensor]) -> None:
+    classes, length = (nn.Parameter(torch.randn(*shape)) for shape in ((4, 6), (4,)))
+    parts = {"length": length} if forward is by_hand else {}
+    structure = traced(Net(forward, a=nn.Linear(3, 6), classes=classes, **parts), vectors(2, 3))
+    assert groups_of(structure)["a"][0] == 6
+    assert "classes/1" in groups_of(structure)["a"][2]
+
+
+class Modulated(nn.Module):
+    """StyleGAN's convolution: a style scales the columns of a weight for each image, whose rows are then normed."""
+
+    def __init__(self, i: int, o: int, form: str) -> None:
+        super().__init__()
+        self.form, self.out_channel = form, o
+        self.style, self.weight = nn.Linear(4, i), nn.Parameter(torch.randn(1, o, i, 3, 3))
+        self.strength, self.bias = nn.Parameter(torch.randn(1)), nn.Parameter(torch.randn(o, 1, 1))
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        b, i, h, w = x.shape
+        if self.form == "rosinality":
+            weight = 0.5 * self.weight * self.style(style).view(b, 1, i, 1, 1)
+            weight = weight * torch.rsqrt(weight.pow(2).sum([2, 3, 4]) + 1e-8).view(b, self.out_channel, 1, 1, 1)
+            weight = weight.view(b * self.out_channel, i, 3, 3)
+        elif self.form == "lucidrains":
+            weight = self.weight[0][None] * (self.style(style)[:, None, :, None, None] + 1)
+            weight = weight * torch.rsqrt((weight**2).sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
+            weight = weight.reshape(b * self.out_channel, *weight.shape[2:])
+        else:  # NVlabs
+            weight = self.weight[0].unsqueeze(0) * self.style(style).reshape(b, 1, -1, 1, 1)
+            weight = weight * (weight.square().sum(dim=[2, 3, 4]) + 1e-8).rsqrt().reshape(b, -1, 1, 1, 1)
+            weight = weight.reshape(-1, i, 3, 3)
+        y = F.conv2d(x.reshape(1, -1, h, w), weight, padding=1, groups=b)
+        y = y.view(b, -1, h, w)
+        return F.leaky_relu(y + self.strength * style[:, :1, None, None] + self.bias, 0.2)
+
+
+@pytest.mark.parametrize("form", ["rosinality", "lucidrains", "NVlabs"])
+def test_a_generator_whose_weights_are_modulated(form: str) -> None:
+    def forward(m: Net, style: Tensor) -> Tensor:
+        return m.out(m.b(m.a(m.begin.repeat(len(style), 1, 1, 1), style), style))
+
+    parts = {"a": Modulated(5, 6, form), "b": Modulated(6, 7, form), "out": nn.Conv2d(7, 3, 1)}
+    found = groups_of(traced(Net(forward, begin=nn.Parameter(torch.randn(1, 5, 4, 4)), **parts), vectors(2, 4)))
+    assert {name: size for name, (size, *_) in found.items()} == {"a.style": 5, "a": 6, "b": 7}
+    assert found["a"][2] == "b.weight/2", "noise that all channels share is there without them"
+
+
+class Dynamic(nn.Module):
+    """Dynamic convolution: each image mixes a weight and a bias of its own from three."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.out_planes, self.shares = o, nn.Linear(i, 3)
+        self.weight, self.bias = nn.Parameter(torch.randn(3, o, i, 3, 3)), nn.Parameter(torch.randn(3, o))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, i, h, w = x.shape
+        shares = self.shares(x.mean((2, 3))).softmax(-1)
+        weight = torch.mm(shares, self.weight.view(3, -1)).view(b * self.out_planes, i, 3, 3)
+        bias = torch.mm(shares, self.bias).view(-1)
+        y = F.conv2d(x.reshape(1, -1, h, w), weight, bias, padding=1, groups=b)
+        return y.view(b, self.out_planes, h, w)
+
+
+def test_a_weight_that_each_image_mixes_of_several() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Dynamic(6, 5), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    structure = traced(net, image())
+    assert {g.name: g.size for g in structure.groups} == {"0": 6, "2": 5}
+    assert "softmax" in reasons_of(structure)["2.shares"]
+
+
+def test_hidden_units_of_what_computes_a_weight_go() -> None:
+    def forward(m: Net, x: Tensor) -> Tensor:
+        weight = (torch.relu(m.hidden(m.seed)) @ m.made).view(4, 5)
+        return F.linear(torch.relu(m.a(x)), weight)
+
+    parts = {"hidden": nn.Linear(3, 6), "a": nn.Linear(3, 5), "seed": torch.randn(1, 3)}
+    structure = traced(Net(forward, made=nn.Parameter(torch.randn(6, 20)), **parts), vectors(2, 3))
+    assert {g.name: g.size for g in structure.groups} == {"hidden": 6}
+
+
+class Splines(nn.Module):
+    """A layer of a Kolmogorov-Arnold network, with a scale for each of its functions."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.out_features = o
+        self.base, self.scale = nn.Parameter(torch.randn(o, i)), nn.Parameter(torch.randn(o, i))
+        self.weight = nn.Parameter(torch.randn(o, i, 4))
+        self.register_buffer("grid", torch.linspace(-1, 1, 4).expand(i, -1).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = torch.exp(-((x.unsqueeze(-1) - self.grid) ** 2)).view(len(x), -1)
+        return F.linear(F.silu(x), self.base) + F.linear(
+            near, (self.weight * self.scale.unsqueeze(-1)).view(self.out_features, -1)
+        )
+
+
+def test_a_weight_whose_inputs_are_flattened_with_what_each_has() -> None:
+    structure = traced(nn.Sequential(Splines(3, 6), Splines(6, 5), Splines(5, 2)), vectors(2, 3))
+    assert sorted(g.size for g in structure.groups) == [5, 6]
