@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.torch_version import TorchVersion
 
-from apical.errors import CheckpointError
+from apical.errors import CheckpointError, ConfigError
 from apical.growth._sharded_checkpoint import _described
+from apical.resizing._sharding import Sharding
 from fork_server import ForkServer
 from marks import quick
 
@@ -118,6 +120,12 @@ def test_what_is_refused(server: ForkServer, tmp_path: Path) -> None:
         assert "did not shard anything" in nothing
         assert "copies" in copies
         assert "no checkpoint" in missing
+
+
+def test_an_old_torch_cannot_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    with pytest.raises(ConfigError, match="needs PyTorch 2"):
+        Sharding(lambda model: None)
 
 
 class ByName:

@@ -28,9 +28,14 @@ class Sharding:
     Args:
         shard: calls ``fully_shard`` on parts of a plain model and on the model itself; it is called after every resize
             and sees parameters on the meta device.
+
+    Raises:
+        ConfigError: this PyTorch is too old.
     """
 
     def __init__(self, shard: Shard) -> None:
+        if torch.__version__ < "2.7":
+            raise ConfigError(f"a model that `fully_shard` divides needs PyTorch 2.7 or newer, got {torch.__version__}")
         self._shard = shard
         self._changed: list[tuple[nn.Module, type[nn.Module], frozenset[str]]] = []  # with class and new attributes
 
