@@ -101,6 +101,7 @@ SETTINGS = {
         lambda: CifarResNet(depth=20), 2, 8, "25% macs", EARLY, other="resnet20-32-quarter"
     ),
     "resnet20-16-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "50% macs", EARLY),
+    "resnet20-16-longest": Setting(lambda: CifarResNet(depth=20), 2, 160, "50% macs", EARLY),
     "resnet20-16-quarter-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "25% macs", EARLY),
     "resnet20-16-eighth-long": Setting(lambda: CifarResNet(depth=20), 2, 40, "12.5% macs", EARLY),
     "misproportioned-16-long": Setting(misproportioned, 2, 40, "25% macs"),

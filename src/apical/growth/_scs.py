@@ -67,7 +67,7 @@ class ScsConfig:
         'lambda'
     """
 
-    seed_fraction: float = 0.6
+    seed_fraction: float = 0.7
     growth_end: float = 0.4
     sampling: Literal["lambda", "budgeted"] = "lambda"
     scores: Literal["learned", "random"] = "learned"
