@@ -124,6 +124,8 @@ def _arguments(method: Method, frame: FrameType, failed: Position) -> Iterator[t
     calls = list(enumerate(method.calls()))
 
     def is_here(call: ast.Call) -> bool:
+        if failed[2] is None:  # the line is all that is known
+            return call.lineno <= (failed[0] or 0) <= (call.end_lineno or 0)
         return (call.lineno, call.end_lineno, call.col_offset, call.end_col_offset) == failed
 
     calls.sort(key=lambda numbered: (not is_here(numbered[1]), -numbered[1].lineno, -numbered[1].col_offset))

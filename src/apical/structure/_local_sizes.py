@@ -201,7 +201,9 @@ def _read(function: FunctionType) -> Method | None:
 
 def _contents(code: CodeType) -> tuple[Any, ...]:
     """What tells whether code is that of a source; instructions also depend on the imports of the file."""
-    constants = [repr(c) for c in code.co_consts if not isinstance(c, CodeType)]
+    # before Python 3.11 the names of inner functions are constants, too, and say what is around
+    plain = (c for c in code.co_consts if not isinstance(c, CodeType) and "<locals>" not in str(c))
+    constants = [repr(c) for c in plain]
     return code.co_names, code.co_varnames, code.co_freevars, constants, len(list(_codes(code)))
 
 
