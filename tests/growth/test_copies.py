@@ -167,3 +167,10 @@ def test_copies_that_are_known_or_do_not_change_are_not_named(recwarn: pytest.Wa
         grower.end_epoch()
     assert not [str(w.message) for w in recwarn.list]
     assert teacher is not snapshot
+
+
+def test_a_lazy_network_of_the_same_class_may_lie_about() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 3), "50% params", epochs=2)
+    assert lazy(torch.zeros(1, 3)).shape == (1, 2)

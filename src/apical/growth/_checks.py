@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from weakref import WeakSet
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from apical._memory_format import SAFE_CHANNELS, has_channels_last, unsafe_in_channels_last
@@ -150,8 +151,9 @@ def _writes(module: nn.Module) -> int:
     return sum(versions) if all(versions) else 0
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    """By name; None for a parameter of a lazy layer that has no shape yet."""
+    return {name: None if is_lazy(p) else tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def refuse_without_values(model: nn.Module) -> None:
