@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from apical.budget import DeviceTable, NetworkCost, Setting, project
 from apical.budget._projection import allreduce_bytes, memory_bytes
 from apical.cli import main
+from apical.cli._plan import _told
 from apical.data import TokenStream
 from apical.errors import ApicalError, ConfigError
 from apical.models import GPT
@@ -175,6 +176,11 @@ def test_the_table_shows_what_is_known_in_a_few_rows() -> None:
     assert (shown[0], shown[-1], len(shown) <= 12) == (1, 50, True)
     assert not any("nan" in line or "-" in line.split() for line in lines)
     assert "minutes: not known; --measure times steps on this machine" in lines
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(90.0, "90.0 s"), (600.0, "10.0 min"), (333_546.0, "92.7 h")])
+def test_long_plans_are_told_in_hours(seconds: float, said: str) -> None:
+    assert _told(seconds) == said
     more = planned("digits", *SETTINGS, "--memory", "--processes", "2").output
     assert "memory GiB" in more
     assert "sent MB/step" in more

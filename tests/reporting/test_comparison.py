@@ -187,6 +187,8 @@ def test_the_verdict_says_where_the_reference_is_ahead_and_what_cannot_be_told(c
     assert "five seeds" in said
     one = replace(comparison, runs=[run for run in comparison.runs if run.seed == 0 and run.method != "near"])
     assert verdict(one, rows(one)) == "grown differs from short<& (5.00 lower); of one seed nothing can be said."
+    two = replace(comparison, runs=[run for run in comparison.runs if run.seed < 2 and run.method != "near"])
+    assert verdict(two, rows(two)).endswith("Of two seeds that is a hint; a claim takes three or more.")
 
 
 def test_a_difference_within_the_spread_does_not_fill_a_chart(comparison: Comparison) -> None:

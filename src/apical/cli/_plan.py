@@ -231,7 +231,7 @@ def _sums(found: Prices, table: DeviceTable | None, samples: int | None, on_pape
         lines.append(f"{what} sent: {100 * sums['sent_fraction']:.1f} % of the full model's")
     if sums["restructure_bytes"]:
         seconds = sums["restructure_seconds"]
-        took = "" if seconds is None else f", {_minutes(seconds)} over the link"
+        took = "" if seconds is None else f", {_told(seconds)} over the link"
         lines.append(
             f"{sums['restructurings']} restructurings: each process receives {sums['restructure_bytes'] / 1e9:.3f} GB "
             f"in all{took}"
@@ -251,11 +251,13 @@ def _sums(found: Prices, table: DeviceTable | None, samples: int | None, on_pape
     else:
         final = found.epochs[-1]["seconds"] * len(found.epochs)
         lines.append(
-            f"steps on {table.device}: {_minutes(sums['seconds'])} in all, {100 * sums['seconds_fraction']:.1f} % of "
-            f"the full model's {_minutes(sums['dense_seconds'])}; the final network alone would take {_minutes(final)}"
+            f"steps on {table.device}: {_told(sums['seconds'])} in all, {100 * sums['seconds_fraction']:.1f} % of "
+            f"the full model's {_told(sums['dense_seconds'])}; the final network alone would take {_told(final)}"
         )
     return lines
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+def _told(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -119,8 +119,11 @@ def verdict(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     if not said:
         return ""
     once = "; of one seed nothing can be said" if "one seed" in found else ""
-    few = min(len(row.seeds) for row in lines) < 5 and "within the spread" in found
-    more = ". Telling them apart takes five seeds or more" if few else ""
+    seeds, more = min(len(row.seeds) for row in lines), ""
+    if seeds < 5 and "within the spread" in found:
+        more = ". Telling them apart takes five seeds or more"
+    elif seeds < 3 and "one seed" not in found:
+        more = ". Of two seeds that is a hint; a claim takes three or more"
     return f"{comparison.reference} {', '.join(said)}{once}{more}."
 
 
