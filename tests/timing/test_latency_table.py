@@ -153,6 +153,7 @@ def test_blocks_that_are_left_out_cost_nothing() -> None:
     one = SizeAxis(1)
     layers = tuple(LayerTable(m, (1,), (1,), ((2.0,),), one, one) for m in ("a.conv", "ab.conv", "c"))
     table = LatencyTable(structure, layers, 0.5, 2.0, 0.01, "cpu")
+    assert repr(table).startswith(f"<LatencyTable: {len(layers)} layers on cpu, {table.predict_ms():.3g} ms in all")
     assert table.predict_ms() == 0.5 + 2 * 6
     assert table.predict_ms(None, ["a"]) == 0.5 + 2 * 4
     assert BoundBudget(Budget("12.5 ms"), structure, latency=table).load(None) == 1.0

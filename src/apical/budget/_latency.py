@@ -61,6 +61,12 @@ class LatencyTable:
     error: float
     device: str
 
+    def __repr__(self) -> str:
+        return (
+            f"<LatencyTable: {len(self.layers)} layers on {self.device}, {self.predict_ms():.3g} ms in all; "
+            f"missed whole networks by at most {self.error:.0%}>"
+        )
+
     def layers_ms(self, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> float:
         """Sum of the layers' interpolated times."""
         sizes = [_size((keep or {}).get(g.name, g.size)) for g in self.structure.groups]
