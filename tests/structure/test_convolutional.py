@@ -264,3 +264,14 @@ def test_a_fixed_filter_holds_no_gate() -> None:
 
     net = Net(blurred, a=conv(3, 6), bn=nn.BatchNorm2d(6), b=conv(6, 2), filter=torch.rand(6, 1, 3, 3))
     assert site(traced(net, image()), "a") == "bn.weight bn.bias"
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.Mish(inplace=True), nn.ELU(inplace=True), nn.Hardsigmoid(inplace=True), nn.Hardtanh(inplace=True),
+     nn.LeakyReLU(), nn.LeakyReLU(inplace=True)],
+    ids=str,
+)  # fmt: skip
+def test_in_place_activations_are_elementwise_although_torch_does_not_say_so(activation: nn.Module) -> None:
+    structure = traced(nn.Sequential(nn.Conv2d(3, 8, 3), activation, nn.Conv2d(8, 5, 1)), (torch.randn(2, 3, 6, 6),))
+    assert [(group.name, group.size) for group in structure.groups] == [("0", 8)]

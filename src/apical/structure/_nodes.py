@@ -6,10 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from apical.structure._registry import op_name
+from apical.structure._registry import is_pointwise, op_name
 
 PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow")  # unlike aten::index, which copies
 
@@ -85,10 +84,10 @@ def written_dims(view: fx.Node) -> tuple[fx.Node, dict[int, int]] | None:
 def makes_weight(node: fx.Node) -> bool:
     """Whether what elementwise operations and views make of a result is the weight or bias of a layer."""
     for user in node.users:
-        name, pointwise = op_name(user.target), torch.Tag.pointwise in getattr(user.target, "tags", ())
+        name = op_name(user.target)
         if name.startswith(("aten::conv", "aten::linear")):
             return node in user.args[1:3]
-        if (pointwise or name in ("aten::view", "aten::reshape")) and makes_weight(user):
+        if (is_pointwise(user.target) or name in ("aten::view", "aten::reshape")) and makes_weight(user):
             return True
     return False
 

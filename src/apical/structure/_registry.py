@@ -96,9 +96,14 @@ def op_name(target: Any) -> str:
 def op_rule(target: Any) -> OpRule | None:
     """The rule of an operation: a registered one, else that of elementwise operations if it is one."""
     rule = _OP_RULES.get(op_name(target))
-    if rule is None and torch.Tag.pointwise in getattr(target, "tags", ()):
-        rule = _OP_RULES["pointwise"]
-    return rule
+    return _OP_RULES["pointwise"] if rule is None and is_pointwise(target) else rule
+
+
+def is_pointwise(target: Any) -> bool:
+    """Whether torch calls an operation elementwise, or the one of which it is the in-place form (``mish_``)."""
+    packet = getattr(torch.ops.aten, op_name(target).removeprefix("aten::"), None)
+    forms = target, getattr(packet, getattr(target, "_overloadname", ""), None)
+    return any(torch.Tag.pointwise in getattr(form, "tags", ()) for form in forms)
 
 
 def mutates_first_argument(target: Any) -> bool:

@@ -33,7 +33,8 @@ PRODUCTS = frozenset({"mul", "multiply"})
 
 
 @register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu",
-             "aten::hardswish", "aten::log_sigmoid", "aten::rsub", "aten::__and__", "aten::__or__")  # fmt: skip
+             "aten::leaky_relu", "aten::hardswish", "aten::log_sigmoid", "aten::rsub",
+             "aten::__and__", "aten::__or__")  # fmt: skip
 def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> Any:
     """Any elementwise operation with broadcasting."""
     name = op_name(walk.target).split("::")[-1]

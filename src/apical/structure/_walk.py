@@ -21,7 +21,7 @@ from apical.structure._nodes import (
     written_dims,
     written_part,
 )
-from apical.structure._registry import mutates_first_argument, op_name, op_rule
+from apical.structure._registry import is_pointwise, mutates_first_argument, op_name, op_rule
 from apical.structure._values import (
     AnyValue,
     AxisKey,
@@ -101,7 +101,7 @@ class Walk:
         As the last of a WaveNet's residual sums: what is skipped at its end is computed all the same.
         """
         with_ids = [n for n in node.all_input_nodes if getattr(self.values[n], "ids", None) is not None]
-        return len(with_ids) > 1 and torch.Tag.pointwise in getattr(node.target, "tags", ())
+        return len(with_ids) > 1 and is_pointwise(node.target)
 
     def _source(self, node: fx.Node, sources: Mapping[str, str]) -> Any:
         name = sources.get(node.name)
