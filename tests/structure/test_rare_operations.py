@@ -23,6 +23,7 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(normal(*shape))
 
 
+torch.manual_seed(0)  # the layers below are made once, when this file is imported
 SEQUENCE = vectors(2, 5, 3)
 Sizes = dict[str, int]
 # name -> (forward, parts, inputs, groups and their sizes)

@@ -258,6 +258,8 @@ def _sums(found: Prices, table: DeviceTable | None, samples: int | None, on_pape
 
 
 def _told(seconds: float) -> str:
+    from apical.training._progress import duration
+
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return duration(seconds)

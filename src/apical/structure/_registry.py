@@ -101,9 +101,10 @@ def op_rule(target: Any) -> OpRule | None:
 
 def is_pointwise(target: Any) -> bool:
     """Whether torch calls an operation elementwise, or the one of which it is the in-place form (``mish_``)."""
-    packet = getattr(torch.ops.aten, op_name(target).removeprefix("aten::"), None)
-    forms = target, getattr(packet, getattr(target, "_overloadname", ""), None)
-    return any(torch.Tag.pointwise in getattr(form, "tags", ()) for form in forms)
+    if mutates_first_argument(target):
+        plain = getattr(torch.ops.aten, op_name(target).removeprefix("aten::"), None)
+        target = getattr(plain, target._overloadname, target)
+    return torch.Tag.pointwise in getattr(target, "tags", ())
 
 
 def mutates_first_argument(target: Any) -> bool:

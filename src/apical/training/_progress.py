@@ -195,10 +195,11 @@ class _Epoch:
         if not task.speed or task.time_remaining is None:
             return ""
         rate = f", {self._samples * task.speed:,.0f} {self._unit}/s" if self._samples else ""
-        return f"{_duration(task.time_remaining)} left{rate}"
+        return f"{duration(task.time_remaining)} left{rate}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words: ``"2 h 05 min"``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
