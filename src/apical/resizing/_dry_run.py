@@ -8,11 +8,13 @@ from functools import partial
 
 from apical.resizing._disagreement import Count, disagreement, keep_half, keep_odd, kind_of
 from apical.resizing._gates import gated_copy
+from apical.resizing._seen import unseen
 from apical.resizing._stand_in import bind_blocks
-from apical.resizing._testbed import Testbed
-from apical.structure import Structure
+from apical.resizing._testbed import Testbed, redrawn
+from apical.structure import ChannelGroup, Structure
 from apical.structure._without import Key, Part, key_of, without
 
+REDRAWS = 3  # times that weights are drawn anew for parts that nothing shows
 APART, TOGETHER = "cannot change apart from another part", "refuted together with others"
 Refuted = dict[Key, str]  # why, by part
 
@@ -42,7 +44,10 @@ def screen(structure: Structure, bed: Testbed, quick: Testbed | None) -> Screene
     structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
     structure = _bound(structure, bed, quick)
     refuted: Refuted = {}
-    _refute_all(structure, quick or bed, refuted)
+    small = quick or bed
+    _refute_all(structure, small, refuted, [*structure.groups, *structure.blocks])
+    for parts in (structure.groups, structure.blocks):
+        _look_closer(structure, small, refuted, parts)
     if quick:
         _readmit(structure, replace(bed, modes=quick.modes, same_modes=quick.same_modes), refuted)
     return Screened(structure, refuted, decided=quick is None)
@@ -52,7 +57,7 @@ def confirm(screened: Screened, bed: Testbed) -> Structure:
     """The structure without what the dry run refutes, each part that stays compared on the example itself."""
     refuted = dict(screened.refuted)
     if not screened.decided:
-        _refute_all(screened.structure, bed, refuted)
+        _refute_all(screened.structure, bed, refuted, [*screened.structure.groups, *screened.structure.blocks])
     return without(screened.structure, refuted)
 
 
@@ -88,9 +93,36 @@ def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
                 del refuted[key_of(part)]
 
 
-def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
-    """Note every part that disagrees, alone or with others, beside those that are refuted already."""
-    parts: list[Part] = [*structure.groups, *structure.blocks]
+def _look_closer(structure: Structure, bed: Testbed, refuted: Refuted, parts: Sequence[Part], draws: int = 0) -> None:
+    """Compare apart those of some parts of which nothing was seen while all of these were reduced.
+
+    Where nothing is seen even then, other weights are tried.
+
+    Args:
+        structure: with all parts.
+        bed: what the parts were compared on.
+        refuted: why, by part; added to.
+        parts: those that were compared.
+        draws: how often weights were drawn anew.
+    """
+    parts = [p for p in parts if key_of(p) not in refuted]
+    hidden = unseen(structure, bed, parts, keep_half) if parts else []
+    if len(hidden) == len(parts):  # they hide one another, or the weights hide them
+        if not hidden or draws == REDRAWS:
+            return
+        draws += 1
+        bed = redrawn(bed, draws)
+    _refute_all(structure, bed, refuted, hidden)
+    _look_closer(structure, bed, refuted, hidden, draws)
+
+
+def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted, parts: Sequence[Part]) -> None:
+    """Note every one of some parts that disagrees, alone or with others of them, beside those that are refuted already.
+
+    All other parts stay whole.
+    """
+    groups = [p for p in parts if isinstance(p, ChannelGroup)]
+    blocks = [p for p in parts if not isinstance(p, ChannelGroup)]
     compared: dict[tuple[Count, tuple[Key, ...]], str | None] = {}
 
     def differs(candidates: Sequence[Part], count: Count) -> str | None:
@@ -129,11 +161,11 @@ def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
                 return True
         return False
 
-    if structure.blocks:  # groups inside blocks with every block present, then the blocks
-        if differs(left(structure.groups), keep_half) is None and differs(left(parts), keep_odd) is None:
+    if blocks:  # groups inside blocks with every block present, then the blocks
+        if differs(left(groups), keep_half) is None and differs(left(parts), keep_odd) is None:
             return  # nothing to look for
-        settled(structure.groups, keep_half)
-        settled(structure.blocks, keep_half)
+        settled(groups, keep_half)
+        settled(blocks, keep_half)
     if not (settled(parts, keep_half) and settled(parts, keep_odd)):  # all together, in two numbers
         refuted.update({key_of(p): TOGETHER for p in parts if key_of(p) not in refuted})
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.resizing._copying import keep_apart_, sharing_copy, versions
 from apical.resizing._widened import NARROW, Widened
@@ -32,10 +33,11 @@ class Example:
     state_outputs: tuple[int | str, ...] = ()
     widened: bool = False
 
-    def run(self, model: nn.Module, training: bool = False, seed: int = 0) -> list[Tensor]:
+    def run(self, model: nn.Module, training: bool = False, seed: int = 0, grad: bool = False) -> list[Tensor]:
         """All output tensors but carried states; in training mode without dropout and other chance."""
         mode = steady_training(model) if training else nullcontext()
-        with quiet_rng(), torch.no_grad(), mode, Widened() if self.widened else nullcontext(), _seeded(model, seed):
+        types = Widened() if self.widened else nullcontext()
+        with quiet_rng(), torch.set_grad_enabled(grad), mode, types, _seeded(model, seed):
             args, kwargs = own((self.args, self.kwargs))  # a model may write into its inputs
             outputs: Any = model(*args, **kwargs)
         if isinstance(outputs, dict):
@@ -140,6 +142,29 @@ def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | 
     return bed, replace(bed, example=small) if small else None
 
 
+def redrawn(bed: Testbed, seed: int) -> Testbed:
+    """A testbed with other weights, as large as those of this one, or this one if the model insists on its own.
+
+    What normalisations remember is what they see then, so that no signal fades from layer to layer.
+    """
+    twin = sharing_copy(bed.model, dict(bed.model.named_parameters(remove_duplicate=False)))
+    _disturbed(twin, share=1.0, seed=seed)
+    hooks = [m.register_forward_pre_hook(_remember) for m in twin.modules() if isinstance(m, _BatchNorm)]
+    runs = _runs(twin, bed.example)
+    for hook in hooks:
+        hook.remove()
+    return replace(bed, model=twin, rough=None) if runs else bed
+
+
+@torch.no_grad()
+def _remember(norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
+    """Let a batch normalisation remember the mean and variance of what comes in, if there are several values each."""
+    values = args[0].transpose(0, 1).flatten(1)
+    if norm.running_mean is not None and norm.running_var is not None and values.shape[1] > 1:
+        norm.running_mean.copy_(values.mean(1))
+        norm.running_var.copy_(values.var(1, correction=0))
+
+
 def _runs(model: nn.Module, example: Example) -> bool:
     """Whether a call of a copy returns numbers; if not, it insists on its dtype, range or size, whatever it raises."""
     try:
@@ -241,8 +266,9 @@ def _noisy(tree: Any) -> Any:
 
 
 @torch.no_grad()
-def _disturbed(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
+def _disturbed(model: nn.Module, share: float = 0.1, seed: int = 0) -> nn.Module:
+    """The model with noise added to its parameters, a share of their spread, and to what normalisations remember."""
+    generator = torch.Generator().manual_seed(seed)
 
     def noise(tensor: Tensor) -> Tensor:
         drawn = torch.randn(min(tensor.numel(), NOISE), generator=generator, dtype=torch.float32, device="cpu")
@@ -253,7 +279,7 @@ def _disturbed(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel():
             spread = parameter.float().std() if parameter.numel() > 1 else parameter.float().abs().sum()
-            parameter.add_(noise(parameter).mul_(float(0.1 * spread) if spread > 1e-3 else 0.05))
+            parameter.add_(noise(parameter).mul_(float(share * spread) if spread > 1e-3 else 0.5 * share))
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.add_(0.1 * noise(buffer))
