@@ -53,7 +53,6 @@ class Setting:
     words: int
     init_range: float
     budget: str
-    gates: bool = False
 
 
 class Still:
@@ -74,7 +73,7 @@ class Still:
 def build(setting: Setting, seed: int) -> tuple[nn.Module, apical.Structure]:
     torch.manual_seed(seed)
     sizes = (setting.width, setting.width)
-    model = LSTMLanguageModel(setting.words, setting.width, sizes, init_range=setting.init_range, gates=setting.gates)
+    model = LSTMLanguageModel(setting.words, setting.width, sizes, init_range=setting.init_range)
     tokens = torch.arange(WINDOW).unsqueeze(1) % setting.words  # a window of one stream
     return model, apical.trace(model, tokens)
 
@@ -245,7 +244,6 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=5000)
     parser.add_argument("--init-range", type=float, default=0.1)
     parser.add_argument("--budget", default="50% params")
-    parser.add_argument("--gates", action="store_true", help="let gates leave one by one, too; give another --out")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the method")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--time", action="store_true")
@@ -265,7 +263,7 @@ def main() -> None:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
-    setting = Setting(given.steps, given.width, given.words, given.init_range, given.budget, given.gates)
+    setting = Setting(given.steps, given.width, given.words, given.init_range, given.budget)
     result = train(given.method, setting, given.seed, given.out, options)
     given.out.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")

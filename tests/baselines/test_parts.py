@@ -96,7 +96,7 @@ def test_absent_units_stay_away_and_loads_above_one_are_met() -> None:
     assert all(max(kept) < len(scores[name]) - 3 for name, kept in keep.items())
     name, size = structure.groups[0].name, structure.groups[0].size
     equal = torch.tensor([1.0, 3.0, 3.0, 2.0, *[0.0] * (size - 4)])
-    assert strongest(structure, {name: equal}, {name: 2}) == {name: [1, 2]}
+    assert strongest({name: equal}, {name: 2}) == {name: [1, 2]}
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------

@@ -54,7 +54,6 @@ CASES = {
     "plain": Case(lambda: nn.Sequential(unit(3, 24), unit(24, 32, stride=2), unit(32, 40), head(40, 5)), _images, 5),
     "mlp": Case(_mlp, _vectors(8, 6), 4),
     "lstm": Case(lambda: models.LSTMLanguageModel(13, 20, (40, 36)), _tokens(5, 3), 13, (1,)),
-    "gates": Case(lambda: models.LSTMLanguageModel(13, 16, (24, 20), gates=True), _tokens(5, 3), 13, (1,), False),
     "tied": Case(lambda: models.LSTMLanguageModel(13, 24, (40, 24), tied=True), _tokens(5, 3), 13, (1,), False),
     "gpt": Case(lambda: models.GPT(13, 8, 24, 3, 4), _tokens(3, 8), 13, (), False),
     "attention": Case(_attention, _vectors(3, 5, 12), 3, (), False),

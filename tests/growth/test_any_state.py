@@ -21,7 +21,6 @@ EPOCHS = 5
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "widths": ("mlp", {}),
     "blocks": ("residual", {}),
-    "gates": ("gates", {}),
     "bits": ("mlp", {"budget": "50% macs, 20% size"}),
     "scores": ("plain", {"config": ScsConfig()}),
 }

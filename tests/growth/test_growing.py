@@ -23,7 +23,7 @@ from growth.cases import CASES, begun, built, epochs, example, grown, loss_of, o
 from marks import quick
 
 ALL = list(CASES)
-FEW = ("residual", "lstm", "gates", "gpt")
+FEW = ("residual", "lstm", "gpt")
 BOTH = quick(itertools.product(ALL, ("thin", "small")), lambda case: case[0] in FEW)
 
 

@@ -91,15 +91,6 @@ def test_every_method_leaves_a_whole_run_folder(method: str, corpus: Path, tmp_p
     assert all(record["steps"] == steps and record["samples"] == 4 * steps for record in result.history)
 
 
-@pytest.mark.parametrize("once", [do, slow(resumed_as_whole)])
-def test_gates_are_an_option_of_the_model_and_such_a_run_resumes(once: Any, corpus: Path, tmp_path: Path) -> None:
-    config = tiny(corpus, "model.gates=true", "growth.growth_end=0.7", "epochs=4", recipe="wikitext2-lstm")
-    summary = once(config, tmp_path).summary
-    kinds = [f"layers.{i}{gate}" for i in range(2) for gate in ("", ":i", ":f", ":g", ":o")]
-    assert list(summary["widths"]) == ["embedding", *kinds]
-    assert summary["params_fraction"] == pytest.approx(0.5, rel=0.05)
-
-
 def test_growing_between_steps_is_priced_by_the_step(corpus: Path, tmp_path: Path) -> None:
     result = do(tiny(corpus, "growth.interval_unit=steps", "growth.interval=5", "epochs=2"), tmp_path)
     first, last = result.history

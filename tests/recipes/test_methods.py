@@ -23,8 +23,8 @@ OWN = [name for name in methods() if not name.startswith("final")]
 def test_every_method_has_a_card_and_every_card_a_method() -> None:
     cards = {path.stem: path.read_text(encoding="utf-8") for path in CARDS.glob("*.md")}
     index = cards.pop("README")
-    # the peer is registered by its benchmark, gates are an option of models, bits come with a budget
-    assert set(cards) == {*methods(), "torch-pruning", "bits", "gates"}
+    # the peer is registered by its benchmark, bits come with a budget
+    assert set(cards) == {*methods(), "torch-pruning", "bits"}
     for name, text in cards.items():
         assert text.startswith(f"# {name}\n")
         for part in ("**What it is.**", "**Source.**", "**Settings.**", "**Deviations"):

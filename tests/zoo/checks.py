@@ -185,7 +185,7 @@ def _true_sizes(module: nn.Module) -> dict[str, object]:
         return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
     if isinstance(module, nn.RNNBase):
         gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        hidden = len(module.units) if hasattr(module, "units") else module.weight_ih_l0.shape[0] // gates
+        hidden = module.weight_ih_l0.shape[0] // gates
         return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": hidden}
     if isinstance(module, nn.RNNCellBase):
         return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}

@@ -40,8 +40,6 @@ RECURRENT: dict[str, Callable[[], nn.Module]] = {
     "own_lstm_lm_1_tied": partial(_lm, 12, (12,), tied=True),
     "own_lstm_lm_2_tied": partial(_lm, 12, (16, 12), tied=True),
     "own_gru_lm_2": partial(_lm, 12, (16, 14), cell="gru"),
-    "own_lstm_lm_2_gates": partial(_lm, 12, (16, 14), gates=True),
-    "own_gru_lm_2_gates": partial(_lm, 12, (16, 14), cell="gru", gates=True),
 }
 
 TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {

@@ -70,10 +70,6 @@ def random_keep(structure: Structure, seed: int) -> Keep:
         whole = seed % 2 == 1 and below(8) == 0
         count = group.size if whole else 1 + below(max(1, group.size - 1))
         keep[group.name] = sorted(torch.randperm(group.size, generator=generator)[:count].tolist())
-    for group in structure.groups:
-        if group.needs is not None:  # at least one of them has what it needs
-            wanted = keep[group.needs.group][0]
-            keep[group.name] = sorted({*keep[group.name], group.needs.units.index(wanted)})
     return keep
 
 

@@ -22,17 +22,15 @@ Scores = Mapping[str, Tensor]
 """By group name, a score for every unit of the template, the larger the better; -inf for absent units  # (size,)"""
 
 
-def strongest(structure: Structure, scores: Scores, widths: Mapping[str, int]) -> dict[str, list[int]]:
+def strongest(scores: Scores, widths: Mapping[str, int]) -> dict[str, list[int]]:
     """The units with the largest scores of each group, as many as its width; the first ones of equals.
 
     Example:
-        >>> import apical
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-        >>> strongest(apical.trace(net, torch.zeros(1, 2)), {"0": torch.tensor([0.3, 0.1, 0.2])}, {"0": 2})
+        >>> strongest({"0": torch.tensor([0.3, 0.1, 0.2])}, {"0": 2})
         {'0': [0, 2]}
     """
     rankings = {name: torch.argsort(scores[name], descending=True, stable=True).tolist() for name in widths}
-    return first_units(structure, rankings, widths)
+    return first_units(rankings, widths)
 
 
 def fewest(structure: Structure, fraction: float, divisor: int = 1) -> dict[str, int]:
@@ -114,4 +112,4 @@ def by_threshold(
             if bound.load(wider) > most:
                 break
             widths = wider
-    return strongest(bound.structure, scores, widths)
+    return strongest(scores, widths)

@@ -61,6 +61,6 @@ class L1:
             return norms if self.order == "smallest" else {name: -norm for name, norm in norms.items()}
 
         def decide(epoch: int) -> Change | None:
-            return Change(strongest(task.structure, scores(), widths)) if epoch == task.last else None
+            return Change(strongest(scores(), widths)) if epoch == task.last else None
 
         return Course(decide)

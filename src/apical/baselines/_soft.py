@@ -47,7 +47,7 @@ class SoftFilterPruning:
         widths = one_ratio(task)
 
         def decide(epoch: int) -> Change | None:
-            keep = strongest(task.structure, filter_norms(task.subject, order=2), widths)
+            keep = strongest(filter_norms(task.subject, order=2), widths)
             if epoch == task.last:
                 return Change(keep)
             zero_others_(task.subject, keep)

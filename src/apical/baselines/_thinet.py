@@ -74,7 +74,7 @@ class ThiNet:
             if epoch < task.last:
                 return None
             # of groups whose readers cannot be watched
-            keep = strongest(task.structure, filter_norms(task.subject, order=1), widths)
+            keep = strongest(filter_norms(task.subject, order=1), widths)
             for group in task.structure.groups:
                 if widths[group.name] < group.size and readers[group.name]:
                     keep[group.name] = rebuild_(group, widths[group.name], readers[group.name], self.rescale)

@@ -33,7 +33,7 @@ def unit_prices(
     """π_g = Σ_t λ_t ∂load_t/∂n_g: what one more unit of each group costs, in shares of the budget.
 
     The derivative is the difference over one step up and one down (as far as the group goes), which is exact for
-    multiply-adds and parameters. A unit that others need also costs its share of those.
+    multiply-adds and parameters.
 
     Args:
         bound: the budget; load_t is the cost divided by limit t.
@@ -42,7 +42,7 @@ def unit_prices(
         skip: blocks that are left out.
         multipliers: λ, of each limit.
     """
-    groups, attainable = bound.structure.groups, bound.structure.attainable
+    groups = bound.structure.groups
     names = [g.name for g in groups]
 
     def cost(widths: Sequence[int]) -> float:
@@ -51,13 +51,9 @@ def unit_prices(
 
     prices = []
     for i, (group, n, s) in enumerate(zip(groups, counts, step, strict=True)):
-        before, after = counts[:i], counts[i + 1 :]
-        more = attainable([*before, min(group.size, n + s), *after])[i]
-        fewer = attainable([*before, max(0, n - s), *after])  # and of what needs these units, no more
-        wider = [*fewer[:i], more, *fewer[i + 1 :]]
-        prices.append(max(0.0, cost(wider) - cost(fewer)) / max(1, more - fewer[i]))
-    for i, needed in bound.structure.needing:
-        prices[needed] += counts[i] / max(1, counts[needed]) * prices[i]
+        more, fewer = min(group.size, n + s), max(0, n - s)
+        wider, narrower = ([*counts[:i], width, *counts[i + 1 :]] for width in (more, fewer))
+        prices.append(max(0.0, cost(wider) - cost(narrower)) / max(1, more - fewer))
     return prices
 
 

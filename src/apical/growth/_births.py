@@ -43,7 +43,7 @@ def prepare_births_(
             for part in group.readers or group.gate_site:
                 if _within(structure, part.tensor, unborn) or _is_fixed(structure, part.tensor, fixed):
                     continue
-                index = part.index[_seen_at_once(group, first_time)].reshape(-1)
+                index = part.index[list(first_time[group.name])].reshape(-1)
                 for full in store.named(part.tensor):
                     fill_(full, part.dim, index, 0)
     if preserving:
@@ -54,18 +54,6 @@ def prepare_births_(
                         continue
                     for full in store.named(name):
                         full.zero_()
-
-
-def _seen_at_once(group: ChannelGroup, first_time: Mapping[str, Sequence[int]]) -> list[int]:
-    """The newborns of a group that could change the function: not the gates of units that nobody reads yet.
-
-    Those start with their initial weights, else all newborn units would be alike.
-    """
-    own = first_time[group.name]
-    if group.needs is None:
-        return list(own)
-    unread = set(first_time.get(group.needs.group, ()))
-    return [k for k in own if group.needs.units[k] not in unread]
 
 
 def fixed_parameters(model: nn.Module, optimizers: Sequence[Optimizer], before: Collection[str] = ()) -> frozenset[str]:

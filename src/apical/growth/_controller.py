@@ -112,8 +112,7 @@ class Controller(Method):
         # beyond its limits a width would have to come all the way back before it moves again
         bounds = (self.terms.limits.least, self.terms.limits.most)
         least, most = (torch.tensor(n, dtype=torch.float64, device="cpu") for n in bounds)
-        widths = (wanted * exp(found.shift)).clamp(least, most).tolist()
-        self.widths = torch.tensor(self.terms.structure.attainable(widths), dtype=torch.float64, device="cpu")
+        self.widths = (wanted * exp(found.shift)).clamp(least, most)
         return self._choice(found, skip)
 
     def _plan(self, counts: Sequence[int], skip: tuple[str, ...]) -> tuple[Widths, tuple[str, ...], Tensor]:
@@ -198,18 +197,9 @@ class Controller(Method):
         c.watched[:] = True
 
     def _choice(self, found: Widths, skip: tuple[str, ...]) -> Choice:
-        structure = self.terms.structure
-        rankings = {g.name: self._ranking(i) for i, g in enumerate(structure.groups)}
-        return Choice(first_units(structure, rankings, self._by_name(found.counts)), skip, found.load)
-
-    def _ranking(self, group: int) -> list[int]:
-        """The units of a group, the one that stays longest first; before all, those of a unit that is being born."""
-        c, structure = self.components, self.terms.structure
-        order, needs = ranking(c, c.entries(group)), structure.groups[group].needs
-        if needs is None:
-            return order
-        there = c.live[c.entries([g.name for g in structure.groups].index(needs.group))].tolist()
-        return sorted(order, key=lambda k: there[needs.units[k]])
+        c = self.components
+        rankings = {g.name: ranking(c, c.entries(i)) for i, g in enumerate(self.terms.structure.groups)}
+        return Choice(first_units(rankings, self._by_name(found.counts)), skip, found.load)
 
     def _by_name(self, counts: Sequence[int]) -> dict[str, int]:
         return {g.name: n for g, n in zip(self.terms.structure.groups, counts, strict=True)}

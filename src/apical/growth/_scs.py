@@ -227,7 +227,7 @@ class ScsController(Method):
     def _choice(self, counts: Sequence[int], skip: tuple[str, ...], critical: Tensor) -> Choice:
         groups = zip(self.terms.structure.groups, counts, self._parts(critical), strict=True)
         ranked = [(g.name, n, torch.argsort(part, stable=True).tolist()) for g, n, part in groups]
-        keep = first_units(self.terms.structure, {g: r for g, _, r in ranked}, {g: n for g, n, _ in ranked})
+        keep = first_units({g: r for g, _, r in ranked}, {g: n for g, n, _ in ranked})
         return Choice(keep, skip, self.terms.bound.load(keep, skip))
 
     def end_epoch(self) -> None:

@@ -140,7 +140,7 @@ def fit_thresholds(
 
     found = shift_for_cost(flat, lambda exists: price(counted(exists)), load)
     counts = _filled(counted(flat < found.shift), parts, limits, price, load)
-    nearest = Widths(tuple(bound.structure.attainable(counts)), price(counts), found.shift)
+    nearest = Widths(tuple(counts), price(counts), found.shift)
     if not exact:
         return nearest
     steps = [sign * n for n in range(1, EXCHANGED + 1) for sign in (1, -1)]

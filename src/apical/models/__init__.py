@@ -1,7 +1,6 @@
 """The networks of the experiments, as ordinary modules without any knowledge of growing."""
 
 from apical.models._deeplab import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
-from apical.models._gates import GatedGRU, GatedLSTM, split_gates_
 from apical.models._gpt import GPT, StreamGPT, gpt_small
 from apical.models._lstm_lm import LSTMLanguageModel, lstm_large, lstm_medium, lstm_small
 from apical.models._mobilenet import MobileNetV1, mobilenet_v1
@@ -17,8 +16,6 @@ __all__ = [
     "CifarResNet",
     "CifarVGG16",
     "DeepLabV3",
-    "GatedGRU",
-    "GatedLSTM",
     "LSTMLanguageModel",
     "MobileNetV1",
     "ResNet",
@@ -39,7 +36,6 @@ __all__ = [
     "resnet50",
     "resnet56",
     "resnet101",
-    "split_gates_",
     "vgg16",
     "vit_small",
     "wrn28_10",

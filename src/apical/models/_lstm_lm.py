@@ -8,7 +8,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from apical.errors import ConfigError
-from apical.models._gates import split_gates_
 
 #: One tuple per layer: ``(hidden, cell)`` of an LSTM, ``(hidden,)`` of a GRU; each (1, B, hidden size of the layer).
 State = tuple[tuple[Tensor, ...], ...]
@@ -29,7 +28,6 @@ class LSTMLanguageModel(nn.Module):
         tied: let decoder and embedding share their weight (Press and Wolf 2017, arXiv:1608.05859).
         cell: ``"lstm"`` or ``"gru"``.
         init_range: bound of the initial weights.
-        gates: let each gate of each hidden unit be removed for itself (`split_gates_`).
 
     Raises:
         ConfigError: no layer, another cell, or ``tied`` while embedding and last layer differ in width.
@@ -55,7 +53,6 @@ class LSTMLanguageModel(nn.Module):
         tied: bool = False,
         cell: Literal["lstm", "gru"] = "lstm",
         init_range: float = 0.1,
-        gates: bool = False,
     ) -> None:
         super().__init__()
         _check(embedding_size, hidden_sizes, tied, cell)
@@ -71,8 +68,6 @@ class LSTMLanguageModel(nn.Module):
             self.decoder.weight = self.embedding.weight
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -init_range, init_range)
-        if gates:
-            split_gates_(self)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Predict the next word at every position.

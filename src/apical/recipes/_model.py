@@ -18,8 +18,8 @@ from apical import models
 from apical._checks import nearest
 from apical.errors import ConfigError
 
-#: Names of the models that apical brings along; what changes a model (`split_gates_`) is none.
-MODELS = tuple(name for name in models.__all__ if not name.endswith("_"))
+#: Names of the models that apical brings along.
+MODELS = tuple(models.__all__)
 
 
 @dataclass(frozen=True)

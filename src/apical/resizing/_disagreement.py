@@ -31,7 +31,7 @@ def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], coun
     """
     if bed.rough is not None and _agree_roughly(structure, replace(bed.rough, modes=bed.modes), parts, count):
         return None
-    keep, skip = chosen(structure, parts, count)
+    keep, skip = chosen(parts, count)
     inexact = {p.name: keep[p.name] for p in parts if isinstance(p, ChannelGroup) and not p.exact}
     found = _removed(structure, bed, keep, skip)  # before the gated copy is made: one changed copy at a time
     if isinstance(failed := found[False], str):
@@ -57,7 +57,7 @@ def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], coun
     return None
 
 
-def chosen(structure: Structure, parts: Sequence[Part], count: Count) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+def chosen(parts: Sequence[Part], count: Count) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """Which units of the groups among some parts stay, drawn by chance, and which blocks are left out: all of them."""
     generator = torch.Generator().manual_seed(0)
     orders: dict[str, list[int]] = {}
@@ -71,7 +71,7 @@ def chosen(structure: Structure, parts: Sequence[Part], count: Count) -> tuple[d
             shift = kinds.setdefault(kind, len(kinds)) + met[kind]
             orders[part.name] = torch.randperm(part.size, generator=generator, device="cpu").tolist()
             counts[part.name] = count(part.size, shift)
-    return first_units(structure, orders, counts), tuple(p.name for p in parts if isinstance(p, SkippableBlock))
+    return first_units(orders, counts), tuple(p.name for p in parts if isinstance(p, SkippableBlock))
 
 
 def _agree_roughly(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Count) -> bool:

@@ -31,7 +31,7 @@ def unseen(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Cou
         parts: of which some units were left out.
         count: how many stayed.
     """
-    keep, skip = chosen(structure, parts, count)
+    keep, skip = chosen(parts, count)
     gated = gated_copy(bed.model, structure, keep, skip)
     hidden = list(parts)
     for training in (False,) if bed.same_modes else bed.modes:

@@ -46,7 +46,7 @@ class Selection:
 
 
 def check_selection(structure: Structure, keep: Keep, skip: Iterable[str]) -> Selection:
-    """The selection that ``keep`` and ``skip`` describe. Units leave with what they need of another group.
+    """The selection that ``keep`` and ``skip`` describe.
 
     Raises:
         ResizeError: with every problem found: unknown names, wrong types, positions out of range, repeated or not
@@ -73,47 +73,22 @@ def check_selection(structure: Structure, keep: Keep, skip: Iterable[str]) -> Se
                 problems.append(found)
             else:
                 chosen[group.name] = found
-    if not problems:
-        chosen = _with_what_they_need(structure, chosen)
-        problems += [
-            f"group {g.name!r}: none of the units of {g.needs.group!r} that it needs stays"
-            for g in structure.groups
-            if g.needs is not None and not chosen[g.name]
-        ]
     if problems:
         raise ResizeError("the model was not changed, because\n" + "\n".join(f"  - {p}" for p in problems))
     return Selection(chosen, frozenset(skip))
 
 
-def _with_what_they_need(structure: Structure, chosen: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    found = dict(chosen)
-    for group in structure.groups:
-        if group.needs is not None:
-            there = set(chosen[group.needs.group])
-            found[group.name] = tuple(k for k in chosen[group.name] if group.needs.units[k] in there)
-    return found
-
-
-def first_units(
-    structure: Structure, rankings: Mapping[str, Sequence[int]], counts: Mapping[str, int]
-) -> dict[str, list[int]]:
-    """The first so many units of each group, of those whose needed unit is among the first of its group.
+def first_units(rankings: Mapping[str, Sequence[int]], counts: Mapping[str, int]) -> dict[str, list[int]]:
+    """The first so many units of each group.
 
     Args:
-        structure: the template.
         rankings: the units of each group, the one that stays longest first.
         counts: how many stay, by group.
 
     Returns:
         Kept positions by group name.
     """
-    keep = {name: sorted(rankings[name][:n]) for name, n in counts.items()}
-    for group in structure.groups:
-        if group.needs is not None and group.name in counts and group.needs.group in counts:
-            there, units = set(keep[group.needs.group]), group.needs.units
-            possible = [k for k in rankings[group.name] if units[k] in there]
-            keep[group.name] = sorted(possible[: counts[group.name]])
-    return keep
+    return {name: sorted(rankings[name][:n]) for name, n in counts.items()}
 
 
 def _positions(group: ChannelGroup, positions: Any) -> tuple[int, ...] | str:

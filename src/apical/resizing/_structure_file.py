@@ -143,17 +143,12 @@ def _contradictions(structure: Structure) -> Iterator[str]:
     for group in structure.groups:
         parts = (*group.members, *group.gate_site, *group.readers)
         yield from (f"{part!r} of group {group.name!r} is not there" for part in parts if outside(part, group.size))
-    sizes = {group.name: group.size for group in structure.groups}
-    for group in structure.groups:
-        needs = group.needs
-        if needs and (len(needs.units) != group.size or not set(needs.units) <= set(range(sizes.get(needs.group, 0)))):
-            yield f"group {group.name!r} needs units of {needs.group!r} that are not there"
     terms = (*structure.terms, *structure.param_axes)
     axes = [*(axis for term in terms for axis in term.axes), *(a.axis for a in structure.attributes)]
-    known = range(len(structure.groups))
+    known, names = range(len(structure.groups)), {group.name for group in structure.groups}
     if any(group not in known for axis in axes for group, _ in axis.counts):
         yield f"a size follows a group that is not one of the {len(known)}"
-    yield from (f"{state!r} is of no known group" for state in structure.states if state.group not in sizes)
+    yield from (f"{state!r} is of no known group" for state in structure.states if state.group not in names)
 
 
 def _other_sizes(structure: Structure, model: nn.Module) -> Iterator[str]:

@@ -16,7 +16,6 @@ from apical.resizing._follow import settled
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._testbed import Example, testbeds
 from apical.structure import Call, ExampleInputs, HandGroups, Structure
-from apical.structure._absent_gates import fill_gates_, without_absent
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
 from apical.structure._quiet import quiet_rng
@@ -103,11 +102,7 @@ def trace(
     _check_devices(model, (call.args, call.kwargs))
     call.check_values()
     twin, states = analysis_copy(model), tuple(state_outputs)
-    rows = fill_gates_(twin) if groups is None else {}
-    found = _confirmed(twin, call, states, groups, streams)
-    structure = without_absent(found, rows) if rows else found
-    if structure is None:  # such a layer is frozen, and then its gates cannot be told from its size
-        structure = _confirmed(analysis_copy(model), call, states, groups, streams)
+    structure = _confirmed(twin, call, states, groups, streams)
     if not structure.groups and not structure.blocks:
         _refuse_lost_outputs(analysis_copy(model), call)  # the twin holds its weights in float64 by now
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")

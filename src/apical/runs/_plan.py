@@ -216,7 +216,7 @@ def price(
 
 def _first(structure: Structure, widths: Mapping[str, int]) -> dict[str, list[int]]:
     """The first units of each group."""
-    return first_units(structure, {group.name: range(group.size) for group in structure.groups}, widths)
+    return first_units({group.name: range(group.size) for group in structure.groups}, widths)
 
 
 def _at_work(structure: Structure, widths: Mapping[str, int], skipped: Sequence[str]) -> int:

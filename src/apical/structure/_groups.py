@@ -13,8 +13,7 @@ from apical.structure._atoms import depends_only_on, drop_constant_dims, line
 from apical.structure._cost import CostTerm, SizeAxis
 from apical.structure._rectangles import resolve_rectangles
 from apical.structure._sizes import HEAD_ATTRIBUTES, WIDTH_ATTRIBUTES
-from apical.structure._states import units_by_label
-from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, Needs, ParamSlice, TensorSpec
+from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, TensorSpec
 from apical.structure._values import AxisKey
 from apical.structure._walk import Walk
 
@@ -52,9 +51,8 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> group
     taken: dict[str, int] = defaultdict(int)
     summed = _labels_of(_sums_of_producers(walk), labels)
-    needs = _needs_by_label(walk, labels)
-    for units in _by_needs(_alike(walk, labels, alive, sites, averaged), needs):
-        group = _group(walk, units, membership, sites, taken, summed, needs)
+    for units in _alike(walk, labels, alive, sites, averaged):
+        group = _group(walk, units, membership, sites, taken, summed)
         group = group if isinstance(group, str) else replace(group, exact=averaged.isdisjoint(units))
         if isinstance(group, str):
             reasons.update((label, group) for label in units)
@@ -63,7 +61,7 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
             groups.append(group)
     sizer = _Sizer(labels, group_of, [g.size for g in groups])
     return Assembly(
-        tuple(_with_needs(walk, groups, labels, needs) if needs else groups),
+        tuple(groups),
         _frozen_list(walk, labels, reasons),
         tuple(AttributeAxis(m, a, axis) for (m, a), ids in walk.attributes.items() if (axis := sizer(ids)).counts),
         tuple(_term(t.coefficient, t.axes, sizer, (t.module,)) for t in walk.terms),
@@ -157,45 +155,6 @@ def _alike(
     return sorted(parts.values(), key=lambda part: -max(order.get(label, -1) for label in part))
 
 
-def _needs_by_label(walk: Walk, labels: Tensor) -> dict[int, tuple[str, int]]:
-    """For each label that is there only while another is: what such units are called, and that other."""
-    found: dict[int, tuple[str, int]] = {}
-    for kind, own, needed in walk.needs:
-        pairs = zip(labels[own].tolist(), labels[needed].tolist(), strict=True)
-        found |= {a: (kind, b) for a, b in pairs if a != b}
-    return found
-
-
-def _by_needs(parts: list[list[int]], needs: Mapping[int, tuple[str, int]]) -> list[list[int]]:
-    """Parts divided further, so that the units of one are of one kind and need those of one other part, or none."""
-    part_of = {label: i for i, part in enumerate(parts) for label in part}
-    divided: list[list[int]] = []
-    for part in parts:
-        alike: dict[tuple[str, int | None], list[int]] = defaultdict(list)
-        for label in part:
-            kind, needed = needs.get(label, ("", -1))
-            alike[kind, part_of.get(needed)].append(label)
-        divided += alike.values()
-    return divided
-
-
-def _with_needs(
-    walk: Walk, groups: list[ChannelGroup], labels: Tensor, needs: Mapping[int, tuple[str, int]]
-) -> list[ChannelGroup]:
-    """The groups, with what their units need if that can go at all."""
-    place = units_by_label(walk, groups, labels)  # label -> (group, unit)
-    needed: dict[int, dict[int, int]] = defaultdict(dict)
-    names: dict[int, str] = {}
-    for label, (group, unit) in place.items():
-        if label in needs and needs[label][1] in place:
-            other, needed[group][unit] = place[needs[label][1]]
-            names[group] = groups[other].name
-    return [
-        replace(g, needs=Needs(names[i], tuple(needed[i][u] for u in range(g.size)))) if i in names else g
-        for i, g in enumerate(groups)
-    ]
-
-
 def _group(
     walk: Walk,
     units: list[int],
@@ -203,7 +162,6 @@ def _group(
     sites: Mapping[int, set[AxisKey]],
     taken: dict[str, int],
     summed: set[int],
-    needs: Mapping[int, tuple[str, int]],
 ) -> ChannelGroup | str:
     """The group of these alike units, or the reason why they are frozen."""
     keys = list(membership[units[0]])  # alike in all of them
@@ -216,7 +174,6 @@ def _group(
     if len(units) == 1:
         return "all its channels must go together (or there is only one)"
     path = writers[0][0].rpartition(".")[0] or writers[0][0]
-    path += f":{needs[units[0]][0]}" if units[0] in needs else ""
     taken[path] += 1
     name = path if taken[path] == 1 else f"{path}:{taken[path]}"
     stream = len(writers) > 1 and any(u in summed for u in units)

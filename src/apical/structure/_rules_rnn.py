@@ -1,10 +1,6 @@
 """Rules for recurrent layers: a hidden unit is its state, its gate rows, its recurrent column and its readers.
 
-In a layer that says which gate of which unit each of its rows is (buffers ``units``, ``row_units`` and ``row_gates``,
-as in `apical.models.GatedLSTM`), the rows of each gate are a group of their own, and each needs its hidden unit.
-
-Sources: Wen et al., *Learning Intrinsic Sparse Structures within Long Short-Term Memory*, ICLR 2018; Lobacheva et al.,
-*Structured Sparsification of Gated Recurrent Neural Networks*, AAAI 2020.
+Source: Wen et al., *Learning Intrinsic Sparse Structures within Long Short-Term Memory*, ICLR 2018.
 """
 
 from __future__ import annotations
@@ -23,7 +19,6 @@ from apical.structure._values import AnyValue, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-GATE_NAMES = {4: "ifgo", 3: "rzn"}
 STATE = "meets a recurrent state of fixed size"
 
 
@@ -33,23 +28,6 @@ def _units(walk: Walk, rows: ParamValue, gates: int) -> Tensor:
     for g in range(1, gates):
         walk.atoms.join(table[0], table[g])
     return table[0]
-
-
-def _separate_units(walk: Walk, w_ih: ParamValue, w_hh: ParamValue, gates: int) -> Tensor | None:
-    """One id per hidden unit, where its rows are gates that go one by one; None where they go with it  # (hidden,)"""
-    path = w_ih.name.rpartition(".")[0]
-    named = {name: f"{path}.{name}".lstrip(".") for name in ("units", "row_units", "row_gates")}
-    buffers = dict(walk.model.get_submodule(path).named_buffers(recurse=False))
-    if not all(name in buffers for name in named):
-        return None
-    units = walk.produce(named["units"], 0)
-    rows = walk.produce(w_ih.name, 0)
-    for other in (w_hh.name, named["row_units"], named["row_gates"]):
-        walk.meet(rows, walk.axis(other, 0), STATE)
-    walk.read(rows, frozenset([(w_ih.name, 0), (w_hh.name, 0)]), None)
-    for letter, own in zip(GATE_NAMES[gates], rows.chunk(gates), strict=True):
-        walk.needs.append((letter, own, units))
-    return units
 
 
 EQUAL = (
@@ -79,10 +57,9 @@ def _layer(walk: Walk, x: Value | Tensor | None, zeros: Zeros, params: Sequence[
     if not all(isinstance(p, ParamValue) and p.whole for p in (*params, *([projection] if projection else []))):
         raise LookupError("its weights are computed in the forward pass")
     w_ih, w_hh, *biases = params
-    separate = _separate_units(walk, w_ih, w_hh, gates)
-    units = _units(walk, w_ih, gates) if separate is None else separate
+    units = _units(walk, w_ih, gates)
     walk.producers[(w_ih.name, 0)] = gates
-    for other in biases if separate is not None else (w_hh, *biases):
+    for other in (w_hh, *biases):
         walk.meet(units, _units(walk, other, gates), STATE)
     layer = _Layer(units, units, None) if projection is None else _projected(walk, units, projection, steps)
     recurrent = walk.axis(w_hh.name, 1)

@@ -19,7 +19,6 @@ from apical.structure._types import (
     ChannelGroup,
     Feeder,
     Frozen,
-    Needs,
     ParamSlice,
     SkippableBlock,
     StateSlice,
@@ -87,51 +86,12 @@ class Structure:
     def _block_order(self) -> dict[str, int]:
         return {b.name: i for i, b in enumerate(self.blocks)}
 
-    @cached_property
-    def needing(self) -> tuple[tuple[int, int], ...]:
-        """Which groups need another: pairs (group, the group that it needs), by their places in `groups`."""
-        order = self._group_order
-        return tuple((i, order[g.needs.group]) for i, g in enumerate(self.groups) if g.needs is not None)
-
-    def attainable(self, counts: Sequence[Number]) -> list[Number]:
-        """Widths of all groups, in their order, none larger than the group that it needs allows.
-
-        Example:
-            >>> import torch, apical
-            >>> from apical.models import LSTMLanguageModel
-            >>> model = LSTMLanguageModel(vocab_size=9, embedding_size=4, hidden_sizes=(6,), gates=True)
-            >>> structure = apical.trace(model, torch.zeros(5, 1, dtype=torch.long))
-            >>> [g.name for g in structure.groups]
-            ['embedding', 'layers.0', 'layers.0:i', 'layers.0:f', 'layers.0:g', 'layers.0:o']
-            >>> structure.attainable([4, 3, 6, 3, 2, 1])  # three hidden units have at most three input gates
-            [4, 3, 3, 3, 2, 1]
-        """
-        found = list(counts)
-        for group, needed in self.needing:
-            found[group] = min(found[group], found[needed])
-        return found
-
-    def _without_needed(self, keep: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The same choice without units whose needed unit is not kept, where positions say which those are."""
-        found = dict(keep)
-        for group, needed in self.needing:
-            name, needs = self.groups[group].name, self.groups[group].needs
-            kept, there = keep.get(name), keep.get(self.groups[needed].name)
-            if needs is not None and not (
-                kept is None or there is None or isinstance(kept, Integral) or isinstance(there, Integral)
-            ):
-                present = {int(u) for u in there}
-                found[name] = [k for k in kept if needs.units[int(k)] in present]
-        return found
-
     def _price(self, model: CostModel, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> int:
         sizes = model.full_sizes.copy()
-        for name, kept in (self._without_needed(keep or {}) if self.needing else keep or {}).items():
+        for name, kept in (keep or {}).items():
             if name not in self._group_order:
                 self.group(name)
             sizes[self._group_order[name]] = _count(kept)
-        for group, needed in self.needing:
-            sizes[group] = min(sizes[group], sizes[needed])
         return model.price(sizes, [self._block_index(name) for name in skip])
 
     def _block_index(self, name: str) -> int:
@@ -171,11 +131,10 @@ class Structure:
             names = (tensor, *self.tensors[tensor].aliases)
             return any(not any(lies_in(name, path) for path in gone) for name in names)
 
-        chosen = {self.group(name).name: _count(kept) for name, kept in self._without_needed(keep or {}).items()}
-        counts = self.attainable([chosen.get(group.name, group.size) for group in self.groups])
+        chosen = {self.group(name).name: _count(kept) for name, kept in (keep or {}).items()}
         return {
-            group.name: count
-            for group, count in zip(self.groups, counts, strict=True)
+            group.name: chosen.get(group.name, group.size)
+            for group in self.groups
             if not gone or any(present(tensor) for tensor in {part.tensor for part in group.members})
         }
 
@@ -223,7 +182,6 @@ class Structure:
                     slices(g["gate_site"]),
                     slices(g["readers"]),
                     g.get("exact", True),
-                    Needs(g["needs"]["group"], tuple(g["needs"]["units"])) if g.get("needs") else None,
                 )
                 for g in data["groups"]
             ),

@@ -40,19 +40,6 @@ class ParamSlice:
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Units that are there only while units of another group are, as a gate needs its hidden unit.
-
-    Attributes:
-        group: name of the other group, whose units need none themselves.
-        units: ``units[k]`` is the unit of that group which unit ``k`` needs; all are different.
-    """
-
-    group: str
-    units: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class ChannelGroup:
     """Channels (or hidden units, or heads) that can be removed one by one, each with everything that depends on it.
 
@@ -67,7 +54,6 @@ class ChannelGroup:
             are zero, a newborn unit leaves the function unchanged. Empty where units are read without a weight.
         exact: whether a gate of zero equals the unit's absence. False for channels under LayerNorm or RMSNorm (only
             with ``trace(…, streams="resize")``): the others are then normalised without it, and the outputs change.
-        needs: the units of another group without which these cannot be there, if so.
     """
 
     name: str
@@ -77,7 +63,6 @@ class ChannelGroup:
     gate_site: tuple[ParamSlice, ...]
     readers: tuple[ParamSlice, ...] = ()
     exact: bool = True
-    needs: Needs | None = None
 
     def __repr__(self) -> str:
         return f"<ChannelGroup {self.name!r}: {self.size} units, {self.role}, {len(self.members)} slices>"

@@ -64,7 +64,6 @@ class Walk:
         self.attributes: dict[tuple[str, str], Tensor] = {}
         self.splits: list[tuple[str, Tensor]] = []  # (module, ids after the view)
         self.summed: list[tuple[Tensor, set[frozenset[int]]]] = []  # of additions: atoms, each operand's origins
-        self.needs: list[tuple[str, Tensor, Tensor]] = []  # what they are called, atoms, and others that each needs
         self.averaged: list[Tensor] = []  # atoms over which a mean or variance is taken, where they may go
         self.made: dict[MadeAxis, Tensor] = {}  # the ids that each dimension of a created tensor met first
         self.notes: list[str] = []

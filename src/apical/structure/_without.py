@@ -25,16 +25,9 @@ def without(structure: Structure, refuted: Mapping[Key, str]) -> Structure:
         structure: with all of them.
         refuted: why each of them is, by its key.
     """
-    for group in structure.groups:  # what cannot leave holds what it needs
-        if group.needs is not None and key_of(group) in refuted:
-            refuted = {(ChannelGroup, group.needs.group): refuted[key_of(group)]} | dict(refuted)
     if not refuted:
         return structure
-    groups = tuple(
-        replace(g, needs=None) if g.needs is not None and (ChannelGroup, g.needs.group) in refuted else g
-        for g in structure.groups
-        if key_of(g) not in refuted
-    )
+    groups = tuple(g for g in structure.groups if key_of(g) not in refuted)
     index = {g.name: i for i, g in enumerate(groups)}
     where = [index.get(g.name) for g in structure.groups]
 
