@@ -122,7 +122,7 @@ def test_the_lazy_names_are_the_public_names() -> None:
     assert {*apical._HOME, "ApicalError", "__version__"} == set(apical.__all__)
     public = {name.partition(".")[2] for name in PACKAGES} - {"", "integrations"}
     assert set(dir(apical)) == {*apical.__all__, *public}
-    assert apical.gates.relax is import_module("apical.gates").relax
+    assert apical.budget.Budget is import_module("apical.budget").Budget
     with pytest.raises(AttributeError, match="has no attribute 'Growr'") as caught:
         _ = apical.Growr
     assert (caught.value.name, caught.value.obj) == ("Growr", apical)  # by these Python asks "did you mean 'Grower'"

@@ -18,12 +18,11 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "apical"
 COMMON = {"errors", "_version", "_atomic", "_checks", "_memory_format", "_optional", "_reading", "_shares"}
 
 LEAVES: set[str] = set()
-ENGINE = {"structure", "resizing", "budget", "gates", "quantize", "timing"}
+ENGINE = {"structure", "resizing", "budget", "quantize", "timing"}
 ASSEMBLY = ENGINE | {"growth", "baselines", "export", "training", "models", "data", "reporting"}
 
 # package -> the packages of the project it may import, besides itself and COMMON.
 ALLOWED: dict[str, set[str]] = {
-    "gates": LEAVES,
     "quantize": LEAVES,
     "models": LEAVES,
     "data": LEAVES,
@@ -47,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
 
 
 def package_of(path: Path, root: Path = SOURCE) -> str:
-    """`src/apical/gates/_x.py` -> `gates`, `src/apical/errors.py` -> `errors`, `src/apical/__init__.py` -> `apical`."""
+    """`src/apical/data/_x.py` -> `data`, `src/apical/errors.py` -> `errors`, `src/apical/__init__.py` -> `apical`."""
     parts = path.relative_to(root).with_suffix("").parts
     return "apical" if parts == ("__init__",) else parts[0]
 
@@ -70,7 +69,7 @@ def imported_packages(path: Path, root: Path = SOURCE) -> Iterator[tuple[str, in
         elif isinstance(node, ast.ImportFrom):
             module = absolute(node, path, root)
             names = [module]
-            if module == "apical":  # `from apical import gates` names a package, `from apical import Grower` the root
+            if module == "apical":  # `from apical import budget` names a package, `from apical import Grower` the root
                 names = [f"apical.{a.name}" if a.name in known else "apical" for a in node.names]
         else:
             continue
@@ -157,22 +156,22 @@ def test_files_have_no_cycles() -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "from apical.gates._a import thing",
-        "from apical.gates import _a",
+        "from apical.quantize._a import thing",
+        "from apical.quantize import _a",
         "from ._a import thing",
         "from . import _a",
-        "import apical.gates._a",
-        "def f():\n    from apical.gates._a import thing",
-        "from apical.gates import thing",  # the package's own `__init__.py`, which imports this file
+        "import apical.quantize._a",
+        "def f():\n    from apical.quantize._a import thing",
+        "from apical.quantize import thing",  # the package's own `__init__.py`, which imports this file
     ],
 )
 def test_the_check_sees_every_circle_between_files(tmp_path: Path, statement: str) -> None:
-    (tmp_path / "gates").mkdir()
-    (tmp_path / "gates" / "__init__.py").write_text("from apical.gates._b import other")
-    (tmp_path / "gates" / "_a.py").write_text("from apical.gates._b import other")
-    (tmp_path / "gates" / "_b.py").write_text("import torch")
+    (tmp_path / "quantize").mkdir()
+    (tmp_path / "quantize" / "__init__.py").write_text("from apical.quantize._b import other")
+    (tmp_path / "quantize" / "_a.py").write_text("from apical.quantize._b import other")
+    (tmp_path / "quantize" / "_b.py").write_text("import torch")
     assert not cycle(file_edges(tmp_path))
-    (tmp_path / "gates" / "_b.py").write_text(statement)
+    (tmp_path / "quantize" / "_b.py").write_text(statement)
     assert cycle(file_edges(tmp_path))
 
 
@@ -200,18 +199,18 @@ def test_every_package_is_known_and_none_is_called_utils() -> None:
     ],
 )
 def test_the_check_sees_every_form_of_import(tmp_path: Path, statement: str) -> None:
-    for package in ("gates", "growth", "training", "cli"):
+    for package in ("quantize", "growth", "training", "cli"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
-    (tmp_path / "gates" / "_bad.py").write_text(statement)
+    (tmp_path / "quantize" / "_bad.py").write_text(statement)
     assert len(violations(tmp_path)) == 1
 
 
 def test_the_check_allows_what_the_design_allows(tmp_path: Path) -> None:
-    for package in ("gates", "growth"):
+    for package in ("quantize", "growth"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
     (tmp_path / "growth" / "_good.py").write_text(
-        "from apical.gates import relax\nfrom ..errors import BudgetError\nfrom . import other\nimport torch\n"
+        "from apical.quantize import pack\nfrom ..errors import BudgetError\nfrom . import other\nimport torch\n"
     )
     assert violations(tmp_path) == []

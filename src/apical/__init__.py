@@ -61,7 +61,7 @@ _HOMES = {
     "structure": ("ChannelGroup", "SkippableBlock", "Structure", "register_module", "register_op"),
 }
 _HOME = {name: package for package, names in _HOMES.items() for name in names}
-_OTHERS = ("baselines", "data", "gates", "models", "quantize", "recipes", "reporting", "runs", "timing", "training")
+_OTHERS = ("baselines", "data", "models", "quantize", "recipes", "reporting", "runs", "timing", "training")
 _PACKAGES = (*_HOMES, *_OTHERS)
 
 

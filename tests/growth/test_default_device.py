@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._device import _device_constructors
 
 from apical import DormantStore, Grower, Structure, resize_, resize_state, trace
-from apical.gates import draw_noise, sample_indicators
 from apical.growth import ScsConfig
+from apical.growth._scores import critical_shift, draw_noise
 from growth.cases import CASES, built, example, logits_of, sgd, structure_of
 from marks import slow
 
@@ -47,7 +47,7 @@ def unnamed(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("package", ["structure", "resizing", "growth", "gates", "budget"])
+@pytest.mark.parametrize("package", ["structure", "resizing", "growth", "budget"])
 def test_every_new_tensor_is_told_its_device(package: str) -> None:
     files = sorted((SOURCE / package).glob("*.py"))
     assert files
@@ -160,9 +160,9 @@ def test_what_is_measured_is_measured_on_the_models_device() -> None:
     assert grower.latency.device == grower.divisor_choice.device == "cpu"
 
 
-def test_gates_decide_on_the_cpu() -> None:
+def test_scores_decide_on_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.zeros(4)
     with default_device("meta"):
         noise = draw_noise(4, generator)
-        assert noise.device.type == sample_indicators(scores, 2.0, noise).device.type == "cpu"
+        assert noise.device.type == critical_shift(scores, 2.0, noise).device.type == "cpu"

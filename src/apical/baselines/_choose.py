@@ -9,8 +9,8 @@ from torch import Tensor
 
 from apical.budget import BoundBudget, Budget, rounding_step
 from apical.budget._rounding import least_width
+from apical.budget._shift import shift_for_cost
 from apical.errors import BudgetError
-from apical.gates import shift_for_cost
 from apical.resizing._selection import first_units
 from apical.structure import Structure
 
@@ -103,7 +103,7 @@ def by_threshold(
 
     ranks = torch.arange(len(order), dtype=torch.float64)  # the threshold as a rank: equal scores are not one
     most = load * (1 + TOLERANCE)
-    taken = int((ranks < shift_for_cost(ranks, lambda taken: bound.load(at(int(taken.sum()))), most).shift).sum())
+    taken = int((ranks < shift_for_cost(ranks, lambda taken: bound.load(at(int(taken.sum()))), most)).sum())
     widths = at(taken)
     for index in dict.fromkeys(order[taken:].tolist()):  # groups in the order of their best waiting unit
         name = names[index]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
 from apical.baselines._subject import Rows, Subject
-from apical.gates import unit_products
 from apical.structure import ChannelGroup, ParamSlice, Structure
 
 
@@ -68,7 +69,13 @@ def gate_products(subject: Subject) -> dict[str, Tensor]:
     found = {}
     for group in subject.structure.groups:
         site = [(rows, rows.tensor.grad) for rows in subject.rows(group, group.gate_site)]
-        members = [(rows.of(rows.tensor), rows.of(grad)) for rows, grad in site if grad is not None]
-        if members:
-            found[group.name] = unit_products(members)
+        products = [_products(rows.of(rows.tensor), rows.of(grad)) for rows, grad in site if grad is not None]
+        if products:
+            found[group.name] = reduce(torch.add, products)
     return found
+
+
+def _products(theta: Tensor, grad: Tensor) -> Tensor:
+    """⟨θ_u, ∂L/∂θ_u⟩ of each unit, in float32 at least; both (units, elements)  # (units,)"""
+    dtype = torch.promote_types(theta.dtype, torch.float32)
+    return (theta.to(dtype) * grad.to(dtype)).sum(1)

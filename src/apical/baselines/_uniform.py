@@ -13,8 +13,8 @@ from apical.baselines._choose import LEAST_FRACTION, sparing_streams
 from apical.baselines._comparator import Course, Task
 from apical.budget import BoundBudget, Budget
 from apical.budget._rounding import least_width, possible_widths
+from apical.budget._shift import shift_for_cost
 from apical.errors import BudgetError
-from apical.gates import shift_for_cost
 from apical.structure import Structure
 
 TIE = 1e-9  # units
@@ -68,8 +68,8 @@ def uniform_keep(
         return {name: several[count] for (name, several), count in zip(widths.items(), counts, strict=True)}
 
     every = torch.cat(ratios)
-    found = shift_for_cost(every, lambda reached: bound.load(at(reached), skip), 1.0)
-    chosen, beyond = at(every < found.shift), every[every >= found.shift]
+    shift = shift_for_cost(every, lambda reached: bound.load(at(reached), skip), 1.0)
+    chosen, beyond = at(every < shift), every[every >= shift]
     if not len(beyond):
         return chosen
     ratio = float(beyond.min())  # r, where the budget is passed

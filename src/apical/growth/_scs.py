@@ -22,7 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from apical.gates import (
+from apical.growth._components import Components
+from apical.growth._method import Choice, Measurement, Method, Terms
+from apical.growth._observer import GateObserver
+from apical.growth._options import check_options, numeric_divisor, wrong_times
+from apical.growth._scores import (
     age_temperature,
     critical_shift,
     draw_noise,
@@ -30,10 +34,6 @@ from apical.gates import (
     penalty_weight,
     score_gradient,
 )
-from apical.growth._components import Components
-from apical.growth._method import Choice, Measurement, Method, Terms
-from apical.growth._observer import GateObserver
-from apical.growth._options import check_options, numeric_divisor, wrong_times
 from apical.growth._widths import fit_thresholds
 from apical.resizing._selection import Selection, first_units
 

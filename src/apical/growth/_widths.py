@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apical.budget import BoundBudget, rounding_step
 from apical.budget._rounding import least_width
-from apical.gates import shift_for_cost
+from apical.budget._shift import shift_for_cost
 from apical.structure import Structure
 
 TOLERANCE = 0.002  # a network may exceed its scheduled cost by this fraction, so that it can end nearest to it
@@ -138,9 +138,9 @@ def fit_thresholds(
     def counted(exists: Tensor) -> list[int]:
         return [int(part.sum()) for part in exists.split(sizes)]
 
-    found = shift_for_cost(flat, lambda exists: price(counted(exists)), load)
-    counts = _filled(counted(flat < found.shift), parts, limits, price, load)
-    nearest = Widths(tuple(counts), price(counts), found.shift)
+    shift = shift_for_cost(flat, lambda exists: price(counted(exists)), load)
+    counts = _filled(counted(flat < shift), parts, limits, price, load)
+    nearest = Widths(tuple(counts), price(counts), shift)
     if not exact:
         return nearest
     steps = [sign * n for n in range(1, EXCHANGED + 1) for sign in (1, -1)]
@@ -153,7 +153,7 @@ def fit_thresholds(
             others = [pinned if i == group else part for i, part in enumerate(parts)]
             trial = fit_thresholds(bound, limits, others, skip, load)
             if nearest.load < trial.load <= load * (1 + TOLERANCE):
-                nearest = Widths(trial.counts, trial.load, found.shift)
+                nearest = Widths(trial.counts, trial.load, shift)
     return nearest
 
 
