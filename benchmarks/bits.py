@@ -8,13 +8,10 @@ the fewest that a weight has, so that there is nothing to choose under theirs):
 
     rounded       every layer its own precision, weights rounded in every step, gradients straight through
                   (`apical.growth.BitConfig`, its defaults)
-    planes        every layer its own precision, by bit planes that harden
     uniform       one precision for all, rounded in every step: quantisation-aware training as usual
-    uniform-planes one precision for all, by bit planes
     channels      no bits: as many 32-bit parameters as fit into the bytes; running statistics and the file's header
                   come on top, which favours it
     both          half of the MACs, and the rest of the bytes for bits of fewer channels
-    both-planes   the same by bit planes
     dense         the whole network in 32 bits, without a budget
 
 Training is that of `trial.py`: CIFAR ResNet-20, 20,000 images, SGD with Nesterov momentum, crops and flips, bfloat16
@@ -49,12 +46,9 @@ from apical.models import CifarResNet
 from apical.quantize import packed_size
 
 CONFIGS = {
-    "planes": BitConfig(quantizer="planes"),
-    "rounded": BitConfig(quantizer="rounded"),
-    "uniform": BitConfig(quantizer="rounded", precision="uniform"),
-    "uniform-planes": BitConfig(quantizer="planes", precision="uniform"),
-    "both": BitConfig(quantizer="rounded"),
-    "both-planes": BitConfig(quantizer="planes"),
+    "rounded": BitConfig(),
+    "uniform": BitConfig(precision="uniform"),
+    "both": BitConfig(),
 }
 CALIBRATION = 512  # images that the ranges of activations are measured on
 METHODS = (*CONFIGS, "channels", "dense")
@@ -134,9 +128,7 @@ def of_8_bits(model: nn.Module, data: Images) -> dict[str, float | int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if not m.endswith("-planes")]
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4], help="uniform precisions whose size is used")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--epochs", type=int, default=8)

@@ -156,15 +156,12 @@ def test_what_the_layer_is_worth_decides_its_bits() -> None:
     assert bits[1] >= bits[0] + 3
 
 
-@pytest.mark.parametrize(
-    ("quantizer", "stopped"), [("planes", 1), ("rounded", 4), slow("planes", 4), slow("rounded", 1)]
-)
-def test_a_resumed_training_is_the_same_to_the_last_bit(quantizer: Any, stopped: int) -> None:
-    config = BitConfig(quantizer=quantizer)
-    whole = Training("20% size", bits=config)
+@pytest.mark.parametrize("stopped", [4, slow(1)])
+def test_a_resumed_training_is_the_same_to_the_last_bit(stopped: int) -> None:
+    whole = Training("20% size")
     whole.epochs(stopped)
     saved = [copy.deepcopy(part.state_dict()) for part in (whole.grower, whole.model, whole.optimizer)]
-    other = Training("20% size", bits=config)
+    other = Training("20% size")
     for part, state in zip((other.grower, other.model, other.optimizer), saved, strict=True):
         part.load_state_dict(state)
     for training in (whole, other):
@@ -174,10 +171,9 @@ def test_a_resumed_training_is_the_same_to_the_last_bit(quantizer: Any, stopped:
     assert_equal(whole.model, other.model)
 
 
-@pytest.mark.parametrize("quantizer", ["planes", "rounded"])
-def test_a_training_can_go_back_to_before_its_bits_were_settled(quantizer: Any) -> None:
+def test_a_training_can_go_back_to_before_its_bits_were_settled() -> None:
     """As to a resumed one, so that what follows is the same to the last bit."""
-    whole = Training("20% size", bits=BitConfig(quantizer=quantizer))
+    whole = Training("20% size")
     whole.epochs(1)
     parts = (whole.grower, whole.model, whole.optimizer)
     saved = [copy.deepcopy(part.state_dict()) for part in parts]
@@ -201,7 +197,7 @@ def test_a_deep_copy_goes_on_by_itself() -> None:
 
 
 def test_uniform_precision_is_the_most_that_fits() -> None:
-    training = Training("20% size", bits=BitConfig(quantizer="rounded", precision="uniform"))
+    training = Training("20% size", bits=BitConfig(precision="uniform"))
     training.epochs(1)
     (bits,) = set(training.grower.history[0]["bits"].values())
     prices = training.grower._bits
@@ -236,8 +232,8 @@ def test_what_cannot_be_met_is_refused_before_training() -> None:
         Training("50% macs", bits=BitConfig())
     with pytest.raises(ConfigError, match="weights to quantise"):
         Training("20% size", bits=BitConfig(ignore=("conv1", "layer1", "layer2", "layer3", "fc")))
-    other = Training("20% size", bits=BitConfig(quantizer="planes"))
-    with pytest.raises(CheckpointError, match="planes"):
+    other = Training("20% size", bits=BitConfig(settle=0.4))
+    with pytest.raises(CheckpointError, match="settle"):
         Training("20% size").grower.load_state_dict(other.grower.state_dict())
     with pytest.raises(ConfigError, match="max_bits"):
         BitConfig(max_bits=9)

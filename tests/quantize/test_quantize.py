@@ -14,7 +14,6 @@ from torch import nn
 
 from apical.errors import BudgetError, CheckpointError, LoadError
 from apical.quantize import (
-    BitPlanes,
     BitPrices,
     QuantizedTensor,
     Rounded,
@@ -93,56 +92,36 @@ def test_leading_digits_are_the_weight_rounded_to_their_precision() -> None:
 def test_planes_start_as_the_weight_and_end_as_integers_times_a_scale() -> None:
     torch.manual_seed(0)
     weight = torch.randn(8, 4, 3, 3) / 5
-    planes = BitPlanes(weight, 7)
-    soft = planes.contents(1.0).sum(0)
+    planes = Rounded(weight, 7)
+    start = planes.contents().sum(0)
     step = planes.scale / 2**7
     inside = weight.abs() < planes.scale - step
     assert inside.float().mean() > 0.95
-    assert float((soft - weight)[inside].abs().max()) < 0.51 * step
-    hard = planes.codes().float() * planes.scale / 2**7
-    assert torch.allclose(planes.contents(1e4).sum(0), hard, atol=1e-6)
+    assert float((start - weight)[inside].abs().max()) < 0.51 * step
+    assert torch.allclose(start, planes.codes().float() * planes.scale / 2**7, atol=1e-6)
     planes.keep_(2)
     assert set(planes.codes().unique().tolist()) <= set(range(-3, 4))
 
 
-def test_the_slopes_of_planes_are_those_of_automatic_differentiation() -> None:
-    torch.manual_seed(0)
-    planes, beta, gates = BitPlanes(torch.randn(5, 3), 4), 1.7, torch.tensor([1.0, 0.8, 0.3, 0.0])
-    latents = planes.latents.clone().requires_grad_()
-    soft = torch.sigmoid(beta * latents)
-    values = planes._values(beta) * gates[:, None, None]
-    gradient = torch.randn(5, 3)
-    ((values * (soft[0] - soft[1])).sum(0) * gradient).sum().backward()
-    slopes = planes._slopes(beta, gates) * gradient
-    assert latents.grad is not None
-    assert torch.allclose(torch.stack([slopes[0], -slopes[1]]), latents.grad, atol=1e-6)
+def test_a_saved_weight_of_another_shape_or_type_is_refused() -> None:
+    behind = Rounded(torch.randn(2, 3), planes=5)
+    state = behind.state_dict()
+    for weight in (torch.zeros(3, 3), state["weight"].double()):
+        with pytest.raises(CheckpointError, match="saved weight"):
+            behind.load_state_dict({**state, "weight": weight})
+    behind.load_state_dict(state)
 
 
-def test_saved_latents_of_another_weight_are_refused() -> None:
-    planes = BitPlanes(torch.randn(2, 3), planes=5)
-    state = planes.state_dict()
-    for latents in (torch.zeros(2, 5, 3, 3), torch.zeros(2, 0, 2, 3), state["latents"].double()):
-        with pytest.raises(CheckpointError, match="saved latents"):
-            planes.load_state_dict({**state, "latents": latents})
-    planes.load_state_dict(state)
-
-
-@pytest.mark.parametrize(("kind", "steps"), [(BitPlanes, 3.0), (Rounded, 1.0)])
-def test_what_stands_behind_a_weight_follows_an_optimizer_to_its_target(kind: type, steps: float) -> None:
-    """Least squares by gradient descent. Hardening costs planes more than a step: each digit hardens by itself."""
+def test_what_stands_behind_a_weight_follows_an_optimizer_to_its_target() -> None:
+    """Least squares by gradient descent."""
     torch.manual_seed(0)
     target = torch.randn(40) / 3
-    behind = kind(torch.randn(40) / 3, 4)
-    gates, last = torch.ones(4), behind.contents(1.0).sum(0)
-    for step in range(400):
-        beta = 100.0 ** max(0.0, (step - 150) / 250)
-        behind.follow_(-0.1 * (last - target), last, beta, gates)
-        last = behind.contents(beta).sum(0)
-        if step == 149 and kind is BitPlanes:
-            assert float((last - target).abs().max()) < 1e-3
+    behind = Rounded(torch.randn(40) / 3, 4)
+    for _ in range(400):
+        behind.follow_(-0.1 * (behind.contents().sum(0) - target))
     final = behind.codes().float() * behind.scale / 2**4
-    assert float((final - last).abs().max()) < behind.scale / 2**4
-    assert float((final - target).abs().mean()) < steps * behind.scale / 2**4
+    assert torch.allclose(final, behind.contents().sum(0), atol=1e-6)
+    assert float((final - target).abs().mean()) < behind.scale / 2**4
 
 
 def test_precisions_are_the_best_by_brute_force() -> None:

@@ -1,9 +1,9 @@
 """Bits as a part of growth: every layer's precision is grown and pruned while it trains, under a budget of bytes.
 
 The model stays plain. Its weights are ordinary parameters that the user's optimizer steps; after every step, what
-the optimizer made of a weight is handed to the quantizer behind it, and the weight becomes what that says: a sum of bit
-planes, whose leading ones are the weight at each lower precision. What a plane
-is worth is measured as for units and blocks: its mean squared gate product (`apical.growth._utility`).
+the optimizer made of a weight is handed to the weight behind it, and the weight becomes that, rounded: a sum of bit
+planes, whose leading ones are the weight at each lower precision. What a plane is worth is measured as for units and
+blocks: its mean squared gate product (`apical.growth._utility`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from apical.growth._components import checked
 from apical.growth._observer import StepWatch
 from apical.growth._options import check_options
 from apical.quantize import (
-    BitPlanes,
     BitPrices,
     QuantizedTensor,
-    Quantizer,
     Rounded,
     choose_bits,
     packed_size,
@@ -51,26 +49,19 @@ class BitConfig:
     """How bits are grown. Times are fractions of what is left of training once widths are final.
 
     Attributes:
-        quantizer: ``"rounded"``: weights are rounded in every step, gradients go straight through (the usual way);
-            ``"planes"``: as CSQ does, bit planes whose digits harden while they train (`apical.quantize.BitPlanes`).
         precision: ``"mixed"``: each layer its own; ``"uniform"``: all the same, the most that fits.
         max_bits: of a code, sign included; training starts with so many.
         shrink_until: when the scheduled cost has come down to the budget.
         settle: when precisions are final.
-        harden_from: when β begins to rise, for planes.
         harden_until: when every weight is integers times a scale; from here they stay, and the rest trains on.
-        beta: β at the end of that, for planes.
         ignore: module paths whose weights stay as they are (everything below them too).
     """
 
-    quantizer: Literal["rounded", "planes"] = "rounded"
     precision: Literal["mixed", "uniform"] = "mixed"
     max_bits: int = 8
     shrink_until: float = 0.3
     settle: float = 0.5
-    harden_from: float = 0.3
     harden_until: float = 0.9
-    beta: float = 100.0
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,12 +70,8 @@ class BitConfig:
     def _wrong_values(self) -> Iterator[str]:
         if not 3 <= self.max_bits <= 8:
             yield f"max_bits must be 3 to 8, got {self.max_bits}"
-        if not self.beta > 1:
-            yield f"beta must be above 1, got {self.beta!r}"
         if not 0 < self.shrink_until <= self.settle <= self.harden_until <= 1:
             yield "times must be in order, 0 < shrink_until <= settle <= harden_until <= 1"
-        if not 0 <= self.harden_from < self.harden_until:
-            yield f"harden_from must be before harden_until, got {self.harden_from!r}"
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -160,8 +147,7 @@ class BitGrowth:
         self._squares = torch.zeros(len(self._names), planes, dtype=torch.float64, device="cpu")
         self._measured, self._chosen_at = 0, 0.0
         self._settled, self.quantized = False, dict[str, QuantizedTensor]()
-        make = BitPlanes if config.quantizer == "planes" else Rounded
-        self._bits: dict[str, Quantizer] = {n: make(lookup(model, n), planes) for n in self._names}
+        self._bits = {n: Rounded(lookup(model, n), planes) for n in self._names}
         self._gates = {n: torch.ones(planes, device=lookup(model, n).device) for n in self._names}
         self._contents: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
@@ -195,13 +181,6 @@ class BitGrowth:
         within = min(1.0, self._count / self._per_epoch) if self._per_epoch else 0.0
         now = min(max(self._begin, self._epoch) + within, self._epoch + 1)
         return (now - self._begin) / max(1e-9, self._epochs - self._begin)
-
-    @property
-    def beta(self) -> float:
-        """β now."""
-        c = self.config
-        rising = (self.progress - c.harden_from) / (c.harden_until - c.harden_from)
-        return float(c.beta ** min(1.0, max(0.0, rising)))
 
     @torch.no_grad()
     def end_epoch(self) -> None:
@@ -244,7 +223,7 @@ class BitGrowth:
             weight = lookup(self._model, name).detach().float()
             change = weight - self._last[name]
             if bool(torch.isfinite(change).all()):
-                self._bits[name].follow_(change, self._last[name], self.beta, self._gates[name])
+                self._bits[name].follow_(change)
         if index == 0:
             self._count += 1
             self._advance()
@@ -257,7 +236,7 @@ class BitGrowth:
             if self.quantized:
                 new = self._last[name]
             else:
-                contents = self._bits[name].contents(self.beta)
+                contents = self._bits[name].contents()
                 new = (contents * self._gates[name].view(-1, *[1] * weight.dim())).sum(0)
                 self._last[name] = new
                 self._contents[name] = contents

@@ -1,4 +1,4 @@
-"""Weights of a few bits: bit planes that harden while they train, which layer gets how many, and packed codes."""
+"""Weights of a few bits: bit planes, which layer gets how many, and packed codes."""
 
 from apical.quantize._packing import (
     SCALES,
@@ -10,15 +10,13 @@ from apical.quantize._packing import (
     unpack,
     unpack_codes,
 )
-from apical.quantize._planes import BitPlanes, Quantizer, Rounded, plane_values, signed_digits
+from apical.quantize._planes import Rounded, plane_values, signed_digits
 from apical.quantize._precision import BitPrices, choose_bits, soft_gates
 
 __all__ = [
     "SCALES",
-    "BitPlanes",
     "BitPrices",
     "QuantizedTensor",
-    "Quantizer",
     "Rounded",
     "choose_bits",
     "codes_of",
