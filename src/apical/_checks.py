@@ -20,9 +20,6 @@ def check(where: str, rules: Mapping[str, bool]) -> None:
         where: what is checked, in words.
         rules: whether each rule holds, by what was got and what was expected.
 
-    Raises:
-        ConfigError: a rule is broken.
-
     Example:
         >>> check("l1", {"seed=3, expected at least 0": True})
     """
@@ -32,11 +29,7 @@ def check(where: str, rules: Mapping[str, bool]) -> None:
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a mapping as JSON holds it; lists become tuples and mappings dataclasses where the field is one.
-
-    Raises:
-        ConfigError: keys are unknown or values have another type; all of them are named.
-    """
+    """A dataclass from a mapping as JSON holds it: lists become tuples, mappings dataclasses where the field is one."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a mapping of {list(get_type_hints(kind))}, got {values!r}")
     hints = {f.name: get_type_hints(kind)[f.name] for f in dataclasses.fields(kind)}  # type: ignore[arg-type]

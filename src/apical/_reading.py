@@ -38,11 +38,7 @@ def lies_inside(name: str) -> bool:
 
 
 def regular(path: Path) -> Path:
-    """The path, if an ordinary file is there: opening a pipe would wait for ever, and a device may have no end.
-
-    Raises:
-        OSError: it does not exist, or is something else.
-    """
+    """The path, if an ordinary file is there: opening a pipe would wait for ever, and a device may have no end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is a folder, a device or a pipe, expected an ordinary file", str(path))
     return path
@@ -107,9 +103,6 @@ def read_record(path: Path, most: int, kind: str, expected: str) -> dict[str, An
         most: bytes that it may have.
         kind: name of the format.
         expected: what should be there, for messages.
-
-    Raises:
-        LoadError: it is missing, too large, not JSON, or of another format.
     """
     data = read_object(path, LoadError, expected, most)
     if data.get("format") != kind:

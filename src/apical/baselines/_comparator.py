@@ -216,9 +216,6 @@ class Comparator:
 def epoch_at(fraction: float, epochs: int, method: str) -> int:
     """The epoch after which a share of training is done, with at least one epoch before and one after it.
 
-    Raises:
-        ConfigError: there are fewer than two epochs.
-
     Example:
         >>> epoch_at(0.5, 30, "l1"), epoch_at(0.01, 30, "l1"), epoch_at(0.99, 30, "l1")
         (15, 1, 29)

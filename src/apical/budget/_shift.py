@@ -25,9 +25,6 @@ def shift_for_cost(critical: Tensor, cost: Callable[[Tensor], float], target: fl
         cost: the cost of the network with indicators q (units,) bool; it must not fall when a component is added.
         target: in the unit of `cost`. One that is out of reach gives the nearest network.
 
-    Raises:
-        BudgetError: `cost` falls from the empty to the full network.
-
     Example:
         >>> critical = torch.tensor([-2.0, 0.0, -1.0, 1.0])
         >>> shift = shift_for_cost(critical, lambda q: 10.0 * float(q.sum()), target=25.0)

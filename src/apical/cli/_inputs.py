@@ -40,9 +40,6 @@ class InputSpec:
     def parse(text: str) -> InputSpec:
         """Read ``1x3x224x224``, ``8x128:int64`` or ``8x128:int64:32000``.
 
-        Raises:
-            ValueError: it has another form; the message says which part.
-
         Example:
             >>> InputSpec.parse("8x128:int64:32000")
             InputSpec(shape=(8, 128), dtype='int64', values=32000)
@@ -82,11 +79,7 @@ def parse_inputs(_ctx: click.Context, _param: click.Parameter, values: tuple[str
 
 
 def built(target: str, options: dict[str, Any], specs: tuple[InputSpec, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The model that a command names, and the arguments of a call: those of ``--input``, or one image as it usually is.
-
-    Raises:
-        ConfigError: there is no such model, it does not take these options, or its input is not known.
-    """
+    """The model that a command names, and the arguments of a call: those of ``--input``, or one image as is usual."""
     from apical.recipes._model import call_builder, find_builder, usual_input
 
     build, implied = find_builder(target)

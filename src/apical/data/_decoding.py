@@ -82,11 +82,7 @@ class Decode:
 
 
 def decode_all(sources: Iterable[tuple[bytes | Path, str]], count: int, decode: Decode) -> Tensor:
-    """Decode ``count`` images, each given with its place for errors, into one uint8 tensor (N, C, H, W).
-
-    Raises:
-        DataError: an image cannot be read, or sizes differ.
-    """
+    """Decode ``count`` images, each given with its place for errors, into one uint8 tensor (N, C, H, W)."""
     if count == 0:
         raise DataError("there are no images to read")
     images = torch.empty(0)

@@ -79,9 +79,6 @@ def read_idx_file(path: Path, num_dimensions: int) -> npt.NDArray[np.uint8]:
 
     The format: two zero bytes, a type code, the number of dimensions, each dimension as a big-endian 32-bit integer,
     then the values.
-
-    Raises:
-        DataError: header or length are wrong.
     """
     header = 4 + 4 * num_dimensions
     try:

@@ -42,11 +42,7 @@ _BUILTIN: dict[str, Callable[[Split], ImageArrays]] = {"digits": read_digits, "s
 
 
 def recognise_layout(folder: str | Path) -> tuple[Layout, Path]:
-    """Say in which layout a folder's images are, and in which folder exactly.
-
-    Raises:
-        DataError: it is no folder, in no known layout, or in several; the message lists what was found.
-    """
+    """Say in which layout a folder's images are, and in which folder exactly."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")

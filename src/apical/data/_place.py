@@ -14,11 +14,7 @@ from apical.errors import ConfigError
 
 
 def check_rank(rank: int, world_size: int) -> None:
-    """Refuse the number of a process that is none of so many.
-
-    Raises:
-        ConfigError: likewise.
-    """
+    """Refuse the number of a process that is none of so many."""
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank must lie in 0..{world_size - 1} (world_size {world_size}), got {rank}")
 
@@ -86,9 +82,6 @@ class EpochPlace:
         Args:
             state: what `state_dict` returned; one without ``position`` stands between two epochs.
             steps: batches of an epoch.
-
-        Raises:
-            ConfigError: it is the state of another kind of loader, or its position lies beyond the epoch.
         """
         if set(state) | {"position"} != {*self._generators, "position"}:
             raise ConfigError(

@@ -34,9 +34,6 @@ def locate(path_or_name: str | Path, others: Iterable[str] = ()) -> Path:
     Args:
         path_or_name: of the folder.
         others: names of data that lie in no folder, for the error.
-
-    Raises:
-        DataError: it is in neither.
     """
     path = Path(path_or_name).expanduser()
     if path.is_dir() or path.is_absolute():
@@ -63,11 +60,7 @@ def listed(folder: Path) -> str:
 
 
 def read_utf8(path: Path, most: int | None = LARGEST_TEXT) -> str:
-    """The text of a file, without a byte order mark.
-
-    Raises:
-        DataError: it cannot be read, is no ordinary file, has more than `most` bytes, or is not UTF-8.
-    """
+    """The text of a file, without a byte order mark."""
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:

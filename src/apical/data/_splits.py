@@ -38,11 +38,7 @@ def canonical_split(name: str) -> str | None:
 
 
 def choose_split(found: Mapping[str, Sequence[T]], split: str, folder: Path) -> Sequence[T]:
-    """Pick what belongs to a split from what was found.
-
-    Raises:
-        DataError: nothing belongs to it.
-    """
+    """Pick what belongs to a split from what was found."""
     check_split(split)
     for name in ("test", "validation") if split == "test" else (split,):
         if found.get(name):

@@ -183,11 +183,7 @@ def read_bytes(path: str | Path, *, limit: int | None = None) -> Corpus:
 
 
 def corpus_files(folder: Path) -> dict[Split, Path]:
-    """The text file of each split.
-
-    Raises:
-        DataError: the folder, or the file of a split, is missing, or there are several.
-    """
+    """The text file of each split."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; {_LAYOUT}")
     names = [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and file.is_file()]

@@ -115,11 +115,7 @@ _SUFFIXES = (".jpg", ".png", ".jpeg")
 
 
 def find_voc(folder: str | Path) -> Path:
-    """The folder that holds JPEGImages, SegmentationClass and ImageSets: this one or one that downloaders nest in it.
-
-    Raises:
-        DataError: it is none of these; the message says what is missing.
-    """
+    """The folder that holds JPEGImages, SegmentationClass and ImageSets: this one, or one that downloaders nest."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; {_EXPECTED}")
@@ -190,9 +186,6 @@ def voc_classes(split: VocSplit, ignore_label: int, num_classes: int | None = No
         split: whose masks are looked at if nothing else says how many classes there are.
         ignore_label: the value that is no class.
         num_classes: the number of classes, if it is known.
-
-    Raises:
-        DataError: classes.txt cannot be understood or disagrees with ``num_classes``; no mask shows two classes.
     """
     path = split.folder / "classes.txt"
     if path.is_file():
@@ -229,9 +222,6 @@ def _read_classes(path: Path, ignore_label: int) -> tuple[str, ...]:
 
 def check_mask(mask: Tensor, num_classes: int, ignore_label: int, where: str) -> None:
     """Refuse values that are neither a class nor the ignore label.
-
-    Raises:
-        DataError: with the first such value.
 
     Example:
         >>> check_mask(torch.tensor([[0, 3, 255]]), 3, 255, "a.png")

@@ -98,11 +98,7 @@ def size_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def read_architecture(path: Path) -> tuple[Architecture, str]:
-    """Parse and check an `ARCHITECTURE` file; returns it with the digest that its weights must have.
-
-    Raises:
-        LoadError: if it is missing, too large, not JSON, of another format, or holds anything unexpected.
-    """
+    """Parse and check an `ARCHITECTURE` file; returns it with the digest that its weights must have."""
     data = read_record(path, MAX_JSON_BYTES, FORMAT, "a folder that apical.save wrote")
     plain = VERSION_WITH_STAND_INS if "stand_ins" in data else VERSION
     if data.get("version") != (VERSION_PACKED if "quantized" in data else plain):

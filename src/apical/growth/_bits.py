@@ -321,11 +321,7 @@ class BitGrowth:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from there.
-
-        Raises:
-            CheckpointError: it was saved with other options, or changed since.
-        """
+        """Go on from there."""
         if state is None or state["config"] != _plain(self.config):
             saved = "no bits" if state is None else state["config"]
             raise CheckpointError(f"the saved state grew bits with {saved}, this Grower with {_plain(self.config)}")
@@ -389,11 +385,7 @@ def _prices(
 
 
 def refuse_impossible_size(budget: Budget, structure: Structure, least: Mapping[str, int], full_bytes: int) -> None:
-    """Stop before training where two bits a weight are too many even for the smallest network that can be grown.
-
-    Raises:
-        BudgetError: saying so.
-    """
+    """Stop before training where two bits a weight are too many even for the smallest network that can be grown."""
     smallest = structure.num_params(least, [b.name for b in structure.blocks]) / 4
     for target in budget.targets:
         limit = target.amount * (full_bytes if target.relative else 1)

@@ -27,11 +27,7 @@ def note_shrunk(model: nn.Module) -> None:
 
 
 def refuse_shrunk(model: nn.Module) -> None:
-    """Refuse a model that a Grower has made smaller.
-
-    Raises:
-        ConfigError: it has.
-    """
+    """Refuse a model that a Grower has made smaller."""
     if model in _SHRUNK:
         raise ConfigError(
             "an earlier Grower has already shrunk this model, which a new one would take for the largest network. "
@@ -157,11 +153,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...] | None]:
 
 
 def refuse_without_values(model: nn.Module) -> None:
-    """Stop where the model was moved to the meta device after the Grower was made.
-
-    Raises:
-        TrainingError: naming a parameter.
-    """
+    """Stop where the model was moved to the meta device after the Grower was made."""
     meta = next((name for name, p in model.named_parameters() if p.is_meta), None)
     if meta is not None:
         raise TrainingError(
@@ -171,11 +163,7 @@ def refuse_without_values(model: nn.Module) -> None:
 
 
 def refuse_lost_weights(model: nn.Module) -> None:
-    """Stop where weights are no longer numbers: no gradient would ever count again, and growth would go on blindly.
-
-    Raises:
-        TrainingError: naming them.
-    """
+    """Stop where weights are no longer numbers: no gradient would ever count again, and growth would go on blindly."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     finite = are_finite(list(trained.values()))
     lost = [name for name, counts in zip(trained, finite, strict=True) if not counts]

@@ -91,9 +91,6 @@ def checked(own: Any, value: Any, name: str) -> Any:
         value: in its place.
         name: by which an error names it.
 
-    Raises:
-        CheckpointError: it cannot.
-
     Example:
         >>> checked((0.5, 0.5), [1.0, 0.0], "multipliers")
         [1.0, 0.0]

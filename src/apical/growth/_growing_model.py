@@ -65,11 +65,7 @@ class GrowingModel:
 
     @property
     def selection(self) -> Selection:
-        """The present network.
-
-        Raises:
-            ConfigError: after `release`.
-        """
+        """The present network."""
         if self.store is None or self.store.selection is None:
             raise ConfigError("this Grower has finished and keeps no state; ask for it before finish()")
         return self.store.selection
@@ -80,11 +76,7 @@ class GrowingModel:
         return self._sharding is not None
 
     def settle(self) -> DormantStore:
-        """Bring a sharded model to rest, so that its tensors can be read and resized.
-
-        Raises:
-            ConfigError: after `release`.
-        """
+        """Bring a sharded model to rest, so that its tensors can be read and resized."""
         if self._sharding is not None:
             self._sharding.settle()
         if self.store is None:

@@ -14,11 +14,7 @@ Config = TypeVar("Config")
 
 
 def changed(config: Config, options: Mapping[str, Any]) -> Config:
-    """A config with single options changed.
-
-    Raises:
-        ConfigError: an option does not exist or cannot have this value.
-    """
+    """A config with single options changed."""
     known = [f.name for f in fields(config)]  # type: ignore[arg-type]
     for option in options:
         if option not in known:
@@ -28,11 +24,7 @@ def changed(config: Config, options: Mapping[str, Any]) -> Config:
 
 
 def check_options(config: Any, wrong_values: Callable[[], Iterator[str]]) -> None:
-    """Refuse a config with values of the wrong type or, where all types are right, out of range.
-
-    Raises:
-        ConfigError: it names all of them.
-    """
+    """Refuse a config with values of the wrong type or, where all types are right, out of range."""
     hints = get_type_hints(type(config))
     problems = [p for f in fields(config) for p in _wrong_type(f.name, hints[f.name], getattr(config, f.name))]
     problems = problems or list(wrong_values())
@@ -63,11 +55,7 @@ def wrong_times(config: Any) -> Iterator[str]:
 
 
 def numeric_divisor(divisor: Any) -> int:
-    """The divisor as a number.
-
-    Raises:
-        ConfigError: it is still to be measured.
-    """
+    """The divisor as a number."""
     if isinstance(divisor, int):
         return divisor
     raise ConfigError(

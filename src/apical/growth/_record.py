@@ -93,11 +93,7 @@ def epoch_record(structure: Structure, present: Selection, epoch: int, load: flo
 
 
 def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    """Numbers by name, as plain floats.
-
-    Raises:
-        ConfigError: a name is no text, or a value no finite number.
-    """
+    """Numbers by name, as plain floats."""
     if metrics is not None and not isinstance(metrics, Mapping):
         raise ConfigError(f'metrics must be finite numbers by name, such as {{"accuracy": 0.93}}, got {shown(metrics)}')
     found = {}

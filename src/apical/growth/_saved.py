@@ -37,11 +37,7 @@ def identity(
 
 
 def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str]) -> None:
-    """Raise unless the state was saved by a Grower of the same model, budget and options.
-
-    Raises:
-        CheckpointError: saying what differs.
-    """
+    """Raise unless the state was saved by a Grower of the same model, budget and options."""
     if not isinstance(state, Mapping) or not isinstance(state.get("identity"), Mapping):
         raise CheckpointError("this is no state of a Grower: expected what `Grower.state_dict` returned")
     saved = state["identity"]
@@ -62,11 +58,7 @@ def check_identity(own: Mapping[str, Any], state: Any, of_method: Sequence[str])
 
 
 def refuse_early_optimizer_state(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Stop if the state of an optimizer belongs to another network than the present one: it was loaded too early.
-
-    Raises:
-        CheckpointError: naming the optimizer, a parameter and both shapes.
-    """
+    """Stop if the state of an optimizer belongs to another network than the present one: it was loaded too early."""
     names = {id(p): name for name, p in model.named_parameters()}
     for optimizer in optimizers:
         for parameter, state in optimizer.state.items():
@@ -82,11 +74,7 @@ def refuse_early_optimizer_state(model: nn.Module, optimizers: Sequence[Optimize
 
 @contextmanager
 def changed_since() -> Iterator[None]:
-    """While entered, whatever goes wrong with a saved state is said as such: a changed one can be wrong in many ways.
-
-    Raises:
-        CheckpointError: something did.
-    """
+    """Whatever goes wrong with a saved state is said as such: a changed one can be wrong in many ways."""
     try:
         yield
     except ApicalError:

@@ -77,9 +77,6 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
         epochs: of the whole training.
         steps_per_epoch: None if the loop does not say when a step ends.
 
-    Raises:
-        ConfigError: a number that is needed is no whole number of at least 1.
-
     Example:
         >>> from apical.growth import GrowthConfig
         >>> config, length = with_interval(GrowthConfig(), epochs=10, steps_per_epoch=200)

@@ -67,9 +67,6 @@ def critical_shift(scores: Tensor, beta: Tensor | float, noise: Tensor) -> Tenso
     Returns:
         c, on the CPU  # (units,) float64
 
-    Raises:
-        TrainingError: a score is NaN.
-
     Example:
         >>> critical_shift(torch.tensor([1.0, 2.0]), 3.0, torch.tensor([0.5, 0.5]))
         tensor([-3., -6.], dtype=torch.float64)

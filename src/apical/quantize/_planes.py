@@ -121,11 +121,7 @@ class Rounded:
 
 
 def positive(value: Any, name: str) -> float:
-    """A saved number, if it is finite and above zero.
-
-    Raises:
-        CheckpointError: it is not.
-    """
+    """A saved number, if it is finite and above zero."""
     if not isinstance(value, float) or not 0 < value < inf:
         raise CheckpointError(f"the saved {name} is {value!r:.60}, expected a number above 0")
     return value

@@ -118,9 +118,6 @@ def tried_out(model: nn.Module, refused: str, advice: str = "") -> Iterator[None
         model: its mode is put back afterwards.
         refused: what is said of a model that does not run, before its own words.
         advice: what is said behind them.
-
-    Raises:
-        ConfigError: something else was raised.
     """
     training = model.training
     try:
@@ -134,11 +131,7 @@ def tried_out(model: nn.Module, refused: str, advice: str = "") -> Iterator[None
 
 
 def check_outputs(model: nn.Module, example: Tensor, num_classes: int, name: str) -> None:
-    """Refuse a model that does not run on the images, or gives something else than a logit per class.
-
-    Raises:
-        ConfigError: likewise.
-    """
+    """Refuse a model that does not run on the images, or gives something else than a logit per class."""
     refused = f"model {name} does not run on images of shape {tuple(example.shape[1:])}"
     with tried_out(model, refused, ". Set data.image_size or data.channels to what it expects."):
         outputs = model(example)
@@ -151,11 +144,7 @@ def check_outputs(model: nn.Module, example: Tensor, num_classes: int, name: str
 
 
 def call_builder(call: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> nn.Module:
-    """Call what builds a model, with errors that name it.
-
-    Raises:
-        ConfigError: it does not take these arguments, fails, or returns no module.
-    """
+    """Call what builds a model, with errors that name it."""
     names, free = _parameters(call)
     unknown = [key for key in arguments if key not in names and not free]
     if unknown:
@@ -175,9 +164,6 @@ def call_builder(call: Callable[..., Any], arguments: Mapping[str, Any], name: s
 
 def import_callable(spec: str) -> Callable[..., Any]:
     """What ``package.module:name`` names; modules in the current folder are found too.
-
-    Raises:
-        ConfigError: the text has another form, the module cannot be imported, or has no such callable.
 
     Example:
         >>> import_callable("torch.nn:Linear")
@@ -224,9 +210,6 @@ def _import(name: str, spec: str) -> Any:
 
 def find_builder(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The callable that a model's name stands for, and the arguments that naming it implies.
-
-    Raises:
-        ConfigError: there is none.
 
     Example:
         >>> find_builder("apical.models.resnet20")

@@ -136,11 +136,7 @@ def register_task(name: str, kind: TaskKind) -> None:
 
 
 def task_kind(name: str) -> TaskKind:
-    """The kind of problem of this name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The kind of problem of this name."""
     if name not in _KINDS:
         raise ConfigError(f"task: there is no {name!r}{nearest(name, _KINDS, '.')} The tasks are {', '.join(_KINDS)}.")
     return _KINDS[name]

@@ -25,9 +25,6 @@ def picture_rows(run: Path) -> str:
 
     Returns:
         A section; empty text if the run stored no pictures.
-
-    Raises:
-        DataError: the file or a picture is damaged or missing.
     """
     path = run / "pictures" / "pictures.json"
     if not path.exists():

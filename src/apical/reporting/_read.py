@@ -122,11 +122,7 @@ def read_run(folder: str | Path) -> RunRecord:
 
 @contextmanager
 def showing(*runs: RunRecord) -> Iterator[None]:
-    """While entered, what goes wrong with the numbers of runs is said as such: changed files can be wrong in many ways.
-
-    Raises:
-        DataError: something did.
-    """
+    """What goes wrong with the numbers of runs is said as such: changed files can be wrong in many ways."""
     try:
         yield
     except ApicalError:

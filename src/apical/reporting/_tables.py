@@ -27,11 +27,7 @@ def page(title: str, body: str, script: str = "", style: str = "") -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a file whole or not at all, in a folder that is made if need be.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write a file whole or not at all, in a folder that is made if need be."""
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a folder, expected a file. Name another file.")
     try:

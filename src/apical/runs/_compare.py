@@ -62,11 +62,6 @@ def plan(
 
     The arguments are those of `compare`; the options of a method may be settings of growth that it reads, too.
 
-    Raises:
-        ConfigError: a method does not exist, there is none, something is named twice, options are for no method that
-            is compared, an option cannot be, there are too few epochs for a method, or an architecture to repeat is
-            missing.
-
     Example:
         >>> from apical.recipes import get_recipe
         >>> runs = plan(get_recipe("digits"), ["final-same-macs", "grown"], [0], "out")

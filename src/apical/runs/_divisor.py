@@ -64,11 +64,7 @@ def settle_divisor(
 
 
 def require_divisor(config: RunConfig, what: str) -> None:
-    """Refuse ``auto`` where nothing runs on the device that trains.
-
-    Raises:
-        ConfigError: the divisor is still to be measured.
-    """
+    """Refuse ``auto`` where nothing runs on the device that trains."""
     if config.growth.divisor == "auto":
         raise ConfigError(
             f"{what} cannot choose growth.divisor=auto, which is measured where a run trains; give a number, such as "

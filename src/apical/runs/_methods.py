@@ -100,9 +100,6 @@ def methods() -> tuple[str, ...]:
 def method_named(name: str) -> Method:
     """The method of this name.
 
-    Raises:
-        ConfigError: there is none; it names the nearest.
-
     Example:
         >>> method_named("uniform").reads
         ('divisor', 'seed')
@@ -132,11 +129,7 @@ def method_options(config: RunConfig, kind: type[T]) -> T:
 
 
 def no_options(config: RunConfig) -> None:
-    """Refuse options.
-
-    Raises:
-        ConfigError: there are some.
-    """
+    """Refuse options."""
     if config.method_options:
         raise ConfigError(
             f"method {config.method} has no options of its own, got {', '.join(config.method_options)}; growth is set "

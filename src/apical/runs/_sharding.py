@@ -16,11 +16,7 @@ from apical.training._config import resolve_device
 
 
 def refuse_unshardable(method: str, able: Sequence[str], team: Processes) -> None:
-    """Refuse a run that cannot divide its model, before anything is read or built.
-
-    Raises:
-        ConfigError: saying why.
-    """
+    """Refuse a run that cannot divide its model, before anything is read or built."""
     if method not in able:
         raise ConfigError(
             f"method {method} cannot divide its model among processes; expected one of {', '.join(able)} with --shard "

@@ -34,9 +34,6 @@ def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
         trust_code: whether the callable may be called.
         where: the folder.
 
-    Raises:
-        ConfigError: it may not.
-
     Example:
         >>> from apical.recipes import get_recipe
         >>> require_trusted(get_recipe("digits"), False, "runs/digits")
@@ -50,12 +47,7 @@ def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
 
 
 def refuse_absurd(config: RunConfig, facts: Mapping[str, Any], where: str) -> None:
-    """Refuse sizes in a config that cannot be meant, before memory is asked for.
-
-    Raises:
-        ConfigError: an option is larger than `LARGEST_OPTION`, an input than `LARGEST_INPUT`, or the model would need
-            more than the machine's memory.
-    """
+    """Refuse sizes in a config that cannot be meant, before memory is asked for."""
     for name, value in config.model.options.items():
         for number in _numbers(value):
             if abs(number) > LARGEST_OPTION:

@@ -36,9 +36,6 @@ def load_initial_weights_(model: nn.Module, path: str | Path, num_classes: int |
     Returns:
         What was not taken from the file, a sentence each.
 
-    Raises:
-        ConfigError: the file cannot be read, or does not fit; every problem is named.
-
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -84,11 +81,7 @@ def load_initial_weights_(model: nn.Module, path: str | Path, num_classes: int |
 
 
 def _refuse_other_run(path: Path, model: str) -> None:
-    """Say so in a sentence if what does not fit is the network of a run that trained another one.
-
-    Raises:
-        ConfigError: the folder, or the file's, is that of a run.
-    """
+    """Say so in a sentence if what does not fit is the network of a run that trained another one."""
     folder = path if path.is_dir() else path.parent
     try:
         content = json.loads(read_text(folder / "config.json"))
@@ -106,11 +99,7 @@ def _refuse_other_run(path: Path, model: str) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU; the wrappers that training scripts put around them are taken off.
-
-    Raises:
-        ConfigError: it does not exist, is damaged, needs unpickling, or holds something else.
-    """
+    """The tensors of a file by name, on the CPU; the wrappers that training scripts put around them are taken off."""
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.is_file():

@@ -20,9 +20,6 @@ def from_first(measure: Callable[[], T]) -> T:
     Args:
         measure: called in the first process only; its result must be plain (it is pickled on its way).
 
-    Raises:
-        BudgetError: in the other processes, if the first one failed; in the first, its own error.
-
     Example:
         >>> from_first(lambda: 3)
         3

@@ -41,10 +41,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint.pt`; what was there becomes `checkpoint.prev.pt`.
 
     Whenever the process dies, at least one whole checkpoint is in the folder.
-
-    Raises:
-        CheckpointError: the state holds something else than tensors and plain containers, or the folder cannot be
-            written. The checkpoints that exist are then untouched.
     """
     payload = {"format": FORMAT, "version": VERSION, **vars(checkpoint)}
     require_plain(payload, "checkpoint")
@@ -73,9 +69,6 @@ def load_checkpoint(
         identity: the configuration of the run that wants to resume; None accepts any.
         notify: receives messages for people.
         damage: what is wrong with other files that a state names; such a checkpoint counts as torn.
-
-    Raises:
-        CheckpointError: there is no checkpoint, all are torn, or it belongs to another program or another run.
     """
     problems: list[str] = []
     for name in (CURRENT, PREVIOUS):
@@ -213,9 +206,6 @@ _PLAIN = (str, int, float, bool, bytes, complex, type(None))
 
 def require_plain(value: Any, where: str) -> None:
     """Refuse what `torch.load(weights_only=True)` would later refuse to read.
-
-    Raises:
-        CheckpointError: with the path of the first thing that is neither a tensor nor a plain container.
 
     Example:
         >>> require_plain({"a": [1, (2.0, None)], "b": torch.zeros(2)}, "state")

@@ -189,9 +189,6 @@ def resolve_device(name: str) -> torch.device:
 
     Of several processes on a machine, each takes a CUDA device of its own.
 
-    Raises:
-        ConfigError: the name is not a device, or the machine does not have it.
-
     Example:
         >>> resolve_device("cpu")
         device(type='cpu')

@@ -123,11 +123,7 @@ def evaluate(
 
 
 def in_step(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """The batches of this process and whether each counts; its last one is repeated while other processes have more.
-
-    Raises:
-        DataError: a process has none; all raise it.
-    """
+    """The batches of this process and whether each counts; its last one is repeated while other processes have more."""
     last: Batch | None = None
     while True:
         batch = next(batches, None)

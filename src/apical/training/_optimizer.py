@@ -18,9 +18,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
     With `decay_vectors=False`, one-dimensional parameters form a second group without weight decay.
 
-    Raises:
-        ConfigError: the model has no parameter that requires a gradient.
-
     Example:
         >>> optimizer = build_optimizer(nn.Linear(2, 3), OptimizerConfig(decay_vectors=False))
         >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]

@@ -56,9 +56,6 @@ def own_of(states: Any, team: Processes) -> dict[str, Any] | None:
     Args:
         states: as found in a checkpoint; None where it does not lie within an epoch.
         team: the processes that go on.
-
-    Raises:
-        CheckpointError: it is something else.
     """
     if states is None:
         return None

@@ -201,11 +201,7 @@ def process_seed(seed: int, epoch: int, team: Processes) -> int | None:
 
 
 def refuse_unshared(loaders: Mapping[str, Any], team: Processes) -> None:
-    """Raise if a loader does not give each process its own share of the batches.
-
-    Raises:
-        ConfigError: saying which.
-    """
+    """Raise if a loader does not give each process its own share of the batches."""
     for name, loader in loaders.items():
         share = (getattr(loader, "rank", 0), getattr(loader, "world_size", 1))
         if loader is not None and share != (team.rank, team.count):

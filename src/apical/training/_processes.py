@@ -99,9 +99,6 @@ def process_group(device: torch.device, timeout_s: float | None = None) -> Itera
     Args:
         device: of this process.
         timeout_s: seconds that one waits for another; None for torch's own.
-
-    Raises:
-        ConfigError: the processes cannot find each other.
     """
     found = processes()
     if found.count == 1 or dist.is_initialized():
@@ -131,11 +128,7 @@ def process_group(device: torch.device, timeout_s: float | None = None) -> Itera
 
 @contextmanager
 def first_before_others(team: Processes) -> Iterator[None]:
-    """The first process goes through the block before the others do; if it fails, they do not wait for it.
-
-    Raises:
-        CheckpointError: in the others, if the first one failed.
-    """
+    """The first process goes through the block before the others do; if it fails, they do not wait for it."""
     if not team.first and any_of_all(0):
         raise CheckpointError(f"process {team.rank} stops because process 0 could not go on; its message says why")
     try:
@@ -215,11 +208,7 @@ def summed(value: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def watched(team: Processes) -> Iterator[None]:
-    """While entered, this process gives signs of life, and an exchange that fails says which one gives none.
-
-    Raises:
-        ProcessLostError: an exchange failed or took longer than the processes may wait.
-    """
+    """While entered, this process gives signs of life, and an exchange that fails says which one gives none."""
     if team.count == 1:
         yield
         return

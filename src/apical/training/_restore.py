@@ -40,11 +40,7 @@ LARGEST = torch.finfo(torch.float32).max  # a step cannot compute with a larger 
 
 
 def load_weights_(model: nn.Module, state: Any, whose: str) -> None:
-    """`model.load_state_dict`, which also refuses tensors of another dtype instead of converting them.
-
-    Raises:
-        CheckpointError: naming the first tensor that does not fit.
-    """
+    """`model.load_state_dict`, which also refuses tensors of another dtype instead of converting them."""
     own = model.state_dict()
     if not isinstance(state, Mapping):
         raise CheckpointError(f"the weights of {whose} are a {type(state).__name__}, expected tensors by name")
@@ -59,11 +55,7 @@ def load_weights_(model: nn.Module, state: Any, whose: str) -> None:
 
 
 def load_optimizer_(optimizer: Optimizer, state: Any) -> None:
-    """`optimizer.load_state_dict`, which also refuses settings and histories that the next step would stumble over.
-
-    Raises:
-        CheckpointError: saying what does not fit.
-    """
+    """`optimizer.load_state_dict`, which also refuses settings and histories that the next step would stumble over."""
     kinds = [{name: type(value) for name, value in group.items()} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for number, (group, known) in enumerate(zip(optimizer.param_groups, kinds, strict=True)):
@@ -103,11 +95,7 @@ def _alike(value: Any, kind: type) -> bool:
 
 
 def history_of(records: Any, epochs: int) -> list[dict[str, Any]]:
-    """The records of the epochs that are done.
-
-    Raises:
-        CheckpointError: they are no records, or not of these epochs.
-    """
+    """The records of the epochs that are done."""
     if not isinstance(records, Sequence) or not all(isinstance(record, Mapping) for record in records):
         raise CheckpointError(f"the history is {type(records).__name__}, expected a list of records")
     if len(records) != epochs:
@@ -125,11 +113,7 @@ def history_of(records: Any, epochs: int) -> list[dict[str, Any]]:
 
 
 def partial_of(found: Any, steps: int) -> Partial | None:
-    """The epoch that was running, if the checkpoint lies within one.
-
-    Raises:
-        CheckpointError: it holds something else, or more steps than an epoch has.
-    """
+    """The epoch that was running, if the checkpoint lies within one."""
     if found is None:
         return None
     begun = Partial(**found)

@@ -73,11 +73,7 @@ class RunFolder:
         return has_checkpoint(self.path) or (self.path / "summary.json").exists()
 
     def claim(self, overwrite: bool) -> None:
-        """Make room for a new run.
-
-        Raises:
-            CheckpointError: another one is here, and must not be overwritten.
-        """
+        """Make room for a new run."""
         if self._writes and self.holds_run():
             if not overwrite:
                 raise CheckpointError(
@@ -126,11 +122,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """While entered, what the system says against writing a run's file or folder is said as a `CheckpointError`.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
+    """While entered, what the system says against writing a run's file or folder is said as a `CheckpointError`."""
     try:
         yield
     except OSError as error:

@@ -74,12 +74,7 @@ class SegmentationData:
 
 
 def prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
-    """Read the images and masks, or open them if they are too many, and make loaders.
-
-    Raises:
-        DataError: the folder is none of this layout, or a mask holds what is no class.
-        ConfigError: the settings do not fit the data or each other.
-    """
+    """Read the images and masks, or open them if they are too many, and make loaders."""
     if not config.path:
         raise DataError("no data: name the folder with JPEGImages and SegmentationClass with --data FOLDER")
     if training.batch_size < 2:
