@@ -96,10 +96,6 @@ def flush_to_disk(path: Path) -> None:
 def take_lock(descriptor: int, patience_s: float) -> bool:
     """Lock an open file or folder for this descriptor alone; it is given back when that is closed, however that ends.
 
-    Args:
-        descriptor: of the file.
-        patience_s: seconds to wait for somebody else.
-
     Returns:
         False where such files cannot be locked (Windows, some network drives).
 

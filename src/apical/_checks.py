@@ -16,10 +16,6 @@ T = TypeVar("T")
 def check(where: str, rules: Mapping[str, bool]) -> None:
     """Refuse what breaks a rule; all broken rules are named.
 
-    Args:
-        where: what is checked, in words.
-        rules: whether each rule holds, by what was got and what was expected.
-
     Example:
         >>> check("l1", {"seed=3, expected at least 0": True})
     """

@@ -75,12 +75,6 @@ def read_object(
 ) -> dict[str, Any]:
     """The JSON object in a file.
 
-    Args:
-        path: of it.
-        error: what is raised where there is none.
-        expected: what should be there, for messages.
-        most: bytes that it may have.
-
     Raises:
         ApicalError: (of the class ``error``) it is missing, too large, not JSON, or no object.
     """
@@ -96,14 +90,7 @@ def read_object(
 
 
 def read_record(path: Path, most: int, kind: str, expected: str) -> dict[str, Any]:
-    """The JSON object in a file of a format of ours, which states the format's name.
-
-    Args:
-        path: of it.
-        most: bytes that it may have.
-        kind: name of the format.
-        expected: what should be there, for messages.
-    """
+    """The JSON object in a file of a format of ours, which states the format's name."""
     data = read_object(path, LoadError, expected, most)
     if data.get("format") != kind:
         raise LoadError(f'{path} is not {expected} (no "format": "{kind}")')

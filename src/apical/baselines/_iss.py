@@ -118,14 +118,7 @@ def shrink_(subject: Subject, groups: Sequence[ChannelGroup], threshold: float) 
 def within_budget(
     norms: Mapping[str, Tensor], keep: Mapping[str, Sequence[int]], steps: Mapping[str, int], bound: BoundBudget
 ) -> dict[str, list[int]]:
-    """The weakest units of all groups leave, by their share of the group's mean norm, until the budget is met.
-
-    Args:
-        norms: of the present units of the groups that may shrink.
-        keep: the present units of all groups.
-        steps: by how many units each of the groups may shrink.
-        bound: the budget.
-    """
+    """The weakest units of all groups leave, by their share of the group's mean norm, until the budget is met."""
     relative = {name: (norm / norm.mean().clamp(min=1e-30)).tolist() for name, norm in norms.items()}
     ranked = {name: sorted(zip(values, keep[name], strict=True)) for name, values in relative.items()}
     counts = {name: len(kept) for name, kept in keep.items()}

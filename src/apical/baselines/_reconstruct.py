@@ -16,14 +16,7 @@ IMAGES, LOCATIONS, OUTPUTS = 4, 4, 16  # sampled per batch, per image, and outpu
 
 
 class Reader:
-    """A convolution or linear layer that reads a group, and a sample of what it read most recently.
-
-    Args:
-        layer: the layer.
-        rows: its weight columns, by unit of the group.
-        samples: how many output locations are remembered.
-        generator: draws images and locations.
-    """
+    """A convolution or linear layer that reads a group, and a sample of what it read most recently."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, rows: Rows, samples: int, generator: torch.Generator) -> None:
         self.layer, self.rows, self.samples, self._generator = layer, rows, samples, generator

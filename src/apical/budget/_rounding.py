@@ -26,11 +26,6 @@ def rounding_step(size: int, divisor: int) -> int:
 def least_width(size: int, units: float, divisor: int) -> int:
     """The smallest width of at least so many units, at least one, that a group can have.
 
-    Args:
-        size: of the group in the template.
-        units: how many.
-        divisor: at least 1.
-
     Example:
         >>> least_width(40, 10, 8), least_width(12, 10, 8), least_width(40, 99, 8)
         (16, 10, 40)
@@ -42,11 +37,6 @@ def least_width(size: int, units: float, divisor: int) -> int:
 def possible_widths(size: int, least: int, divisor: int) -> list[int]:
     """The widths that a group can have: the least, every multiple of its step above that, and its whole size.
 
-    Args:
-        size: of the group in the template.
-        least: the fewest units, at most the size; a multiple of the step or not.
-        divisor: at least 1.
-
     Example:
         >>> possible_widths(20, 4, 8), possible_widths(12, 10, 8)
         ([4, 8, 16, 20], [10, 11, 12])
@@ -56,12 +46,7 @@ def possible_widths(size: int, least: int, divisor: int) -> list[int]:
 
 
 def warn_of_idle_divisor(sizes: Iterable[int], divisor: int) -> None:
-    """Warn of a divisor by which no width is rounded, because all groups have fewer than two such steps.
-
-    Args:
-        sizes: of the groups in the template.
-        divisor: at least 1.
-    """
+    """Warn of a divisor by which no width is rounded, because all groups have fewer than two such steps."""
     largest = max(sizes, default=0)
     if divisor > 1 and 0 < largest < 2 * divisor:
         warnings.warn(

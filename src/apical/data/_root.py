@@ -29,12 +29,7 @@ def data_root() -> Path:
 
 
 def locate(path_or_name: str | Path, others: Iterable[str] = ()) -> Path:
-    """A folder of data: looked up here, then in `data_root`.
-
-    Args:
-        path_or_name: of the folder.
-        others: names of data that lie in no folder, for the error.
-    """
+    """A folder of data: looked up here, then in `data_root`."""
     path = Path(path_or_name).expanduser()
     if path.is_dir() or path.is_absolute():
         return path

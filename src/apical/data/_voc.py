@@ -181,11 +181,6 @@ def voc_classes(split: VocSplit, ignore_label: int, num_classes: int | None = No
 
     From classes.txt (``NUMBER NAME`` or ``NAME`` a line, the ignore label left out) where there is one; else the 20
     classes of PASCAL where the folder is called VOC2007, VOC2012, …; else as many as the masks show, by number.
-
-    Args:
-        split: whose masks are looked at if nothing else says how many classes there are.
-        ignore_label: the value that is no class.
-        num_classes: the number of classes, if it is known.
     """
     path = split.folder / "classes.txt"
     if path.is_file():

@@ -176,12 +176,7 @@ def refuse_lost_weights(model: nn.Module) -> None:
 
 
 def warn_of_channels_last(model: nn.Module, step: int) -> None:
-    """Warn of layers that may damage memory in channels-last order on this processor once they are narrow.
-
-    Args:
-        model: before it shrinks.
-        step: of which widths are multiples.
-    """
+    """Warn of layers that may damage memory in channels-last order on this processor once they are narrow."""
     names = unsafe_in_channels_last(model) if step < SAFE_CHANNELS and has_channels_last(model) else ()
     if names:
         warnings.warn(

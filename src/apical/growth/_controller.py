@@ -49,12 +49,6 @@ HYSTERESIS = 1.5  # an absent block must be worth this much more than the widths
 class Controller(Method):
     """Growth by what training shows; the arguments and attributes of `apical.growth._method.Method`.
 
-    Args:
-        model: the template; its weights are read by ``seed_style="pretrained"`` only.
-        terms: of growth.
-        config: the options.
-        length: of the whole training.
-
     Raises:
         BudgetError: the budget cannot be met.
     """

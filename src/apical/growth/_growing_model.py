@@ -25,13 +25,6 @@ from apical.structure import Keep, Structure
 class GrowingModel:
     """A model, what trains it, what is copied from it, and what of it is dormant.
 
-    Args:
-        model: the template, plain.
-        optimizers: that hold its parameters.
-        copies: moving averages and the like, resized with it.
-        structure: of the model.
-        shard: divides the model among processes; see `apical.Grower`.
-
     Raises:
         ConfigError: there are both copies and ``shard``, or copies are no list.
 
@@ -91,12 +84,7 @@ class GrowingModel:
         return [name for name, p in self.model.named_parameters() if p.requires_grad and name in fixed]
 
     def observers(self, components: Components, shifts: bool) -> list[GateObserver]:
-        """What reads the gate products of the present network, one for each optimizer.
-
-        Args:
-            components: of the structure.
-            shifts: whether a gate multiplies the shift of an affine, too.
-        """
+        """What reads the gate products of the present network, one for each optimizer."""
         size, first_block = components.values.numel(), components.num_units
         return [
             GateObserver(

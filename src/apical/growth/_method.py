@@ -115,10 +115,6 @@ class Measurement(ABC):
     """What is read from the gradients of every training step, on the device, without synchronising it.
 
     With several optimizers, a training step is a round in which each steps at most once.
-
-    Args:
-        components: what `write_back` brings up to date.
-        observers: one for each of the user's optimizers.
     """
 
     def __init__(self, components: Components, observers: Sequence[GateObserver]) -> None:

@@ -126,11 +126,7 @@ class GateObserver:
 
 
 class Round:
-    """Products of one training step, where several optimizers have a part in it: a round in which each steps once.
-
-    Args:
-        observers: one for each optimizer.
-    """
+    """Products of one training step, where several optimizers have a part in it: a round in which each steps once."""
 
     def __init__(self, observers: Sequence[GateObserver]) -> None:
         self._observers = observers

@@ -148,12 +148,7 @@ class Restructuring:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], config: GrowthConfig | ScsConfig) -> None:
-        """Become the network of a state, and know what it knows.
-
-        Args:
-            state: from `state_dict`.
-            config: with the divisor by which it grew.
-        """
+        """Become the network of a state, and know what it knows."""
         store, method = self.growing.settle(), self.method
         self.growing.resize(state["keep"], state["skip"])
         store.load_state_dict(state["store"])

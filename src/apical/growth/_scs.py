@@ -127,14 +127,7 @@ class ScsConfig:
 
 
 class ScsController(Method):
-    """Growth as in the paper; the arguments and attributes of `apical.growth._method.Method`.
-
-    Args:
-        terms: of growth.
-        config: the options.
-        epochs: of the whole training, by which ages count.
-        length: of it, in the unit of ``config.interval``.
-    """
+    """Growth as in the paper; the arguments and attributes of `apical.growth._method.Method`."""
 
     SAVED = (*Method.SAVED, "beta")
     reads_shifts = True

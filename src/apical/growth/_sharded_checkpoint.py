@@ -69,10 +69,7 @@ def save_sharded(folder: Path | str, grower: Grower, optimizer: Optimizer) -> No
 def damage(folder: Path, rank: int = 0, count: int = 1) -> str | None:
     """Which file of a folder of `save_sharded` is not as it was written; None if all are, or older than checksums.
 
-    Args:
-        folder: what `save_sharded` was given.
-        rank: with ``count``, for one of so many processes that look at some of the files each.
-        count: how many of them there are.
+    Of ``count`` processes, that of this rank looks at some of the files.
     """
     if not (folder / SUMS).exists():
         return None if (folder / ".metadata").exists() else "there is none"

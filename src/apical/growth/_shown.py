@@ -12,15 +12,7 @@ ROWS = 60  # groups that are drawn
 
 
 def in_words(structure: Structure, record: Mapping[str, Any] | None, epoch: int, epochs: int, budget: str) -> str:
-    """A line: how far it is, and what the network costs.
-
-    Args:
-        structure: of the full model.
-        record: of the present network, as in the history; None if it is not known.
-        epoch: how many have ended.
-        epochs: of the whole training.
-        budget: in words.
-    """
+    """A line: how far it is, and what the network costs."""
     parts = [f"epoch {epoch} of {epochs}", f"budget {budget}"]
     if record is not None:
         there = f"{record['macs_fraction']:.1%} of the MACs, {record['params_fraction']:.1%} of the parameters"
@@ -30,13 +22,7 @@ def in_words(structure: Structure, record: Mapping[str, Any] | None, epoch: int,
 
 
 def as_html(words: str, structure: Structure, widths: Mapping[str, int] | None) -> str:
-    """The line, and a bar for each group: its outline is the full width, its filling what is there.
-
-    Args:
-        words: the line.
-        structure: of the full model.
-        widths: of the groups that are there; None if they are not known.
-    """
+    """The line, and a bar for each group: its outline is the full width, its filling what is there."""
     if widths is None:
         return f"<p>{escape(words)}</p>"
     rows = [_row(group.name, widths.get(group.name, 0), group.size) for group in structure.groups[:ROWS]]

@@ -44,10 +44,6 @@ def strongest_first_(components: Components, model: nn.Module) -> None:
     """Order the units of every group by strength, and take all of them for trained.
 
     Since every unit counts as having lived, one that comes back keeps its weights.
-
-    Args:
-        components: of a Grower; ``order`` and ``lived`` change.
-        model: the full-size model, before the first resize.
     """
     strengths = [unit_strengths(model, group) for group in components.structure.groups]
     for i, strength in enumerate(strengths):

@@ -33,11 +33,6 @@ class UtilityMeter(Measurement):
     """Adds up the squares of the gate products of every training step, on the device, without synchronising it.
 
     A step whose gradients are not finite does not count.
-
-    Args:
-        components: whose buffer and steps `write_back` brings up to date.
-        device: where the sums are kept.
-        observers: one for each of the user's optimizers.
     """
 
     def __init__(self, components: Components, device: torch.device, observers: Sequence[GateObserver]) -> None:

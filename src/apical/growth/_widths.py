@@ -32,14 +32,7 @@ class Limits:
 
     @staticmethod
     def of(structure: Structure, divisor: int, min_units: int, whole: Mapping[str, int] | None = None) -> Limits:
-        """Groups smaller than two steps are not rounded; the fewest units are a multiple of the step, too.
-
-        Args:
-            structure: the template.
-            divisor: the step where a group is large enough.
-            min_units: fewest units of a group, where it has so many.
-            whole: groups of fixed width, by name.
-        """
+        """Groups smaller than two steps are not rounded; the fewest units are a multiple of the step, too."""
         whole = whole or {}
         sizes = tuple(g.size for g in structure.groups)
         step = tuple(rounding_step(n, divisor) for n in sizes)

@@ -78,11 +78,6 @@ _SIZES = {
 def usual_input(name: str, model: nn.Module, options: Mapping[str, Any]) -> tuple[int, ...] | None:
     """Shape of one image as a model known by name usually takes it: (1, channels, height, width).
 
-    Args:
-        name: of `apical.models`, torchvision or timm, as in `ModelConfig`.
-        model: what was built.
-        options: the keyword arguments that it was built with.
-
     Returns:
         The shape; None of a model that is not known, or takes no single image.
 

@@ -151,13 +151,7 @@ def _in_numbers(lines: Sequence[Series], unit: str, across: str) -> str:
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, float, bool]], unit: str = "") -> str:
-    """Horizontal bars from zero, each with its name and value.
-
-    Args:
-        title: read out by screen readers before the values.
-        bars: (name, value, whether it stands out).
-        unit: behind the numbers.
-    """
+    """Horizontal bars from zero, each with its name and value."""
     most, row = max((value for _, value, _ in bars), default=1.0) or 1.0, 46
     parts = []
     for index, (name, value, own) in enumerate(bars):

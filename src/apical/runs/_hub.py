@@ -110,12 +110,6 @@ def from_pretrained(
 def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool = False) -> Path:
     """Write what `push_to_hub` uploads into a folder.
 
-    Args:
-        run: the run folder.
-        out: the folder, which is made if need be.
-        repo: under which name it will be found, for the card.
-        trust_code: that of `load_run`.
-
     Raises:
         ConfigError: the folder holds no finished run.
         DataError: a record of it is damaged.

@@ -71,11 +71,6 @@ class LoggedProgress:
 
     A logger that fails (its server is down, say) is reported once and told nothing more: a long training does not end
     for it.
-
-    Args:
-        display: what people see.
-        factories: make the loggers when the run starts.
-        config: the run's configuration.
     """
 
     def __init__(self, display: Progress, factories: Sequence[LoggerFactory], config: Mapping[str, Any]) -> None:

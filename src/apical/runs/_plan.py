@@ -98,10 +98,6 @@ def data_facts(
 def plan_recipe(config: RunConfig, facts: Mapping[str, Any]) -> Planned:
     """Plan a recipe's training.
 
-    Args:
-        config: the run; its method must be ``"grown"`` or another growth schedule of the Grower.
-        facts: what the model must know about the data.
-
     Raises:
         ConfigError: a setting is measured where a run trains.
         BudgetError: the budget cannot be met.

@@ -29,11 +29,6 @@ def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
     ``package.module:callable`` can be anything that is installed; a config from elsewhere could name
     ``subprocess:run``. Models of apical, torchvision and timm are built without asking.
 
-    Args:
-        config: of the run folder.
-        trust_code: whether the callable may be called.
-        where: the folder.
-
     Example:
         >>> from apical.recipes import get_recipe
         >>> require_trusted(get_recipe("digits"), False, "runs/digits")

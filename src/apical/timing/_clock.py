@@ -26,14 +26,7 @@ def synchronise(device: torch.device) -> None:
 def time_ms(
     run: Callable[[], object], device: torch.device = CPU, repeats: int = 7, at_least_s: float = AT_LEAST_S
 ) -> float:
-    """Median wall time of a call in milliseconds, after two calls to warm up.
-
-    Args:
-        run: what to time.
-        device: on which it works.
-        repeats: samples.
-        at_least_s: about so long lasts a sample, of one call or more.
-    """
+    """Median wall time of a call in milliseconds, after two calls to warm up."""
     run()
     calls = max(1, int(at_least_s / seconds(run, 1, device)))
     return statistics.median(1000 * seconds(run, calls, device) / calls for _ in range(repeats))

@@ -20,10 +20,6 @@ NOT_IDENTITY_OF_DATA = frozenset({"path", "workers", "memory_gb"})  # what the d
 def run_identity(content: Mapping[str, Any], contents: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What must be equal for a run to be the same run.
 
-    Args:
-        content: its whole configuration.
-        contents: what its data hold, by `Loaders.contents`.
-
     Example:
         >>> run_identity({"training": {"epochs": 2, "device": "cpu"}, "data": {"path": "a", "flip": True}})
         {'training': {'epochs': 2}, 'data': {'flip': True}}

@@ -31,12 +31,6 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
 def what_is_kept(checkpoint: Path, done: int, epochs: int, within: bool) -> str:
     """What a stopped run has saved, and where it goes on.
 
-    Args:
-        checkpoint: the file.
-        done: completed epochs.
-        epochs: all of them.
-        within: whether the checkpoint lies within an epoch, or at the end of one.
-
     Example:
         >>> what_is_kept(Path("checkpoint.pt"), 2, 9, False)
         'checkpoint.pt holds the run after 2 of 9 epochs; resumed, it goes on with the beginning of epoch 3'

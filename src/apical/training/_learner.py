@@ -111,14 +111,7 @@ class Learner:
 
 
 def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: TrainingConfig, task: Task) -> Learner:
-    """A model on its device with an optimizer, an average and a method of its own.
-
-    Args:
-        model: freshly built.
-        factory: builds the growth method; None trains the model as it is.
-        config: how it is trained.
-        task: loss and metrics.
-    """
+    """A model on its device with an optimizer, an average and a method of its own."""
     device = resolve_device(config.device)
     model.to(device)
     config = in_safe_order(config, model)

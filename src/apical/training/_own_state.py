@@ -38,11 +38,7 @@ def can_be_kept(task: Task) -> bool:
 
 
 def own_states(stream: Any) -> list[dict[str, Any]]:
-    """What each process has, by rank, on the CPU; all processes call it.
-
-    Args:
-        stream: what this process' task hands on.
-    """
+    """What each process has, by rank, on the CPU; all processes call it."""
     held = io.BytesIO()
     torch.save({"random": random_state(), "stream": stream}, held)
     return [

@@ -37,13 +37,7 @@ class PartsIO:
 
 
 class Parts:
-    """The folders of parts in a run folder.
-
-    Args:
-        run: the run folder.
-        team: the processes; the first one removes what is no longer needed.
-        io: how parts are written and read.
-    """
+    """The folders of parts in a run folder."""
 
     def __init__(self, run: Path, team: Processes, io: PartsIO) -> None:
         self._run = run

@@ -95,10 +95,6 @@ def process_group(device: torch.device, timeout_s: float | None = None) -> Itera
     """While entered, the processes that torchrun started can speak to each other: by NCCL on CUDA, by gloo on a CPU.
 
     One process alone, or a group that exists already, is left as it is.
-
-    Args:
-        device: of this process.
-        timeout_s: seconds that one waits for another; None for torch's own.
     """
     found = processes()
     if found.count == 1 or dist.is_initialized():

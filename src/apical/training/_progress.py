@@ -239,12 +239,7 @@ class QuietProgress(SilentProgress):
 
 
 class PlainProgress(SilentProgress):
-    """A line per epoch under one heading, for logs; in long epochs also a line every half minute.
-
-    Args:
-        stream: where to write.
-        every_s: seconds without a line after which one says where the running epoch is.
-    """
+    """A line per epoch under one heading, for logs; in long epochs also a line every half minute."""
 
     def __init__(self, stream: TextIO, every_s: float = _LINE_S) -> None:
         self._stream = stream

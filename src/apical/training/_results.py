@@ -118,16 +118,7 @@ def run_summary(
     content: Mapping[str, Any],
     device: torch.device,
 ) -> dict[str, Any]:
-    """What summary.json says of a finished run.
-
-    Args:
-        history: records of all epochs.
-        test: what the final model made of the test data.
-        held_out: whether the evaluation of the epochs was on other data than these.
-        num_params: of the final model.
-        content: what config.json says.
-        device: that trained.
-    """
+    """What summary.json says of a finished run."""
     last = history[-1]
     valid = {name: last.get(f"eval_{name}") for name in test.metrics} if held_out else {}
     summary: dict[str, Any] = plain(
@@ -240,9 +231,6 @@ def peak_memory_mib(device: torch.device) -> float | None:
 
     On a CUDA device what torch allocated on it since the last call; elsewhere what the process held since it started
     (its peak resident set), data and libraries included.
-
-    Args:
-        device: where the model trains.
 
     Returns:
         MiB; None where the system does not say (Windows).

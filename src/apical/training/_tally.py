@@ -73,13 +73,7 @@ class Partial(Spent):
 
 
 class Tally:
-    """Sums over the steps of an epoch. It reads losses from the device now and then only, since reading stops it.
-
-    Args:
-        device: where the losses are.
-        where: the words by which an error names this epoch.
-        begun: what was done of it before it was stopped.
-    """
+    """Sums over the steps of an epoch. It reads losses from the device now and then only, since reading stops it."""
 
     def __init__(self, device: torch.device, where: str = "in this epoch", begun: Partial | None = None) -> None:
         self._where = where

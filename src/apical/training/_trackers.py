@@ -36,10 +36,6 @@ class CsvLogger(Logger):
     """Writes `metrics.csv`, a line per epoch, for spreadsheets and plotting tools; it needs no package.
 
     Histograms, pictures and texts are left out. The file is whole after every epoch; a resumed run goes on in it.
-
-    Args:
-        folder: of the run.
-        config: not used.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -91,10 +87,6 @@ class WandbLogger(_RunTracker):
 
     Project and account are those of its environment variables; the project is "apical" if none is given.
 
-    Args:
-        folder: of the run, whose name the run gets.
-        config: of the run.
-
     Raises:
         ConfigError: wandb is not installed.
     """
@@ -114,10 +106,6 @@ class WandbLogger(_RunTracker):
 
 class TrackioLogger(_RunTracker):
     """Keeps a run in Trackio's local database (``trackio show``), or in a Space of one's own (``TRACKIO_SPACE_ID``).
-
-    Args:
-        folder: of the run, whose name the run gets.
-        config: of the run.
 
     Raises:
         ConfigError: trackio is not installed.
@@ -139,10 +127,6 @@ class MlflowLogger(Logger):
 
     The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, "apical" if none is given. Histograms are left out: MLflow has
     none.
-
-    Args:
-        folder: of the run, whose name the run gets.
-        config: of the run.
 
     Raises:
         ConfigError: mlflow is not installed.

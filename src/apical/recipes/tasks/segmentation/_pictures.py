@@ -30,17 +30,7 @@ def write_pictures(
     normalize: Callable[[Tensor], Tensor],
     count: int,
 ) -> None:
-    """Write ``pictures/NUMBER-image.png``, ``-truth.png``, ``-prediction.png`` and ``pictures.json`` into a run folder.
-
-    Args:
-        run: the run folder.
-        model: whose predictions are shown; run in eval mode.
-        split: images are taken from all over it.
-        classes: their names.
-        ignore_label: of pixels that nobody labelled; white in the pictures.
-        normalize: from uint8 to the model's input.
-        count: number of images, at least 1.
-    """
+    """Write ``pictures/NUMBER-image.png``, ``-truth.png``, ``-prediction.png`` and ``pictures.json`` into a run folder."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     palette = split.palette()
