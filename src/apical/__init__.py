@@ -9,15 +9,7 @@ if TYPE_CHECKING:
     from apical.budget import Budget
     from apical.export import load, save
     from apical.growth import Grower, GrowthConfig
-    from apical.resizing import (
-        DormantStore,
-        ResizeReport,
-        load_structure,
-        resize_,
-        resize_state,
-        save_structure,
-        trace,
-    )
+    from apical.resizing import DormantStore, ResizeReport, load_structure, resize_, resize_state, save_structure, trace
     from apical.structure import ChannelGroup, SkippableBlock, Structure, register_module, register_op
 
 __version__ = "0.1.0"

@@ -39,11 +39,7 @@ def read_digits(split: Split = "train") -> ImageArrays:
 
 
 def synthetic_images(
-    split: Split = "train",
-    num_images: int = 256,
-    num_classes: int = 4,
-    size: int = 16,
-    seed: int = 0,
+    split: Split = "train", num_images: int = 256, num_classes: int = 4, size: int = 16, seed: int = 0
 ) -> ImageArrays:
     """Generate images that a small network learns quickly: a smooth random pattern for each class, plus noise.
 

@@ -24,14 +24,7 @@ from apical.errors import BudgetError, CheckpointError, ConfigError
 from apical.growth._components import checked
 from apical.growth._observer import StepWatch
 from apical.growth._options import check_options
-from apical.quantize import (
-    BitPrices,
-    QuantizedTensor,
-    Rounded,
-    choose_bits,
-    packed_size,
-    soft_gates,
-)
+from apical.quantize import BitPrices, QuantizedTensor, Rounded, choose_bits, packed_size, soft_gates
 from apical.resizing._install import lookup
 from apical.resizing._selection import Selection
 from apical.structure import CostModel, Structure

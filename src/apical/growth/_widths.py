@@ -85,12 +85,7 @@ class Widths:
 
 
 def fit(
-    bound: BoundBudget,
-    limits: Limits,
-    widths: Sequence[float],
-    skip: Sequence[str],
-    load: float,
-    exact: bool = False,
+    bound: BoundBudget, limits: Limits, widths: Sequence[float], skip: Sequence[str], load: float, exact: bool = False
 ) -> Widths:
     """The network nearest to ``load`` times the budget whose widths are the given ones times one common factor e^μ.
 

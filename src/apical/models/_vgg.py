@@ -36,11 +36,7 @@ class CifarVGG16(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        width: int = 64,
-        head: Literal["linear", "mlp"] = "linear",
+        self, num_classes: int = 10, in_channels: int = 3, width: int = 64, head: Literal["linear", "mlp"] = "linear"
     ) -> None:
         super().__init__()
         if head not in ("linear", "mlp"):

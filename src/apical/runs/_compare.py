@@ -51,11 +51,7 @@ class Planned:
 
 
 def plan(
-    config: RunConfig,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    out: str | Path,
-    options: Options | None = None,
+    config: RunConfig, methods: Sequence[str], seeds: Sequence[int], out: str | Path, options: Options | None = None
 ) -> list[Planned]:
     """The runs of a comparison in the order in which they are done: seed by seed, and methods that repeat another's
     final architecture after it.
@@ -104,12 +100,7 @@ def _planned(
     reads = set(method_named(method).reads) - {"seed"}
     of_growth = {name: value for name, value in options.items() if name in reads}
     rest = {name: value for name, value in options.items() if name not in of_growth}
-    own = replace(
-        config,
-        method=method,
-        growth=changed(config.growth, of_growth),
-        method_options={**repeated, **rest},
-    )
+    own = replace(config, method=method, growth=changed(config.growth, of_growth), method_options={**repeated, **rest})
     return Planned(method, seed, out / f"{method}-seed{seed}", own.with_seed(seed))
 
 

@@ -11,18 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical._checks import build, nearest
-from apical.baselines import (
-    ISS,
-    L1,
-    AutoGrow,
-    Comparator,
-    Dense,
-    Slimming,
-    SoftFilterPruning,
-    Taylor,
-    ThiNet,
-    Uniform,
-)
+from apical.baselines import ISS, L1, AutoGrow, Comparator, Dense, Slimming, SoftFilterPruning, Taylor, ThiNet, Uniform
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.growth._options import changed
@@ -157,11 +146,7 @@ def _grower(
 
 
 @register_method(
-    "grown",
-    stepwise=True,
-    check=no_options,
-    reads=tuple(f.name for f in dataclasses.fields(GrowthConfig)),
-    shards=True,
+    "grown", stepwise=True, check=no_options, reads=tuple(f.name for f in dataclasses.fields(GrowthConfig)), shards=True
 )
 def _grown(config: RunConfig, example: tuple[Tensor, ...], steps: int) -> MethodFactory:
     no_options(config)

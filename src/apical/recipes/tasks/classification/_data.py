@@ -129,13 +129,7 @@ def _in_memory(config: DataConfig, training: TrainingConfig) -> Prepared:
 
     def evaluation(arrays: ImageArrays) -> ImageLoader:
         return ImageLoader(
-            arrays,
-            2 * share,
-            shuffle=False,
-            normalize=normalize,
-            device=device,
-            rank=team.rank,
-            world_size=team.count,
+            arrays, 2 * share, shuffle=False, normalize=normalize, device=device, rank=team.rank, world_size=team.count
         )
 
     loaders = Loaders(

@@ -155,13 +155,7 @@ def _cifar_training(epochs: int, weight_decay: float, nesterov: bool = False) ->
 
 def _imagenet(name: str, model: ModelConfig, epochs: int, weight_decay: float, crop_scale: float = 0.08) -> RunConfig:
     data = DataConfig(
-        "imagenet",
-        image_size=224,
-        resize=256,
-        random_resized_crop=True,
-        crop_scale=crop_scale,
-        flip=True,
-        workers=8,
+        "imagenet", image_size=224, resize=256, random_resized_crop=True, crop_scale=crop_scale, flip=True, workers=8
     )
     training = _imagenet_training(epochs, 0.1, weight_decay)
     return RunConfig(name, model, data, training, "50% macs", GrowthConfig(divisor=8))

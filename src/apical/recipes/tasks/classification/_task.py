@@ -6,15 +6,7 @@ import torch
 from torch import nn
 
 from apical.recipes._model import ModelConfig, build_model, check_outputs
-from apical.recipes._task_kind import (
-    Described,
-    Facts,
-    TaskKind,
-    image_example,
-    last_name,
-    not_known,
-    register_task,
-)
+from apical.recipes._task_kind import Described, Facts, TaskKind, image_example, last_name, not_known, register_task
 from apical.recipes.tasks.classification._data import DataConfig, prepare_data
 from apical.training import TrainingConfig
 

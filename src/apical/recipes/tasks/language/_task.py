@@ -16,16 +16,7 @@ from apical._checks import check
 from apical.data import Corpus, TokenStream, read_bytes, read_corpus
 from apical.errors import ConfigError, TrainingError
 from apical.recipes._model import ModelConfig, build_model, tried_out
-from apical.recipes._task_kind import (
-    Described,
-    Facts,
-    Prepared,
-    Serving,
-    TaskKind,
-    last_name,
-    not_known,
-    register_task,
-)
+from apical.recipes._task_kind import Described, Facts, Prepared, Serving, TaskKind, last_name, not_known, register_task
 from apical.training import BatchResult, Loaders, Metric, TrainingConfig, processes
 from apical.training._config import resolve_device
 

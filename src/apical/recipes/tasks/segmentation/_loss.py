@@ -76,10 +76,7 @@ class Segmentation:
         """Both metrics."""
         right, labelled = counts.diagonal().sum().item(), counts.sum().item()
         present = [value for value in class_iou(counts) if value is not None]
-        return {
-            "miou": sum(present) / max(1, len(present)),
-            "pixel_accuracy": right / max(1, labelled),
-        }
+        return {"miou": sum(present) / max(1, len(present)), "pixel_accuracy": right / max(1, labelled)}
 
 
 def confusion(predicted: Tensor, truth: Tensor, num_classes: int, ignore_label: int = 255) -> Tensor:

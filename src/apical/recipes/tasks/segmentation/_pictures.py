@@ -30,7 +30,7 @@ def write_pictures(
     normalize: Callable[[Tensor], Tensor],
     count: int,
 ) -> None:
-    """Write ``pictures/NUMBER-image.png``, ``-truth.png``, ``-prediction.png`` and ``pictures.json`` into a run folder."""
+    """Write ``pictures/NUMBER-image.png``, ``-truth.png``, ``-prediction.png`` and ``pictures.json`` into a run."""
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     palette = split.palette()

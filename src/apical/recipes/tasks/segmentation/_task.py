@@ -10,15 +10,7 @@ from torch import Tensor, nn
 
 from apical.errors import ConfigError
 from apical.recipes._model import ModelConfig, build_model, tried_out
-from apical.recipes._task_kind import (
-    Described,
-    Facts,
-    TaskKind,
-    image_example,
-    last_name,
-    not_known,
-    register_task,
-)
+from apical.recipes._task_kind import Described, Facts, TaskKind, image_example, last_name, not_known, register_task
 from apical.recipes.tasks.segmentation._data import SegmentationData, prepare
 from apical.training import TrainingConfig
 
