@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from apical.budget import Budget, DeviceTable, NetworkCost, Setting, project
-from apical.budget._projection import totals
+from apical.budget import Budget, DeviceTable
 from apical.growth import Grower, Plan, plan_on_paper
 from apical.recipes import RunConfig
 from apical.recipes._task_kind import Described, Facts, task_kind
@@ -20,6 +19,7 @@ from apical.resizing import resize_
 from apical.resizing._selection import Selection, first_units
 from apical.resizing._traffic import traffic
 from apical.runs._divisor import require_divisor
+from apical.runs._prices import Terms, totals
 from apical.structure import Structure
 from apical.structure._analyse import propose
 from apical.structure._running import analysis_copy, make_traceable_
@@ -68,7 +68,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Prices:
-    """A record per epoch as `apical.budget.project` makes it, that of the whole model, and the sums.
+    """A record per epoch as `Terms.record` makes it, that of the whole model, and the sums.
 
     What was not asked for is None: the memory of a plan without it.
     """
@@ -157,7 +157,7 @@ def price(
         link_gb_per_s: what a process receives over the network, in 10⁹ bytes a second.
 
     Returns:
-        Beside what `apical.budget.project` says, each epoch has `restructure_bytes`, which every process receives to
+        Beside what `Terms.record` says, each epoch has `restructure_bytes`, which every process receives to
         become that network from the one before (0 where each holds the whole model), and `restructure_seconds`. The
         totals have `restructurings`, both summed, and `start_memory_bytes` and `restructure_memory_bytes`: before the
         model is divided, and at most while it changes, activations not counted.
@@ -166,28 +166,28 @@ def price(
         ConfigError: the table does not fit the batch.
     """
     plan, training = planned.plan, planned.config.training
-    seen: dict[int, int] = {}  # by MACs
-    runs = memory and not planned.on_paper
-    for epoch, network in enumerate(plan.epochs):
-        if runs and network.macs not in seen:
-            seen[network.macs] = activation_bytes(planned.network(epoch), planned.example, planned.config)
-    whole = activation_bytes(planned.model, planned.example, planned.config) if runs else 0
+    structure = planned.structure
+    seen: dict[int, int] = {}  # bytes of activations, by MACs
+    if memory and not planned.on_paper:
+        seen[plan.full_macs] = activation_bytes(planned.model, planned.example, planned.config)
+        for epoch, network in enumerate(plan.epochs):
+            if network.macs not in seen:
+                seen[network.macs] = activation_bytes(planned.network(epoch), planned.example, planned.config)
     slots = 1 if training.optimizer.name == "sgd" else 2
-    skipped = frozenset(plan.skipped)
-    kept = [_first(planned.structure, e.widths) for e in plan.epochs]
-    chosen = [Selection({name: tuple(units) for name, units in keep.items()}, skipped) for keep in kept]
-    moves = traffic(planned.structure, [chosen[0], *chosen], slots)
-    setting = Setting(
-        samples, training.batch_size, processes, slots, int(training.ema_decay is not None), 4 * moves[-1].dormant,
-        sharded,
-    )  # fmt: skip
-    at_work = [_at_work(planned.structure, e.widths, plan.skipped) if sharded else 0 for e in plan.epochs]
-    networks = [
-        NetworkCost(e.macs, e.num_params, seen.get(e.macs, 0), n) for e, n in zip(plan.epochs, at_work, strict=True)
+    copies = int(training.ema_decay is not None)
+    terms = Terms(samples, training.batch_size, processes, 2 + slots + copies, sharded, table)
+    kept = [_first(structure, e.widths) for e in plan.epochs]
+    chosen = [Selection({name: tuple(units) for name, units in k.items()}, frozenset(plan.skipped)) for k in kept]
+    moves = traffic(structure, [chosen[0], *chosen], slots)
+    at_work = [_at_work(structure, e.widths, plan.skipped) if sharded else 0 for e in plan.epochs]
+    records = [
+        terms.record(i, e.macs, e.num_params, activations=seen.get(e.macs, 0), dormant=moves[-1].dormant, at_work=whole)
+        for i, (e, whole) in enumerate(zip(plan.epochs, at_work, strict=True), 1)
     ]
-    full = NetworkCost(plan.full_macs, plan.full_params, whole, _at_work(planned.structure, {}, ()) if sharded else 0)
-    dense = project([full], replace(setting, dormant_bytes=0), table)[0]
-    records = project(networks, setting, table)
+    dense = terms.record(
+        1, plan.full_macs, plan.full_params, activations=seen.get(plan.full_macs, 0), dormant=0,
+        at_work=_at_work(structure, {}, ()) if sharded else 0,
+    )  # fmt: skip
     received = [round(4 * m.gathered * (processes - 1) / processes) if sharded else 0 for m in moves]
     for record, sent in zip(records, received, strict=True):
         record["restructure_bytes"] = sent
@@ -198,10 +198,9 @@ def price(
         "restructure_seconds": None if link_gb_per_s is None else sum(received) / (1e9 * link_gb_per_s),
         "start_memory_bytes": 4 * (plan.full_params + moves[0].dormant + plan.epochs[0].num_params),
         "restructure_memory_bytes": max(
-            record["memory_bytes"]
-            - cost.activation_bytes * -(-setting.batch_size // processes)
+            terms.held_bytes(e.num_params, moves[-1].dormant, whole)
             + 4 * (-(-m.renewed // (processes if sharded else 1)) + (m.at_once if sharded else 0))
-            for record, cost, m in zip(records, networks, moves, strict=True)
+            for e, whole, m in zip(plan.epochs, at_work, moves, strict=True)
         ),
     }
     if not memory:
