@@ -19,7 +19,7 @@ from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.recipes._task_kind import task_kind
 from apical.runs import read_config
 from apical.runs._plan import data_facts
-from apical.runs._trust import require_trusted
+from apical.runs._stored import require_trusted
 from apical.structure import Structure
 from apical.timing._clock import synchronise
 from apical.training import TrainingConfig

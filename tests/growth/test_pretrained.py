@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apical import Grower, trace
-from apical.growth._strength import unit_strengths
+from apical.growth._components import unit_strengths
 from apical.models import CifarResNet, DeepLabV3
 from growth.cases import CASES, built, grown, outputs, sgd
 

@@ -15,7 +15,7 @@ from torch import nn
 import apical
 from apical.cli import main
 from apical.errors import ConfigError, DataError
-from apical.growth._strength import unit_strengths
+from apical.growth._components import unit_strengths
 from apical.models import DeepLabV3
 from apical.recipes import RunConfig, apply_settings, get_recipe, recipes
 from apical.recipes._task_kind import task_kind

@@ -8,8 +8,7 @@ from itertools import islice
 import torch
 from torch import nn
 
-from apical.timing._clock import rounds_ms
-from apical.timing._networks import network_samples_ms
+from apical.timing._clock import network_samples_ms, rounds_ms
 
 
 def test_calls_are_timed_in_turns_and_slower_ones_take_longer() -> None:

@@ -2,8 +2,7 @@
 
 from apical.baselines._autogrow import AutoGrow
 from apical.baselines._comparator import Change, Comparator, Course, Rule, Task
-from apical.baselines._dense import Dense
-from apical.baselines._final import Final
+from apical.baselines._dense import Dense, Final
 from apical.baselines._iss import ISS
 from apical.baselines._l1 import L1
 from apical.baselines._slimming import Slimming

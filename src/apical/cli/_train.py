@@ -144,7 +144,7 @@ def train_command(
 
 def _again(config: RunConfig, out: Path) -> str:
     """The command that goes on with a run."""
-    from apical.runs._trust import names_foreign_code
+    from apical.runs._stored import names_foreign_code
 
     return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
 
@@ -184,7 +184,7 @@ def _run(config: RunConfig, out: Path, **options: Any) -> None:
 
 def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Path]:
     from apical.recipes import get_recipe, read_config_file
-    from apical.runs._trust import require_trusted
+    from apical.runs._stored import require_trusted
 
     file = options["config_file"]
     if recipe is not None and file is not None:
@@ -221,7 +221,7 @@ def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
     from apical.runs import read_config
-    from apical.runs._trust import require_trusted
+    from apical.runs._stored import require_trusted
 
     spelt = {"settings": "set", "config_file": "config", "weights": "from"}
     given = [

@@ -34,11 +34,10 @@ from apical.growth._allocation import (
     shrunk,
     unit_prices,
 )
-from apical.growth._components import Components
+from apical.growth._components import Components, strongest_first_
 from apical.growth._config import GrowthConfig
 from apical.growth._method import Choice, Method, Terms
 from apical.growth._observer import GateObserver
-from apical.growth._strength import strongest_first_
 from apical.growth._utility import UtilityMeter, update_utilities_
 from apical.growth._widths import TOLERANCE, Widths, fit
 from apical.resizing._selection import Selection, first_units

@@ -41,8 +41,10 @@ from apical.growth._record import (
     Changes,
     EpochRecord,
     add_changes,
+    as_html,
     checked_metrics,
     epoch_record,
+    in_words,
     no_changes,
     run_record,
 )
@@ -50,7 +52,6 @@ from apical.growth._restructuring import Restructuring
 from apical.growth._saved import changed_since, check_identity, identity, refuse_early_optimizer_state
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsConfig
-from apical.growth._shown import as_html, in_words
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, resize_state, trace

@@ -12,8 +12,8 @@ from apical._checks import fits
 from apical._optional import import_optional
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig
-from apical.recipes._fields import parse
 from apical.recipes._registry import get_recipe, recipes
+from apical.recipes._settings import parse
 from apical.training._run_folder import plain
 
 _OF_THE_RUN = frozenset({"input", "metrics", "versions"})  # what config.json of a run folder says besides

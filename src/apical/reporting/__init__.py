@@ -2,12 +2,22 @@
 
 from apical.reporting._architecture import render_architecture, write_architecture
 from apical.reporting._compare_page import render_markdown, write_comparison
-from apical.reporting._comparison import Comparison, Latency, MethodRow, Run, cost_curve, rows
+from apical.reporting._comparison import (
+    Comparison,
+    Difference,
+    Latency,
+    MeanStd,
+    MethodRow,
+    Run,
+    cost_curve,
+    difference,
+    mean_std,
+    rows,
+)
 from apical.reporting._growth_picture import growth_pixels
 from apical.reporting._page import render_report, write_report
 from apical.reporting._read import RunRecord, read_run
 from apical.reporting._runs_page import render_runs_report, write_runs_report
-from apical.reporting._statistics import Difference, MeanStd, difference, mean_std
 from apical.reporting._svg import Series, heat_strip, line_chart
 
 __all__ = [

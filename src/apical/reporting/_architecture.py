@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from apical._shares import in_per_cent
+from apical._checks import in_per_cent
 from apical.reporting._svg import stretches
 from apical.reporting._tables import folded, page, table, write_page
 

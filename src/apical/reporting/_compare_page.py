@@ -9,8 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from apical.reporting._comparison import Comparison, MethodRow, cost_curve, rows
-from apical.reporting._statistics import Difference, MeanStd
+from apical.reporting._comparison import Comparison, Difference, MeanStd, MethodRow, cost_curve, rows
 from apical.reporting._style import COLOURS
 from apical.reporting._svg import Series, line_chart
 from apical.reporting._tables import page, write_page

@@ -22,7 +22,7 @@ from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
 from apical.runs._methods import method_named
 from apical.runs._run import run
 from apical.runs._stored import load_run, read_config
-from apical.timing._networks import network_samples_ms
+from apical.timing._clock import network_samples_ms
 from apical.training import Progress, seed_everything
 from apical.training._amp import settle_amp
 from apical.training._config import resolve_device

@@ -19,8 +19,7 @@ from apical.export import export_pt2, load
 from apical.recipes._model import find_builder
 from apical.recipes._settings import reproducing_command
 from apical.reporting import RunRecord, growth_pixels, read_run, write_report
-from apical.runs._stored import load_run, load_serving, read_config
-from apical.runs._trust import names_foreign_code
+from apical.runs._stored import load_run, load_serving, names_foreign_code, read_config
 
 MODEL = ("architecture.json", "model.safetensors", "config.json")
 RECORDS = ("summary.json", "history.jsonl", "template.json")

@@ -23,8 +23,7 @@ from apical.runs._prices import Terms, totals
 from apical.structure import Structure
 from apical.structure._analyse import propose
 from apical.structure._running import analysis_copy, make_traceable_
-from apical.timing._clock import time_ms
-from apical.timing._networks import batch_of
+from apical.timing._clock import batch_of, time_ms
 from apical.training._amp import assumed_amp
 from apical.training._learner import apply_memory_format_, autocast, in_memory_format, in_safe_order
 from apical.training._optimizer import build_optimizer

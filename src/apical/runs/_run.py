@@ -20,8 +20,8 @@ from apical.runs._divisor import settle_divisor
 from apical.runs._live import LoggedProgress, LoggerFactory
 from apical.runs._methods import method_named, sharding_methods
 from apical.runs._sharding import PARTS, refuse_unshardable
+from apical.runs._stored import require_trusted
 from apical.runs._template import layer_facts, template_facts
-from apical.runs._trust import require_trusted
 from apical.runs._weights import load_initial_weights_
 from apical.structure import Structure
 from apical.training import GrowthMethod, Progress, TrainingResult, make_progress, processes, seed_everything, train

@@ -10,7 +10,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeVar
 
-from apical._shares import in_per_cent
+from apical._checks import in_per_cent
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._returned import Returned
 from apical.structure._table import Table, as_html, as_text

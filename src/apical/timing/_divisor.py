@@ -14,7 +14,7 @@ from apical.budget._load import budget_share
 from apical.structure import ExampleInputs, SizeAxis, Structure
 from apical.structure._quiet import quiet_rng
 from apical.timing._clock import time_step_ms
-from apical.timing._first import from_first
+from apical.timing._latency_table import from_first
 from apical.timing._layers import alike, axes_of, layer_inputs, layer_of, width_names
 
 DIVISORS = (1, 2, 4, 8, 16, 32)

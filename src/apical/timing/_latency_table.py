@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -20,8 +22,40 @@ from apical.resizing import resize_
 from apical.structure import Call, ExampleInputs, SizeAxis, Structure
 from apical.structure._quiet import quiet_rng
 from apical.timing._clock import time_ms
-from apical.timing._first import from_first
 from apical.timing._layers import alike, axes_of, layer_inputs, layer_of, width_names
+
+T = TypeVar("T")
+
+
+def from_first(measure: Callable[[], T]) -> T:
+    """What the first process measures, in all of them: measured times never agree, and networks must.
+
+    One process alone, or several that have no process group yet, measure by themselves.
+
+    Args:
+        measure: called in the first process only; its result must be plain (it is pickled on its way).
+
+    Example:
+        >>> from_first(lambda: 3)
+        3
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return measure()
+    told: list[Any] = [None, None]
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            told[0] = measure()
+        except Exception as error:  # noqa: BLE001 - the others wait for an answer, whatever went wrong
+            failure, told[1] = error, f"{type(error).__name__}: {error}"
+    dist.broadcast_object_list(told, 0)
+    if failure is not None:
+        raise failure
+    if told[1] is not None:
+        raise BudgetError(f"process 0 could not measure what all need: {told[1]}")
+    found: T = told[0]
+    return found
+
 
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of a layer's widths, at which it is timed
 NETWORKS = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15)  # of all widths: every other one calibrates, those between check
