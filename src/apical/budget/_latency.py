@@ -16,23 +16,14 @@ from apical.structure._cost import lies_in
 
 @dataclass(frozen=True)
 class LayerTable:
-    """Milliseconds of one layer on a grid of (input width, output width).
+    """Milliseconds of one layer on a grid of (input width, output width)."""
 
-    Attributes:
-        module: module path.
-        inputs: grid of input widths, ascending.
-        outputs: grid of output widths, ascending.
-        ms: measured medians, made monotone  # (inputs, outputs)
-        in_axis: the input width as a function of group sizes.
-        out_axis: the output width.
-    """
-
-    module: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    ms: tuple[tuple[float, ...], ...]
-    in_axis: SizeAxis
-    out_axis: SizeAxis
+    module: str  # module path
+    inputs: tuple[int, ...]  # grid of input widths, ascending
+    outputs: tuple[int, ...]  # grid of output widths, ascending
+    ms: tuple[tuple[float, ...], ...]  # measured medians, made monotone  # (inputs, outputs)
+    in_axis: SizeAxis  # the input width as a function of group sizes
+    out_axis: SizeAxis  # the output width
 
     def predict_ms(self, sizes: Sequence[int]) -> float:
         """Bilinear interpolation at the widths that these group sizes give."""

@@ -38,25 +38,15 @@ class SavedTensor:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a saved model.
+    """The shape of a saved model."""
 
-    Attributes:
-        model: qualified name of the class, for messages.
-        tensors: every parameter and buffer, shared ones under their first name.
-        aliases: other names of shared tensors.
-        removed: paths at which the model has ``nn.Identity`` or another stand-in of a skipped block.
-        attributes: sizes that modules state about themselves.
-        stand_ins: what is returned at those removed paths that have no ``nn.Identity``.
-        quantized: bits of the codes of quantised weights; the weights file is packed if there are any.
-    """
-
-    model: str
-    tensors: Mapping[str, SavedTensor]
-    aliases: Mapping[str, str]
-    removed: tuple[str, ...]
-    attributes: Mapping[str, Mapping[str, int]]
-    stand_ins: Mapping[str, Returned] = field(default_factory=dict)
-    quantized: Mapping[str, int] = field(default_factory=dict)
+    model: str  # qualified name of the class, for messages
+    tensors: Mapping[str, SavedTensor]  # every parameter and buffer, shared ones under their first name
+    aliases: Mapping[str, str]  # other names of shared tensors
+    removed: tuple[str, ...]  # paths at which the model has ``nn.Identity`` or another stand-in of a skipped block
+    attributes: Mapping[str, Mapping[str, int]]  # sizes that modules state about themselves
+    stand_ins: Mapping[str, Returned] = field(default_factory=dict)  # by path, of those that are no Identity
+    quantized: Mapping[str, int] = field(default_factory=dict)  # bits of each; if any, the weights file is packed
 
     def to_json(self, weights_sha256: str) -> str:
         """Text for `ARCHITECTURE`, with the digests of the weights file and of itself."""

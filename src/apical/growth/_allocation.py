@@ -72,15 +72,10 @@ def block_prices(
 
 @dataclass(frozen=True)
 class Rates:
-    """What a unit of each group is worth for what it costs, relative to the mean of all, in logarithms.
+    """What a unit of each group is worth for what it costs, relative to the mean of all, in logarithms."""
 
-    Attributes:
-        mean: log of the mean worth per price, over the groups by what they cost.
-        relative: log v/π − mean by group; 0 where nothing is known or nothing is paid.
-    """
-
-    mean: float
-    relative: tuple[float, ...]
+    mean: float  # log of the mean worth per price, over the groups by what they cost
+    relative: tuple[float, ...]  # log v/π − mean by group; 0 where nothing is known or nothing is paid
 
 
 def rates(values: Sequence[float | None], prices: Sequence[float], counts: Sequence[int]) -> Rates:

@@ -177,7 +177,6 @@ class BitGrowth:
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Note that an epoch ended."""
         self._per_epoch = self._per_epoch or self._count or None
         self._epoch, self._count = self._epoch + 1, 0
         self._advance()
@@ -301,7 +300,6 @@ class BitGrowth:
     _PLAIN = ("_begin", "_epoch", "_count", "_per_epoch", "_measured", "_chosen_at", "_settled")
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain containers only."""
         return {
             "config": _plain(self.config),
             "plain": {name: getattr(self, name) for name in self._PLAIN},
@@ -314,7 +312,6 @@ class BitGrowth:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from there."""
         if state is None or state["config"] != _plain(self.config):
             saved = "no bits" if state is None else state["config"]
             raise CheckpointError(f"the saved state grew bits with {saved}, this Grower with {_plain(self.config)}")

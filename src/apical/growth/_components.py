@@ -70,7 +70,6 @@ class Components:
         self.lived |= self.live
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors only."""
         return {name: getattr(self, name).clone() for name in STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -65,7 +65,6 @@ class Controller(Method):
     # ---- the networks ----------------------------------------------------------------------------------------------
 
     def seed(self) -> Choice:
-        """The network that training starts with."""
         wanted = 1.0 if self.frozen else self.config.seed_fraction
         found, skip = self._seed(wanted)
         self.seed_load = max(found.load, min(wanted, 1.0)) if wanted <= 1 else max(1.0, found.load)
@@ -94,7 +93,6 @@ class Controller(Method):
         )
 
     def next(self, done: int, present: Selection) -> Choice:
-        """The network to go on with."""
         self._advance(done)
         if self.config.utility == "squared":
             update_utilities_(self.components)

@@ -25,25 +25,15 @@ from apical.structure._cost import lies_in
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of growth.
+    """The terms of growth."""
 
-    Attributes:
-        structure: what can grow.
-        budget: what the final network may cost.
-        divisor: rounding of widths.
-        min_units: fewest units of a group.
-        whole: groups that keep all of their units, by name.
-        stay: names of blocks that do not leave.
-        latency: what layers take on this device, where the budget needs it.
-    """
-
-    structure: Structure
-    budget: Budget
-    divisor: int
-    min_units: int
-    whole: Mapping[str, int]
-    stay: frozenset[str]
-    latency: LatencyTable | None = None
+    structure: Structure  # what can grow
+    budget: Budget  # what the final network may cost
+    divisor: int  # rounding of widths
+    min_units: int  # fewest units of a group
+    whole: Mapping[str, int]  # groups that keep all of their units, by name
+    stay: frozenset[str]  # names of blocks that do not leave
+    latency: LatencyTable | None = None  # what layers take on this device, where the budget needs it
 
     @cached_property
     def limits(self) -> Limits:

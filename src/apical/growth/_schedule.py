@@ -18,12 +18,6 @@ Config = TypeVar("Config", bound=Any)
 class Schedule:
     """When the network changes, and what it may cost then. Times count in the unit of the interval.
 
-    Attributes:
-        growth_end: when the cost reaches the budget, as a fraction of training.
-        freeze: when restructuring ends, as a fraction of training.
-        interval: from one restructuring to the next.
-        length: of training.
-
     Example:
         >>> schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=4)
         >>> [round(schedule.load(done, seed_load=0.2), 2) for done in (0, 1, 2, 4)]
@@ -34,10 +28,10 @@ class Schedule:
         [False, True]
     """
 
-    growth_end: float
-    freeze: float
-    interval: int
-    length: int
+    growth_end: float  # when the cost reaches the budget, as a fraction of training
+    freeze: float  # when restructuring ends, as a fraction of training
+    interval: int  # from one restructuring to the next
+    length: int  # of training
 
     @staticmethod
     def of(config: Any, length: int) -> Schedule:

@@ -140,7 +140,6 @@ class ScsController(Method):
         self.beta = torch.ones_like(self.components.values)
 
     def seed(self) -> Choice:
-        """The network that training starts with."""
         critical = self._critical()
         if self.frozen or self.config.sampling == "budgeted":
             first = self._budgeted(critical, 1.0 if self.frozen else self.config.seed_fraction, exact=self.frozen)
@@ -150,7 +149,6 @@ class ScsController(Method):
         return first
 
     def next(self, done: int, present: Selection) -> Choice:
-        """The network to go on with."""
         self._advance(done)
         c = self.components
         self.beta = age_temperature(c.age.clamp(max=self._epochs), self._epochs, self.config.beta_final)

@@ -61,7 +61,6 @@ class ASPPPooling(nn.Sequential):
         super().__init__(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) -> (N, out, H, W)
-        """Pool to one pixel, transform, resize back."""
         pooled = x
         for layer in self:
             pooled = layer(pooled)
@@ -83,7 +82,6 @@ class ASPP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) -> (N, out, H, W)
-        """Run all branches on the same features."""
         out: Tensor = self.project(torch.cat([conv(x) for conv in self.convs], dim=1))
         return out
 

@@ -61,7 +61,6 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_size, embedding_size)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, embedding) -> (B, T, embedding)
-        """Transform every position by itself."""
         out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out
 
@@ -80,7 +79,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, embedding) -> (B, T, embedding)
-        """Add both branches to the stream."""
         x = x + self.dropout(self.attn(self.norm1(x)))
         out: Tensor = x + self.dropout(self.mlp(self.norm2(x)))
         return out

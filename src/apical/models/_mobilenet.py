@@ -38,7 +38,6 @@ class SeparableConv(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) -> (N, out, H / stride, W / stride)
-        """Filter each channel, then mix channels."""
         x = self.relu(self.bn1(self.depthwise(x)))
         out: Tensor = self.relu(self.bn2(self.pointwise(x)))
         return out
@@ -83,7 +82,6 @@ class MobileNetV1(nn.Module):
         init_convolutions_(self)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, num_classes)
-        """Return one logit per class."""
         x = self.blocks(self.relu(self.bn1(self.conv1(x))))
         logits: Tensor = self.fc(self.dropout(torch.flatten(self.avgpool(x), 1)))
         return logits

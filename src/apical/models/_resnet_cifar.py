@@ -32,7 +32,6 @@ class ZeroPadShortcut(nn.Module):
         self.pad_after = out_channels - in_channels - self.pad_before
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) -> (N, out, H / stride, W / stride)
-        """Subsample and pad."""
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, self.pad_before, self.pad_after))
 
@@ -55,7 +54,6 @@ class BasicBlock(nn.Module):
             self.shortcut = _make_shortcut(shortcut, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) -> (N, out, H / stride, W / stride)
-        """Add the residual branch to the shortcut."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
@@ -111,7 +109,6 @@ class CifarResNet(nn.Module):
         init_convolutions_(self)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, num_classes)
-        """Return one logit per class."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))

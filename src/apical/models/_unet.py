@@ -58,7 +58,6 @@ class UNet(nn.Module):
         init_convolutions_(self)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, num_classes, H, W)
-        """Return one logit per class and pixel."""
         multiple = 2 ** len(self.down)
         if x.shape[-2] % multiple or x.shape[-1] % multiple:
             raise ConfigError(f"height and width must be multiples of {multiple}, got {tuple(x.shape[-2:])}")

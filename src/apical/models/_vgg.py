@@ -51,7 +51,6 @@ class CifarVGG16(nn.Module):
         init_convolutions_(self)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, num_classes)
-        """Return one logit per class."""
         x = self.avgpool(self.features(x))
         logits: Tensor = self.classifier(torch.flatten(x, 1))
         return logits

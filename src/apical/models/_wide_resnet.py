@@ -29,7 +29,6 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) -> (N, out, H / stride, W / stride)
-        """Add the residual branch to the shortcut."""
         activated = F.relu(self.bn1(x))
         shortcut: Tensor = x if self.shortcut is None else self.shortcut(activated)
         out: Tensor = F.relu(self.bn2(self.conv1(activated)))
@@ -81,7 +80,6 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W) -> (N, num_classes)
-        """Return one logit per class."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         x = self.avgpool(F.relu(self.bn1(x)))
         logits: Tensor = self.fc(torch.flatten(x, 1))

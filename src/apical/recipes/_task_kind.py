@@ -22,17 +22,11 @@ vocabulary. Kept in config.json under `input`, so that a run's model is rebuilt 
 
 @dataclass(frozen=True)
 class Described:
-    """What is told of data that is not at hand, so that a run can be planned without it; None where nothing is.
+    """What is told of data that is not at hand, so that a run can be planned without it; None where nothing is."""
 
-    Attributes:
-        images: training examples of an epoch: images, or windows of a text.
-        classes: their number, or the size of a vocabulary.
-        shape: of an image, channels first.
-    """
-
-    images: int | None = None
-    classes: int | None = None
-    shape: tuple[int, ...] | None = None
+    images: int | None = None  # training examples of an epoch: images, or windows of a text
+    classes: int | None = None  # their number, or the size of a vocabulary
+    shape: tuple[int, ...] | None = None  # of an image, channels first
 
 
 def last_name(path: Any) -> str:

@@ -18,27 +18,16 @@ MAX_FRAMES = 400
 
 @dataclass(frozen=True)
 class Frames:
-    """The network epoch by epoch.
+    """The network epoch by epoch."""
 
-    Attributes:
-        epochs: of the frames, from 1.
-        groups: names of the groups, in the order of the forward pass.
-        full: width of each group in the template; the largest seen where that is not known.
-        roles: `"stream"` or `"inner"` for each group.
-        widths: of each group in each frame; 0 where its block is left out.
-        blocks: names of the blocks.
-        present: whether each block is there, in each frame.
-        texts: each frame in words.
-    """
-
-    epochs: Sequence[int]
-    groups: Sequence[str]
-    full: Sequence[int]
-    roles: Sequence[str]
-    widths: Sequence[Sequence[int]]
-    blocks: Sequence[str]
-    present: Sequence[Sequence[bool]]
-    texts: Sequence[str]
+    epochs: Sequence[int]  # of the frames, from 1
+    groups: Sequence[str]  # names of the groups, in the order of the forward pass
+    full: Sequence[int]  # width of each group in the template; the largest seen where that is not known
+    roles: Sequence[str]  # `"stream"` or `"inner"` for each group
+    widths: Sequence[Sequence[int]]  # of each group in each frame; 0 where its block is left out
+    blocks: Sequence[str]  # names of the blocks
+    present: Sequence[Sequence[bool]]  # whether each block is there, in each frame
+    texts: Sequence[str]  # each frame in words
 
 
 def frames(run: RunRecord) -> Frames | None:

@@ -35,19 +35,12 @@ GROWN = ("grown", "scs", "random", "autogrow")  # whose final architecture those
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a comparison.
+    """A run of a comparison."""
 
-    Attributes:
-        method: its method.
-        seed: of training and growth.
-        folder: its run folder.
-        config: of the run, not yet resolved.
-    """
-
-    method: str
-    seed: int
-    folder: Path
-    config: RunConfig
+    method: str  # its method
+    seed: int  # of training and growth
+    folder: Path  # its run folder
+    config: RunConfig  # of the run, not yet resolved
 
 
 def plan(

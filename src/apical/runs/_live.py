@@ -83,7 +83,6 @@ class LoggedProgress:
         self._widths: list[Mapping[str, int]] = []
 
     def watch(self, model: nn.Module, method: GrowthMethod) -> None:
-        """Say which objects train."""
         self._model = model
         self._method = method
 
@@ -100,12 +99,10 @@ class LoggedProgress:
         self._display.start(epochs, run, metric)
 
     def pace(self, samples: int, unit: str) -> None:
-        """Only people see how fast it goes."""
         if isinstance(self._display, PacedProgress):
             self._display.pace(samples, unit)
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Only people see steps."""
         self._display.step(epoch, step, steps)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
@@ -127,7 +124,6 @@ class LoggedProgress:
                 self._tell(lambda logger, n=name, w=weights: logger.histogram(n, w, number))  # type: ignore[misc]
 
     def message(self, text: str) -> None:
-        """Shown to people."""
         self._display.message(text)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
@@ -144,7 +140,6 @@ class LoggedProgress:
         self._tell(lambda logger: logger.text("summary", json.dumps(plain(short), indent=2)))
 
     def stop(self) -> None:
-        """Close the loggers."""
         self._tell(lambda logger: logger.close())
         self._loggers = []
         self._display.stop()

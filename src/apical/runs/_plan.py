@@ -34,23 +34,14 @@ FURTHER = 1.25  # a network is timed if it has so many times the MACs of the las
 
 @dataclass(frozen=True)
 class Planned:
-    """A training that has been planned.
+    """A training that has been planned."""
 
-    Attributes:
-        config: how it is trained.
-        name: of the model.
-        model: the full one.
-        example: the arguments of a call with one example.
-        structure: of the model.
-        plan: its networks.
-    """
-
-    config: RunConfig
-    name: str
-    model: nn.Module
-    example: tuple[Tensor, ...]
-    structure: Structure
-    plan: Plan
+    config: RunConfig  # how it is trained
+    name: str  # of the model
+    model: nn.Module  # the full one
+    example: tuple[Tensor, ...]  # the arguments of a call with one example
+    structure: Structure  # of the model
+    plan: Plan  # its networks
 
     @property
     def on_paper(self) -> bool:

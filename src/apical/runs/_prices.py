@@ -16,24 +16,16 @@ STEP_FACTOR = 3  # a training step is counted as three forward passes
 class Terms:
     """How the run is done.
 
-    Attributes:
-        samples: training examples of an epoch.
-        batch_size: examples a step, in all processes together.
-        processes: how many.
-        numbers: float32 numbers that are held for each parameter: itself, its gradient, those of the optimizer, copies.
-        sharded: whether the model is divided among the processes (``fully_shard``), not copied to each.
-        table: measured step times; without it, seconds are None.
-
     Raises:
         ConfigError: the table's batch is not what a process takes of a batch here.
     """
 
-    samples: int
-    batch_size: int
-    processes: int = 1
-    numbers: int = 3
-    sharded: bool = False
-    table: DeviceTable | None = None
+    samples: int  # training examples of an epoch
+    batch_size: int  # examples a step, in all processes together
+    processes: int = 1  # how many
+    numbers: int = 3  # float32 numbers held for each parameter: itself, gradient, optimizer's, copies
+    sharded: bool = False  # whether the model is divided among the processes (``fully_shard``), not copied to each
+    table: DeviceTable | None = None  # measured step times; without it, seconds are None
 
     def __post_init__(self) -> None:
         if self.table is not None and self.table.batch_size != self.share:

@@ -24,17 +24,11 @@ CURRENT, PREVIOUS, TORN = "checkpoint.pt", "checkpoint.prev.pt", "checkpoint.tor
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run between two epochs.
+    """A run between two epochs."""
 
-    Attributes:
-        epoch: number of completed epochs.
-        identity: what must be equal for a resumed run to be the same run: its configuration, in plain containers.
-        state: the states of model, optimizer, method, generators, loader and history, by name.
-    """
-
-    epoch: int
-    identity: Mapping[str, Any]
-    state: Mapping[str, Any]
+    epoch: int  # number of completed epochs
+    identity: Mapping[str, Any]  # what a resumed run must have alike: its configuration, in plain containers
+    state: Mapping[str, Any]  # the states of model, optimizer, method, generators, loader and history, by name
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:

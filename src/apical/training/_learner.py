@@ -24,29 +24,17 @@ AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass
 class Learner:
-    """What a training step changes, and what a growth method restructures.
+    """What a training step changes, and what a growth method restructures."""
 
-    Attributes:
-        config: how it is trained.
-        task: loss and metrics.
-        device: where the model is.
-        model: the user's own, which becomes smaller and larger.
-        replica: the model as training calls it: compiled, or wrapped for several processes.
-        optimizer: of the model's parameters.
-        average: moving average of the weights, if there is one.
-        scaler: of the loss, for float16.
-        method: restructures model, optimizer and average.
-    """
-
-    config: TrainingConfig
-    task: Task
-    device: torch.device
-    model: nn.Module
-    replica: Replica
-    optimizer: Optimizer
-    average: AveragedModel | None
-    scaler: torch.amp.GradScaler
-    method: GrowthMethod
+    config: TrainingConfig  # how it is trained
+    task: Task  # loss and metrics
+    device: torch.device  # where the model is
+    model: nn.Module  # the user's own, which becomes smaller and larger
+    replica: Replica  # the model as training calls it: compiled, or wrapped for several processes
+    optimizer: Optimizer  # of the model's parameters
+    average: AveragedModel | None  # moving average of the weights, if there is one
+    scaler: torch.amp.GradScaler  # of the loss, for float16
+    method: GrowthMethod  # restructures model, optimizer and average
 
     @property
     def judged(self) -> nn.Module:

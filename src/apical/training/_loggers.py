@@ -50,7 +50,7 @@ class Logger(Protocol):
         """Nothing more will come; called once, also when the run fails."""
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(Logger):
     """Writes event files that `tensorboard --logdir FOLDER` shows.
 
     Args:
@@ -64,16 +64,13 @@ class TensorBoardLogger:
         self._writer = require_tensorboard()(str(folder))
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        """A curve per name."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, epoch)
 
     def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
-        """A histogram per epoch."""
         self._writer.add_histogram(name, np.asarray(values, dtype=np.float64), epoch)
 
     def image(self, name: str, pixels: Pixels, epoch: int) -> None:
-        """An image per epoch."""
         self._writer.add_image(name, torch.from_numpy(pixels), epoch, dataformats="HWC")
 
     def text(self, name: str, text: str) -> None:
@@ -81,7 +78,6 @@ class TensorBoardLogger:
         self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()))
 
     def close(self) -> None:
-        """Write what is buffered."""
         self._writer.close()
 
 

@@ -234,7 +234,6 @@ class QuietProgress(SilentProgress):
         self._stream = stream
 
     def message(self, text: str) -> None:
-        """Write the message."""
         self._stream.write(text + "\n")
 
 
@@ -255,32 +254,26 @@ class PlainProgress(SilentProgress):
         self._written = time.monotonic()
 
     def pace(self, samples: int, unit: str) -> None:
-        """Keep it for the lines within an epoch."""
         self._running.pace(samples, unit)
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Write the heading."""
         self._metric = metric
         self._epochs = epochs
         self._line(f"{run}: {epochs} epochs")
         self._line("  ".join(name.rjust(width) for name, width, _ in columns(metric)))
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Write where the epoch is, if nothing was written for long."""
         self._running.step(epoch, self._epochs, step, steps)
         if step < steps and time.monotonic() - self._written >= self._every_s:
             self._line(self._running.text())
 
     def epoch(self, record: Record) -> None:
-        """Write the epoch's line."""
         self._line("  ".join(cell(record).rjust(width) for _, width, cell in columns(self._metric)))
 
     def message(self, text: str) -> None:
-        """Write the message."""
         self._line(text)
 
     def summary(self, summary: Record) -> None:
-        """Write the closing line."""
         self._line(_closing_line(summary, self._metric))
 
 
@@ -295,19 +288,15 @@ class JsonProgress(SilentProgress):
         self._stream.flush()
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Write a `start` object."""
         self._event("start", {"epochs": epochs, "run": run, "metric": metric.name})
 
     def epoch(self, record: Record) -> None:
-        """Write an `epoch` object: the line of history.jsonl."""
         self._event("epoch", record)
 
     def message(self, text: str) -> None:
-        """Write a `message` object."""
         self._event("message", {"text": text})
 
     def summary(self, summary: Record) -> None:
-        """Write a `summary` object: the content of summary.json."""
         self._event("summary", summary)
 
 
@@ -329,11 +318,9 @@ class TableProgress:
         self._live: Live | None = None
 
     def pace(self, samples: int, unit: str) -> None:
-        """Shown beside the bar."""
         self._running.pace(samples, unit)
 
     def start(self, epochs: int, run: str, metric: Metric) -> None:
-        """Show the empty table."""
         self._epochs = epochs
         self._title = run
         self._metric = metric
@@ -341,7 +328,6 @@ class TableProgress:
         self._live.start()
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Move the bar below the table, at most five times a second."""
         self._running.step(epoch, self._epochs, step, steps)
         if time.monotonic() - self._drawn < _DRAW_S and step < steps:
             return
@@ -349,22 +335,18 @@ class TableProgress:
         self._draw()
 
     def epoch(self, record: Record) -> None:
-        """Add a row."""
         self._records.append(record)
         self._running.end()
         self._draw()
 
     def message(self, text: str) -> None:
-        """Print the message above the table."""
         self._console.print(text, markup=False, highlight=False)
 
     def summary(self, summary: Record) -> None:
-        """Show the closing line under the table."""
         self._now = _closing_line(summary, self._metric)
         self._draw()
 
     def stop(self) -> None:
-        """Leave the whole table on the screen."""
         if self._live is not None:
             self._live.vertical_overflow = "visible"
             self._live.update(self._render(everything=True), refresh=True)

@@ -138,15 +138,7 @@ def _content(config: TrainingConfig, run_config: Mapping[str, Any] | None, task:
 
 @dataclass
 class _Run:
-    """A run: what learns, from which data, where it is kept, and what has been done.
-
-    Attributes:
-        history: a record of each epoch that is done.
-        parts: where a divided model is kept; None if each process holds it whole.
-        begun: of the running epoch, what was done before this process took it up.
-        own: what this process alone had then; None if it is not known.
-        tally: of the running epoch, what is done by now.
-    """
+    """A run: what learns, from which data, where it is kept, and what has been done."""
 
     learner: Learner
     loaders: Loaders
@@ -154,11 +146,11 @@ class _Run:
     identity: Mapping[str, Any]
     guard: InterruptGuard
     progress: Progress
-    parts: Parts | None
-    history: list[dict[str, Any]] = field(default_factory=list)
-    begun: Partial | None = None
-    own: Mapping[str, Any] | None = None
-    tally: Tally | None = None
+    parts: Parts | None  # where a divided model is kept; None if each process holds it whole
+    history: list[dict[str, Any]] = field(default_factory=list)  # a record of each epoch that is done
+    begun: Partial | None = None  # of the running epoch, what was done before this process took it up
+    own: Mapping[str, Any] | None = None  # what this process alone had then; None if it is not known
+    tally: Tally | None = None  # of the running epoch, what is done by now
 
     def begin(self, content: Mapping[str, Any], resume: bool) -> None:
         """Take up the folder's checkpoint, or write the first one; all processes do so together."""

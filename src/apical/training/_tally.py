@@ -21,38 +21,23 @@ READ_EVERY = 50  # batches, on a device that works on by itself: reading a loss 
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What the steps of an epoch took.
+    """What the steps of an epoch took."""
 
-    Attributes:
-        steps: number of optimizer steps.
-        step_seconds: in forward, backward and optimizer.
-        restructure_seconds: in what was done between the steps.
-        compilations: graphs that torch.compile compiled in these steps.
-        compile_seconds: part of `step_seconds`: of the steps that compiled something.
-    """
-
-    steps: int = 0
-    step_seconds: float = 0.0
-    restructure_seconds: float = 0.0
-    compilations: int = 0
-    compile_seconds: float = 0.0
+    steps: int = 0  # number of optimizer steps
+    step_seconds: float = 0.0  # in forward, backward and optimizer
+    restructure_seconds: float = 0.0  # in what was done between the steps
+    compilations: int = 0  # graphs that torch.compile compiled in these steps
+    compile_seconds: float = 0.0  # part of `step_seconds`: of the steps that compiled something
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochStats(Spent):
-    """What one epoch of training was like.
+    """What one epoch of training was like."""
 
-    Attributes:
-        loss: mean training loss per item, label smoothing included.
-        metrics: the task's metrics by name, of the training batches as they came.
-        samples: number of examples, in the unit that the MACs are counted for.
-        data_seconds: waiting for batches and moving them to the device.
-    """
-
-    loss: float
-    metrics: Mapping[str, float]
-    samples: int
-    data_seconds: float
+    loss: float  # mean training loss per item, label smoothing included
+    metrics: Mapping[str, float]  # the task's metrics by name, of the training batches as they came
+    samples: int  # number of examples, in the unit that the MACs are counted for
+    data_seconds: float  # waiting for batches and moving them to the device
 
 
 @dataclass(frozen=True)

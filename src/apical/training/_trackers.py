@@ -66,19 +66,15 @@ class _RunTracker:
         self._texts: dict[str, str] = {}
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        """A curve per name."""
         self._run.log({**values, "epoch": epoch})
 
     def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
-        """A histogram per epoch."""
         self._run.log({name: self._client.Histogram(np.asarray(values, dtype=np.float64)), "epoch": epoch})
 
     def image(self, name: str, pixels: Pixels, epoch: int) -> None:
-        """An image per epoch."""
         self._run.log({name: self._client.Image(pixels), "epoch": epoch})
 
     def close(self) -> None:
-        """Send what is buffered."""
         self._run.finish()
 
 
@@ -152,7 +148,6 @@ class MlflowLogger(Logger):
         return run
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        """A curve per name."""
         for name, value in values.items():
             self._client.log_metric(self._run, name, value, step=epoch)
 
@@ -165,7 +160,6 @@ class MlflowLogger(Logger):
         self._client.log_text(self._run, text, f"{name}.txt")
 
     def close(self) -> None:
-        """Say that the run has ended."""
         self._client.set_terminated(self._run)
 
 
