@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from apical.data import Decode, ParquetImages, RandomResizedCrop, load_images, open_images
-from apical.data._sampler import BlockShuffleSampler
 from apical.errors import ConfigError
+from apical.recipes.tasks.classification._stream import BlockShuffleSampler
 from data.layout_writers import encode, random_images, write_image_folder, write_parquet, write_parquet_splits
 
 

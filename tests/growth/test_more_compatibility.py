@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from apical import DormantStore, Grower, resize_
-from apical.growth._births import prepare_births_
+from apical.growth._growing_model import prepare_births_
 from growth.cases import begun, built, grown, loss_of, sgd, squares_of, structure_of
 from marks import slow
 

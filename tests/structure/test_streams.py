@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.errors import TraceError
-from apical.growth._births import prepare_births_
+from apical.growth._growing_model import prepare_births_
 from apical.models import GPT
 from apical.structure import Structure
 from structure.contract import generic_, outputs, relative_error

@@ -7,11 +7,9 @@ from typing import Any
 import click
 
 from apical.cli._compare import compare_command
-from apical.cli._export import export_command
 from apical.cli._inspect import inspect_command
 from apical.cli._plan import plan_command
-from apical.cli._push import push_command
-from apical.cli._report import report_command
+from apical.cli._report import export_command, push_command, report_command
 from apical.cli._train import train_command
 from apical.errors import ApicalError
 

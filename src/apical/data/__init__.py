@@ -19,7 +19,7 @@ from apical.data._layouts import load_images, open_images
 from apical.data._loader import ImageLoader
 from apical.data._paired import PairLoader, Pairs, RandomView
 from apical.data._parquet import ParquetImages, read_parquet
-from apical.data._root import data_root
+from apical.data._splits import data_root
 from apical.data._text import Corpus, TokenStream, Vocabulary, read_bytes, read_corpus
 from apical.data._voc import VocSplit, open_voc
 

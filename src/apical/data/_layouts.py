@@ -15,8 +15,7 @@ from apical.data._decoding import Decode
 from apical.data._folder import IMAGE_SUFFIXES, FolderImages, describe_split, is_image_folder, read_folder
 from apical.data._idx import is_idx_folder, read_idx
 from apical.data._parquet import ParquetImages, is_parquet_folder, read_parquet
-from apical.data._root import listed, locate
-from apical.data._splits import Split
+from apical.data._splits import Split, listed, locate
 from apical.errors import DataError
 
 Layout = Literal["cifar", "parquet", "image-folder", "idx"]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from apical.data._place import EpochPlace, PlacedLoader, check_rank, contents
-from apical.data._root import listed, locate, read_utf8
-from apical.data._splits import ALIASES, Split
+from apical.data._splits import ALIASES, Split, listed, locate, read_utf8
 from apical.errors import ConfigError, DataError
 
 UNKNOWN, END = "<unk>", "<eos>"

@@ -15,7 +15,7 @@ from torch import Tensor
 from apical._optional import import_optional
 from apical._reading import is_regular, lies_inside
 from apical.data._decoding import Decode
-from apical.data._root import read_utf8
+from apical.data._splits import read_utf8
 from apical.errors import DataError
 
 LISTS = "ImageSets/Segmentation"

@@ -18,9 +18,8 @@ from apical.recipes._model import import_callable
 from apical.reporting import growth_pixels
 from apical.runs._template import template_facts
 from apical.training import GrowthMethod, Logger, Metric, PacedProgress, Progress, TensorBoardLogger
-from apical.training._loggers import require_tensorboard
+from apical.training._loggers import CsvLogger, MlflowLogger, TrackioLogger, WandbLogger, require, require_tensorboard
 from apical.training._run_folder import plain, write_text
-from apical.training._trackers import CsvLogger, MlflowLogger, TrackioLogger, WandbLogger, require
 
 LoggerFactory = Callable[[Path, Mapping[str, Any]], Logger]
 """Makes a logger from the run folder and the run's configuration, when the run starts."""

@@ -1,7 +1,10 @@
-"""Where the numbers of a run go besides the terminal and the run folder: TensorBoard; `_trackers` has others."""
+"""Where the numbers of a run go besides the terminal and the run folder, each a thin layer over its own client."""
 
 from __future__ import annotations
 
+import csv
+import importlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from apical._atomic import atomic_file
+from apical._checks import flattened
 from apical._optional import import_optional
+from apical._reading import read_object
 from apical.errors import ConfigError
+from apical.training._run_folder import plain
 
 Pixels = npt.NDArray[np.uint8]
 """An image  # (height, width, 3), 0 to 255."""
@@ -90,3 +97,172 @@ def require_tensorboard() -> Any:
     needed = (("PIL", "Pillow"), ("torch.utils.tensorboard", "tensorboard"))
     _, board = (import_optional(path, package, "live", "log: TensorBoard", ConfigError) for path, package in needed)
     return board.SummaryWriter
+
+
+PROJECT = "apical"  # under which trackers list the runs, unless their own environment variables say another
+RUNS = "trackers.json"  # in the run folder: the tracker's own name of this run, so that a resumed run goes on there
+
+
+def require(package: str) -> Any:
+    """A tracker's client.
+
+    Raises:
+        ConfigError: it is not installed, or does not load.
+    """
+    return import_optional(package, package, package, f"log: {package}", ConfigError)
+
+
+class CsvLogger(Logger):
+    """Writes `metrics.csv`, a line per epoch, for spreadsheets and plotting tools; it needs no package.
+
+    Histograms, pictures and texts are left out. The file is whole after every epoch; a resumed run goes on in it.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        del config
+        self._path = folder / "metrics.csv"
+        self._rows: dict[int, dict[str, Any]] = {}
+        if goes_on(folder) and self._path.exists():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    values = {name: value for name, value in row.items() if value and name != "epoch"}
+                    self._rows[int(row["epoch"])] = values
+
+    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
+        """A column per name; results of the test set stand in the line of the last epoch."""
+        self._rows.setdefault(epoch, {}).update(values)
+        names = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        with atomic_file(self._path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["epoch", *names])
+            writer.writeheader()
+            writer.writerows({"epoch": number, **self._rows[number]} for number in sorted(self._rows))
+
+
+class _RunTracker:
+    """What Weights & Biases and Trackio, which takes the same calls, have in common."""
+
+    def __init__(self, client: Any, run: Any) -> None:
+        self._client, self._run = client, run
+        self._texts: dict[str, str] = {}
+
+    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
+        self._run.log({**values, "epoch": epoch})
+
+    def histogram(self, name: str, values: Sequence[float], epoch: int) -> None:
+        self._run.log({name: self._client.Histogram(np.asarray(values, dtype=np.float64)), "epoch": epoch})
+
+    def image(self, name: str, pixels: Pixels, epoch: int) -> None:
+        self._run.log({name: self._client.Image(pixels), "epoch": epoch})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class WandbLogger(_RunTracker):
+    """Sends a run to Weights & Biases, or keeps it in the run folder (``WANDB_MODE=offline``, then ``wandb sync``).
+
+    Project and account are those of its environment variables; the project is "apical" if none is given.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        client = require("wandb")
+        project = client.setup().settings.project or PROJECT
+        run = client.init(project=project, name=folder.name, dir=str(folder), config=plain(config), resume="allow",
+                          id=kept_name(folder, "wandb"))  # fmt: skip
+        keep_name(folder, "wandb", run.id)
+        super().__init__(client, run)
+
+    def text(self, name: str, text: str) -> None:
+        """In the run's summary."""
+        self._run.summary[name] = text
+
+
+class TrackioLogger(_RunTracker):
+    """Keeps a run in Trackio's local database (``trackio show``), or in a Space of one's own (``TRACKIO_SPACE_ID``).
+
+    Raises:
+        ConfigError: trackio is not installed.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        client = require("trackio")
+        run = client.init(project=PROJECT, name=folder.name, config=plain(config),
+                          resume="allow" if goes_on(folder) else "never")  # fmt: skip
+        super().__init__(client, run)
+
+    def text(self, name: str, text: str) -> None:
+        """As a text of the run."""
+        self._run.log({name: text})
+
+
+class MlflowLogger(Logger):
+    """Sends a run to the MLflow server of ``MLFLOW_TRACKING_URI``, or keeps it where MLflow keeps its runs.
+
+    The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, "apical" if none is given. Histograms are left out: MLflow has
+    none.
+
+    Raises:
+        ConfigError: mlflow is not installed.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        require("mlflow")
+        client = importlib.import_module("mlflow.tracking").MlflowClient()
+        self._client = client
+        self._run = kept_name(folder, "mlflow") or self._begin(folder)
+        client.update_run(self._run, status="RUNNING")
+        for name, value in flattened(plain(config)):
+            client.set_tag(self._run, f"config.{name}", str(value))
+
+    def _begin(self, folder: Path) -> str:
+        import os
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = self._client.get_experiment_by_name(name)
+        experiment = self._client.create_experiment(name) if known is None else known.experiment_id
+        run: str = self._client.create_run(experiment, run_name=folder.name).info.run_id
+        keep_name(folder, "mlflow", run)
+        return run
+
+    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=epoch)
+
+    def image(self, name: str, pixels: Pixels, epoch: int) -> None:
+        """A picture per epoch, where Pillow is installed."""
+        self._client.log_image(self._run, pixels, key=name.replace("/", "_"), step=epoch)
+
+    def text(self, name: str, text: str) -> None:
+        """A file of the run."""
+        self._client.log_text(self._run, text, f"{name}.txt")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether the run in this folder has epochs already, so that it is being resumed."""
+    return (folder / "history.jsonl").exists()
+
+
+def kept_name(folder: Path, tracker: str) -> str | None:
+    """The name that a tracker gave a run that now goes on; None for a new one."""
+    name = _kept_names(folder).get(tracker) if goes_on(folder) else None
+    return name if isinstance(name, str) else None
+
+
+def keep_name(folder: Path, tracker: str, name: str) -> None:
+    """Note what a tracker calls this run."""
+    with atomic_file(folder / RUNS) as aside:
+        aside.write_text(json.dumps({**_kept_names(folder), tracker: name}) + "\n")
+
+
+def _kept_names(folder: Path) -> dict[str, Any]:
+    """By tracker; none where the file is missing or damaged."""
+    try:
+        return read_object(folder / RUNS, ConfigError)
+    except ConfigError:
+        return {}

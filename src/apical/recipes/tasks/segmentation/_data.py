@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apical._checks import check
 from apical.data import IMAGENET_MEAN, IMAGENET_STD, Normalize, PairLoader, Pairs, RandomView, VocSplit, open_voc
-from apical.data._root import locate
+from apical.data._splits import locate
 from apical.data._voc import check_mask, has_masks, read_split, voc_classes
 from apical.errors import ConfigError, DataError
 from apical.recipes._task_kind import Prepared
