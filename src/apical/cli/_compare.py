@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from apical.cli._inputs import PATH
+
 
 def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
@@ -35,9 +37,7 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
 @click.option("--data", help="Folder of the data; or a name below the folder in APICAL_DATA.")
 @click.option("--model", help="resnet20, torchvision:resnet50, timm:resnet18, package.module:callable, ...")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ...")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the comparison.  [default: runs/compare-RECIPE]"
-)
+@click.option("--out", type=PATH, help="Folder of the comparison.  [default: runs/compare-RECIPE]")
 @click.option(
     "--set",
     "settings",

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
 _EXAMPLE = "1x3x224x224, 8x128:int64:32000 or 4x16:bool"
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apical.cli._inputs import InputSpec, built, input_option, kwargs_option, waiting
+from apical.cli._inputs import PATH, InputSpec, built, input_option, kwargs_option, waiting
 
 if TYPE_CHECKING:
     from apical.structure import Structure
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--html",
     "page",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Write a page instead: the module tree, in which a group shows all that belongs to it.",
 )

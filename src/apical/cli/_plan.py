@@ -13,7 +13,7 @@ import click
 
 from apical._atomic import atomic_file
 from apical._reading import read_object
-from apical.cli._inputs import InputSpec, built, input_option, kwargs_option, waiting
+from apical.cli._inputs import PATH, InputSpec, built, input_option, kwargs_option, waiting
 from apical.cli._train import changed
 from apical.errors import ConfigError
 
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
 @click.option("--no-weights", is_flag=True, help="Build MODEL without weights: one larger than this machine, too.")
 @click.option("--measure", is_flag=True, help="Time steps on this machine (a few of several networks).")
 @click.option("--device", default="auto", show_default=True, help="What --measure measures.")
-@click.option("--write-table", type=click.Path(path_type=Path), help="With --measure: keep the step times as JSON.")
-@click.option("--device-table", type=click.Path(path_type=Path), help="Step times that another machine wrote.")
+@click.option("--write-table", type=PATH, help="With --measure: keep the step times as JSON.")
+@click.option("--device-table", type=PATH, help="Step times that another machine wrote.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with every epoch and all widths.")
 def plan_command(target: str, as_json: bool, **options: Any) -> None:
     """Say what a training will cost before it begins: every epoch's network, the sums, and what cannot change.

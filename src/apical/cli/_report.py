@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from apical.cli._inputs import InputSpec, input_option
+from apical.cli._inputs import PATH, InputSpec, input_option
 
 
 @click.command("report")
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN [RUN …]")
+@click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN [RUN …]")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File to write.  [default: report.html in RUN; runs.html in the current folder for several]",
 )
 def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
@@ -37,10 +37,10 @@ def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 @click.command("push")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.argument("repo", metavar="USER/NAME")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write what would be uploaded here, and upload nothing.")
+@click.option("--out", type=PATH, help="Write what would be uploaded here, and upload nothing.")
 @click.option("--trust-code", is_flag=True, help="Call the package.module:callable that RUN names to build its model.")
 def push_command(run: Path, repo: str, private: bool, out: Path | None, trust_code: bool) -> None:
     """Upload a finished run's network to the Hugging Face Hub, with a card.
@@ -68,7 +68,7 @@ _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 
 
 @click.command("export")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PATH)
 @click.option(
     "--format",
     "kind",
@@ -78,7 +78,7 @@ _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="File to write (folder for safetensors).  [default: model.onnx, model.pt2 or model/ in RUN]",
 )
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apical.cli._inputs import PATH
 from apical.errors import CheckpointError, ConfigError, ProcessLostError
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ _WITH_RESUME = ("data", "device", "trust_code")
 @click.option(
     "--from",
     "weights",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="WEIGHTS",
     help="Start from a trained model: a .safetensors or .pt file, or the folder of a run of `--method dense`.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="The run folder.  [default: runs/RECIPE]")
+@click.option("--out", type=PATH, help="The run folder.  [default: runs/RECIPE]")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of training and growth.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, ...")
 @click.option(
@@ -46,20 +47,15 @@ _WITH_RESUME = ("data", "device", "trust_code")
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Settings from a .yaml or .json file, or a run's config.json; no RECIPE.",
 )
 @click.option(
-    "--save-config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write all settings into a .yaml or .json file, and train nothing.",
+    "--save-config", type=PATH, metavar="FILE", help="Write all settings into a .yaml or .json file, and train nothing."
 )
 @click.option("--list-settings", is_flag=True, help="Show the settings of RECIPE, and train nothing.")
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with the run in this folder; no RECIPE."
-)
+@click.option("--resume", type=PATH, metavar="RUN", help="Go on with the run in this folder; no RECIPE.")
 @click.option(
     "--trust-code", is_flag=True, help="With --resume or --config: call the package.module:callable that it names."
 )
