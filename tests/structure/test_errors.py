@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import apical
 from apical.baselines import Comparator, Uniform
 from apical.errors import ApicalError, TraceError
-from apical.export import export_onnx, export_pt2, export_safetensors
+from apical.export import export_onnx, export_pt2
 from apical.structure import Call
 from apical.timing import measure_latency_table
 from structure.expectations import traced
@@ -205,7 +205,6 @@ def test_a_dictionary_is_keyword_arguments_everywhere(tmp_path: Path) -> None:
     assert Comparator(Uniform(), mlp(), None, inputs, "50% macs", 1).structure == structure
     assert measure_latency_table(mlp(), structure, inputs).layers
     assert export_pt2(mlp(), inputs, tmp_path / "m.pt2").batch_sizes == (2, 3, 1)
-    assert export_safetensors(model, mlp(), inputs, tmp_path / "folder").difference == 0
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert export_onnx(mlp(), inputs, tmp_path / "m.onnx").difference <= 1e-5

@@ -64,7 +64,7 @@ def push_command(run: Path, repo: str, private: bool, out: Path | None, trust_co
         click.echo(f"pushed {push_to_hub(run, repo, private=private, trust_code=trust_code)}")
 
 
-_FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
+_FILES = {"onnx": "model.onnx", "pt2": "model.pt2"}
 
 
 @click.command("export")
@@ -74,12 +74,12 @@ _FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model"}
     "kind",
     type=click.Choice(sorted(_FILES)),
     required=True,
-    help="onnx: one file, any batch size; pt2: a torch.export program; safetensors: a folder for apical.load.",
+    help="onnx: one file, any batch size; pt2: a torch.export program.",
 )
 @click.option(
     "--out",
     type=PATH,
-    help="File to write (folder for safetensors).  [default: model.onnx, model.pt2 or model/ in RUN]",
+    help="File to write.  [default: model.onnx or model.pt2 in RUN]",
 )
 @click.option(
     "--tolerance",
@@ -111,18 +111,16 @@ def export_command(
     import torch
     from torch.utils._pytree import tree_map
 
-    from apical.export import export_onnx, export_pt2, export_safetensors, load_quantized
+    from apical.export import export_onnx, export_pt2, load_quantized
     from apical.runs import load_serving
 
     torch.manual_seed(0)
-    model, full_model, call = load_serving(run, trust_code=trust_code)
+    model, _, call = load_serving(run, trust_code=trust_code)
     example = tree_map(lambda value: torch.randn(value.shape) if value.is_floating_point() else value, call.args)
     if inputs:
         example = tuple(spec.tensor() for spec in inputs)
     target = out or run / _FILES[kind]
-    if kind == "safetensors":
-        report = export_safetensors(model, full_model, example, target, tolerance=tolerance)
-    elif kind == "pt2":
+    if kind == "pt2":
         report = export_pt2(model, example, target, batch_dim=call.batch_dim, tolerance=tolerance)
     else:
         report = export_onnx(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from torch.utils import _pytree as pytree
 
 from apical._atomic import atomic_file
 from apical.errors import ExportError
-from apical.export._load import load
-from apical.export._save import save
 from apical.resizing._guards import refuse_wrapped
 from apical.structure import Call, ExampleInputs
 from apical.structure._quiet import quiet
@@ -37,7 +34,7 @@ class Equivalence:
     """How far the outputs of a written file are from those of the model.
 
     Attributes:
-        format: `"onnx"`, `"pt2"` or `"safetensors"`.
+        format: `"onnx"` or `"pt2"`.
         path: the file.
         batch_sizes: of the inputs that were compared; empty where the batch size is fixed.
         difference: largest |file − model| / max(1, largest |model|) over all outputs and inputs.
@@ -108,46 +105,6 @@ def export_pt2(
         load=lambda aside: torch.export.load(aside).module(),
         runtime=f"torch {torch.__version__}",
     )
-
-
-def export_safetensors(
-    model: nn.Module,
-    full_model: nn.Module,
-    example_inputs: ExampleInputs,
-    folder: str | os.PathLike[str],
-    *,
-    tolerance: float = TOLERANCE,
-) -> Equivalence:
-    """`save` a model into a folder after checking that what is read back from there computes the same.
-
-    Args:
-        model: usually compact.
-        full_model: freshly built at full size; it is shrunk and filled, as a reader of the folder would do it.
-        example_inputs: arguments of one call: a tensor, a tuple, or a dict of keyword arguments; tensors, or nests of
-            tensors such as a recurrent state.
-        folder: receives ``architecture.json`` and ``model.safetensors``.
-        tolerance: largest difference allowed, relative to max(1, largest output).
-
-    Returns:
-        What was compared.
-
-    Raises:
-        ExportError: the outputs disagree, or the folder cannot be written.
-        LoadError: what was written does not fit the full-size model.
-    """
-    ours, inputs = prepare(model, example_inputs, None)
-    target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".check", dir=target) as aside:
-            save(model, aside)
-            theirs, _ = prepare(load(full_model, aside), inputs, None)
-        difference = _compare("safetensors", ours, theirs, inputs)
-        _require_close("safetensors", target, difference, tolerance)
-        save(model, target)
-    except OSError as error:
-        raise ExportError(f"cannot write {target}: {error}. Choose another folder, or free space.") from error
-    return Equivalence("safetensors", target, (), difference, tolerance, f"torch {torch.__version__}")
 
 
 def prepare(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | None) -> tuple[nn.Module, Call]:

@@ -30,11 +30,7 @@ class DilatedBackbone(nn.Module):
     def __init__(self, depth: int, in_channels: int, width: int) -> None:
         super().__init__()
         resnet = ResNet(
-            depth,
-            num_classes=1,
-            in_channels=in_channels,
-            width=width,
-            replace_stride_with_dilation=(False, True, True),
+            depth, num_classes=1, in_channels=in_channels, width=width, replace_stride_with_dilation=(False, True, True)
         )
         self.conv1 = resnet.conv1
         self.bn1 = resnet.bn1
@@ -76,10 +72,7 @@ class ASPP(nn.Module):
         branches += [nn.Sequential(*_conv_norm_relu(in_channels, out_channels, 3, rate)) for rate in rates]
         branches.append(ASPPPooling(in_channels, out_channels))
         self.convs = nn.ModuleList(branches)
-        self.project = nn.Sequential(
-            *_conv_norm_relu(len(branches) * out_channels, out_channels, 1),
-            nn.Dropout(0.5),
-        )
+        self.project = nn.Sequential(*_conv_norm_relu(len(branches) * out_channels, out_channels, 1), nn.Dropout(0.5))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in, H, W) -> (N, out, H, W)
         out: Tensor = self.project(torch.cat([conv(x) for conv in self.convs], dim=1))
@@ -88,19 +81,13 @@ class ASPP(nn.Module):
 
 def _make_head(in_channels: int, num_classes: int, width: int, rates: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(
-        ASPP(in_channels, width, rates),
-        *_conv_norm_relu(width, width, 3),
-        nn.Conv2d(width, num_classes, 1),
+        ASPP(in_channels, width, rates), *_conv_norm_relu(width, width, 3), nn.Conv2d(width, num_classes, 1)
     )
 
 
 def _make_aux_head(in_channels: int, num_classes: int) -> nn.Sequential:
     width = in_channels // 4
-    return nn.Sequential(
-        *_conv_norm_relu(in_channels, width, 3),
-        nn.Dropout(0.1),
-        nn.Conv2d(width, num_classes, 1),
-    )
+    return nn.Sequential(*_conv_norm_relu(in_channels, width, 3), nn.Dropout(0.1), nn.Conv2d(width, num_classes, 1))
 
 
 class DeepLabV3(nn.Module):
