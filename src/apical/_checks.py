@@ -14,11 +14,7 @@ T = TypeVar("T")
 
 
 def check(where: str, rules: Mapping[str, bool]) -> None:
-    """Refuse what breaks a rule; all broken rules are named.
-
-    Example:
-        >>> check("l1", {"seed=3, expected at least 0": True})
-    """
+    """Refuse what breaks a rule; all broken rules are named."""
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise ConfigError(f"{where}: " + "; ".join(broken))

@@ -23,12 +23,7 @@ def has_channels_last(model: nn.Module) -> bool:
 
 
 def unsafe_in_channels_last(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that may damage memory on this machine, if they get narrower than eight input channels.
-
-    Example:
-        >>> unsafe_in_channels_last(nn.Conv2d(64, 64, kernel_size=3, padding=1))
-        ()
-    """
+    """Names of the layers that may damage memory on this machine, if they get narrower than eight input channels."""
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return ()
     return tuple(name for name, module in model.named_modules() if _strided_pointwise(module))

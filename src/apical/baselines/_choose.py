@@ -77,13 +77,6 @@ def by_threshold(
 
     Returns:
         Kept positions by group name.
-
-    Example:
-        >>> import apical
-        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> bound = BoundBudget(apical.Budget("50% macs"), apical.trace(net, torch.zeros(1, 3)))
-        >>> by_threshold(bound, {"0": torch.arange(8.0)}, {"0": 1})
-        {'0': [4, 5, 6, 7]}
     """
     sizes = {group.name: group.size for group in bound.structure.groups}
     names = list(sizes)

@@ -40,12 +40,7 @@ class InputSpec:
 
     @staticmethod
     def parse(text: str) -> InputSpec:
-        """Read ``1x3x224x224``, ``8x128:int64`` or ``8x128:int64:32000``.
-
-        Example:
-            >>> InputSpec.parse("8x128:int64:32000")
-            InputSpec(shape=(8, 128), dtype='int64', values=32000)
-        """
+        """Read ``1x3x224x224``, ``8x128:int64`` or ``8x128:int64:32000``."""
         sizes, *rest = text.strip().split(":")
         if not re.fullmatch(r"\d+(x\d+)*", sizes):
             raise ValueError(f"the shape {sizes!r} is not like 1x3x224x224")

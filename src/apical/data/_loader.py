@@ -132,13 +132,7 @@ class ImageLoader(PlacedLoader):
 
 
 def shared_seed(state: Tensor) -> int:
-    """A seed that follows from a generator's state and takes nothing from it: the same in processes that share it.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(1)
-        >>> shared_seed(generator.get_state()) == shared_seed(generator.get_state())
-        True
-    """
+    """A seed that follows from a generator's state and takes nothing from it: the same in processes that share it."""
     return int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:7], "little")
 
 

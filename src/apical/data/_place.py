@@ -27,21 +27,6 @@ class EpochPlace:
 
     Args:
         generators: by the name that each has in the state.
-
-    Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> def epoch(place, size=4):
-        ...     place.begin()
-        ...     order = torch.randperm(size, generator=generator).tolist()
-        ...     for number in place.rest(size):
-        ...         yield order[number]
-        >>> place = EpochPlace(order=generator)
-        >>> batches = epoch(place)
-        >>> begun, state = [next(batches), next(batches)], place.state_dict()
-        >>> rest = list(batches)
-        >>> place.load_state_dict(state, 4)
-        >>> list(epoch(place)) == rest, sorted(begun + rest)
-        (True, [0, 1, 2, 3])
     """
 
     def __init__(self, **generators: torch.Generator) -> None:

@@ -68,12 +68,7 @@ class BitConfig:
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers as they are, shared ones once: what ``"10% size"`` is a share of.
-
-    Example:
-        >>> model_bytes(nn.Linear(2, 3))
-        36
-    """
+    """Bytes of all parameters and buffers as they are, shared ones once: what ``"10% size"`` is a share of."""
     return sum(lookup(model, n).numel() * lookup(model, n).element_size() for n in tensor_specs(model))
 
 

@@ -39,13 +39,7 @@ def age_temperature(age: Tensor, total: float, beta_0: float) -> Tensor:
 
 
 def draw_noise(units: int, generator: torch.Generator) -> Tensor:
-    """u, uniform in the open interval (0, 1)  # (units,) float64
-
-    Example:
-        >>> noise = draw_noise(4, torch.Generator().manual_seed(0))
-        >>> noise.dtype, bool(((noise > 0) & (noise < 1)).all())
-        (torch.float64, True)
-    """
+    """u, uniform in the open interval (0, 1)  # (units,) float64"""
     noise = torch.rand(units, generator=generator, dtype=torch.float64, device="cpu")
     return noise.clamp(_SMALLEST, 1 - _SMALLEST)
 

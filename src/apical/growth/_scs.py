@@ -118,10 +118,6 @@ class ScsConfig:
         """The paper's control: growth at random, every indicator drawn anew with one probability for all components.
 
         The probability is the one whose sample costs what is scheduled, so that the final network meets the budget.
-
-        Example:
-            >>> ScsConfig.random().scores
-            'random'
         """
         return ScsConfig(**({"sampling": "budgeted", "scores": "random"} | changes))
 

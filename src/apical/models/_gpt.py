@@ -22,10 +22,6 @@ class SelfAttention(nn.Module):
     The reshapes use only ``num_heads`` and ``head_dim``, so a head is removed by removing its rows of ``qkv`` (in each
     of the three thirds), its columns of ``proj``, and counting down ``num_heads``. The inner width
     ``num_heads * head_dim`` may differ from the embedding's.
-
-    Example:
-        >>> SelfAttention(16, num_heads=3, head_dim=4)(torch.zeros(2, 5, 16)).shape
-        torch.Size([2, 5, 16])
     """
 
     def __init__(

@@ -19,10 +19,6 @@ class ZeroPadShortcut(nn.Module):
 
     The amounts of padding are attributes, fixed at construction: the forward pass never asks for a channel count, so
     it runs with any number of input channels.
-
-    Example:
-        >>> ZeroPadShortcut(4, 8, stride=2)(torch.ones(1, 4, 6, 6)).shape
-        torch.Size([1, 8, 3, 3])
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

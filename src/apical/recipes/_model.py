@@ -80,10 +80,6 @@ def usual_input(name: str, model: nn.Module, options: Mapping[str, Any]) -> tupl
 
     Returns:
         The shape; None of a model that is not known, or takes no single image.
-
-    Example:
-        >>> usual_input("resnet20", build_model(ModelConfig("resnet20")), {})
-        (1, 3, 32, 32)
     """
     library, _, rest = name.rpartition(":")
     if library in ("", "apical.models"):
@@ -158,12 +154,7 @@ def call_builder(call: Callable[..., Any], arguments: Mapping[str, Any], name: s
 
 
 def import_callable(spec: str) -> Callable[..., Any]:
-    """What ``package.module:name`` names; modules in the current folder are found too.
-
-    Example:
-        >>> import_callable("torch.nn:Linear")
-        <class 'torch.nn.modules.linear.Linear'>
-    """
+    """What ``package.module:name`` names; modules in the current folder are found too."""
     module_name, sign, attribute = spec.partition(":")
     if not sign or not module_name or not attribute:
         with_colon = ":".join(spec.rsplit(".", 1))

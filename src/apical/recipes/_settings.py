@@ -20,13 +20,7 @@ _FREE = {"model": "model.options", "method": "method_options"}  # settings whose
 
 
 def setting_types(config: RunConfig) -> dict[str, Any]:
-    """The type of every setting of a config by its dotted name.
-
-    Example:
-        >>> from apical.recipes import get_recipe
-        >>> setting_types(get_recipe("digits"))["training.optimizer.lr"]
-        <class 'float'>
-    """
+    """The type of every setting of a config by its dotted name."""
     return {name: hint for name, hint in _types(config, "") if name not in _FIXED}
 
 

@@ -30,12 +30,7 @@ class Described:
 
 
 def last_name(path: Any) -> str:
-    """By what public data sets are known: the last part of a path.
-
-    Example:
-        >>> last_name("/data/cifar10/")
-        'cifar10'
-    """
+    """By what public data sets are known: the last part of a path."""
     return str(path).rstrip("/").rsplit("/", 1)[-1]
 
 

@@ -87,12 +87,7 @@ def methods() -> tuple[str, ...]:
 
 
 def method_named(name: str) -> Method:
-    """The method of this name.
-
-    Example:
-        >>> method_named("uniform").reads
-        ('divisor', 'seed')
-    """
+    """The method of this name."""
     if name not in _METHODS:
         raise ConfigError(
             f"method: there is no {name!r}{nearest(name, _METHODS, '.')} The methods are {', '.join(_METHODS)}."

@@ -117,10 +117,6 @@ def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
 
     ``package.module:callable`` can be anything that is installed; a config from elsewhere could name
     ``subprocess:run``. Models of apical, torchvision and timm are built without asking.
-
-    Example:
-        >>> from apical.recipes import get_recipe
-        >>> require_trusted(get_recipe("digits"), False, "runs/digits")
     """
     if names_foreign_code(config) and not trust_code:
         raise ConfigError(

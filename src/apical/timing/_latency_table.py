@@ -34,10 +34,6 @@ def from_first(measure: Callable[[], T]) -> T:
 
     Args:
         measure: called in the first process only; its result must be plain (it is pickled on its way).
-
-    Example:
-        >>> from_first(lambda: 3)
-        3
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return measure()

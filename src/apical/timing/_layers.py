@@ -47,12 +47,7 @@ def axes_of(structure: Structure) -> dict[str, dict[str, SizeAxis]]:
 
 
 def width_names(module: nn.Module) -> tuple[str, str]:
-    """The attributes that hold the input and the output width of a layer.
-
-    Example:
-        >>> width_names(nn.Linear(2, 3))
-        ('in_features', 'out_features')
-    """
+    """The attributes that hold the input and the output width of a layer."""
     if isinstance(module, _ConvNd):
         return "in_channels", "out_channels"
     return ("input_size", "hidden_size") if isinstance(module, nn.RNNBase) else ("in_features", "out_features")

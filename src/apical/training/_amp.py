@@ -65,12 +65,7 @@ def settle_amp(
 
 
 def assumed_amp(config: TrainingConfig, device: torch.device) -> TrainingConfig:
-    """The config with a guess for ``"auto"`` where nothing can be measured: bfloat16 on CUDA, float32 elsewhere.
-
-    Example:
-        >>> assumed_amp(TrainingConfig(amp="auto"), torch.device("cpu")).amp
-        'none'
-    """
+    """The config with a guess for ``"auto"`` where nothing can be measured: bfloat16 on CUDA, float32 elsewhere."""
     if config.amp != "auto":
         return config
     return replace(config, amp="bfloat16" if device.type == "cuda" else "none")

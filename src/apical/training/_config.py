@@ -188,10 +188,6 @@ def resolve_device(name: str) -> torch.device:
     """The device that a config's `device` names; `"auto"` takes the first CUDA device if there is one.
 
     Of several processes on a machine, each takes a CUDA device of its own.
-
-    Example:
-        >>> resolve_device("cpu")
-        device(type='cpu')
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

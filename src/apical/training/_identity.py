@@ -43,9 +43,6 @@ def check_same_run(identity: Mapping[str, Any]) -> None:
 
     Raises:
         TrainingError: they differ; every process raises it, with the same words.
-
-    Example:
-        >>> check_same_run({"recipe": "r"})
     """
     if processes().count == 1:
         return

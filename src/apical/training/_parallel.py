@@ -140,9 +140,6 @@ def check_same_everywhere(model: nn.Module, where: str) -> None:
 
     Raises:
         TrainingError: they differ; every process raises it.
-
-    Example:
-        >>> check_same_everywhere(nn.Linear(2, 3), "at the start")
     """
     team = processes()
     if team.count == 1:
@@ -165,13 +162,6 @@ def fingerprint(model: nn.Module) -> tuple[int, int]:
 
     Units of the same number but of other positions have other values, so both together tell structures apart. The
     values of a parameter that is divided among the processes are left out, since each holds others.
-
-    Example:
-        >>> torch.manual_seed(0) is not None
-        True
-        >>> one, two = nn.Linear(2, 3), nn.Linear(2, 3)
-        >>> fingerprint(one)[0] == fingerprint(two)[0], fingerprint(one)[1] == fingerprint(two)[1]
-        (True, False)
     """
     shapes, sums = hashlib.sha256(), hashlib.sha256()
     numbers: list[Tensor] = []

@@ -35,10 +35,6 @@ class Processes:
         rank: of this process, in 0..count - 1.
         count: number of processes, over all machines.
         local_rank: number of this process on its machine, and of the CUDA device that it takes.
-
-    Example:
-        >>> Processes().first
-        True
     """
 
     rank: int = 0

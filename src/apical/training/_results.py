@@ -152,11 +152,7 @@ STEP_MACS_FACTOR = 3
 def epoch_train_macs(macs: float | None, samples: int) -> float | None:
     """Multiply-adds of training on `samples` examples with a network of `macs` per forward pass of one example.
 
-        train_macs = 3 · macs · samples
-
-    Example:
-        >>> epoch_train_macs(1e6, 50_000)
-        150000000000.0
+    train_macs = 3 · macs · samples
     """
     return None if macs is None else STEP_MACS_FACTOR * macs * samples
 
@@ -234,10 +230,6 @@ def peak_memory_mib(device: torch.device) -> float | None:
 
     Returns:
         MiB; None where the system does not say (Windows).
-
-    Example:
-        >>> peak_memory_mib(torch.device("cpu")) is None or peak_memory_mib(torch.device("cpu")) > 0
-        True
     """
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)

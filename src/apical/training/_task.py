@@ -140,10 +140,5 @@ def task_facts(task: Task) -> dict[str, Any]:
 
 
 def prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics as history and summary name them.
-
-    Example:
-        >>> prefixed("eval", {"accuracy": 0.5})
-        {'eval_accuracy': 0.5}
-    """
+    """Metrics as history and summary name them."""
     return {f"{prefix}_{name}": value for name, value in values.items()}

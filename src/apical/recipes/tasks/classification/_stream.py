@@ -163,11 +163,6 @@ class BlockShuffleSampler(Sampler[int]):
 
     Raises:
         ConfigError: the window is smaller than one, or there is no such rank.
-
-    Example:
-        >>> sampler = BlockShuffleSampler((2, 3, 2), window=4, generator=torch.Generator().manual_seed(0))
-        >>> len(sampler), sorted(sampler)
-        (7, [0, 1, 2, 3, 4, 5, 6])
     """
 
     def __init__(
