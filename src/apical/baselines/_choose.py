@@ -46,9 +46,6 @@ def sparing_streams(structure: Structure, budget: Budget | str, fraction: float,
 
     What publications do: a channel of a stream is read and written by many layers, so that removing it at once does
     more harm. Where it must be (no other groups, a tight budget), streams are pruned like the rest.
-
-    Raises:
-        BudgetError: the budget cannot be met even then.
     """
     least = fewest(structure, fraction, divisor)
     spared = least | {group.name: group.size for group in structure.groups if group.role == "stream"}

@@ -57,11 +57,7 @@ def recognise_layout(folder: str | Path) -> tuple[Layout, Path]:
 
 
 def split_remark(path_or_name: str | Path) -> str | None:
-    """What people should know about how the images are split: that a part was held out by us; else None.
-
-    Raises:
-        DataError: as `load_images`.
-    """
+    """What people should know about how the images are split: that a part was held out by us; else None."""
     if str(path_or_name) in _BUILTIN:
         return None
     layout, folder = recognise_layout(locate(path_or_name, _BUILTIN))

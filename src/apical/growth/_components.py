@@ -73,11 +73,7 @@ class Components:
         return {name: getattr(self, name).clone() for name in STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore them.
-
-        Raises:
-            CheckpointError: one is of another kind or shape.
-        """
+        """Restore them."""
         for name in STATE:
             own = getattr(self, name)
             own.copy_(checked(own, state[name], name))

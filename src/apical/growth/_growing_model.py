@@ -26,9 +26,6 @@ from apical.structure._cost import lies_in
 class GrowingModel:
     """A model, what trains it, what is copied from it, and what of it is dormant.
 
-    Raises:
-        ConfigError: there are both copies and ``shard``, or copies are no list.
-
     Attributes:
         store: what is dormant; None after `release`.
         fixed: names of the parameters that nothing trains.

@@ -173,9 +173,6 @@ def parse(text: str, hint: Any) -> Any:
 
     Whole numbers, numbers, ``true``/``false``, ``none``, one of the choices, or several values with commas between.
 
-    Raises:
-        ValueError: it stands for none.
-
     Example:
         >>> parse("none", int | None), parse("3", int | None), parse("30,60", tuple[int, ...]), parse("no", bool)
         (None, 3, (30, 60), False)

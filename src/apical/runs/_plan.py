@@ -78,9 +78,6 @@ def data_facts(
         images: training examples, where they are not known: images, or windows of ``data.bptt`` tokens.
         classes: number of classes, or size of the vocabulary.
         shape: of an image, channels first; those of a segmentation are ``data.crop`` large.
-
-    Raises:
-        ConfigError: the data is not known and not described, or the shape is not asked for.
     """
     return task_kind(config.task).foreseen(config.data, config.training, Described(images, classes, shape))
 
@@ -151,9 +148,6 @@ def price(
         become that network from the one before (0 where each holds the whole model), and `restructure_seconds`. The
         totals have `restructurings`, both summed, and `start_memory_bytes` and `restructure_memory_bytes`: before the
         model is divided, and at most while it changes, activations not counted.
-
-    Raises:
-        ConfigError: the table does not fit the batch.
     """
     plan, training = planned.plan, planned.config.training
     structure = planned.structure

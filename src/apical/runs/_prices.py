@@ -14,11 +14,7 @@ STEP_FACTOR = 3  # a training step is counted as three forward passes
 
 @dataclass(frozen=True)
 class Terms:
-    """How the run is done.
-
-    Raises:
-        ConfigError: the table's batch is not what a process takes of a batch here.
-    """
+    """How the run is done."""
 
     samples: int  # training examples of an epoch
     batch_size: int  # examples a step, in all processes together

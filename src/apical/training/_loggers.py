@@ -89,11 +89,7 @@ class TensorBoardLogger(Logger):
 
 
 def require_tensorboard() -> Any:
-    """TensorBoard's writer class.
-
-    Raises:
-        ConfigError: tensorboard, or Pillow for its images, is not installed.
-    """
+    """TensorBoard's writer class."""
     needed = (("PIL", "Pillow"), ("torch.utils.tensorboard", "tensorboard"))
     _, board = (import_optional(path, package, "live", "log: TensorBoard", ConfigError) for path, package in needed)
     return board.SummaryWriter
@@ -104,11 +100,7 @@ RUNS = "trackers.json"  # in the run folder: the tracker's own name of this run,
 
 
 def require(package: str) -> Any:
-    """A tracker's client.
-
-    Raises:
-        ConfigError: it is not installed, or does not load.
-    """
+    """A tracker's client."""
     return import_optional(package, package, package, f"log: {package}", ConfigError)
 
 
@@ -162,9 +154,6 @@ class WandbLogger(_RunTracker):
     """Sends a run to Weights & Biases, or keeps it in the run folder (``WANDB_MODE=offline``, then ``wandb sync``).
 
     Project and account are those of its environment variables; the project is "apical" if none is given.
-
-    Raises:
-        ConfigError: wandb is not installed.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -181,11 +170,7 @@ class WandbLogger(_RunTracker):
 
 
 class TrackioLogger(_RunTracker):
-    """Keeps a run in Trackio's local database (``trackio show``), or in a Space of one's own (``TRACKIO_SPACE_ID``).
-
-    Raises:
-        ConfigError: trackio is not installed.
-    """
+    """Keeps a run in Trackio's local database (``trackio show``), or in a Space of one's own (``TRACKIO_SPACE_ID``)."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         client = require("trackio")
@@ -203,9 +188,6 @@ class MlflowLogger(Logger):
 
     The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, "apical" if none is given. Histograms are left out: MLflow has
     none.
-
-    Raises:
-        ConfigError: mlflow is not installed.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:

@@ -82,9 +82,6 @@ class Replica:
         """After a restructuring: checks that all processes have the same model, and wraps it anew in the next step.
 
         The old wrapper is let go, whose hooks hold on to the parameters that are replaced. If nothing was, it is kept.
-
-        Raises:
-            TrainingError: the models differ.
         """
         if self._wrapped is not None and self.changed():
             self._wrapped = None

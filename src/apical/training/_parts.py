@@ -53,11 +53,7 @@ class Parts:
         return name
 
     def load(self, name: Any, method: Any, optimizer: Optimizer) -> None:
-        """Go back to the parts that a checkpoint names.
-
-        Raises:
-            CheckpointError: it names none, or they are not whole.
-        """
+        """Go back to the parts that a checkpoint names."""
         self._io.load(self._folder(name), method, optimizer)
         self._last = name
 

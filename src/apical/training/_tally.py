@@ -96,11 +96,7 @@ class Tally:
         self._spent = replace(self._spent, **{name: getattr(self._spent, name) + value for name, value in more.items()})
 
     def add(self, result: BatchResult) -> None:
-        """Note a batch.
-
-        Raises:
-            TrainingError: its loss, or one that is read only now, is not finite.
-        """
+        """Note a batch."""
         self._pending.append((result.loss.detach(), result.weight))
         self.counts = result.counts if self.counts is None else self.counts + result.counts
         self.samples += result.samples

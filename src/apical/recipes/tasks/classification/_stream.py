@@ -36,9 +36,6 @@ class StreamLoader(PlacedLoader):
         seed: of everything random.
         rank: of this process.
         world_size: number of processes; each takes its share of every batch.
-
-    Raises:
-        ConfigError: there is not a single batch.
     """
 
     def __init__(
@@ -160,9 +157,6 @@ class BlockShuffleSampler(Sampler[int]):
         rank: of this process. All draw the same order; each takes every ``world_size``-th image of it, and all take
             equally many: up to ``world_size - 1`` images at the end are left out.
         world_size: number of processes.
-
-    Raises:
-        ConfigError: the window is smaller than one, or there is no such rank.
     """
 
     def __init__(
