@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from apical.growth._options import check_options, numeric_divisor, wrong_times
+from apical.growth._options import HasDivisor, check_options, wrong_times
 
 
 @dataclass(frozen=True)
-class GrowthConfig:
+class GrowthConfig(HasDivisor):
     """How a network grows. Fractions of time count from 0 (start) to 1 (end of training).
 
     Attributes:
@@ -82,12 +82,3 @@ class GrowthConfig:
     def freeze(self) -> float:
         """When restructuring ends, as a fraction of training."""
         return self.growth_end if self.freeze_at is None else self.freeze_at
-
-    @property
-    def step(self) -> int:
-        """The divisor as a number.
-
-        Raises:
-            ConfigError: it is still to be measured.
-        """
-        return numeric_divisor(self.divisor)

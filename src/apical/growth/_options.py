@@ -54,11 +54,21 @@ def wrong_times(config: Any) -> Iterator[str]:
         yield f"seed must not be negative, got {config.seed!r}"
 
 
-def numeric_divisor(divisor: Any) -> int:
-    """The divisor as a number."""
-    if isinstance(divisor, int):
-        return divisor
-    raise ConfigError(
-        f"divisor={divisor!r} has not been measured here; give a number, or the one that another run of this model "
-        "measured on this device (`divisor` in its summary.json)"
-    )
+class HasDivisor:
+    """A config with a divisor, which may be still to be measured."""
+
+    divisor: int | Literal["auto"]
+
+    @property
+    def step(self) -> int:
+        """The divisor as a number.
+
+        Raises:
+            ConfigError: it is still to be measured.
+        """
+        if isinstance(self.divisor, int):
+            return self.divisor
+        raise ConfigError(
+            f"divisor={self.divisor!r} has not been measured here; give a number, or the one that another run of this "
+            "model measured on this device (`divisor` in its summary.json)"
+        )

@@ -25,7 +25,7 @@ from torch import Tensor
 from apical.growth._components import Components
 from apical.growth._method import Choice, Measurement, Method, Terms
 from apical.growth._observer import GateObserver
-from apical.growth._options import check_options, numeric_divisor, wrong_times
+from apical.growth._options import HasDivisor, check_options, wrong_times
 from apical.growth._scores import (
     age_temperature,
     critical_shift,
@@ -39,7 +39,7 @@ from apical.resizing._selection import Selection, first_units
 
 
 @dataclass(frozen=True)
-class ScsConfig:
+class ScsConfig(HasDivisor):
     """Options of the paper's version. Fractions of time count from 0 (start) to 1 (end of training).
 
     Attributes:
@@ -103,15 +103,6 @@ class ScsConfig:
     def freeze(self) -> float:
         """When restructuring ends, as a fraction of training."""
         return self.growth_end
-
-    @property
-    def step(self) -> int:
-        """The divisor as a number.
-
-        Raises:
-            ConfigError: it is still to be measured.
-        """
-        return numeric_divisor(self.divisor)
 
     @staticmethod
     def random(**changes: Any) -> ScsConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -123,30 +124,13 @@ def _in_memory(config: DataConfig, training: TrainingConfig) -> Prepared:
         train, held_out = train_validation_split(train, config.validation_fraction)
         held_out = _middle(held_out, config.image_size)
     _check_agree(train, test, config)
-    normalize = _normalization(train.images)
     device, team = resolve_device(training.device), processes()
-    share = team.share(training.batch_size)
-
-    def evaluation(arrays: ImageArrays) -> ImageLoader:
-        return ImageLoader(
-            arrays, 2 * share, shuffle=False, normalize=normalize, device=device, rank=team.rank, world_size=team.count
-        )
-
-    loaders = Loaders(
-        ImageLoader(
-            train,
-            share,
-            drop_last=len(train) >= training.batch_size or team.count > 1,
-            augment=_augmentations(config),
-            normalize=normalize,
-            device=device,
-            seed=training.seed,
-            rank=team.rank,
-            world_size=team.count,
-        ),
-        evaluation(test if held_out is None else held_out),
-        None if held_out is None else evaluation(test),
-    )
+    normalize, share = _normalization(train.images), team.share(training.batch_size)
+    loader = partial(ImageLoader, normalize=normalize, device=device, rank=team.rank, world_size=team.count)
+    judge = partial(loader, batch_size=2 * share, shuffle=False)
+    full = len(train) >= training.batch_size or team.count > 1  # else the only batch is a smaller one
+    learn = loader(train, share, drop_last=full, augment=_augmentations(config), seed=training.seed)
+    loaders = Loaders(learn, judge(test if held_out is None else held_out), None if held_out is None else judge(test))
     return _prepared(loaders, training, train.classes, test.images.shape[1:], in_memory=True)
 
 
@@ -168,24 +152,13 @@ def _streamed(images: Files, config: DataConfig, training: TrainingConfig) -> Pr
     device, team = resolve_device(training.device), processes()
     share = team.share(training.batch_size)
 
-    def loader(source: Files, batch_size: int, augment: tuple[Augment, ...], learn: bool) -> StreamLoader:
-        return StreamLoader(
-            source,
-            batch_size,
-            shuffle=learn,
-            drop_last=learn,
-            cut=cut if learn else None,
-            augment=augment,
-            normalize=normalize,
-            device=device,
-            workers=config.workers,
-            seed=training.seed,
-            rank=team.rank,
-            world_size=team.count,
-        )
-
+    loader = partial(
+        StreamLoader, normalize=normalize, device=device, workers=config.workers, seed=training.seed, rank=team.rank,
+        world_size=team.count,
+    )  # fmt: skip
     rest = _augmentations(replace(config, random_resized_crop=False))
-    loaders = Loaders(loader(train, share, rest, True), loader(test, 2 * share, (), False))
+    learn = loader(train, share, shuffle=True, drop_last=True, cut=cut, augment=rest)
+    loaders = Loaders(learn, loader(test, 2 * share, shuffle=False))
     return _prepared(loaders, training, images.classes, (channels, size, size), in_memory=False)
 
 

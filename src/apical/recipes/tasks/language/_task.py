@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -121,15 +122,11 @@ def _prepare(config: TextConfig, training: TrainingConfig) -> Prepared:
     device, team = resolve_device(training.device), processes()
     team.share(training.batch_size)  # of equally many streams each, so that the mean of their losses is the batch's
 
-    def stream(tokens: Tensor, streams: int, learn: bool) -> TokenStream:
-        return TokenStream(
-            tokens, streams, config.bptt, drop_last=learn, device=device, rank=team.rank, world_size=team.count
-        )
-
+    stream = partial(TokenStream, window=config.bptt, device=device, rank=team.rank, world_size=team.count)
     loaders = Loaders(
-        stream(corpus.train, training.batch_size, True),
-        stream(corpus.validation, config.eval_streams, False),
-        stream(corpus.test, config.eval_streams, False),
+        stream(corpus.train, training.batch_size, drop_last=True),
+        stream(corpus.validation, config.eval_streams),
+        stream(corpus.test, config.eval_streams),
     )
     facts = {"vocab_size": len(corpus.vocabulary), "bptt": config.bptt}
     words = {"vocabulary.txt": "".join(f"{word}\n" for word in corpus.vocabulary.words)}
