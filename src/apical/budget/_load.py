@@ -87,6 +87,7 @@ class BoundBudget:
         self.budget, self.structure, self._latency = budget, structure, latency
         least = {g.name: (minimum or {}).get(g.name, 1) for g in structure.groups}
         fixed = fixed_blocks if isinstance(fixed_blocks, Collection) else ()
+        # the cheapest network that can be reached: the fewest units, without every block that may leave
         skip = [] if fixed_blocks is True else [b.name for b in structure.blocks if b.name not in fixed]
         self._full = {t: self._cost(t, None, ()) for t in budget.targets}
         self.reach = tuple(
@@ -118,6 +119,7 @@ class BoundBudget:
         return f" (measured: {self._latency.measurement})"
 
     def _check_most(self) -> None:
+        # all limits must lie above the template: one that binds is enough to grow for (the factor is for rounding)
         if all(reach.limit > 1.000001 * reach.most for reach in self.reach):
             costs = " and ".join(f"{_amount(r.target, r.most)}{self._measured(r.target)}" for r in self.reach)
             raise BudgetError(

@@ -51,7 +51,7 @@ def unit_prices(
 
     prices = []
     for i, (group, n, s) in enumerate(zip(groups, counts, step, strict=True)):
-        more, fewer = min(group.size, n + s), max(0, n - s)
+        more, fewer = min(group.size, n + s), max(0, n - s)  # one-sided where the group ends
         wider, narrower = ([*counts[:i], width, *counts[i + 1 :]] for width in (more, fewer))
         prices.append(max(0.0, cost(wider) - cost(narrower)) / max(1, more - fewer))
     return prices
@@ -87,14 +87,14 @@ def rates(values: Sequence[float | None], prices: Sequence[float], counts: Seque
         counts: n, of units.
     """
     known = [i for i, (v, p) in enumerate(zip(values, prices, strict=True)) if v is not None and p > 0]
-    shares = {i: prices[i] * counts[i] for i in known}
+    shares = {i: prices[i] * counts[i] for i in known}  # what each group costs: the mean is over cost, not over groups
     total = sum(shares.values())
     if not total:
         return Rates(0.0, (0.0,) * len(values))
     ratios = {i: float(values[i] or 0.0) / prices[i] for i in known}
     least = FLOOR * sum(ratios.values()) / len(known)
-    if not least:
-        return Rates(0.0, (0.0,) * len(values))  # nothing is worth anything (no step had a gradient)
+    if not least:  # nothing is worth anything (no step had a gradient)
+        return Rates(0.0, (0.0,) * len(values))
     logs = {i: log(max(least, ratio)) for i, ratio in ratios.items()}
     mean = sum(shares[i] * logs[i] for i in known) / total
     return Rates(mean, tuple(logs[i] - mean if i in logs else 0.0 for i in range(len(values))))
@@ -128,7 +128,7 @@ def moved(widths: Sequence[float], relative: Sequence[float], damping: float, ma
         >>> moved([8.0, 8.0], [-9.0, 0.0], damping=0.5, max_change=2.0)
         [4.0, 8.0]
     """
-    most = log(max_change)
+    most = log(max_change)  # in logarithms, so that halving and doubling are steps of one length
     return [w * exp(max(-most, min(most, damping * r))) for w, r in zip(widths, relative, strict=True)]
 
 
@@ -168,10 +168,13 @@ def choose_blocks(
         >>> choose_blocks([-1.4, 0.8, 0.7], [1.0, 1.0, 1.0], [True, True, False], [True] * 3, 1.0, 1.5)
         ([0], [2])
     """
+    # The worst leave first, several only as far as widths can take over what they cost within one restructuring.
     leaving: list[int] = []
     for i in sorted(range(len(ratios)), key=lambda i: ratios[i]):
         fits = not leaving or sum(prices[j] for j in [*leaving, i]) <= most
         if present[i] and may_change[i] and prices[i] > 0 and ratios[i] < 0 and fits:
             leaving.append(i)
+    # One at a time comes back, since each was judged beside the network without the others; the margin keeps a block
+    # that is worth about as much as the widths from leaving and returning again and again.
     waiting = [i for i in range(len(ratios)) if not present[i] and may_change[i] and ratios[i] > log(hysteresis)]
     return leaving, sorted(waiting, key=lambda i: -ratios[i])[:1]

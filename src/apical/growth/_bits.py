@@ -240,6 +240,8 @@ class BitGrowth:
         if self.progress >= self.config.settle:
             self._settle(self._integers())
             return
+        # the cost comes down linearly to the budget, while the gates harden geometrically: soft early, when worth is
+        # measured badly, and all but whole when they are rounded
         down = min(1.0, self.progress / self.config.shrink_until)
         load = self.most + (1.0 - self.most) * down if self.most > 1 else self.most
         first, last = SHARPNESS

@@ -76,11 +76,13 @@ class Controller(Method):
         """Whole streams if they leave room for the rest, else one ratio for all widths; all blocks if there is room."""
         limits, bound, structure = self.terms.limits, self.terms.bound, self.terms.structure
         whole = [float(n) for n in limits.most]
+        # thin: inner widths shrink alone, as long as whole streams and their fewest units take at most half the budget
         if self.config.seed_style != "small":
             streams = self.terms.with_whole_streams()
             smallest = bound.load(streams.least_of(structure))
             if smallest <= max(wanted, 0.5):
                 return fit(bound, streams, whole, (), max(wanted, smallest), exact=self.frozen), ()
+        # small: all widths by one ratio; blocks leave from the output on, one by one, until the fewest units fit
         skip: tuple[str, ...] = ()
         for block in (None, *reversed(structure.blocks)):
             skip = skip if block is None or block.name in self.terms.stay else (*skip, block.name)
@@ -114,6 +116,7 @@ class Controller(Method):
         """
         bound, limits = self.terms.bound, self.terms.limits
         values, expected = self._unit_values(), expected_values(limits.most, counts)
+        # Prices depend on λ, and λ on how far the network at those prices uses each limit up: some rounds settle it.
         for _ in range(len(self.multipliers) * 6 - 5):  # once where there is one limit
             prices = unit_prices(bound, counts, limits.step, skip, self.multipliers)
             found = shrunk(rates(values, prices, counts), rates(expected, prices, counts), self.config.shrinkage)
@@ -135,6 +138,7 @@ class Controller(Method):
 
     def _weigh(self, loads: Sequence[float]) -> None:
         """λ of each limit: the more of it is used compared with the others, the more it counts; their sum is 1."""
+        # a multiplicative update, as of weights of experts (Arora, Hazan, Kale 2012); the floor lets each come back
         raised = [max(0.01, weight * load / max(loads)) for weight, load in zip(self.multipliers, loads, strict=True)]
         self.multipliers = tuple(weight / sum(raised) for weight in raised)
 
@@ -172,6 +176,7 @@ class Controller(Method):
         for i in range(len(c.sizes)):
             part = c.entries(i)
             live, judged = c.live[part], c.live[part] & (c.age[part] >= MATURE) & c.watched[part]
+            # where none is mature, the young must do; with one interval behind them they have been measured
             judged = judged if judged.any() else live & (c.age[part] >= 1) & c.watched[part]
             share = float(judged.sum()) / max(1.0, float(live.sum()))
             values.append(float(c.values[part][judged].mean()) * share**2 if judged.any() else None)
@@ -181,6 +186,7 @@ class Controller(Method):
         """The control: utilities that training has no part in."""
         c = self.components
         draws = torch.rand(len(c.values), generator=self.generator, dtype=torch.float64, device="cpu")
+        # one draw for all units of a group: else every group's mean is ½, and nothing is random about its width
         groups = [draw.expand(n) for draw, n in zip(draws[: len(c.sizes)], c.sizes, strict=True)]
         level = torch.cat([*groups, draws[c.blocks]])
         c.age += c.live

@@ -155,8 +155,10 @@ def plan_of(method: Method, seed: Choice, epochs: int, budget: str) -> Plan:
     widths = {name: len(kept) for name, kept in seed.keep.items()}
     planned = []
     for epoch in range(epochs):
+        # priced in its middle: within an epoch there may be several restructurings
         middle = (epoch + 0.5) / epochs * schedule.length
         load = 1.0 if schedule.at_once else schedule.load(int(middle), method.seed_load)
+        # the seed's proportions, since nobody knows what training will show
         found = fit(bound, method.terms.limits, [float(max(1, n)) for n in widths.values()], seed.skip, load)
         counts = dict(zip(widths, found.counts, strict=True))
         macs, params = structure.macs(counts, seed.skip), structure.num_params(counts, seed.skip)

@@ -122,7 +122,7 @@ class ScsController(Method):
     def __init__(self, terms: Terms, config: ScsConfig, epochs: int, length: int) -> None:
         super().__init__(terms, config, length)
         self._epochs = epochs
-        if config.scores == "learned":
+        if config.scores == "learned":  # σ(s) is the seed's share while β = 1
             self.components.values.fill_(log(config.seed_fraction / (1 - config.seed_fraction)))
         self.beta = torch.ones_like(self.components.values)
 
@@ -138,8 +138,9 @@ class ScsController(Method):
     def next(self, done: int, present: Selection) -> Choice:
         self._advance(done)
         c = self.components
+        # [SCS], improved temperature: by each component's own age, so that newborns are soft among the decided
         self.beta = age_temperature(c.age.clamp(max=self._epochs), self._epochs, self.config.beta_final)
-        if self.config.scores == "learned":
+        if self.config.scores == "learned":  # [SCS], budget-aware growth: λ has the sign of the gap to the budget
             self._press(self.terms.bound.load(present.keep, present.skip))
         if self.frozen and self.config.scores == "learned":
             # what has been trained stays; scores decide what of it leaves, or what comes, to meet the budget
@@ -157,6 +158,7 @@ class ScsController(Method):
 
     def _press(self, load: float) -> None:
         """One step of the penalty on all scores, down or up: s ← s − λ β m (1 − m) · (interval / length)."""
+        # both as fractions of the template's cost, whose load says how many budgets it costs
         gap = load / self.terms.bound.load({}), 1.0 / self.terms.bound.load({})
         weight = penalty_weight(self.config.lambda_base, *gap) * self.config.interval / self.schedule.length
         self.components.values -= penalty_gradient(self.components.values, self.beta, weight)

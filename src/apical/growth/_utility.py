@@ -42,6 +42,8 @@ class UtilityMeter(Measurement):
         self._steps = components.steps.to(device, dtype, copy=True)
 
     def _take(self, products: Tensor) -> None:
+        # what a GradScaler will skip is not finite: it counts neither in the sum nor in the number, without a question
+        # to the device
         squares = products.to(self._squares.dtype).square()
         counts = torch.isfinite(squares).all()
         self._squares += torch.where(counts, squares, 0.0)
@@ -65,6 +67,7 @@ def update_utilities_(components: Components) -> None:
     if components.steps == 0:
         return
     mean = components.buffer / components.steps
+    # a component that has just been measured for the first time has nothing to be smoothed with
     smoothed = torch.where(components.age > 0, KEPT * components.values + (1 - KEPT) * mean, mean)
     components.values.copy_(torch.where(components.live, smoothed, components.values))
     components.age += components.live

@@ -126,11 +126,14 @@ def fit_thresholds(
     def counted(exists: Tensor) -> list[int]:
         return [int(part.sum()) for part in exists.split(sizes)]
 
+    # 1. the common factor: the largest at which all that then exists costs no more than scheduled
     shift = shift_for_cost(flat, lambda exists: price(counted(exists)), load)
+    # 2. what whole steps left of the load
     counts = _filled(counted(flat < shift), parts, limits, price, load)
     nearest = Widths(tuple(counts), price(counts), shift)
     if not exact:
         return nearest
+    # 3. of the final network, which is to use its budget up: one group a few steps off, nearest first, the others anew
     steps = [sign * n for n in range(1, EXCHANGED + 1) for sign in (1, -1)]
     for step, group in product(steps, range(len(counts))):
         if nearest.load >= load * (1 - CLOSE):

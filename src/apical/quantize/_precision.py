@@ -86,7 +86,7 @@ def soft_gates(worth: Floats, prices: BitPrices, load: float, sharpness: float) 
         soft[:, 0] = 1.0
         return soft
 
-    for _ in range(60):
+    for _ in range(60):  # bisection for τ, whose cost falls as it rises; 60 halvings use up a float64
         middle = (low + high) / 2
         if prices.load(SIGN + gates(middle).sum(1)) > load:
             low = middle
