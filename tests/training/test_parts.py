@@ -32,8 +32,8 @@ from apical.training._interrupt import InterruptGuard
 from apical.training._learner import prepare_learner
 from apical.training._loop import train_steps
 from apical.training._optimizer import build_optimizer, lr_factor, set_lr_
+from apical.training._own_state import deterministic_algorithms, random_state, set_random_state
 from apical.training._progress import PlainProgress, TableProgress
-from apical.training._random import deterministic_algorithms, random_state, set_random_state
 from apical.training._run_folder import plain
 from apical.training._tally import EpochStats, Tally
 from tiny_run import Recorder, TinyLoader, tiny_config, tiny_model, tiny_train

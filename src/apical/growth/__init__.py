@@ -2,11 +2,11 @@
 
 from apical.growth._bits import BitConfig
 from apical.growth._config import GrowthConfig
-from apical.growth._divisor import choose_divisor
 from apical.growth._grower import Grower
 from apical.growth._method import Choice
 from apical.growth._plan import Plan, PlannedEpoch, plan_on_paper
 from apical.growth._record import EpochRecord, template_record
+from apical.growth._schedule import choose_divisor
 from apical.growth._scs import ScsConfig
 from apical.growth._sharded_checkpoint import load_sharded, save_sharded
 

@@ -32,7 +32,6 @@ from apical.growth._checks import (
 )
 from apical.growth._components import Components, checked
 from apical.growth._config import GrowthConfig
-from apical.growth._divisor import adopted_divisor, choose_divisor
 from apical.growth._growing_model import GrowingModel
 from apical.growth._method import Method, terms_of
 from apical.growth._options import changed
@@ -50,7 +49,7 @@ from apical.growth._record import (
 )
 from apical.growth._restructuring import Restructuring
 from apical.growth._saved import changed_since, check_identity, identity, refuse_early_optimizer_state
-from apical.growth._schedule import with_interval
+from apical.growth._schedule import adopted_divisor, choose_divisor, with_interval
 from apical.growth._scs import ScsConfig
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report

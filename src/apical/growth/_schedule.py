@@ -1,12 +1,19 @@
-"""What the network may cost at each point of training."""
+"""Numbers in the place of what a config leaves open, and what the network may cost at each point of training."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from torch import nn
+
 from apical._checks import shown
+from apical.budget import Budget
 from apical.errors import ConfigError
+from apical.structure import Structure
+from apical.timing import DIVISORS, DivisorChoice
+from apical.timing._divisor import divisor_for
 
 RESTRUCTURINGS = 16  # that growth should have at least, where it can be restructured between steps
 SHORTEST = 8  # steps of an interval that is chosen here: fewer measure little
@@ -92,3 +99,32 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
         often = max(SHORTEST, round(config.freeze * length) // RESTRUCTURINGS)
         interval = 1 if unit == "epochs" else min(steps_per_epoch, often)
     return replace(config, interval=interval, interval_unit=unit), length
+
+
+def choose_divisor(
+    model: nn.Module, structure: Structure, example_inputs: tuple[Any, ...], budget: Budget, config: Config
+) -> tuple[Config, DivisorChoice | None]:
+    """The config with a number for its divisor, and what was measured if it was to be measured.
+
+    Of several processes the first one measures, for all.
+
+    Args:
+        model: the template.
+        structure: of it.
+        example_inputs: arguments of one call, whose batch is measured.
+        budget: near whose widths it is measured.
+        config: returned as it is if its divisor is a number.
+    """
+    if config.divisor != "auto":
+        return config, None
+    choice = divisor_for(model, structure, example_inputs, budget)
+    return replace(config, divisor=choice.divisor), choice
+
+
+def adopted_divisor(config: Config, state: Any) -> Config:
+    """The config with the divisor that a saved growth state measured, if it names one that can be measured."""
+    identity = state.get("identity") if isinstance(state, Mapping) else None
+    saved = identity.get("divisor") if isinstance(identity, Mapping) else None
+    if isinstance(saved, int) and not isinstance(saved, bool) and saved in DIVISORS:
+        return replace(config, divisor=saved)
+    return config

@@ -1,9 +1,8 @@
 """Complete configurations by name, and what they are made of: `get_recipe("digits")`. Running one is `apical.runs`."""
 
-from apical.recipes._config import RunConfig
+from apical.recipes._config import RunConfig, get_recipe, recipes, register_recipe
 from apical.recipes._files import read_config_file, write_config_file
 from apical.recipes._model import ModelConfig, build_model
-from apical.recipes._registry import get_recipe, recipes, register_recipe
 from apical.recipes._settings import apply_settings
 from apical.recipes._task_kind import Facts, Prepared, Serving, TaskKind, register_task
 from apical.recipes.tasks.classification import DataConfig

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
-from apical._checks import build
+from apical._checks import build, nearest
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import GrowthConfig
@@ -100,3 +100,53 @@ class RunConfig:
             gamma=schedule.gamma ** (before / after) if decays else schedule.gamma,
         )
         return dataclasses.replace(self, training=dataclasses.replace(self.training, epochs=epochs, schedule=schedule))
+
+
+Recipe = Callable[[], RunConfig]
+
+_RECIPES: dict[str, Recipe] = {}
+
+
+def register_recipe(name: str) -> Callable[[Recipe], Recipe]:
+    """Let ``apical train NAME`` mean the config that the decorated function returns.
+
+    The first line of its docstring is what people see in the list of recipes.
+
+    Raises:
+        ConfigError: the name is taken, or there is no docstring.
+    """
+
+    def register(recipe: Recipe) -> Recipe:
+        if name in _RECIPES:
+            raise ConfigError(f"there is a recipe {name!r} already")
+        if not (recipe.__doc__ or "").strip():
+            raise ConfigError(f"recipe {name!r} needs a docstring: its first line is shown in the list of recipes")
+        _RECIPES[name] = recipe
+        return recipe
+
+    return register
+
+
+def recipes() -> dict[str, str]:
+    """The names of all recipes, with a line about each."""
+    return {name: (recipe.__doc__ or "").strip().splitlines()[0] for name, recipe in _RECIPES.items()}
+
+
+def get_recipe(name: str) -> RunConfig:
+    """The config of a recipe.
+
+    Raises:
+        ConfigError: there is none of this name.
+
+    Example:
+        >>> get_recipe("digits").budget
+        '50% macs'
+        >>> get_recipe("digit")
+        Traceback (most recent call last):
+        apical.errors.ConfigError: there is no recipe 'digit'; did you mean 'digits'? The recipes are ...
+    """
+    if name not in _RECIPES:
+        raise ConfigError(
+            f"there is no recipe {name!r}{nearest(name, _RECIPES, '.')} The recipes are {', '.join(_RECIPES)}."
+        )
+    return _RECIPES[name]()

@@ -11,8 +11,7 @@ from typing import Any, get_type_hints
 from apical._checks import fits
 from apical._optional import import_optional
 from apical.errors import ConfigError
-from apical.recipes._config import RunConfig
-from apical.recipes._registry import get_recipe, recipes
+from apical.recipes._config import RunConfig, get_recipe, recipes
 from apical.recipes._settings import parse
 from apical.training._run_folder import plain
 

@@ -11,8 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from apical._checks import in_words, nearest
 from apical.errors import ConfigError
-from apical.recipes._config import RunConfig
-from apical.recipes._registry import get_recipe
+from apical.recipes._config import RunConfig, get_recipe
 
 _FIXED = frozenset({"recipe", "task", "model.options", "method_options"})
 _EPOCHS = "training.epochs"

@@ -9,6 +9,7 @@ from apical.training._identity import check_same_run
 from apical.training._interrupt import Interrupted
 from apical.training._loggers import Logger, Pixels, TensorBoardLogger
 from apical.training._loop import evaluate
+from apical.training._own_state import seed_everything
 from apical.training._parallel import check_same_everywhere
 from apical.training._parts import PartsIO
 from apical.training._processes import Processes, processes
@@ -21,7 +22,6 @@ from apical.training._protocols import (
     MethodFactory,
     StepwiseMethod,
 )
-from apical.training._random import seed_everything
 from apical.training._results import Loaders, TrainingResult
 from apical.training._run import train
 from apical.training._tally import EvalStats

@@ -1,9 +1,12 @@
-"""What each process alone has in the middle of an epoch: its generators, and the state of the streams that it reads."""
+"""Everything random, and what each process alone has in the middle of an epoch: its generators and its streams."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +16,6 @@ from torch.utils import _pytree as pytree
 from apical.errors import CheckpointError
 from apical.training._checkpoint import require_plain
 from apical.training._processes import Processes, any_of_all, gathered_bytes
-from apical.training._random import random_state
 from apical.training._task import StreamTask, Task
 
 
@@ -61,3 +63,52 @@ def own_of(states: Any, team: Processes) -> dict[str, Any] | None:
         return None
     own = states[team.rank]
     return {"random": own["random"], "stream": own["stream"]}
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's and torch's generators, those of all CUDA devices included.
+
+    Example:
+        >>> seed_everything(1)
+        >>> first = torch.rand(2)
+        >>> seed_everything(1)
+        >>> bool((torch.rand(2) == first).all())
+        True
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of all generators, in plain containers and tensors."""
+    return {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore `random_state()`. States of CUDA devices that this machine does not have are left out."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"].cpu())
+    for index, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda_state.cpu(), index)
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Allow only deterministic algorithms inside the block, if `enabled`, and put the switches back after it."""
+    if not enabled:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark

@@ -20,13 +20,22 @@ from apical.training._interrupt import Interrupted, InterruptGuard, what_is_kept
 from apical.training._learner import Learner, autocast, prepare_learner
 from apical.training._loop import evaluate, train_steps
 from apical.training._optimizer import doubts
-from apical.training._own_state import can_be_kept, hand_on_, own_of, own_states, stream_of
+from apical.training._own_state import (
+    can_be_kept,
+    deterministic_algorithms,
+    hand_on_,
+    own_of,
+    own_states,
+    random_state,
+    seed_everything,
+    set_random_state,
+    stream_of,
+)
 from apical.training._parallel import process_seed, refuse_unshared
 from apical.training._parts import Parts, PartsIO
 from apical.training._processes import first_before_others, process_group, watched
 from apical.training._progress import PacedProgress, Progress, SilentProgress, make_progress
 from apical.training._protocols import Loader, MethodFactory
-from apical.training._random import deterministic_algorithms, random_state, seed_everything, set_random_state
 from apical.training._restore import history_of, partial_of
 from apical.training._results import Loaders, TrainingResult, history_record, peak_memory_mib, run_summary, versions
 from apical.training._run_folder import RunFolder

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from apical.growth import GrowthConfig
-from apical.recipes._config import RunConfig
+from apical.recipes._config import RunConfig, register_recipe
 from apical.recipes._model import ModelConfig
-from apical.recipes._registry import register_recipe
 from apical.recipes.tasks.segmentation._data import SegmentationData
 from apical.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
