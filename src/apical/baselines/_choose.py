@@ -71,9 +71,6 @@ def by_threshold(
         least: the fewest units that stay of each group, whatever their scores.
         load: the cost to reach, as a fraction of the budget.
         divisor: widths are multiples of it in groups of at least two steps.
-
-    Returns:
-        Kept positions by group name.
     """
     sizes = {group.name: group.size for group in bound.structure.groups}
     names = list(sizes)

@@ -120,7 +120,7 @@ STATE = ("values", "buffer", "steps", "order", "age", "live", "lived")
 
 @torch.no_grad()
 def unit_strengths(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """How much each unit of a group contributes, from the weights alone.
+    """How much each unit of a group contributes, from the weights alone  # (units,) float64
 
         strength_u = Σ_a ‖a_u‖ / mean_v ‖a_v‖  ·  Σ_b ‖b_u‖ / mean_v ‖b_v‖
 
@@ -129,9 +129,6 @@ def unit_strengths(model: nn.Module, group: ChannelGroup) -> Tensor:
     that layers of other scale weigh the same. A unit that is switched off, or that nobody reads, has strength 0. (A
     data-free magnitude criterion after Li et al. 2017, arXiv:1608.08710, and Liu et al. 2017, arXiv:1708.06519, summed
     over a group as in Fang et al. 2023, arXiv:2301.12900.)
-
-    Returns:
-        Strengths, not negative, float64  # (units,)
     """
     strength = torch.ones(group.size, dtype=torch.float64, device="cpu")
     for parts in (group.gate_site, group.readers):

@@ -76,11 +76,7 @@ _SIZES = {
 
 
 def usual_input(name: str, model: nn.Module, options: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Shape of one image as a model known by name usually takes it: (1, channels, height, width).
-
-    Returns:
-        The shape; None of a model that is not known, or takes no single image.
-    """
+    """Shape of one image as a model known by name usually takes it, (1, channels, height, width), or None."""
     library, _, rest = name.rpartition(":")
     if library in ("", "apical.models"):
         size = options.get("image_size") or next((size for size, names in _SIZES.items() if rest in names), None)

@@ -280,13 +280,10 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def picture_rows(run: Path) -> str:
-    """The pictures that ``pictures/pictures.json`` in a run folder lists, inside the page.
+    """The pictures that ``pictures/pictures.json`` in a run folder lists; empty text without the file.
 
     The file has ``title``, ``note``, ``legend`` (``name`` and ``colour``) and ``rows``; a row has ``name``, ``note``,
     ``files`` (a PNG beside the file by column) and ``alt`` (what is to be seen, in words, by column).
-
-    Returns:
-        A section; empty text if the run stored no pictures.
     """
     path = run / "pictures" / "pictures.json"
     if not path.exists():

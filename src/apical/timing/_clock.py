@@ -91,9 +91,6 @@ def network_samples_ms(
             repeated, and are timed as they are, as batch 1.
         device: where to measure.
         rounds: samples of each.
-
-    Returns:
-        For each network its samples, by batch size.
     """
     found: dict[Key, dict[int, list[float]]] = {key: {} for key in networks}
     sizes = BATCHES if all(value.dim() and value.shape[0] == 1 for value in example) else BATCHES[:1]

@@ -41,7 +41,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
-    """Learning rate as a factor of its peak.
+    """Learning rate as a factor of its peak, in [0, 1].
 
         warm-up   e / w                                       for e < w, w = warmup_epochs
         cosine    (1 + cos(π (e − w) / (E − w))) / 2
@@ -53,9 +53,6 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
         epoch: e, epochs so far; fractions within an epoch.
         epochs: E, epochs in all.
         config: the schedule.
-
-    Returns:
-        The factor, in [0, 1].
 
     Example:
         >>> [round(lr_factor(e, 10, ScheduleConfig(warmup_epochs=2)), 3) for e in (0, 1, 2, 6, 10)]
@@ -83,13 +80,10 @@ def lr_factor(epoch: float, epochs: float, config: ScheduleConfig) -> float:
 
 
 def set_lr_(optimizer: Optimizer, factor: float) -> float:
-    """Set every group's learning rate to its peak times `factor`.
+    """Set every group's learning rate to its peak times `factor`, and return that of the first group.
 
     The peak is the group's `initial_lr`, as torch's schedulers call it, taken from `lr` when first seen. So the
     schedule has no state of its own: it survives restructuring and resuming as the optimizer does.
-
-    Returns:
-        The learning rate of the first group.
 
     Example:
         >>> set_lr_(build_optimizer(nn.Linear(2, 3), OptimizerConfig(lr=0.5)), 0.1)

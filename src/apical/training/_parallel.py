@@ -264,10 +264,7 @@ _ORIGINAL = "_apical_norm_class"
 
 
 def synchronise_norms_(model: nn.Module, device: torch.device) -> list[str]:
-    """Let every batch norm see the batches of all processes, in place: same module objects, parameters and hooks.
-
-    Returns:
-        Module paths of the norms.
+    """Let every batch norm see the batches of all processes, in place, and return their paths: same objects and hooks.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))

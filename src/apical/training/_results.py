@@ -223,13 +223,10 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """The most memory that was in use so far, in MiB.
+    """The most memory that was in use so far, in MiB; None where the system does not say (Windows).
 
     On a CUDA device what torch allocated on it since the last call; elsewhere what the process held since it started
     (its peak resident set), data and libraries included.
-
-    Returns:
-        MiB; None where the system does not say (Windows).
     """
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
