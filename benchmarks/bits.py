@@ -43,7 +43,7 @@ from apical.export import export_onnx
 from apical.growth import BitConfig
 from apical.growth._bits import model_bytes, quantizable
 from apical.models import CifarResNet
-from apical.quantize import packed_size
+from apical.quantize._packing import packed_size
 
 CONFIGS = {
     "rounded": BitConfig(),

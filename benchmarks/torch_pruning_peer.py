@@ -31,7 +31,8 @@ from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.recipes._settings import split_options
-from apical.reporting import render_markdown, rows
+from apical.reporting import rows
+from apical.reporting._compare_page import render_markdown
 from apical.runs import compare, method_options, methods, register_method
 from apical.training import GrowthMethod, MethodFactory, make_progress
 

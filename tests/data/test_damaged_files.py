@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apical.data import Decode, load_images, open_images, read_cifar
+from apical.data import Decode, load_images, open_images
+from apical.data._cifar import read_cifar
 from apical.errors import ConfigError, DataError
 from data.layout_writers import (
     encode,

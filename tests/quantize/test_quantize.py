@@ -13,21 +13,10 @@ from safetensors.torch import save
 from torch import nn
 
 from apical.errors import BudgetError, CheckpointError, LoadError
-from apical.quantize import (
-    BitPrices,
-    QuantizedTensor,
-    Rounded,
-    choose_bits,
-    codes_of,
-    pack,
-    pack_codes,
-    packed_size,
-    plane_values,
-    signed_digits,
-    soft_gates,
-    unpack,
-    unpack_codes,
-)
+from apical.quantize import QuantizedTensor, pack, unpack
+from apical.quantize._packing import codes_of, pack_codes, packed_size, unpack_codes
+from apical.quantize._planes import Rounded, plane_values, signed_digits
+from apical.quantize._precision import BitPrices, choose_bits, soft_gates
 
 
 @given(st.integers(2, 8), st.integers(0, 40), st.integers(0, 2**31))

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from apical.cli._inspect import _costs
-from apical.reporting import render_architecture, write_architecture
+from apical.reporting import write_architecture
+from apical.reporting._architecture import render_architecture
 from apical.resizing import trace
 
 

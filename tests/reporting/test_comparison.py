@@ -15,20 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apical.errors import DataError
-from apical.reporting import (
-    Comparison,
-    Latency,
-    MeanStd,
-    Run,
-    cost_curve,
-    difference,
-    mean_std,
-    read_run,
-    render_markdown,
-    rows,
-    write_comparison,
-)
-from apical.reporting._compare_page import render_page, verdict
+from apical.reporting import Comparison, Latency, MeanStd, Run, difference, mean_std, read_run, rows, write_comparison
+from apical.reporting._compare_page import render_markdown, render_page, verdict
+from apical.reporting._comparison import cost_curve
 from apical.reporting._svg import BOTTOM, HEIGHT, LEFT, MARGIN, RIGHT, TOP, WIDTH
 from reporting.test_report import Checker
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apical.errors import DataError
-from apical.reporting import Series, growth_pixels, heat_strip, line_chart, read_run, write_report, write_runs_report
-from apical.reporting._svg import ticks
+from apical.reporting import read_run, write_report, write_runs_report
+from apical.reporting._growth_picture import growth_pixels
+from apical.reporting._svg import Series, heat_strip, line_chart, ticks
 
 VOID = {"meta", "line", "polyline", "circle", "rect", "br", "input"}
 

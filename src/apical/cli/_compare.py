@@ -67,7 +67,8 @@ def compare_command(
     from apical.cli._train import changed
     from apical.recipes import get_recipe
     from apical.recipes._settings import split_options
-    from apical.reporting import render_markdown, rows
+    from apical.reporting import rows
+    from apical.reporting._compare_page import render_markdown
     from apical.training import Interrupted, make_progress
 
     overwrite, latency = options.pop("overwrite"), not options.pop("no_latency")

@@ -10,15 +10,13 @@ from apical.data._augment import (
     RandomFlip,
     RandomResizedCrop,
 )
-from apical.data._builtin import read_digits, synthetic_images
-from apical.data._cifar import read_cifar
+from apical.data._builtin import synthetic_images
 from apical.data._decoding import Decode
-from apical.data._folder import FolderImages, read_folder
-from apical.data._idx import read_idx
+from apical.data._folder import FolderImages
 from apical.data._layouts import load_images, open_images
 from apical.data._loader import ImageLoader
 from apical.data._paired import PairLoader, Pairs, RandomView
-from apical.data._parquet import ParquetImages, read_parquet
+from apical.data._parquet import ParquetImages
 from apical.data._splits import data_root
 from apical.data._text import Corpus, TokenStream, Vocabulary, read_bytes, read_corpus
 from apical.data._voc import VocSplit, open_voc
@@ -49,12 +47,7 @@ __all__ = [
     "open_images",
     "open_voc",
     "read_bytes",
-    "read_cifar",
     "read_corpus",
-    "read_digits",
-    "read_folder",
-    "read_idx",
-    "read_parquet",
     "synthetic_images",
     "train_validation_split",
 ]

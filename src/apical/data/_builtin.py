@@ -22,9 +22,6 @@ def read_digits(split: Split = "train") -> ImageArrays:
 
     Returns:
         Images (1437, 1, 8, 8) for training, (360, 1, 8, 8) for test.
-
-    Raises:
-        DataError: scikit-learn is not installed, or a split was asked for that does not exist.
     """
     _check_train_or_test("digits", split)
     datasets = import_optional("sklearn.datasets", "scikit-learn", "demo", "the digits data set")

@@ -70,12 +70,6 @@ def read_cifar(folder: str | Path, split: Split = "train") -> ImageArrays:
     Args:
         folder: holds ``batches.meta``, ``data_batch_1`` ... and ``test_batch``, or ``meta``, ``train`` and ``test``.
         split: ``"train"`` or ``"test"``.
-
-    Returns:
-        Images (N, 3, 32, 32).
-
-    Raises:
-        DataError: a file is missing, damaged, or holds anything else than arrays and plain values.
     """
     folder = Path(folder)
     marker = _variant(folder)

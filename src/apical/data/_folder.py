@@ -175,11 +175,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def read_folder(folder: str | Path, split: Split = "train", decode: Decode | None = None) -> ImageArrays:
-    """Read all images of a split into memory.
-
-    Raises:
-        DataError: as `FolderImages`; an image cannot be read; sizes differ and ``decode`` has none.
-    """
+    """Read all images of a split into memory."""
     images = FolderImages(folder, split, decode)
     pixels = decode_all(images.sources(), len(images), images.decode)
     return ImageArrays(pixels, images.labels, images.classes, tuple(images.names))

@@ -37,12 +37,6 @@ def read_idx(folder: str | Path, split: Split = "train") -> ImageArrays:
     """Read grey images from ``train-images-idx3-ubyte`` and its three siblings, each with or without ``.gz``.
 
     Class names are not in the files: they are the digits "0", "1", ...
-
-    Returns:
-        Images (N, 1, H, W).
-
-    Raises:
-        DataError: a file is missing, there are several candidates, or one is damaged.
     """
     folder = Path(folder)
     found = {name: _find(folder, prefix, "images") for name, prefix in _PREFIXES.items()}

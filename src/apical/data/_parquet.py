@@ -155,11 +155,7 @@ class ParquetImages(Dataset[tuple[Tensor, int]]):
 
 
 def read_parquet(folder: str | Path, split: Split = "train", decode: Decode | None = None) -> ImageArrays:
-    """Read all images of a split into memory.
-
-    Raises:
-        DataError: as `ParquetImages`; an image cannot be read; sizes differ and ``decode`` has none.
-    """
+    """Read all images of a split into memory."""
     images = ParquetImages(folder, split, decode, cached_images=1)
     return ImageArrays(decode_all(images.sources(), len(images), images.decode), images.labels, images.classes)
 

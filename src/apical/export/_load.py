@@ -15,7 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from apical._atomic import asides
 from apical.errors import LoadError
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, read_architecture
-from apical.quantize import SCALES, QuantizedTensor, unpack
+from apical.quantize import QuantizedTensor, unpack
+from apical.quantize._packing import SCALES
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._install import Installation, lookup
 from apical.resizing._stand_in import StandIn

@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from apical._optional import import_optional
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
-from apical.quantize import QuantizedTensor, codes_of
+from apical.quantize import QuantizedTensor
+from apical.quantize._packing import codes_of
 from apical.resizing._install import lookup
 from apical.structure import Call, ExampleInputs
 from apical.structure._quiet import quiet

@@ -4,9 +4,8 @@ from apical.growth._bits import BitConfig
 from apical.growth._config import GrowthConfig
 from apical.growth._grower import Grower
 from apical.growth._method import Choice
-from apical.growth._plan import Plan, PlannedEpoch, plan_on_paper
-from apical.growth._record import EpochRecord, template_record
-from apical.growth._schedule import choose_divisor
+from apical.growth._plan import Plan, PlannedEpoch
+from apical.growth._record import EpochRecord
 from apical.growth._scs import ScsConfig
 from apical.growth._sharded_checkpoint import load_sharded, save_sharded
 
@@ -19,9 +18,6 @@ __all__ = [
     "Plan",
     "PlannedEpoch",
     "ScsConfig",
-    "choose_divisor",
     "load_sharded",
-    "plan_on_paper",
     "save_sharded",
-    "template_record",
 ]

@@ -24,7 +24,10 @@ from apical.errors import BudgetError, CheckpointError, ConfigError
 from apical.growth._components import checked
 from apical.growth._observer import StepWatch
 from apical.growth._options import check_options
-from apical.quantize import BitPrices, QuantizedTensor, Rounded, choose_bits, packed_size, soft_gates
+from apical.quantize import QuantizedTensor
+from apical.quantize._packing import packed_size
+from apical.quantize._planes import Rounded
+from apical.quantize._precision import BitPrices, choose_bits, soft_gates
 from apical.resizing._install import lookup
 from apical.resizing._selection import Selection
 from apical.structure import CostModel, Structure

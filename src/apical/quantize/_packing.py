@@ -32,9 +32,6 @@ class QuantizedTensor:
 def codes_of(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
     """The integers of a quantised weight, as int8.
 
-    Raises:
-        LoadError: it is no multiple of the scale, to the last bit, or exceeds the range.
-
     Example:
         >>> codes_of(torch.tensor([0.5, -1.5]), QuantizedTensor(bits=3, scale=0.5))
         tensor([ 1, -3], dtype=torch.int8)

@@ -31,7 +31,7 @@ def plane_values(planes: int) -> list[float]:
 
 
 def signed_digits(weight: Tensor, scale: float, planes: int) -> Tensor:
-    """The digits −1, 0, 1 of every plane, each plane the nearest to what the planes above it left.
+    """Digits −1, 0, 1, each plane the nearest to what those above it left  # (planes, *weight.shape)
 
     So any number of leading planes is the weight rounded to their precision.
 
@@ -39,9 +39,6 @@ def signed_digits(weight: Tensor, scale: float, planes: int) -> Tensor:
         weight: any shape.
         scale: s, positive.
         planes: how many.
-
-    Returns:
-        Digits  # (planes, *weight.shape)
 
     Example:
         >>> signed_digits(torch.tensor([0.4, -0.9, 0.1]), scale=1.0, planes=2)

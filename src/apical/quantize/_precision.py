@@ -18,17 +18,13 @@ SIGN = 1  # bits of a code beside its planes
 class BitPrices:
     """What bits cost, as shares of each limit: 1 uses it up.
 
-    Attributes:
-        fixed: for each limit, what does not depend on bits.
-        per_bit: for each limit, what one bit of each layer's codes costs.
-
     Example:
         >>> BitPrices(fixed=(0.1,), per_bit=((0.1, 0.2),)).load([2, 3])
         0.9
     """
 
-    fixed: tuple[float, ...]
-    per_bit: tuple[tuple[float, ...], ...]
+    fixed: tuple[float, ...]  # for each limit, what does not depend on bits
+    per_bit: tuple[tuple[float, ...], ...]  # for each limit, what one bit of each layer's codes costs
 
     def load(self, bits: Sequence[float] | Floats) -> float:
         """The largest share of a limit that is used  # bits (layers,)"""
@@ -102,12 +98,6 @@ def choose_bits(worth: Floats, prices: BitPrices, least: int = 2) -> list[int]:
         worth: what each plane is worth, top plane first  # (layers, planes)
         prices: of bits.
         least: bits of each layer, to start with.
-
-    Returns:
-        Bits of each layer's codes, sign included  # (layers,)
-
-    Raises:
-        BudgetError: the least does not fit.
 
     Example:
         >>> worth = np.array([[9.0, 4.0, 1.0], [9.0, 0.4, 0.1]])

@@ -53,7 +53,7 @@ def line_chart(
     least_span: float = 0.0,
     whole: bool = False,
 ) -> str:
-    """Lines over epochs (or whatever lies across), with axes, a legend, and the values as tooltips.
+    """Lines over epochs (or whatever lies across), with axes, a legend, and tooltips; nothing if there is no point.
 
     Args:
         title: shown above, and read out by screen readers.
@@ -63,9 +63,6 @@ def line_chart(
         across: how a point's place on the horizontal axis is told.
         least_span: what the vertical axis covers at least, so that noise does not look large.
         whole: whether values are counts, so that only whole numbers stand at the vertical axis.
-
-    Returns:
-        A ``<figure>``; empty text if there is nothing to draw.
     """
     drawn = [Series(s.name, evenly(s.points, MAX_POINTS), s.colour, s.errors) for s in series if s.points]
     if not drawn:
@@ -169,14 +166,11 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float, bool]], unit: str = "
 
 
 def heat_strip(widths: Mapping[str, Sequence[int]], full: Mapping[str, int]) -> str:
-    """A row per group, a column per epoch; the darker, the nearer to the full width.
+    """A row per group, a column per epoch, the darker the nearer to the full width; nothing if there is no epoch.
 
     Args:
         widths: of each group in each epoch; 0 for absent.
         full: width of each group in the template; the largest seen where it is not named.
-
-    Returns:
-        An ``<svg>``; empty text if there is nothing to draw.
     """
     epochs = max((len(values) for values in widths.values()), default=0)
     if not epochs:

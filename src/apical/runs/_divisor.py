@@ -10,7 +10,7 @@ from torch import nn
 
 from apical.budget import Budget
 from apical.errors import ConfigError
-from apical.growth import choose_divisor
+from apical.growth._schedule import choose_divisor
 from apical.recipes import Prepared, RunConfig
 from apical.recipes._task_kind import task_kind
 from apical.resizing import trace

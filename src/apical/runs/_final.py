@@ -25,7 +25,7 @@ class FinalOptions:
 
     Attributes:
         run: folder of the finished run that ended with it.
-        widths: of every group that is there; read when the run starts.
+        widths: of every group that is there; read at the start.
         skipped: blocks that are left out, likewise.
     """
 

@@ -18,7 +18,8 @@ from apical.errors import ApicalError, ConfigError, ExportError, LoadError, Save
 from apical.export import export_pt2, load
 from apical.recipes._model import find_builder
 from apical.recipes._settings import reproducing_command
-from apical.reporting import RunRecord, growth_pixels, read_run, write_report
+from apical.reporting import RunRecord, read_run, write_report
+from apical.reporting._growth_picture import growth_pixels
 from apical.runs._stored import load_run, load_serving, names_foreign_code, read_config
 
 MODEL = ("architecture.json", "model.safetensors", "config.json")

@@ -15,7 +15,7 @@ from apical._checks import nearest
 from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.recipes._model import import_callable
-from apical.reporting import growth_pixels
+from apical.reporting._growth_picture import growth_pixels
 from apical.runs._template import template_facts
 from apical.training import GrowthMethod, Logger, Metric, PacedProgress, Progress, TensorBoardLogger
 from apical.training._loggers import CsvLogger, MlflowLogger, TrackioLogger, WandbLogger, require, require_tensorboard

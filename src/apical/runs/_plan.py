@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from apical.budget import Budget, DeviceTable
-from apical.growth import Grower, Plan, plan_on_paper
+from apical.growth import Grower, Plan
+from apical.growth._plan import plan_on_paper
 from apical.recipes import RunConfig
 from apical.recipes._task_kind import Described, Facts, task_kind
 from apical.resizing import resize_

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from apical.growth import template_record
+from apical.growth._record import template_record
 from apical.structure import Structure
 from apical.structure._cost import lies_in
 
