@@ -144,22 +144,14 @@ def block_rates(worth: Sequence[float], prices: Sequence[float], mean: float) ->
 
 
 def choose_blocks(
-    ratios: Sequence[float],
-    prices: Sequence[float],
-    present: Sequence[bool],
-    may_change: Sequence[bool],
-    most: float,
-    hysteresis: float,
+    ratios: Sequence[float],  # of `block_rates`
+    prices: Sequence[float],  # what each block costs, in shares of the budget
+    present: Sequence[bool],  # whether it is there
+    may_change: Sequence[bool],  # whether it has been there long enough, and is not to stay
+    most: float,  # share of the budget that may leave in one restructuring; one block always may
+    hysteresis: float,  # factor by which an absent block must be worth more than the widths
 ) -> tuple[list[int], list[int]]:
     """Which blocks leave and which come back.
-
-    Args:
-        ratios: of `block_rates`.
-        prices: what each block costs, in shares of the budget.
-        present: whether it is there.
-        may_change: whether it has been there long enough, and is not to stay.
-        most: share of the budget that may leave in one restructuring; one block always may.
-        hysteresis: factor by which an absent block must be worth more than the widths.
 
     Returns:
         Indices that leave, the least worth first; indices that come back, at most one.

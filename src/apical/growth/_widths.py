@@ -103,7 +103,7 @@ def fit(
 def fit_thresholds(
     bound: BoundBudget,
     limits: Limits,
-    parts: Sequence[Sequence[float]],
+    parts: Sequence[Sequence[float]],  # c by group, rising within each, and the same for all units of one rounding step
     skip: Sequence[str],
     load: float,
     exact: bool = False,
@@ -112,9 +112,6 @@ def fit_thresholds(
 
     μ is found by bisection over the thresholds, so that no width in between is missed. What then is left of the load
     goes to the units that would exist next.
-
-    Args:
-        parts: c by group, rising within each, and the same for all units of one rounding step.
     """
     names = [g.name for g in bound.structure.groups]
     sizes = [len(part) for part in parts]

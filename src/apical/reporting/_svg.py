@@ -45,25 +45,15 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(
-    title: str,
-    series: Sequence[Series],
-    unit: str = "",
-    from_zero: bool = True,
-    across: str = "epoch {:g}",
-    least_span: float = 0.0,
-    whole: bool = False,
+    title: str,  # shown above, and read out by screen readers
+    series: Sequence[Series],  # lines; those without points are left out
+    unit: str = "",  # behind the numbers
+    from_zero: bool = True,  # whether the vertical axis starts at 0
+    across: str = "epoch {:g}",  # how a point's place on the horizontal axis is told
+    least_span: float = 0.0,  # what the vertical axis covers at least, so that noise does not look large
+    whole: bool = False,  # whether values are counts, so that only whole numbers stand at the vertical axis
 ) -> str:
-    """Lines over epochs (or whatever lies across), with axes, a legend, and tooltips; nothing if there is no point.
-
-    Args:
-        title: shown above, and read out by screen readers.
-        series: lines; those without points are left out.
-        unit: behind the numbers.
-        from_zero: whether the vertical axis starts at 0.
-        across: how a point's place on the horizontal axis is told.
-        least_span: what the vertical axis covers at least, so that noise does not look large.
-        whole: whether values are counts, so that only whole numbers stand at the vertical axis.
-    """
+    """Lines over epochs (or whatever lies across), with axes, a legend, and tooltips; nothing if there is no point."""
     drawn = [Series(s.name, evenly(s.points, MAX_POINTS), s.colour, s.errors) for s in series if s.points]
     if not drawn:
         return ""

@@ -22,37 +22,23 @@ class StreamLoader(PlacedLoader):
     is cut by (from the image's place in the order), what a batch is changed by (from its number and the rank). So
     what comes out does not depend on the number of workers; `state_dict` may be taken at any time, also inside an
     epoch, and any process' state resumes all.
-
-    Args:
-        images: the data set.
-        batch_size: images a batch (in each process).
-        shuffle: a new order in every epoch, random within windows of the files' blocks.
-        drop_last: leave out a last, smaller batch.
-        cut: change to each single image, in the workers.
-        augment: changes to each batch, in order.
-        normalize: from uint8 to the model's input.
-        device: where the batches go.
-        workers: number of processes; 0 reads in this one.
-        seed: of everything random.
-        rank: of this process.
-        world_size: number of processes; each takes its share of every batch.
     """
 
     def __init__(
         self,
-        images: FolderImages | ParquetImages,
-        batch_size: int,
+        images: FolderImages | ParquetImages,  # the data set
+        batch_size: int,  # images a batch (in each process)
         *,
-        shuffle: bool,
-        drop_last: bool = False,
-        cut: Augment | None = None,
-        augment: Sequence[Augment] = (),
-        normalize: Callable[[Tensor], Tensor],
-        device: torch.device,
-        workers: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        shuffle: bool,  # a new order in every epoch, random within windows of the files' blocks
+        drop_last: bool = False,  # leave out a last, smaller batch
+        cut: Augment | None = None,  # change to each single image, in the workers
+        augment: Sequence[Augment] = (),  # changes to each batch, in order
+        normalize: Callable[[Tensor], Tensor],  # from uint8 to the model's input
+        device: torch.device,  # where the batches go
+        workers: int = 0,  # number of processes; 0 reads in this one
+        seed: int = 0,  # of everything random
+        rank: int = 0,  # of this process
+        world_size: int = 1,  # number of processes; each takes its share of every batch
     ) -> None:
         if len(images) < (batch_size * world_size if drop_last else world_size):
             raise ConfigError(f"{len(images)} images do not fill one batch of {batch_size} x {world_size}")
