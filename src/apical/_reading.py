@@ -44,7 +44,7 @@ def regular(path: Path) -> Path:
     return path
 
 
-def read_bytes(path: Path, most: int | None = None) -> bytes:
+def read_regular(path: Path, most: int | None = None) -> bytes:
     """The bytes of an ordinary file.
 
     Args:
@@ -64,10 +64,10 @@ def read_text(path: Path, most: int | None = LARGEST_TEXT) -> str:
     """The text of an ordinary UTF-8 file.
 
     Raises:
-        OSError: as `read_bytes`.
+        OSError: as `read_regular`.
         UnicodeDecodeError: (a `ValueError`) it is in another encoding.
     """
-    return read_bytes(path, most).decode("utf-8")
+    return read_regular(path, most).decode("utf-8")
 
 
 def read_object(

@@ -25,7 +25,7 @@ from apical.recipes import apply_settings, get_recipe
 from apical.resizing import trace
 from apical.runs import run
 from apical.runs._plan import activation_bytes, data_facts, measure_table, plan_model, plan_recipe, price
-from apical.runs._prices import Terms
+from apical.runs._prices import Conditions
 from apical.training import make_progress
 from marks import slow
 
@@ -76,21 +76,21 @@ COST: dict[str, Any] = {"epoch": 1, "macs": 1_500_000, "num_params": 1000, "acti
 
 def test_bytes_and_seconds_by_hand() -> None:
     table = DeviceTable("d", "m", 8, ((1e6, 0.1), (2e6, 0.2), (4e6, 0.3)), allreduce_gb_per_s=1e-5)
-    terms = Terms(samples=64, batch_size=16, processes=2, numbers=5, table=table)
+    terms = Conditions(samples=64, batch_size=16, processes=2, numbers=5, table=table)
     record = terms.record(**COST, dormant=7, at_work=0)
     assert record["memory_bytes"] == 4 * 1000 * 5 + 50 * 8 + 4 * 7
-    assert Terms(64, 16).sent_bytes(1000) == 0
+    assert Conditions(64, 16).sent_bytes(1000) == 0
     assert record["step_seconds"] == pytest.approx(0.15)
     assert record["sent_bytes_per_step"] == 4000
     assert record["seconds"] == pytest.approx(4 * (0.15 + 0.4))
     assert [table.step_seconds(macs) for macs in (3e6, 6e6)] == pytest.approx([0.25, 0.4])
     with pytest.raises(ConfigError, match="8 examples a step, a process takes 4"):
-        Terms(64, 16, processes=4, table=table)
+        Conditions(64, 16, processes=4, table=table)
 
 
 def test_bytes_of_a_divided_model_by_hand() -> None:
     """A quarter of everything that is held, and whole what is at work; weights are sent twice, gradients once."""
-    terms = Terms(64, 16, processes=4, numbers=4, sharded=True)
+    terms = Conditions(64, 16, processes=4, numbers=4, sharded=True)
     record = terms.record(**COST, dormant=200, at_work=300)
     assert record["memory_bytes"] == (4 * 1000 * 4 + 800) / 4 + 4 * 300 + 50 * 4
     assert record["sent_bytes_per_step"] == 4 * 3 * 0.75 * 1000

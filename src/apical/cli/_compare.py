@@ -64,7 +64,7 @@ def compare_command(
     OUT then holds compare.md, compare.html and compare.json. Next: open compare.html.
     """
     from apical import runs
-    from apical.cli._train import changed
+    from apical.cli._train import with_options
     from apical.recipes import get_recipe
     from apical.recipes._settings import split_options
     from apical.reporting import rows
@@ -73,7 +73,7 @@ def compare_command(
 
     overwrite, latency = options.pop("overwrite"), not options.pop("no_latency")
     shared, own = split_options(options.pop("settings"), runs.methods())
-    config = changed(get_recipe(recipe), {**options, "settings": shared})
+    config = with_options(get_recipe(recipe), {**options, "settings": shared})
     folder = out or Path("runs") / f"compare-{recipe}"
     try:
         comparison = runs.compare(

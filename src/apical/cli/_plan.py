@@ -14,7 +14,7 @@ import click
 from apical._atomic import atomic_file
 from apical._reading import read_object
 from apical.cli._inputs import PATH, InputSpec, built, input_option, kwargs_option, waiting
-from apical.cli._train import changed
+from apical.cli._train import with_options
 from apical.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None
 
 
 def _changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
-    return changed(config, {name: options[name] for name in ("epochs", "budget", "model", "settings")})
+    return with_options(config, {name: options[name] for name in ("epochs", "budget", "model", "settings")})
 
 
 def _image(specs: Sequence[InputSpec]) -> tuple[int, ...]:

@@ -190,10 +190,10 @@ def _started(recipe: str | None, options: dict[str, Any]) -> tuple[RunConfig, Pa
         require_trusted(base, options["trust_code"], str(file))
     if options["shard"]:
         options["settings"] = (*options["settings"], "training.shard=true")
-    return changed(base, options), options["out"] or Path("runs") / base.recipe
+    return with_options(base, options), options["out"] or Path("runs") / base.recipe
 
 
-def changed(config: RunConfig, options: dict[str, Any]) -> RunConfig:
+def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     """A config changed by the options of the command line; those that are None change nothing."""
     from apical.recipes import apply_settings
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from apical._reading import LARGEST_TEXT, read_bytes
+from apical._reading import LARGEST_TEXT, read_regular
 from apical.errors import DataError
 
 #: What a caller may ask for. ``"test"`` means the images that the reported accuracy is measured on: where a data set
@@ -97,7 +97,7 @@ def listed(folder: Path) -> str:
 def read_utf8(path: Path, most: int | None = LARGEST_TEXT) -> str:
     """The text of a file, without a byte order mark."""
     try:
-        return read_bytes(path, most).decode("utf-8-sig")
+        return read_regular(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}. Convert it, for example "

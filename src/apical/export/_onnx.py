@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from apical._optional import import_optional
 from apical.errors import ExportError
-from apical.export._portable import TOLERANCE, Equivalence, prepare, trace_program, write_checked
+from apical.export._portable import TOLERANCE, Equivalence, frozen_twin, trace_program, write_checked
 from apical.quantize import QuantizedTensor
 from apical.quantize._packing import codes_of
 from apical.resizing._install import lookup
@@ -71,7 +71,7 @@ def export_onnx(
         ((1, 3), True)
     """
     runtime = _import_all()
-    frozen, inputs = prepare(model, example_inputs, batch_dim)
+    frozen, inputs = frozen_twin(model, example_inputs, batch_dim)
     program = trace_program(frozen, inputs, batch_dim)
     num_inputs = len(inputs.tensors())
     names = _default_names(inputs) if input_names is None else list(input_names)

@@ -91,7 +91,7 @@ def export_pt2(
         >>> report.batch_sizes, report.difference <= 1e-5
         ((1, 3), True)
     """
-    frozen, inputs = prepare(model, example_inputs, batch_dim)
+    frozen, inputs = frozen_twin(model, example_inputs, batch_dim)
     program = trace_program(frozen, inputs, batch_dim)
 
     return write_checked(
@@ -107,7 +107,7 @@ def export_pt2(
     )
 
 
-def prepare(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | None) -> tuple[nn.Module, Call]:
+def frozen_twin(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | None) -> tuple[nn.Module, Call]:
     """A copy of the model in eval mode on the CPU, and the example inputs there, checked."""
     refuse_wrapped(model, ExportError)
     call = Call.of(example_inputs)

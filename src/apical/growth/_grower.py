@@ -40,12 +40,12 @@ from apical.growth._record import (
     Changes,
     EpochRecord,
     add_changes,
-    as_html,
     checked_metrics,
     epoch_record,
-    in_words,
     no_changes,
     run_record,
+    shown_as_html,
+    shown_in_words,
 )
 from apical.growth._restructuring import Restructuring
 from apical.growth._saved import changed_since, check_identity, identity, refuse_early_optimizer_state
@@ -428,14 +428,14 @@ class Grower:
         return self.history[-1] if self.history else None
 
     def _words(self) -> str:
-        return in_words(self.structure, self._now(), self.epoch, self.epochs, str(self.budget))
+        return shown_in_words(self.structure, self._now(), self.epoch, self.epochs, str(self.budget))
 
     def __repr__(self) -> str:
         return f"<Grower of {type(self.model).__name__}: {self._words()}>"
 
     def _repr_html_(self) -> str:
         now = self._now()
-        return as_html(self._words(), self.structure, None if now is None else now["widths"])
+        return shown_as_html(self._words(), self.structure, None if now is None else now["widths"])
 
     # ---- records and state ------------------------------------------------------------------------------------------
 

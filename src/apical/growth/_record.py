@@ -149,7 +149,7 @@ def run_record(structure: Structure, history: Sequence[EpochRecord], title: str,
 ROWS = 60  # groups that are drawn
 
 
-def in_words(structure: Structure, record: Mapping[str, Any] | None, epoch: int, epochs: int, budget: str) -> str:
+def shown_in_words(structure: Structure, record: Mapping[str, Any] | None, epoch: int, epochs: int, budget: str) -> str:
     """A line: how far it is, and what the network costs."""
     parts = [f"epoch {epoch} of {epochs}", f"budget {budget}"]
     if record is not None:
@@ -159,7 +159,7 @@ def in_words(structure: Structure, record: Mapping[str, Any] | None, epoch: int,
     return "; ".join(parts)
 
 
-def as_html(words: str, structure: Structure, widths: Mapping[str, int] | None) -> str:
+def shown_as_html(words: str, structure: Structure, widths: Mapping[str, int] | None) -> str:
     """The line, and a bar for each group: its outline is the full width, its filling what is there."""
     if widths is None:
         return f"<p>{escape(words)}</p>"

@@ -38,7 +38,7 @@ class BitPrices:
         return summed
 
 
-def rates(worth: Floats, prices: BitPrices) -> Floats:
+def plane_rates(worth: Floats, prices: BitPrices) -> Floats:
     """log(worth / price) of every plane; none is above a higher plane, without which it is nothing.
 
     The top planes, which always stay, limit none: alone, one is the whole weight, whose product is zero where a norm
@@ -74,7 +74,7 @@ def soft_gates(worth: Floats, prices: BitPrices, load: float, sharpness: float) 
         >>> gates.round(2).tolist()
         [[1.0, 1.0], [1.0, 0.0]]
     """
-    found = rates(worth, prices)
+    found = plane_rates(worth, prices)
     low, high = float(found.min()) - 50 / sharpness, float(found.max()) + 50 / sharpness
 
     def gates(threshold: float) -> Floats:
@@ -108,7 +108,7 @@ def choose_bits(worth: Floats, prices: BitPrices, least: int = 2) -> list[int]:
     bits = [least] * layers
     if prices.load(bits) > 1:
         raise BudgetError(f"{least} bits for every weight cost {prices.load(bits):.3f} times the budget")
-    found = rates(worth, prices)
+    found = plane_rates(worth, prices)
     order = sorted(
         (-found[layer, plane], plane, layer) for layer in range(layers) for plane in range(least - SIGN, planes)
     )

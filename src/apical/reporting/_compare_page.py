@@ -74,7 +74,7 @@ def cells(comparison: Comparison, row: MethodRow) -> list[str]:
     ]
 
 
-def table(comparison: Comparison, lines: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
+def method_table(comparison: Comparison, lines: Sequence[MethodRow]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines, without the columns of which nothing is known, such as latencies that were not measured."""
     head, filled = headings(comparison), [cells(comparison, row) for row in lines]
     known = [i for i in range(len(head)) if any(texts[i] for texts in filled)]
@@ -158,7 +158,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def render_markdown(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     """The table, with what has to be known about it."""
-    head, filled = table(comparison, lines)
+    head, filled = method_table(comparison, lines)
     table_lines = [head, ["---"] * len(head), *filled]
     body = "\n".join(f"| {' | '.join(line)} |" for line in table_lines)
     text = "\n".join(f"- {note}" for note in notes(comparison))
@@ -169,7 +169,7 @@ def render_markdown(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
 
 def render_page(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
     """One HTML document without scripts, fonts or images from elsewhere."""
-    names, filled = table(comparison, lines)
+    names, filled = method_table(comparison, lines)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     ahead = best(comparison, lines)
     body = "".join(_line(texts, row.method == ahead) for row, texts in zip(lines, filled, strict=True))

@@ -20,7 +20,7 @@ from apical.resizing import resize_
 from apical.resizing._selection import Selection, first_units
 from apical.resizing._traffic import traffic
 from apical.runs._divisor import require_divisor
-from apical.runs._prices import Terms, totals
+from apical.runs._prices import Conditions, totals
 from apical.structure import Structure
 from apical.structure._analyse import propose
 from apical.structure._running import analysis_copy, make_traceable_
@@ -59,7 +59,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Prices:
-    """A record per epoch as `Terms.record` makes it, that of the whole model, and the sums.
+    """A record per epoch as `Conditions.record` makes it, that of the whole model, and the sums.
 
     What was not asked for is None: the memory of a plan without it.
     """
@@ -145,7 +145,7 @@ def price(
         link_gb_per_s: what a process receives over the network, in 10⁹ bytes a second.
 
     Returns:
-        Beside what `Terms.record` says, each epoch has `restructure_bytes`, which every process receives to
+        Beside what `Conditions.record` says, each epoch has `restructure_bytes`, which every process receives to
         become that network from the one before (0 where each holds the whole model), and `restructure_seconds`. The
         totals have `restructurings`, both summed, and `start_memory_bytes` and `restructure_memory_bytes`: before the
         model is divided, and at most while it changes, activations not counted.
@@ -160,16 +160,18 @@ def price(
                 seen[network.macs] = activation_bytes(planned.network(epoch), planned.example, planned.config)
     slots = 1 if training.optimizer.name == "sgd" else 2
     copies = int(training.ema_decay is not None)
-    terms = Terms(samples, training.batch_size, processes, 2 + slots + copies, sharded, table)
+    conditions = Conditions(samples, training.batch_size, processes, 2 + slots + copies, sharded, table)
     kept = [_first(structure, e.widths) for e in plan.epochs]
     chosen = [Selection({name: tuple(units) for name, units in k.items()}, frozenset(plan.skipped)) for k in kept]
     moves = traffic(structure, [chosen[0], *chosen], slots)
     at_work = [_at_work(structure, e.widths, plan.skipped) if sharded else 0 for e in plan.epochs]
     records = [
-        terms.record(i, e.macs, e.num_params, activations=seen.get(e.macs, 0), dormant=moves[-1].dormant, at_work=whole)
+        conditions.record(
+            i, e.macs, e.num_params, activations=seen.get(e.macs, 0), dormant=moves[-1].dormant, at_work=whole
+        )
         for i, (e, whole) in enumerate(zip(plan.epochs, at_work, strict=True), 1)
     ]
-    dense = terms.record(
+    dense = conditions.record(
         1, plan.full_macs, plan.full_params, activations=seen.get(plan.full_macs, 0), dormant=0,
         at_work=_at_work(structure, {}, ()) if sharded else 0,
     )  # fmt: skip
@@ -183,7 +185,7 @@ def price(
         "restructure_seconds": None if link_gb_per_s is None else sum(received) / (1e9 * link_gb_per_s),
         "start_memory_bytes": 4 * (plan.full_params + moves[0].dormant + plan.epochs[0].num_params),
         "restructure_memory_bytes": max(
-            terms.held_bytes(e.num_params, moves[-1].dormant, whole)
+            conditions.held_bytes(e.num_params, moves[-1].dormant, whole)
             + 4 * (-(-m.renewed // (processes if sharded else 1)) + (m.at_once if sharded else 0))
             for e, whole, m in zip(plan.epochs, at_work, moves, strict=True)
         ),

@@ -13,7 +13,7 @@ STEP_FACTOR = 3  # a training step is counted as three forward passes
 
 
 @dataclass(frozen=True)
-class Terms:
+class Conditions:
     """How the run is done."""
 
     samples: int  # training examples of an epoch
@@ -43,8 +43,8 @@ class Terms:
         (Rajbhandari et al., ZeRO: memory optimizations toward training trillion parameter models, 2020).
 
         Example:
-            >>> Terms(64, 16, processes=4).sent_bytes(1_000_000), Terms(64, 16, 4, sharded=True).sent_bytes(1_000_000)
-            (6000000, 9000000)
+            >>> [Conditions(64, 16, 4, sharded=sharded).sent_bytes(1_000_000) for sharded in (False, True)]
+            [6000000, 9000000]
         """
         rounds = 3 if self.sharded else 2
         return round(4 * rounds * (self.processes - 1) / self.processes * num_params)
