@@ -243,5 +243,6 @@ def test_heads_of_layers_that_share_a_created_bias_go_together(causal: bool) -> 
         return m.head(m.second(x, bias)[0])
 
     structure = traced(Net(forward, first=Layer(), second=Layer(), head=nn.Linear(16, 3)), INPUTS)
+    assert [b.name for b in structure.blocks] == ["first", "second"]  # the second makes the bias where it gets none
     assert structure.group("first.qkv").size == 4
     assert members_of(structure, "first.qkv")["second.qkv.weight"] == 3 * WIDTH

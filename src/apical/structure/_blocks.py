@@ -38,7 +38,7 @@ class _Module:
         path: of the module.
         nodes: its operations.
         entries: activations that enter it.
-        exits: those of its results that others read.
+        exits: those of its results that others read and cannot make themselves.
         readers: the operations that read them.
         once: whether it is called once.
     """
@@ -126,10 +126,33 @@ def _modules(graph: fx.Graph) -> dict[str, _Module]:
         members = frozenset(nodes)
         entries = dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in members and _activation(i))
         readers = {n: [u for u in n.users if u not in members and u not in unused] for n in nodes}
-        exits = tuple(n for n in nodes if readers[n])
+        exits = _own_exits(nodes, [n for n in nodes if readers[n]], entries)
         others = frozenset(user for users in readers.values() for user in users)
         found[path] = _Module(path, members, tuple(entries), exits, others, path not in repeated)
     return found
+
+
+def _own_exits(nodes: Sequence[fx.Node], exits: Sequence[fx.Node], entries: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+    """The results of a module that are made with its weights, or of what enters with the shape of such a result.
+
+    What else it hands on, its readers may well make themselves where they get None, as the zeros that T5's first
+    cross-attention makes for all others. The dry run finds out.
+
+    Args:
+        nodes: the module's operations, in their order.
+        exits: those whose results others read.
+        entries: activations that enter.
+    """
+
+    def reached(sources: set[fx.Node], weights: bool) -> set[fx.Node]:
+        for node in nodes:
+            if any(i in sources or (weights and not _activation(i)) for i in node.all_input_nodes):
+                sources.add(node)
+        return sources
+
+    weighted = [n for n in exits if n in reached(set(), weights=True)]
+    alike = reached({e for e in entries if any(_same_shape(e, n) for n in weighted)}, weights=True)
+    return tuple(n for n in exits if n in alike) if weighted else tuple(exits)
 
 
 def _calls(modules: Mapping[str, _Module]) -> list[_Module]:
