@@ -110,9 +110,9 @@ class _Bench:
         return self._expected[which]
 
     def candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
-        """Integers that equal a multiple of the group's size: attributes, of the innermost module first, then sizes in
-        the code, if these are asked for (`in_code`). Where nothing broke, but something else was computed, attributes
-        around the group's layers.
+        """Integers that equal a multiple of the group's size: attributes that a call reads, of the innermost module
+        first, then sizes in the code, if these are asked for (`in_code`). Where nothing broke, but something else was
+        computed, attributes around the group's layers.
 
         A group may pass through many layers: all those whose names differ in numbers only follow together, else alone,
         since it may be what one of them writes and the next one reads.
@@ -121,6 +121,7 @@ class _Bench:
         counts, alone = {len(m.positions[0]) for m in self.group.members}, list[Step]()
         paths = self._around() if trial.where is None else trial.where.modules
         stating = [(p, name, v) for p in paths for name, v in integers(self.twin.get_submodule(p)).items()]
+        stating = [own for own in stating if own[:2] in self.full.read]
         local = trial.local if self.in_code else ()
         inside = [(s.module, s.attribute, v, s.now) for s in local if (v := self.full.of(s)) is not None]
         inside.sort(key=lambda size: size[3] in (None, size[2]))  # first what followed, since it must not have

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import NOT_USERS
+from apical.resizing._read_attributes import ReadAttributes
 from apical.resizing._testbed import Example
 from apical.structure._local_sizes import Method, method_of, noting, places
 
@@ -40,38 +42,47 @@ class LocalSize:
 
 @dataclass
 class FullSizes:
-    """What arguments are in the full model, where they are always the same."""
+    """What arguments are in the full model, where they are always the same, and which attributes it reads."""
 
     model: nn.Module
     example: Example
     known: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
 
+    @cached_property
+    def read(self) -> ReadAttributes:
+        """The attributes that a call reads, by module path and name."""
+        return ReadAttributes(self.model, self.example)
+
     def of(self, size: LocalSize) -> int | None:
         """An argument's value; None if it is no integer, or differs between calls or batches."""
-        method = size.module, size.method
-        if method not in self.known:
-            self.known[method] = self._observed(*method)
-        return self.known[method].get(size.attribute)
+        if (size.module, size.method) not in self.known:
+            self._observe(type(self.model.get_submodule(size.module)), size.method)
+        return self.known[size.module, size.method].get(size.attribute)
 
-    def _observed(self, path: str, method: str) -> dict[str, int]:
-        values: dict[str, int] = {}
-        unsteady: set[str] = set()
+    def _observe(self, kind: type, method: str) -> None:
+        """Note the arguments in a method of all modules of a class."""
+        alike = [path for path, module in self.model.named_modules() if type(module) is kind]
+        values: dict[str, dict[str, int]] = {path: {} for path in alike}
+        unsteady: set[tuple[str, str]] = set()
 
-        def note(name: str, value: Any) -> Any:
+        def note(path: str, name: str, value: Any) -> Any:
             fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            if not fits or values.setdefault(name, value) != value:
-                unsteady.add(name)
+            if not fits or values[path].setdefault(name, value) != value:
+                unsteady.add((path, name))
             return value
 
         for i, example in enumerate((self.example, *_others(self.example))):
             twin = sharing_copy(self.model)
-            noting(twin.get_submodule(path), method, note)
+            for path in alike:
+                noting(twin.get_submodule(path), method, partial(note, path))
             try:
                 example.run(twin)
             except Exception:  # noqa: BLE001 (a model that takes no other batch or length)
                 if i == 1:  # what depends on the batch is not known then
-                    return {}
-        return {name: value for name, value in values.items() if name not in unsteady}
+                    values = {path: {} for path in alike}
+                    break
+        for path, found in values.items():
+            self.known[path, method] = {name: v for name, v in found.items() if (path, name) not in unsteady}
 
 
 def _others(example: Example) -> Iterator[Example]:
