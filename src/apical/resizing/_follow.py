@@ -24,7 +24,7 @@ from apical.resizing._dry_run import confirm, screen
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, LocalSize, local_sizes
 from apical.resizing._resize import resize_
-from apical.resizing._testbed import Testbed, difference, other_shapes
+from apical.resizing._testbed import Testbed, difference, narrowed, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
 from apical.structure._cost import lies_in
 from apical.structure._local_sizes import can_have, is_local
@@ -67,15 +67,15 @@ class _Calls(TorchFunctionMode):
 
 
 class _Bench:
-    """One group, and a copy of the model on which attributes are tried out."""
+    """One group, and copies of the model on which attributes are tried out: what agrees on one is tried on the next."""
 
-    def __init__(self, structure: Structure, full: FullSizes, tolerance: float, group: ChannelGroup) -> None:
-        self.structure, self.full, self.tolerance = structure, full, tolerance
-        self.twin, self.example = full.model, full.example
+    def __init__(self, structure: Structure, full: FullSizes, beds: Sequence[Testbed], group: ChannelGroup) -> None:
+        self.structure, self.full, self.beds = structure, full, beds
+        self.twin = full.model
         self.group, self.index = group, structure.groups.index(group)
         self.left, self.in_code = MAX_TRIALS, False
         self.keeps = [{group.name: list(range(0, group.size, 2))}, {group.name: [group.size - 1]}]
-        self._expected: dict[int, list[Tensor]] = {}
+        self._expected: dict[tuple[int, int], list[Tensor]] = {}
         self._trials: dict[tuple[Step, int], Trial] = {}
         self.furthest, self.reason = 0, ""
 
@@ -89,25 +89,30 @@ class _Bench:
 
     def _run(self, axes: Step, which: int) -> Trial:
         structure = replace(self.structure, attributes=(*self.structure.attributes, *axes))
-        model, calls = sharing_copy(self.twin), _Calls()
-        try:
-            resize_(model, structure, self.keeps[which])
-            with calls:
-                found = self.example.run(model)
-        except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
-            if calls.count > self.furthest:
-                self.furthest, self.reason = calls.count, f"{FAILS}{explained(problem, model)}"
-            return Trial(False, culprit(problem, model), calls.count, local_sizes(problem, model))
-        expected = self._gated(which)
-        if self.group.exact:
-            return Trial(difference(expected, found, self.tolerance) is None)
-        return Trial(other_shapes(expected, found) is None)
+        trial = Trial(False)
+        for i, bed in enumerate(self.beds):
+            model, calls = sharing_copy(bed.model), _Calls()
+            try:
+                resize_(model, structure, self.keeps[which])
+                with calls:
+                    found = bed.example.run(model)
+            except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
+                if calls.count > self.furthest:
+                    self.furthest, self.reason = calls.count, f"{FAILS}{explained(problem, model)}"
+                return Trial(False, culprit(problem, model), calls.count, local_sizes(problem, model))
+            expected = self._gated(i, which)
+            differs = difference(expected, found, bed.tolerance) if self.group.exact else other_shapes(expected, found)
+            trial = Trial(differs is None)
+            if not trial.agreed:
+                break
+        return trial
 
-    def _gated(self, which: int) -> list[Tensor]:
-        if which not in self._expected:
-            gated = gated_copy(self.twin, self.structure, self.keeps[which] if self.group.exact else {})
-            self._expected[which] = self.example.run(gated)
-        return self._expected[which]
+    def _gated(self, i: int, which: int) -> list[Tensor]:
+        if (i, which) not in self._expected:
+            bed = self.beds[i]
+            gated = gated_copy(bed.model, self.structure, self.keeps[which] if self.group.exact else {})
+            self._expected[i, which] = bed.example.run(gated)
+        return self._expected[i, which]
 
     def candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
         """Integers that equal a multiple of the group's size: attributes that a call reads, of the innermost module
@@ -204,12 +209,14 @@ def _following(
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
     sort = {g.name: (kind_of(g.name), len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
     full = FullSizes(small.model, small.example)
+    narrow = narrowed(small) if groups else None
+    beds = [small] if narrow is None else [narrow, small]
     found: dict[str, Step] = {}
     reasons: dict[tuple[str, int], str] = {}
     for group in groups:
         if group.name in found:
             continue
-        bench = _Bench(proposed, full, small.tolerance, group)
+        bench = _Bench(proposed, full, beds, group)
         alike = [g for g in groups if sort[g.name] == sort[group.name]]
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
@@ -219,7 +226,7 @@ def _following(
         if not result:
             reasons.setdefault(sort[group.name], bench.reason)
         if result and not known:
-            found |= _all_alike(proposed, small, full, alike, group.name, result)
+            found |= _all_alike(bench, small, alike, result)
     told = {g.name: reasons[sort[g.name]] for g in groups if not found.get(g.name) and sort[g.name] in reasons}
     return _merged(dict.fromkeys(chain(*found.values())), [g.size for g in proposed.groups]), told
 
@@ -235,14 +242,13 @@ def _merged(axes: Iterable[AttributeAxis], sizes: Sequence[int]) -> Step:
     return tuple(merged.values())
 
 
-def _all_alike(
-    proposed: Structure, bed: Testbed, full: FullSizes, alike: Sequence[ChannelGroup], source: str, axes: Step
-) -> dict[str, Step]:
+def _all_alike(bench: _Bench, bed: Testbed, alike: Sequence[ChannelGroup], axes: Step) -> dict[str, Step]:
     """The same attributes in the layers of all other numbers, if all these agree together; else nothing."""
+    source, proposed = bench.group.name, bench.structure
     found: dict[str, Step] = {source: axes}
     for group in alike:
         if group.name != source:
-            moved = _transferred(axes, source, _Bench(proposed, full, bed.tolerance, group))
+            moved = _transferred(axes, source, _Bench(proposed, bench.full, bench.beds, group))
             found |= {group.name: moved} if moved else {}
     everywhere = tuple(dict.fromkeys(chain(*found.values())))
     structure = replace(proposed, attributes=(*proposed.attributes, *everywhere))

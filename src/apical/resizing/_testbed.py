@@ -21,6 +21,7 @@ from apical.structure._steady import steady_training
 # Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
 SMALL_SIDES = (64, 96)
 ROUGH = 1e-5  # in float32, relative; equal networks of 50 layers differed by 4e-7
+NEAR = 1e-3  # in float32, relative: what differs by more is not equal
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 
 
@@ -229,6 +230,18 @@ def _in_float32(twin: nn.Module, wide: Example, example: Example, types: Mapping
     for buffer in narrow.buffers():
         buffer.data = _single(buffer.data)
     return Testbed(narrow, replace(example, args=_single(wide.args), kwargs=_single(wide.kwargs)), ROUGH)
+
+
+def narrowed(bed: Testbed) -> Testbed | None:
+    """The same in float32, for trials of which those that agree are repeated; None if the model is in another type."""
+    types = {p.dtype for p in bed.model.parameters() if p.is_floating_point()}
+    if not bed.example.widened or types != {torch.float32}:
+        return None
+    narrow = sharing_copy(bed.model)
+    for buffer in narrow.buffers():
+        buffer.data = _single(buffer.data)
+    example = replace(bed.example, args=_single(bed.example.args), kwargs=_single(bed.example.kwargs), widened=False)
+    return Testbed(narrow, example, NEAR) if _runs(sharing_copy(narrow), example) else None
 
 
 def _cut(example: Example, side: int) -> Example:
