@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import apical
 from apical.errors import TraceError
+from apical.growth._births import prepare_births_
 from structure.expectations import groups_of, reasons_of, traced
 from structure.nets import Net, image, vectors
 
@@ -36,18 +38,52 @@ def test_weight_norm_of_grouped_and_transposed_convolutions() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("norm", [lambda m: weight_norm(m, dim=None), spectral_norm])
-def test_a_norm_over_output_channels_stays_and_says_what_to_write(norm: Callable[[nn.Module], nn.Module]) -> None:
-    """A newborn channel would change all others."""
-    net = nn.Sequential(norm(nn.Linear(3, 6)), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+def test_a_spectral_norm_stays_and_says_what_to_write() -> None:
+    net = nn.Sequential(spectral_norm(nn.Linear(3, 6)), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
     structure = traced(net, vectors(2, 3))
     assert list(groups_of(structure)) == ["2"]
     assert "weight_norm" in reasons_of(structure)["0.parametrizations.weight"]
 
 
-def test_a_transposed_convolution_whose_inputs_are_normed_is_told_of_the_other_dimension() -> None:
+def vocoder(norm: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """As vocoders are built: each transposed convolution is normed by input channel, which is weight_norm's default."""
+    parts = [norm(nn.ConvTranspose1d(3, 8, 4, 2)), nn.LeakyReLU(), norm(nn.Conv1d(8, 6, 3)), nn.LeakyReLU(),
+             norm(nn.ConvTranspose1d(6, 5, 4, 2)), nn.LeakyReLU(), nn.Conv1d(5, 1, 3)]  # fmt: skip
+    return nn.Sequential(*parts)
+
+
+def test_channels_that_share_a_norm_go_and_come_without_a_change() -> None:
+    """A newborn is zero where it is written, and so has no part in the norm; it moves at the first or second step."""
+    torch.manual_seed(0)
+    normed = weight_norm(nn.Linear(9, 6), dim=None)
+    for model in (vocoder(weight_norm), nn.Sequential(normed, nn.Tanh(), nn.Linear(6, 2))):
+        model = model.double()
+        inputs = tuple(x.double() for x in (vectors(2, 3, 9) if len(model) > 3 else vectors(2, 9)))
+        structure, store = traced(model, inputs), apical.DormantStore()
+        assert [g.size for g in structure.groups] == ([8, 6, 5] if len(model) > 3 else [6])
+        born = {g.name: range(2, g.size) for g in structure.groups}
+        apical.resize_(model, structure, {name: range(2) for name in born}, store=store)
+        before = model(*inputs)
+        prepare_births_(store, structure, born, born, (), preserving=True)
+        apical.resize_(model, structure, {}, store=store)
+        torch.testing.assert_close(model(*inputs), before, rtol=1e-10, atol=1e-10)
+        optimizer, was = torch.optim.SGD(model.parameters(), lr=0.1), copy.deepcopy(model)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(*inputs).square().sum().backward()
+            optimizer.step()
+        for group in structure.groups:
+            for part in group.members:
+                moved = (model.get_parameter(part.tensor) != was.get_parameter(part.tensor)).movedim(part.dim, 0)
+                assert moved.reshape(len(moved), -1).any(1)[part.index[2:].reshape(-1)].all(), (group.name, part.tensor)
+
+
+@pytest.mark.parametrize("between", [nn.BatchNorm1d(6), nn.Identity()], ids=["batch norm", "no bias"])
+def test_channels_that_share_a_norm_stay_where_a_newborn_would_never_move(between: nn.Module) -> None:
+    """Two factors of zero have no gradient."""
+    first = weight_norm(nn.ConvTranspose1d(3, 6, 4, bias=False))
     with pytest.raises(TraceError, match="of a transposed convolution with dim=1"):
-        apical.trace(nn.Sequential(weight_norm(nn.ConvTranspose1d(3, 6, 4)), nn.Conv1d(6, 2, 1)), vectors(2, 3, 9))
+        apical.trace(nn.Sequential(first, between, nn.ReLU(), weight_norm(nn.Conv1d(6, 2, 1))), vectors(2, 3, 9))
 
 
 def cosine(m: Net, x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from apical.structure._values import AxisKey
 from apical.structure._walk import Walk
 
 NORMED = (
-    "the norm of a weight is taken over the channels that it writes, so that each changes the others; that of "
-    "weight_norm is each channel's own with dim=0, of a transposed convolution with dim=1"
+    "the norm of a weight is taken over the channels that it writes, so that none can begin without changing the "
+    "others; that of weight_norm is each channel's own with dim=0, of a transposed convolution with dim=1"
 )
 
 
@@ -36,8 +36,6 @@ class Assembly:
 
 def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     """Turn the walk's findings into groups (units alike in every respect), in the order of the forward pass."""
-    for key in walk.coupled & walk.producers.keys():
-        walk.atoms.freeze(walk.axes[key], NORMED)
     resolve_rectangles(walk)
     _size_attributes(walk)
     labels = walk.atoms.labels()
@@ -173,12 +171,28 @@ def _group(
         return "no parameter can hold its gate"
     if len(units) == 1:
         return "all its channels must go together (or there is only one)"
+    normed = [k for k in writers if k in walk.coupled]
+    if any(not _can_begin(walk, key, keys, sites[units[0]]) for key in normed):
+        return NORMED
     path = writers[0][0].rpartition(".")[0] or writers[0][0]
     taken[path] += 1
     name = path if taken[path] == 1 else f"{path}:{taken[path]}"
     stream = len(writers) > 1 and any(u in summed for u in units)
-    readers = tuple(slices[k] for k in walk.columns if k in slices)
+    # a normed writer is itself zero at first, so that those who read it need not be
+    readers = () if normed else tuple(slices[k] for k in walk.columns if k in slices)
     return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate, readers)
+
+
+def _can_begin(walk: Walk, key: AxisKey, keys: Iterable[AxisKey], site: Iterable[AxisKey]) -> bool:
+    """Whether units whose gates are all zero get a gradient, though their writer is normed over them.
+
+    They do unless a second factor is zero as well: the scale of a norm, or a normed reader if there is no bias.
+    """
+    own, parametrized, _ = key[0].partition(".parametrizations.")
+    own = own if parametrized else key[0].rpartition(".")[0]
+    biases = {k for k in keys if k[0].endswith("bias") and k[0].rpartition(".")[0] == own}
+    others = set(site) - {key} - biases
+    return not others or (others <= walk.coupled and bool(biases) and biases.isdisjoint(site))
 
 
 def _sums_of_producers(walk: Walk) -> list[Tensor]:
