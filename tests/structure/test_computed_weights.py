@@ -197,3 +197,26 @@ class Splines(nn.Module):
 def test_a_weight_whose_inputs_are_flattened_with_what_each_has() -> None:
     structure = traced(nn.Sequential(Splines(3, 6), Splines(6, 5), Splines(5, 2)), vectors(2, 3))
     assert sorted(g.size for g in structure.groups) == [5, 6]
+
+
+class Mixed(nn.Module):
+    """A convolution whose weight is mixed from four, stored as they are or, as in timm's CondConv, flat."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.stem, self.route, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), nn.Linear(8, 2)
+        self.weight = nn.Parameter(torch.randn((4, 8 * 6) if flat else (4, 8, 6, 1, 1)) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        b, c, *sides = x.shape
+        weight = (torch.sigmoid(self.route(x.mean((2, 3)))) @ self.weight.flatten(1)).view(-1, c, 1, 1)
+        y = F.conv2d(x.reshape(1, -1, *sides), weight, groups=b)
+        return self.fc(torch.relu(y.view(b, -1, *sides)).mean((2, 3)))
+
+
+def test_weights_that_are_stored_flat_are_told_how_to_be_stored() -> None:
+    whole = traced(Mixed(flat=False), image())
+    assert {g.name: g.size for g in whole.groups} == {"stem": 6, "weight": 8}
+    flat = traced(Mixed(flat=True), image())
+    assert "(number, out, in, *kernel)" in " ".join(f.reason for f in flat.frozen)

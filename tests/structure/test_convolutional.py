@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from structure.expectations import OUTPUT, Groups, expect, members_of, site, traced
+from structure.expectations import OUTPUT, Groups, expect, members_of, reasons_of, site, traced
 from structure.nets import (
     Net,
     PreActivation,
@@ -275,3 +275,16 @@ def test_a_fixed_filter_holds_no_gate() -> None:
 def test_in_place_activations_are_elementwise_although_torch_does_not_say_so(activation: nn.Module) -> None:
     structure = traced(nn.Sequential(nn.Conv2d(3, 8, 3), activation, nn.Conv2d(8, 5, 1)), (torch.randn(2, 3, 6, 6),))
     assert [(group.name, group.size) for group in structure.groups] == [("0", 8)]
+
+
+def test_a_convolution_along_the_channels_is_named() -> None:
+    """As in efficient channel attention (ECA), whose every weight is for a channel and its neighbours."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = torch.relu(m.stem(x))
+        scale = m.along(x.mean((2, 3)).unsqueeze(1)).squeeze(1).sigmoid()
+        return m.fc(torch.relu(m.last(x * scale[..., None, None])).mean((2, 3)))
+
+    net = Net(forward, stem=nn.Conv2d(3, 6, 3), along=nn.Conv1d(1, 1, 3, padding=1), last=nn.Conv2d(6, 5, 3),
+              fc=nn.Linear(5, 2))  # fmt: skip
+    assert "since conv1d in along takes them all at once" in reasons_of(traced(net, image(2, 3, 9)))["stem"]

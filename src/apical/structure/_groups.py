@@ -17,6 +17,7 @@ from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSl
 from apical.structure._values import AxisKey
 from apical.structure._walk import Walk
 
+TOGETHER = "all its channels must go together (or there is only one)"
 NORMED = (
     "the norm of a weight is taken over the channels that it writes, so that none can begin without changing the "
     "others; that of weight_norm is each channel's own with dim=0, of a transposed convolution with dim=1"
@@ -49,8 +50,10 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> group
     taken: dict[str, int] = defaultdict(int)
     summed = _labels_of(_sums_of_producers(walk), labels)
+    mixed = _mixed_by_label(walk, labels)
     for units in _alike(walk, labels, alive, sites, averaged):
         group = _group(walk, units, membership, sites, taken, summed)
+        group = mixed.get(units[0], group) if group is TOGETHER else group
         group = group if isinstance(group, str) else replace(group, exact=averaged.isdisjoint(units))
         if isinstance(group, str):
             reasons.update((label, group) for label in units)
@@ -153,6 +156,16 @@ def _alike(
     return sorted(parts.values(), key=lambda part: -max(order.get(label, -1) for label in part))
 
 
+def _mixed_by_label(walk: Walk, labels: Tensor) -> dict[int, str]:
+    """For each label why all its channels are one unit, where an operation joined them along their own dimension."""
+    found: dict[int, str] = {}
+    for ids, why in walk.mixed:
+        first = int(ids[(0,) * ids.dim()])
+        if first >= 0:
+            found.setdefault(int(labels[first]), f"all its channels must go together, since {why}")
+    return found
+
+
 def _group(
     walk: Walk,
     units: list[int],
@@ -170,7 +183,7 @@ def _group(
     if not gate:
         return "no parameter can hold its gate"
     if len(units) == 1:
-        return "all its channels must go together (or there is only one)"
+        return TOGETHER
     normed = [k for k in writers if k in walk.coupled]
     if any(not _can_begin(walk, key, keys, sites[units[0]]) for key in normed):
         return NORMED

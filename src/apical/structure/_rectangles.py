@@ -9,10 +9,9 @@ from torch import Tensor
 
 from apical.structure._atoms import depends_only_on, line, spread
 from apical.structure._findings import Crossing, Rectangle
-from apical.structure._walk import Walk
+from apical.structure._walk import NOT_A_CHANNEL, Walk
 
 SPLIT_FIXED = "a view splits channels of which some are fixed"
-NOT_A_CHANNEL = "meets a dimension that is not a channel"
 
 
 def resolve_rectangles(walk: Walk) -> None:

@@ -22,6 +22,11 @@ WEIGHT_COMPUTED = (
     "weight_norm is followed)"
 )
 
+FLAT = (
+    "becomes a weight in the forward pass, all of whose dimensions are one in its parameter: store that as (number, "
+    "out, in, *kernel) and flatten it for the product, which is followed"
+)
+
 
 # ---- convolution ------------------------------------------------------------------------------------------------
 
@@ -49,6 +54,7 @@ def convolution(walk: Walk, x: Value, weight: AnyValue, bias: Any, stride: Any, 
 
 def _convolve(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any, groups: int, transposed: bool) -> Value:
     if not isinstance(weight, ParamValue):
+        walk.freeze_value(weight, FLAT)
         walk.freeze_value(x, WEIGHT_COMPUTED)
         walk.freeze_value(bias, WEIGHT_COMPUTED)
         walk.list_frozen(WEIGHT_COMPUTED)

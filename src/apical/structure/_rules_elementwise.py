@@ -14,7 +14,7 @@ from apical.structure._atoms import compress, line, shrink_constant_dims, varyin
 from apical.structure._nodes import makes_weight
 from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros
-from apical.structure._walk import Walk
+from apical.structure._walk import NOT_A_CHANNEL, Walk
 
 OUTER = "outer product or sum of two sets of channels"
 SHARED = "is shared by all units of another set of channels"
@@ -234,7 +234,7 @@ def meet_param(walk: Walk, ids: Tensor, param: ParamValue) -> None:
         if not set(dims) <= set(varying):
             if set(dims) & set(varying):
                 raise LookupError(f"a view of {param.name} mixes its dimensions")
-            walk.atoms.freeze(atoms, "meets a dimension that is not a channel")
+            walk.atoms.freeze(atoms, NOT_A_CHANNEL)
         elif dims == varying:
             walk.meet(*_flat(ids, compress(atoms[coords]).expand(ids.shape)), FIXED_SIZE)
         elif len(dims) == 1:

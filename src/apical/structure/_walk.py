@@ -33,6 +33,10 @@ from apical.structure._values import (
     whole_parameter,
 )
 
+NOT_A_CHANNEL = (
+    "meets a tensor whose units lie along another dimension, as after a linear layer over height, width or tokens; "
+    "only a layer over the channels of both would let them go together"
+)
 WRITTEN = "the forward pass writes into a slice of it"
 
 
@@ -66,6 +70,7 @@ class Walk:
         self.summed: list[tuple[Tensor, set[frozenset[int]]]] = []  # of additions: atoms, each operand's origins
         self.averaged: list[Tensor] = []  # atoms over which a mean or variance is taken, where they may go
         self.made: dict[MadeAxis, Tensor] = {}  # the ids that each dimension of a created tensor met first
+        self.mixed: list[tuple[Tensor, str]] = []  # ids that an operation joined along their own dimension, and which
         self.notes: list[str] = []
         self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
         self.values: dict[fx.Node, Any] = {}
@@ -339,7 +344,7 @@ class Walk:
         for d in range(ids.dim()):
             if d not in dims:
                 if not is_constant(ids, d):
-                    self.atoms.join(ids, ids.narrow(d, 0, 1).expand_as(ids))
+                    self._mix(ids, d)
                 ids = ids.narrow(d, 0, 1)
         rest = [d for d in range(ids.dim()) if d not in dims]
         return ids.permute(*dims, *rest).flatten(len(dims)).squeeze(-1) if rest else ids.permute(*dims)
@@ -361,7 +366,7 @@ class Walk:
             if varying_dims(coords) == [dim]:
                 ids = compress(self.axis(param.name, pdim)[coords])
             elif varying_dims(coords):
-                self.atoms.freeze(self.axis(param.name, pdim), "meets a dimension that is not a channel")
+                self.atoms.freeze(self.axis(param.name, pdim), NOT_A_CHANNEL)
         return Value(param.shape, ids)
 
     def list_frozen(self, reason: str) -> None:
@@ -469,9 +474,15 @@ class Walk:
             return ids
         if bool((ids < 0).any()):
             self.atoms.freeze(ids, reason or "lies beside positions that are fixed")
-        first = ids.narrow(dim, 0, 1).expand_as(ids)
-        self.atoms.join(ids, first)
-        return first
+        self._mix(ids, dim)
+        return ids.narrow(dim, 0, 1).expand_as(ids)
+
+    def _mix(self, ids: Tensor, dim: int) -> None:
+        """Join all ids along a dimension, positions of which the current operation needs all."""
+        self.atoms.join(ids, ids.narrow(dim, 0, 1).expand_as(ids))
+        name = op_name(self.target).rpartition("::")[2]
+        instead = "; linear layers over the channels (squeeze and excitation) would not" if "conv" in name else ""
+        self.mixed.append((ids, f"{name} in {self.module_path or 'the model'} takes them all at once{instead}"))
 
 
 def structural(walk: Walk, value: AnyValue, fn: Callable[[Tensor], Tensor], split: bool = False) -> AnyValue:
