@@ -143,3 +143,32 @@ def test_experts_are_units_where_a_score_depends_on_no_other_and_one_sum_takes_t
     structure = traced(around(Stacked("sigmoid", 1)), INPUTS)
     assert [(g.name, g.size) for g in structure.groups] == [("1.router", EXPERTS)]
     assert members_of(structure, "1.router") == {"1.router.weight": 1, "1.router.bias": 1, "1.up": 1, "1.down": 1}
+
+
+class HeadwiseRecurrence(nn.Module):
+    """As xLSTM's sLSTM: a recurrent weight for each head, whose channels are normed together afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.enter, self.gates, self.norm = nn.Linear(5, 16), nn.Linear(16, 32), nn.GroupNorm(4, 16)
+        self.recurrent = nn.Parameter(torch.randn(4, 4, 8) * 0.3)
+        self.leave = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        state, states = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            own = torch.einsum("bhi,hio->bho", state.unflatten(1, (self.heads, -1)), self.recurrent)
+            gate, new = (self.gates(x[:, t]) + own.unflatten(2, (2, -1)).transpose(1, 2).flatten(1)).chunk(2, -1)
+            state = torch.sigmoid(gate) * torch.tanh(new)
+            states.append(state)
+        return self.leave(self.norm(torch.stack(states, 1).flatten(0, 1)).view_as(x) + x)
+
+
+def test_heads_with_a_recurrent_weight_each_go_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model, inputs = HeadwiseRecurrence(), vectors(2, 4, 5)
+    structure = traced(model, inputs)
+    assert [g.size for g in structure.groups] == [4]
+    assert members_of(structure, structure.groups[0].name)["recurrent"] == 1

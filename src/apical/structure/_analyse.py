@@ -85,7 +85,7 @@ def propose(
 
     walk, states = walked(frozenset())
     stuck = walk.stuck()
-    if stuck:  # the other dimension may go: the hidden units of stacked experts, whose number stays
+    if stuck:  # another dimension may go: the hidden units of stacked experts, or whole heads of a recurrence
         other, other_states = walked(stuck)
         if other.stuck() < stuck:
             walk, states = other, other_states

@@ -65,6 +65,10 @@ class Atoms:
         (ids,) = shrink_constant_dims(ids)
         return bool(frozen[labels[ids[ids >= 0]]].all())
 
+    def are_one(self, ids: Tensor) -> bool:
+        """Whether these atoms are several, and all joined."""
+        return ids.numel() > 1 and self.labels()[ids].unique().numel() == 1
+
     def labels(self) -> Tensor:
         """The smallest atom of each atom's class  # (count,)"""
         known = self._labels

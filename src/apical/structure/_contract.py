@@ -72,11 +72,13 @@ def _placed(labels: str, ids: Tensor, out: str, shape: tuple[int, ...]) -> Tenso
 
 
 def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str) -> Labelled:
-    for label in lw:  # a weight for each of several experts, whose number stays
-        if label in la and label in out and w.shape[lw.index(label)] != 1:
-            whole(walk, w, lw.index(label))
-            if a.ids is not None:
-                a = replace(a, ids=walk.held(a.ids, la.index(label), FIXED_SIZE))
+    each = [label for label in lw if label in la and label in out and w.shape[lw.index(label)] != 1]
+    if len(each) == 1 and w.name in walk.turned:
+        return _by_head(walk, a, la, w, lw, each[0])
+    for label in each:  # a weight for each of several experts, whose number stays
+        whole(walk, w, lw.index(label))
+        if a.ids is not None:
+            a = replace(a, ids=walk.held(a.ids, la.index(label), FIXED_SIZE))
     summed = [label for label in lw if label in la and label not in out]
     free = [label for label in lw if label not in la and label in out]
     moving = [] if a.ids is None else [la[d] for d in varying_dims(a.ids) if la[d] in summed]
@@ -85,7 +87,7 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
     summed.sort(key=lambda label: label not in moving)  # (heads, width) as two dimensions: heads are the units
     for label in summed[1:]:
         whole(walk, w, lw.index(label))
-    free = walk.first_choice(w, free, lw)
+    free = walk.first_choice(w, free, lw, each)
     for label in free[1:]:  # (heads, width) as two dimensions of a weight: heads are the units, if they can be
         whole(walk, w, lw.index(label))
     if a.ids is not None and {la[d] for d in varying_dims(a.ids)} - set(summed):
@@ -100,6 +102,16 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
     walk.attribute("in_features", columns, path=owner)
     walk.attribute("out_features", ids, path=owner)
     return (free[0], ids), frozenset([out_key]), {free[0]: ids, summed[0]: columns}
+
+
+def _by_head(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, head: str) -> Labelled:
+    """A weight for each of several heads, each of which mixes all of its own channels and goes as a whole (sLSTM)."""
+    for label in lw.replace(head, ""):
+        whole(walk, w, lw.index(label))
+    heads, key = weight_axis(walk, w, lw.index(head), produce=True)
+    read_columns(walk, a, walk.channel_ids(a, la.index(head)), heads, key)
+    walk.choose(w, lw.index(head))
+    return (head, heads), frozenset([key]), {head: heads}
 
 
 def _beside_channels(walk: Walk, a: Value, la: str, w: ParamValue, summed: str) -> Labelled:

@@ -53,6 +53,7 @@ class Walk:
         self.model = model
         self.turned = turned  # weights whose last free dimension holds the units, not the first
         self.chosen: dict[str, int] = {}  # of a weight with several free dimensions, that which holds the units
+        self.each: set[str] = set()  # weights that are one for each of several heads or experts
         self.resize_streams = resize_streams
         self.canonical = dict(names)
         self.atoms = Atoms()
@@ -428,19 +429,40 @@ class Walk:
         if value == (ids.numel() if size is None else size):
             self.attributes[(path, name)] = ids
 
-    def first_choice(self, weight: ParamValue, free: list[str], labels: str) -> list[str]:
-        """The free dimensions of a weight (by their labels), that first which holds the units."""
+    def first_choice(self, weight: ParamValue, free: list[str], labels: str, each: Sequence[str]) -> list[str]:
+        """The free dimensions of a weight (by their labels), that first which holds the units.
+
+        Args:
+            weight: that several dimensions of may hold units.
+            free: its dimensions that the result has, but not the input.
+            labels: of all its dimensions.
+            each: dimensions that both have: the weight is one for each of several heads or experts.
+        """
         if len(free) > 1:
             free = free[::-1] if weight.name in self.turned else free
-            found = param_axis_along(weight, labels.index(free[0]))
-            if found is not None:
-                self.chosen[weight.name] = found[0]
+        if len(free) > 1 or each:
+            self.choose(weight, labels.index(free[0]))
+        if len(free) == 1 and each:
+            self.each.add(weight.name)
         return free
 
+    def choose(self, weight: ParamValue, dim: int) -> None:
+        """Note that of several dimensions of a weight this one holds the units."""
+        found = param_axis_along(weight, dim)
+        if found is not None:
+            self.chosen[weight.name] = found[0]
+
     def stuck(self) -> frozenset[str]:
-        """Weights with several free dimensions of which the chosen one cannot go."""
+        """Weights with several dimensions for units of which the chosen one cannot go.
+
+        Those that are one for each of several heads are stuck where all that they write is one unit.
+        """
+
+        def at_once(ids: Tensor) -> bool:
+            return self.atoms.are_one(ids) and not self.atoms.all_frozen(ids)
+
         chosen = {name: self.axis(name, dim) for name, dim in self.chosen.items()}
-        return frozenset(name for name, ids in chosen.items() if self.atoms.all_frozen(ids))
+        return frozenset(n for n, ids in chosen.items() if (at_once if n in self.each else self.atoms.all_frozen)(ids))
 
     def meet_rows(self, table: Tensor) -> None:
         """Join the entries of each row  # (rows, entries)"""
