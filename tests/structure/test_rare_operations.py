@@ -60,6 +60,10 @@ class WeightStandardised(nn.Conv2d):
 
 ALL = {"a.0": 6}
 CASES: dict[str, Case] = {
+    "bilinear form": sequences(
+        lambda m, x: m.form(torch.tanh(x), m.other(x)), {"a": 6, "other": 4, "form": 7}, width=7,
+        other=nn.Linear(6, 4), form=nn.Bilinear(6, 4, 7),
+    ),
     # activations: what keeps a zero at zero lets the gate stay at the norm, what does not moves it to the reader
     "clamp around zero": images(lambda m, h: h.clamp(-1, 1), ALL),
     "clamp above zero": images(lambda m, h: h.clamp(0.5, 2.0), ALL),

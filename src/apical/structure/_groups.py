@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -185,7 +185,7 @@ def _group(
     if len(units) == 1:
         return TOGETHER
     normed = [k for k in writers if k in walk.coupled]
-    if any(not _can_begin(walk, key, keys, sites[units[0]]) for key in normed):
+    if any(not _can_begin(walk, key, writers, keys, sites[units[0]]) for key in normed):
         return NORMED
     path = writers[0][0].rpartition(".")[0] or writers[0][0]
     taken[path] += 1
@@ -196,16 +196,24 @@ def _group(
     return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate, readers)
 
 
-def _can_begin(walk: Walk, key: AxisKey, keys: Iterable[AxisKey], site: Iterable[AxisKey]) -> bool:
-    """Whether units whose gates are all zero get a gradient, though their writer is normed over them.
+def _can_begin(
+    walk: Walk, key: AxisKey, writers: Sequence[AxisKey], keys: Iterable[AxisKey], site: Iterable[AxisKey]
+) -> bool:
+    """Whether units whose gates are all zero get a gradient, though one of their writers is normed over them.
 
-    They do unless a second factor is zero as well: the scale of a norm, or a normed reader if there is no bias.
+    They do unless a second factor is zero as well: the scale of a norm, or a normed reader if the writer has no bias.
+    What other writers add is no factor.
     """
-    own, parametrized, _ = key[0].partition(".parametrizations.")
-    own = own if parametrized else key[0].rpartition(".")[0]
-    biases = {k for k in keys if k[0].endswith("bias") and k[0].rpartition(".")[0] == own}
-    others = set(site) - {key} - biases
-    return not others or (others <= walk.coupled and bool(biases) and biases.isdisjoint(site))
+    owners = {_owner(name) for name, _ in writers}
+    biases = {k for k in keys if k[0].endswith("bias") and _owner(k[0]) in owners}
+    factors = set(site) - set(writers) - {walk.gates[k] for k in writers if k in walk.gates} - biases
+    return not factors or (factors <= walk.coupled and any(_owner(name) == _owner(key[0]) for name, _ in biases))
+
+
+def _owner(tensor: str) -> str:
+    """The module that a tensor belongs to, also if it is one of those that a weight is computed from."""
+    before, parametrized, _ = tensor.partition(".parametrizations.")
+    return before if parametrized else tensor.rpartition(".")[0]
 
 
 def _sums_of_producers(walk: Walk) -> list[Tensor]:

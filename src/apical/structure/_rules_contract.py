@@ -164,6 +164,24 @@ def linear(walk: Walk, x: AnyValue, weight: AnyValue, bias: Any = None) -> Value
     return Value(result.shape, result.ids, union_zeros([result.zeros, extra]))
 
 
+@register_op("aten::bilinear")
+def bilinear(walk: Walk, a: Value, b: Value, weight: AnyValue, bias: Any = None) -> Value:
+    """aᵀ W b + bias, weight (out, in of a, in of b)."""
+    if not isinstance(weight, ParamValue):
+        raise LookupError(WEIGHT_COMPUTED)
+    ids, key = weight_axis(walk, weight, 0, produce=True)
+    inputs = []
+    for dim, x in ((1, a), (2, b)):
+        columns, in_key = weight_axis(walk, weight, dim)
+        read_columns(walk, x, walk.channel_ids(x, -1), columns, in_key)
+        walk.attribute(f"in{dim}_features", columns)
+        inputs.append(columns)
+    walk.attribute("out_features", ids)
+    walk.cost(_numel(walk.out_shape[:-1]), ids, *inputs)
+    zeros = union_zeros([frozenset([key]), _add_bias(walk, bias, ids)])
+    return Value(walk.out_shape, spread(ids, walk.out_shape, len(walk.out_shape) - 1), zeros)
+
+
 def _owners(walk: Walk, weight: AnyValue) -> tuple[str, ...]:
     """The layer that runs, which may share its weight, and the one that holds it, which its parent may read."""
     owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else walk.module_path

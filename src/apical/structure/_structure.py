@@ -146,7 +146,7 @@ class Structure:
         normalisation, pooling and embeddings are not. So the value is half of what
         `torch.utils.flop_counter.FlopCounterMode` counts on the resized model, except where the counter misses
         work that is counted here: fused scaled dot-product attention on the CPU, and the fast path that
-        `torch.nn.TransformerEncoder` takes in eval mode without gradients.
+        `torch.nn.TransformerEncoder` takes in eval mode without gradients; bilinear layers.
 
         Args:
             keep: kept positions (or just their number) by group name; groups not named keep everything.
