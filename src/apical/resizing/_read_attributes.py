@@ -52,7 +52,6 @@ def _telling(kind: type, note: Callable[[str], None]) -> type:
 
     def read(self: Any, name: str) -> Any:
         note(name)
-        return super(told, self).__getattribute__(name)  # type: ignore[misc]
+        return kind.__getattribute__(self, name)
 
-    told = type(kind)(kind.__name__, (kind,), {"__module__": kind.__module__, "__getattribute__": read})
-    return told
+    return type(kind)(kind.__name__, (kind,), {"__module__": kind.__module__, "__getattribute__": read})
