@@ -289,3 +289,39 @@ def test_a_folder_cannot_set_a_size_that_the_module_does_not_have(tmp_path: Path
     other[2].nf = 2 if value == 7 else 3
     with pytest.raises(apical.ApicalError, match="nf"):
         apical.load(other, tmp_path / "small")
+
+
+class ClassAttention(nn.Module):
+    """As CaiT's: the query is the first token's, and each view asks the input for the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        q = self.q(x[:, 0]).unsqueeze(1).reshape(B, 1, self.num_heads, C // self.num_heads).permute(0, 2, 1, 3)
+        k = self.k(x).reshape(B, N, self.num_heads, C // self.num_heads).permute(0, 2, 1, 3)
+        v = self.v(x).reshape(B, N, self.num_heads, C // self.num_heads).permute(0, 2, 1, 3)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).reshape(B, 1, C))
+
+
+class Described(nn.Module):
+    """A model that says much about itself, as timm's do, none of which its code reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_info = [{"num_chs": 16, "reduction": 4, "module": f"blocks.{i}"} for i in range(12)]
+        self.enter, self.attention, self.head = nn.Linear(5, 16), ClassAttention(), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(F.layer_norm(self.enter(x), (16,)))[:, 0])
+
+
+def test_sizes_that_no_code_reads_are_not_tried() -> None:
+    """There are too many of them to come to those that matter, four of which must follow together."""
+    structure = traced(Described(), vectors(2, 6, 5))
+    assert {g.name: g.size for g in structure.groups} == {"attention.q": 4, "attention.o": 16}
+    assert sum(a.attribute.startswith("size_in_forward") for a in structure.attributes) == 4

@@ -49,9 +49,10 @@ class ReadAttributes:
 
 def _telling(kind: type, note: Callable[[str], None]) -> type:
     """A subclass that hands on the name of each attribute that is read."""
+    plain: Any = kind.__getattribute__
 
     def read(self: Any, name: str) -> Any:
         note(name)
-        return kind.__getattribute__(self, name)
+        return plain(self, name)
 
     return type(kind)(kind.__name__, (kind,), {"__module__": kind.__module__, "__getattribute__": read})
