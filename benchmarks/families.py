@@ -367,15 +367,15 @@ _LIMITS = """\
 - **The embedding of FNet**, which a Fourier transform mixes.
 
 Configs are small (two layers, width 32), so that heads, first layers and embeddings weigh more than in published sizes.
-T5 stays below 90 % with and without streams: the first layer of each kind makes the position bias for all others and
-so stays, and the encoder's state is an output, whose width the shared embedding gives to all streams. Of SegFormer
-mostly the convolutions that cut patches are left, and the width of the only head of its first stage.
+T5's streams stay, since the encoder's state is an output, whose width the shared embedding gives to all streams, and so
+does the first self-attention of each stack, which makes the position bias for all others. Of SegFormer mostly the
+convolutions that cut patches are left, and the width of the only head of its first stage.
 
-All rows of transformers were measured anew, and of timm the first 42, up to the last but 26. Since then modulated,
-mixed and normed weights, products that sum nothing and partly written tensors are followed: wav2vec 2.0, Mamba, T5,
-DETR, SegFormer, hiera_tiny_224, convit_tiny and sam2_hiera_tiny were measured after that. The last 26 rows of timm
-(from tiny_vit_21m_384 on) are older: before the dry run removed different numbers of units from different groups, or
-before biases that are put side by side were followed.
+All rows of transformers were measured anew. Those of timm are older. Since the first 42 of them, up to the last but 26,
+modulated, mixed and normed weights, products that sum nothing and partly written tensors are followed (hiera_tiny_224,
+convit_tiny and sam2_hiera_tiny were measured after that), and sizes in the code of class attention (CaiT's and XCiT's;
+not measured anew). The last 26 rows (from tiny_vit_21m_384 on) are from before the dry run removed different numbers
+of units from different groups, or before biases that are put side by side were followed.
 Of timm's sample of 80, what is listed was measured, at 64 pixels or the smallest of 96, 128 and their own size that
 they take, on one thread; the limit of time is one of the processor's seconds, but for tiny_vit_21m_384 and
 crossvit_18_dagger_408, where it was the clock's of a busy machine.
