@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import apical
 from apical.errors import TraceError
-from apical.growth._births import prepare_births_
+from apical.growth._growing_model import prepare_births_
 from structure.expectations import groups_of, reasons_of, traced
 from structure.nets import Net, image, vectors
 
