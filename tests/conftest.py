@@ -43,6 +43,13 @@ def _repeatable() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """What was made before is left out of garbage collection, and of the copies that a `Grower` looks for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each network is traced once, not once a run; `make test-all`, which selects by no mark, traces anew each time."""
@@ -65,9 +72,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
-
-
-def pytest_collection_finish() -> None:
-    """What importing has made is left out of garbage collection, and of what `Grower` searches for copies of a model."""
-    gc.collect()
-    gc.freeze()
