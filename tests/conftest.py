@@ -57,10 +57,10 @@ def traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         trace_once(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[ForkServer]:
-    """Forks processes that run the functions of the module that the test module names in `SERVED`."""
-    with fork_server(request.module.SERVED) as running:
+@pytest.fixture(scope="session")
+def server() -> Iterator[ForkServer]:
+    """Forks processes that run the functions of modules of cases."""
+    with fork_server() as running:
         yield running
 
 
