@@ -136,9 +136,9 @@ def grown(name: str, device: str | None, options: dict[str, Any]) -> tuple[Struc
     [
         ("residual", {}),
         slow("residual", {"seed_style": "pretrained", "utility": "random"}),
-        ("residual", {"config": ScsConfig(sampling="budgeted", score_lr=2.0, ignore=("fc",))}),
+        slow("residual", {"config": ScsConfig(sampling="budgeted", score_lr=2.0, ignore=("fc",))}),
         slow("residual", {"config": ScsConfig.random()}),
-        ("mlp", {"interval_unit": "steps", "interval": 2, "divisor": 4}),
+        slow("mlp", {"interval_unit": "steps", "interval": 2, "divisor": 4}),
         ("lstm", {"seed_style": "small", "damping": 1.0}),
     ],
 )

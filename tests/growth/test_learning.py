@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ class Branches(nn.Module):
         return self.head(torch.cat([relu(b(x)) for b, x in zip(self.branches, inputs, strict=True)], 1))
 
 
+@cache
 def branch_widths(noise: Sequence[float], seed: int = 0, shuffled: bool = False, **options: Any) -> list[int]:
     """Grow branches that see the informative input with so much noise added; the widths that they get."""
     inputs, labels = teacher(3)

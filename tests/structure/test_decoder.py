@@ -174,7 +174,7 @@ def test_heads_follow_whatever_their_number_is_called(name: str, tmp_path: Path)
     assert torch.equal(model(*TOKENS), before)
 
 
-@pytest.mark.parametrize("depth", [1, 3, slow(6)])
+@pytest.mark.parametrize("depth", [slow(1), 3, slow(6)])
 @pytest.mark.parametrize("sizes", [(4, 4, 6), (8, 2, 4), (6, 3, 6)])
 def test_heads_follow_in_every_layer(sizes: Sizes, depth: int) -> None:
     """Key heads in equal number, several queries to each, and a width that equals the number of heads."""
