@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 from fork_server import ForkServer, fork_server
 from traced_once import trace_once
 
+collect_ignore_glob = ["*cases.py"]  # nothing to collect: what tests or their processes import
+
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 
