@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from marks import slow
+from marks import quick, slow
 from structure.expectations import reasons_of, traced
 
 TOKENS = (torch.arange(10).view(2, 5) % 7,)
@@ -157,7 +157,7 @@ KINDS: dict[str, tuple[type[Layer], Callable[[Any, Sizes], None]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", quick(KINDS, ["num_heads", "expand", "tuple", "dict", "nested"]))
 def test_heads_follow_whatever_their_number_is_called(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Decoder(*KINDS[name], sizes=(4, 2, 6))
