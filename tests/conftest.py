@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from hypothesis import HealthCheck, settings
 
 from fork_server import ForkServer, fork_server
 from traced_once import trace_once
+
+collect_ignore_glob = ["*cases.py"]  # nothing to collect: what tests or their processes import
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
@@ -42,6 +45,13 @@ def _repeatable() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """What was made before is left out of garbage collection, and of the copies that a `Grower` looks for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each network is traced once, not once a run; `make test-all`, which selects by no mark, traces anew each time."""
@@ -49,10 +59,10 @@ def traced_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         trace_once(monkeypatch)
 
 
-@pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest) -> Iterator[ForkServer]:
-    """Forks processes that run the functions of the module that the test module names in `SERVED`."""
-    with fork_server(request.module.SERVED) as running:
+@pytest.fixture(scope="session")
+def server() -> Iterator[ForkServer]:
+    """Forks processes that run the functions of modules of cases."""
+    with fork_server() as running:
         yield running
 
 

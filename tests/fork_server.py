@@ -1,6 +1,7 @@
 """Processes that start fast: one interpreter has imported torch, and forks a child (or several) for each request.
 
-Requests and answers are lines of JSON. Forking happens before torch has computed anything, so there are no threads.
+Requests and answers are lines of JSON. A module of cases is imported when one of its functions is first asked for.
+Forking happens before torch has computed anything, so there are no threads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,10 +34,10 @@ class Ended:
 class ForkServer:
     """Runs ``module:function(*arguments)`` in forked processes."""
 
-    def __init__(self, modules: Sequence[str]) -> None:
+    def __init__(self) -> None:
         search = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, str(TESTS / "fork_server.py"), *modules],
+            [sys.executable, str(TESTS / "fork_server.py")],
             env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -72,8 +73,8 @@ class ForkServer:
 
 
 @contextmanager
-def fork_server(*modules: str) -> Iterator[ForkServer]:
-    server = ForkServer(modules)
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer()
     try:
         yield server
     finally:
@@ -107,6 +108,7 @@ def _child(request: Mapping[str, Any], rank: int, port: int, printed: Path) -> N
 
 
 def _serve(request: Mapping[str, Any]) -> list[tuple[int, str]]:
+    import_module(request["function"].partition(":")[0])  # here, once for all that are forked
     port, started = free_port(), time.monotonic()
     files = [Path(request["folder"]) / f"printed-{rank}.txt" for rank in range(request["count"])]
     children = []
@@ -135,8 +137,6 @@ def _serve(request: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    for module in sys.argv[1:]:
-        import_module(module)
     for line in sys.stdin:
         answers.write(json.dumps(_serve(json.loads(line))) + "\n")
         answers.flush()

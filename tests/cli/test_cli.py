@@ -21,8 +21,10 @@ from apical.cli import main
 from apical.export import _save
 from apical.training import Interrupted, _run
 from apical.training._checkpoint import Checkpoint, save_checkpoint
+from marks import slow
 from photo_folder import write_image_folder
 
+pytestmark = pytest.mark.usefixtures("traced_once")
 TINY = (
     "--set=data.path=synthetic",
     "--set=limit=64",
@@ -227,7 +229,7 @@ def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path: Path, monke
     assert "leave out one of them" in both.stderr
 
 
-@pytest.mark.parametrize("name", ["architecture.json", "summary.json", "template.json", "report.html"])
+@pytest.mark.parametrize("name", ["architecture.json", slow("summary.json"), slow("template.json"), "report.html"])
 def test_a_disk_that_is_full_at_any_file_is_one_message(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_over_an_older_save(server: ForkServer, tmp_path: Path) -> None:
     found, number = [], 0
     while True:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 import apical
@@ -250,7 +249,8 @@ def test_finishing_early_warns_and_still_leaves_integers() -> None:
 
 
 def test_other_labels_lead_to_other_bits() -> None:
-    digits = load_digits()
+    datasets = pytest.importorskip("sklearn.datasets")
+    digits = datasets.load_digits()
     x = torch.tensor(digits.data[::3], dtype=torch.float32).view(-1, 1, 8, 8) / 16
     right = torch.tensor(digits.target[::3])
     shuffled = right[torch.randperm(len(right), generator=torch.Generator().manual_seed(1))]

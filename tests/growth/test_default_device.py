@@ -21,7 +21,7 @@ from apical import DormantStore, Grower, Structure, resize_, resize_state, trace
 from apical.growth import ScsConfig
 from apical.growth._scores import critical_shift, draw_noise
 from growth.cases import CASES, built, example, logits_of, sgd, structure_of
-from marks import slow
+from marks import quick, slow
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "apical"
 FACTORIES = {factory.__name__ for factory in _device_constructors()}
@@ -54,7 +54,7 @@ def test_every_new_tensor_is_told_its_device(package: str) -> None:
     assert [call for file in files for call in unnamed(file)] == []
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, ["residual", "lstm", "attention"]))
 def test_a_model_is_traced_alike(name: str) -> None:
     model, inputs, expected = built(name), example(name), structure_of(name)
     with default_device("meta"):
@@ -136,9 +136,9 @@ def grown(name: str, device: str | None, options: dict[str, Any]) -> tuple[Struc
     [
         ("residual", {}),
         slow("residual", {"seed_style": "pretrained", "utility": "random"}),
-        ("residual", {"config": ScsConfig(sampling="budgeted", score_lr=2.0, ignore=("fc",))}),
+        slow("residual", {"config": ScsConfig(sampling="budgeted", score_lr=2.0, ignore=("fc",))}),
         slow("residual", {"config": ScsConfig.random()}),
-        ("mlp", {"interval_unit": "steps", "interval": 2, "divisor": 4}),
+        slow("mlp", {"interval_unit": "steps", "interval": 2, "divisor": 4}),
         ("lstm", {"seed_style": "small", "damping": 1.0}),
     ],
 )

@@ -19,7 +19,7 @@ from apical import Grower
 from apical.errors import CheckpointError, ResizeError
 from apical.growth import ScsConfig
 from growth.cases import adamw, built, grown, sgd, step
-from marks import quick
+from marks import quick, slow
 
 EPOCHS = 7
 LIVELY: dict[str, Any] = {  # widths that move far
@@ -120,16 +120,17 @@ CONFIGS: list[tuple[str, Maker, dict[str, Any]]] = [
 IDS = [f"{name}-{maker.__name__}-{i}" for i, (name, maker, _) in enumerate(CONFIGS)]
 
 
+@pytest.mark.parametrize("resumed", [(1, 4), slow((0, 2, 3, 5, 6))], ids=str)
 @pytest.mark.parametrize(("name", "maker", "options"), quick(CONFIGS, [CONFIGS[i] for i in (0, 4, 7)]), ids=IDS)
 def test_the_same_seed_is_the_same_run_and_so_is_one_resumed_at_any_epoch(
-    name: str, maker: Maker, options: dict[str, Any]
+    name: str, maker: Maker, options: dict[str, Any], resumed: tuple[int, ...]
 ) -> None:
     whole = Run(name, maker, options)
     saves = [whole.saved()]
     for epoch in range(EPOCHS):
         saves.append(whole.train(epoch, epoch + 1).saved())
     equal_runs(whole, Run(name, maker, options).train(0, EPOCHS))  # saving on the way changed nothing
-    for epoch in range(EPOCHS):
+    for epoch in resumed:
         torch.manual_seed(epoch)
         equal_runs(whole, Run(name, maker, options).load(saves[epoch]).train(epoch, EPOCHS))
 

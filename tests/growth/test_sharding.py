@@ -17,7 +17,6 @@ from apical.errors import CheckpointError, ConfigError
 from apical.growth._sharded_checkpoint import _described
 from apical.resizing._sharding import Sharding
 from fork_server import ForkServer
-from marks import quick
 
 SERVED = "growth.sharding_cases"
 
@@ -50,12 +49,27 @@ def assert_as_one(alone: dict[str, Any], together: list[dict[str, Any]]) -> None
             for name, tensor in state[kind].items():
                 assert torch.allclose(tensor, alone[kind][name], rtol=1e-11, atol=1e-12), (kind, name)
         assert torch.allclose(state["values"], alone["values"], rtol=1e-9, atol=1e-14)
+    assert all(state["sharded"] for state in together)
+    assert len({str(w) for w in alone["widths"]}) > 3, "the network did change"
+    assert len({str(s) for s in alone["skipped"]}) > 1, "blocks, too"
+
+
+def assert_even(alone: dict[str, Any], together: list[dict[str, Any]], parts: int) -> None:
+    """Each process holds its part of the parameters and of what is dormant, and no more."""
+    size = sum(p.numel() for p in alone["model"].values())
+    rows = sum(p[0].numel() for p in alone["model"].values())
+    for state in together:  # at most a row more of each tensor than an even share
+        assert state["parts"] <= size / parts + rows
+    copies = len(together) // parts
+    assert sum(s["parts"] for s in together) == size * copies
+    assert sum(s["store_parts"] for s in together) == sum(t.numel() for t in alone["store"].values()) * copies
 
 
 WAYS = [(3, "each", "AdamW"), (2, "each", "AdamW"), (3, "whole", "SGD"), (4, "pairs", "AdamW")]
 
 
-@pytest.mark.parametrize(("count", "way", "optimizer"), quick(WAYS, WAYS[:1]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "way", "optimizer"), WAYS)
 def test_sharded_processes_are_one(
     server: ForkServer, alone: Callable[[str], Any], tmp_path: Path, count: int, way: str, optimizer: str
 ) -> None:
@@ -63,16 +77,7 @@ def test_sharded_processes_are_one(
     one = alone(optimizer)
     together = states(server, tmp_path / "many", "run", way, optimizer, count=count)
     assert_as_one(one, together)
-    assert all(state["sharded"] for state in together)
-    assert len({str(w) for w in one["widths"]}) > 3, "the network did change"
-    assert len({str(s) for s in one["skipped"]}) > 1, "blocks, too"
-    size = sum(p.numel() for p in one["model"].values())
-    parts = 2 if way == "pairs" else count
-    rows = sum(p[0].numel() for p in one["model"].values())
-    for state in together:  # at most a row more of each tensor than an even share
-        assert state["parts"] <= size / parts + rows
-    assert sum(s["parts"] for s in together) == size * count // parts
-    assert sum(s["store_parts"] for s in together) == sum(t.numel() for t in one["store"].values()) * count // parts
+    assert_even(one, together, 2 if way == "pairs" else count)
 
 
 def test_what_is_gathered_is_what_the_paper_says(server: ForkServer, tmp_path: Path) -> None:
@@ -94,6 +99,7 @@ def test_resumed_by_other_processes(
     assert all(e.code == 0 for e in ended), "\n".join(e.output for e in ended)
     together = states(server, folder, "resumed", "each", count=after)
     assert_as_one(alone("AdamW"), together)
+    assert_even(alone("AdamW"), together, after)
     for state in together:
         assert state["plain"].keys() == state["model"].keys()
         assert all(type(t) is torch.Tensor for t in state["plain"].values())

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from apical import models
+from marks import slow
 from torchvision_shim import import_torchvision
 
 pytestmark = pytest.mark.zoo
@@ -22,7 +23,7 @@ def copy_of(theirs: nn.Module, ours: nn.Module) -> None:
     ours.load_state_dict(theirs.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize("name", ["resnet18", slow("resnet34"), "resnet50", slow("resnet101")])
 def test_resnet(name: str) -> None:
     torchvision = import_torchvision()
     theirs = getattr(torchvision.models, name)(num_classes=7).eval()
@@ -33,8 +34,8 @@ def test_resnet(name: str) -> None:
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("aux", [False, True])
-@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_resnet101"])
+@pytest.mark.parametrize("aux", [slow(False), True])
+@pytest.mark.parametrize("name", ["deeplabv3_resnet50", slow("deeplabv3_resnet101")])
 def test_deeplab(name: str, aux: bool) -> None:
     torchvision = import_torchvision()
     build = getattr(torchvision.models.segmentation, name)

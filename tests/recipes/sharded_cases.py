@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.fsdp  # once for all that are forked
+import torch.distributed.checkpoint  # once for all that are forked
+import torch.distributed.fsdp
 
 from apical.errors import ApicalError
 from apical.recipes import apply_settings, get_recipe

@@ -59,6 +59,7 @@ def cut_and_resumed(server: ForkServer, folder: Path, text: Path) -> list[dict[s
     return states(ends(server, folder, text, "resumed", 2), folder, "resumed")
 
 
+@pytest.mark.slow
 def test_processes_that_divide_the_model_are_one_that_holds_it(server: ForkServer, text: Path, tmp_path: Path) -> None:
     """Though they are stopped in the middle of an epoch and go on; they leave an ordinary run."""
     (alone,) = states(ends(server, tmp_path, text, "plain", 1), tmp_path, "plain")
@@ -104,7 +105,11 @@ def images(server: ForkServer, folder: Path, shard: bool, epochs: int) -> dict[s
 
 
 def test_processes_that_evaluate_unequally_often_do_not_wait_in_vain(server: ForkServer, tmp_path: Path) -> None:
-    assert images(server, tmp_path, True, epochs=2)["summary"]["test_samples"] == 33
+    """And they leave an ordinary run."""
+    ended = images(server, tmp_path, True, epochs=2)
+    assert ended["summary"]["test_samples"] == 33
+    small, *_ = load_run(tmp_path / "True")
+    assert {name: t.shape for name, t in small.state_dict().items()} == {n: t.shape for n, t in ended["model"].items()}
 
 
 @pytest.mark.slow

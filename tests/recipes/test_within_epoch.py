@@ -56,7 +56,7 @@ def ended(server: ForkServer, folder: Path, case: str, data: Path, what: str, co
     [
         ("folder", 1),
         slow("parquet", 1),
-        ("masks", 1),
+        slow("masks", 1),
         slow("text", 1),
         slow("folder", 2),
         slow("masks", 2),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
-from marks import slow
+from marks import quick, slow
 from structure.expectations import reasons_of, traced
 
 TOKENS = (torch.arange(10).view(2, 5) % 7,)
@@ -157,7 +157,7 @@ KINDS: dict[str, tuple[type[Layer], Callable[[Any, Sizes], None]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", quick(KINDS, ["num_heads", "expand", "tuple", "dict", "nested"]))
 def test_heads_follow_whatever_their_number_is_called(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Decoder(*KINDS[name], sizes=(4, 2, 6))
@@ -174,7 +174,7 @@ def test_heads_follow_whatever_their_number_is_called(name: str, tmp_path: Path)
     assert torch.equal(model(*TOKENS), before)
 
 
-@pytest.mark.parametrize("depth", [1, 3, slow(6)])
+@pytest.mark.parametrize("depth", [slow(1), 3, slow(6)])
 @pytest.mark.parametrize("sizes", [(4, 4, 6), (8, 2, 4), (6, 3, 6)])
 def test_heads_follow_in_every_layer(sizes: Sizes, depth: int) -> None:
     """Key heads in equal number, several queries to each, and a width that equals the number of heads."""

@@ -19,6 +19,7 @@ from apical.errors import LoadError
 from apical.export import export_onnx, export_pt2
 from apical.resizing._stand_in import StandIn
 from apical.structure import Returned
+from marks import slow
 from structure.contract import generic_
 from structure.expectations import traced
 from structure.nets import Net, conv, image, unit, vectors
@@ -414,14 +415,14 @@ def test_a_damaged_description_is_refused(data: dict[str, Any]) -> None:
         Returned.from_dict(data)
 
 
-def test_exported(tmp_path: Path) -> None:
-    for name in ("tuples", "zeros", "several modules"):
-        small, _ = skipped(stacks()[name])
-        x = torch.randn(2, 5, 4)
-        assert export_pt2(small.float(), x, tmp_path / "m.pt2", batch_dim=None).difference <= 1e-5
-        pytest.importorskip("onnxruntime")
-        pytest.importorskip("onnxscript")
-        assert export_onnx(small.float(), x, tmp_path / "m.onnx", batch_dim=None).difference <= 1e-5
+@pytest.mark.parametrize("name", [slow("tuples"), slow("zeros"), "several modules"])
+def test_exported(name: str, tmp_path: Path) -> None:
+    small, _ = skipped(stacks()[name])
+    x = torch.randn(2, 5, 4)
+    assert export_pt2(small.float(), x, tmp_path / "m.pt2", batch_dim=None).difference <= 1e-5
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert export_onnx(small.float(), x, tmp_path / "m.onnx", batch_dim=None).difference <= 1e-5
 
 
 def test_what_feeds_a_branch_that_is_left_out_keeps_a_gradient_of_zero() -> None:

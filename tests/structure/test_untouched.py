@@ -144,6 +144,7 @@ def test_what_python_froze_and_what_it_did_not() -> None:
     """The search for cycles passes over what was there before a trace while it runs, not after it."""
     net, seen = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)), []
     net.register_module("3", Counting(seen))
+    gc.unfreeze()  # what the tests froze
     apical.trace(net, torch.randn(2, 3))
     assert min(seen) > 0
     assert gc.get_freeze_count() == 0

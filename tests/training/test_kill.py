@@ -105,7 +105,9 @@ def test_killed_at_twenty_random_moments(server: ForkServer, tmp_path: Path, kin
     assert len(set(reached)) > 1, f"the runs were killed after epochs {reached}"
 
 
-@pytest.mark.parametrize(("where", "number", "within"), [("step", 13, 3), slow("step", 15, 5), ("evaluation", 5, 5)])
+@pytest.mark.parametrize(
+    ("where", "number", "within"), [("step", 13, 3), slow("step", 15, 5), slow("evaluation", 5, 5)]
+)
 def test_a_signal_loses_nothing(
     server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path, where: str, number: int, within: int
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_full_disk(server: ForkServer, whole: tuple[dict[str, Any], float], tm
     assert_ends_as(whole[0], server, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_that_large(
     server: ForkServer, whole: tuple[dict[str, Any], float], tmp_path: Path
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_file_that_may_not_grow_that_large(
     assert_ends_as(whole[0], server, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only(server: ForkServer, whole: tuple[dict[str, Any], float]) -> None:
     with tempfile.TemporaryDirectory() as outer:  # pytest's own folder is closed to other users
         folder = Path(outer) / "run"

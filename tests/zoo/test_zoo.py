@@ -19,7 +19,7 @@ OFTEN = {
     *("resnet18", "mobilenet_v3_small", "shufflenet_v2_x1_0", "vit_small", "convnext_atto"),
 }
 SEEDS = (0, 1, 2)  # seed 0 skips no block and shrinks every group, seed 1 skips every block
-FEW_SEEDS = (0, 1)  # for the larger networks, to keep the run under five minutes
+FEW_SEEDS = (0, 1)  # for the larger networks, and on every change for all
 
 
 def _marks(entry: ZooModel) -> list[pytest.MarkDecorator]:
@@ -39,7 +39,7 @@ def _named(*, refused: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", _named(refused=False))
-def test_contract(name: str) -> None:
+def test_contract(name: str, request: pytest.FixtureRequest) -> None:
     entry = ZOO[name]
     inputs = in_float64(entry.inputs())
     model = randomise_(entry.build(), inputs, seed=1)
@@ -48,7 +48,7 @@ def test_contract(name: str) -> None:
     structure, _ = timed_trace(model, inputs, entry.state_outputs)
     check_untouched(before, model)
     subject = Subject(model.eval(), structure, inputs, entry.state_outputs)
-    large = entry.slow or entry.tags & {"torchvision", "timm"}
+    large = entry.slow or entry.tags & {"torchvision", "timm"} or request.config.option.markexpr
     check_contract(subject, FEW_SEEDS if large else SEEDS)
 
 
