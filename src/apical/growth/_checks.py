@@ -128,6 +128,8 @@ def _copies(model: nn.Module, known: Sequence[nn.Module], written: Mapping[int, 
     # what shares weights with the model, as wrappers of it do, follows it
     copies = [m for m in _alike(model) if id(m) not in passed and own.isdisjoint(map(id, m.parameters()))]
     copies = [m for m in copies if _shapes(m) == shapes]
+    if not copies:  # usually; a search of all objects takes seconds in a large process
+        return []
     if written is not None:
         return [m for m in copies if _writes(m) > written.get(id(m), 0)]
     modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
