@@ -56,7 +56,8 @@ def warn_of_trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         why = "its batch norms have counted batches" if counted else "its optimizer has a state"
         warnings.warn(
             f"this model seems to have been trained ({why}), and growth starts from a small seed of it, with units "
-            'that are chosen by chance. To keep the strongest, pass seed_style="pretrained".',
+            'that are chosen by chance. To keep the strongest, pass seed_style="pretrained", and seed_fraction=1 to '
+            "start with as many as the budget allows.",
             stacklevel=CALLER,
         )
 
