@@ -213,6 +213,9 @@ def test_reach_and_refusals_say_what_can_be_had() -> None:
         BoundBudget(Budget("10 macs"), structure, minimum={"0": 10, "2": 7})
     with pytest.raises(BudgetError, match="whole model costs only 620 MACs, less than the budget 621 macs"):
         BoundBudget(Budget("621 macs"), structure)
+    wide = trace(nn.Sequential(nn.Linear(4, 4000), nn.ReLU(), nn.Linear(4000, 3)), torch.zeros(1, 4))
+    with pytest.raises(BudgetError, match=r"costs 7 MACs \(< 0\.1 % of 28,000 MACs\)"):
+        BoundBudget(Budget("2 macs"), wide)
 
 
 def test_a_loose_limit_beside_a_tight_one_is_no_error() -> None:

@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 import apical as package
-from apical import _atomic
+from apical import Grower, _atomic
 from apical.cli import main
 from apical.export import _save
+from apical.models import resnet20
 from apical.training import Interrupted, _run
 from apical.training._checkpoint import Checkpoint, save_checkpoint
 from marks import slow
@@ -112,6 +113,12 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["train", "digits", "--model", "resnet21"], "did you mean 'resnet20'?"),
         (["train", "digits", "--data", "/no/such/folder"], "/no/such/folder is not a folder"),
         (["train", "folder"], "--data FOLDER"),
+        (["train", "digits", "--data", "afile"], "afile is not a folder; expected one of\n  cifar"),
+        (["train", "folder", "--data", "afile"], "afile is not a folder; expected one of\n  cifar"),
+        (["train", "wikitext2-lstm", "--data", "afile"], "afile is not a folder; expected three text files"),
+        (["train", "gpt-wikitext2", "--data", "afile"], "the bytes are read with data.unit=bytes"),
+        (["train", "camvid-deeplabv3-small", "--data", "afile"], "expected the layout of PASCAL VOC"),
+        (["train", "digits", "--from", "afile"], "expected a .safetensors file"),
         (["train", "--resume", "/no/such/run"], "expected a run folder"),
         (["train", "digits", "--resume", "x", "--epochs", "3"], "leave out RECIPE digits, --epochs"),
         (["train", "--resume", "x", "--seed", "0"], "leave out --seed"),
@@ -348,6 +355,14 @@ def test_inspect_and_plan_know_the_images_of_models_known_by_name(name: str, sha
     planned = apical("plan", name, *options, "--epochs", "2", "--budget", "50% macs", "--json")
     assert planned.exit_code == 0, planned.output
     assert json.loads(planned.stdout)["full_macs"] == json.loads(given.stdout)["macs"]
+
+
+def test_a_model_of_ones_own_is_planned_as_its_grower_plans_it() -> None:
+    planned = apical("plan", "resnet20", "--kwargs", '{"width": 4}', "--epochs", "5", "--budget", "50% macs", "--json")
+    assert planned.exit_code == 0, planned.output
+    model = resnet20(width=4)
+    grower = Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 3, 32, 32), "50% macs", 5)
+    assert [e["widths"] for e in json.loads(planned.stdout)["epochs"]] == [e.widths for e in grower.plan().epochs]
 
 
 def test_inspect_draws_whole_numbers_for_embeddings() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pkgutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.optim import SGD, Optimizer
 
 import apical
 from apical import Grower
-from apical.baselines import L1, Comparator
+from apical.baselines import L1, Comparator, Uniform
 from apical.errors import CheckpointError, ConfigError, ResizeError, TrainingError
 from apical.growth import ScsConfig
 from apical.resizing._undisturbed import undisturbed
@@ -267,6 +268,8 @@ def test_an_optimizer_that_is_known_not_to_be_resizable_is_refused_at_constructi
     before = [parameter.clone() for parameter in model.parameters()]
     with pytest.raises(ResizeError, match=f"{kind.__name__} keeps .*a Grower cannot"):
         grown("mlp", model, kind(model.parameters()))
+    with pytest.raises(ResizeError, match=f"{kind.__name__} keeps .*a Grower cannot"):
+        Comparator(L1(), model, kind(model.parameters()), torch.zeros(1, 8), "50% macs", 6)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True)), "nothing has shrunk"
 
 
@@ -358,16 +361,46 @@ def test_a_layer_that_was_replaced_is_told_once_and_can_be_added() -> None:
     assert not torch.equal(model[2].bias, before)
 
 
-def test_a_model_that_is_already_small_is_not_taken_for_the_largest() -> None:
-    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+def shrunk_by(way: str, model: nn.Sequential, folder: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6)
-    sizes = [p.shape for p in model.parameters()]
-    with pytest.raises(ConfigError, match=r"already shrunk.*anew.*structure="):
+    if way == "grower":
         Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6)
+    elif way == "comparator":
+        Comparator(Uniform(), model, optimizer, torch.zeros(1, 4), "50% macs", 6)
+    else:
+        other = copy.deepcopy(model)
+        apical.resize_(other, apical.trace(other, torch.zeros(1, 4)), {"0": range(5)})
+        apical.save(other, folder)
+        apical.load(model, folder)
+
+
+@pytest.mark.parametrize("way", ["grower", "comparator", "load"])
+@pytest.mark.parametrize("kind", ["grower", "comparator"])
+def test_a_model_that_is_already_small_is_not_taken_for_the_largest(way: str, kind: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+    whole = apical.trace(model, torch.zeros(1, 4))
+    shrunk_by(way, model, tmp_path)
+    sizes = [p.shape for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def again(structure: apical.Structure | None = None) -> Any:
+        if kind == "grower":
+            return Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6, structure=structure)
+        return Comparator(Uniform(), model, optimizer, torch.zeros(1, 4), "50% macs", 6, structure=structure)
+
+    with pytest.raises(ConfigError, match=r"already shrunk.*anew.*structure="):
+        again()
+    with pytest.raises(ResizeError, match=r"does not fit the structure.*the structure of its present size"):
+        again(whole)
     assert [p.shape for p in model.parameters()] == sizes
     structure = apical.trace(model, torch.zeros(1, 4))
-    assert Grower(model, optimizer, torch.zeros(1, 4), "50% macs", 6, structure=structure).structure is structure
+    assert again(structure).structure is structure
+
+
+def test_a_whole_model_that_was_loaded_may_be_the_largest(tmp_path: Path) -> None:
+    apical.save(built("mlp"), tmp_path)
+    model = apical.load(built("mlp"), tmp_path)
+    Grower(model, sgd(model), example("mlp"), "50% macs", 6)
 
 
 @pytest.mark.parametrize("how", ["batch norm", "optimizer"])
@@ -380,7 +413,7 @@ def test_a_trained_model_is_not_shrunk_without_a_word(how: str) -> None:
     optimizer.step()
     if how == "batch norm":
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match=f"have been trained .*{how.split()[0]}.*pretrained"):
+    with pytest.warns(UserWarning, match=f"have been trained .*{how.split()[0]}.*pretrained.*seed_fraction=1"):
         Grower(model, optimizer, torch.zeros(2, 4), "50% macs", 6)
 
 

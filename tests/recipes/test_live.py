@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,12 +178,13 @@ def test_a_run_writes_csv(tmp_path: Path) -> None:
     assert rows[-1]["test/accuracy"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own, of SQLAlchemy
 def test_mlflow_has_curves_settings_and_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'store'}")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow's own default, as a user meets it
+    monkeypatch.chdir(tmp_path)
     told_twice("mlflow", tmp_path / "run")
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("apical").experiment_id])
@@ -200,6 +202,9 @@ def test_wandb_keeps_a_run_offline_under_one_id(tmp_path: Path, monkeypatch: pyt
     name = json.loads((tmp_path / "run" / "trackers.json").read_text())["wandb"]
     stored = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     assert len(stored) == 2
+    end = time.monotonic() + 60  # its service writes behind finish()
+    while time.monotonic() < end and any(b"growth/utilities" not in file.read_bytes() for file in stored):
+        time.sleep(0.1)
     for file in stored:
         content = file.read_bytes()
         assert b"train/loss" in content

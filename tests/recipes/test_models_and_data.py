@@ -56,6 +56,21 @@ def test_a_callable_of_the_current_folder_can_be_named(tmp_path: Path, monkeypat
         import_callable("my_nets_xyz")
 
 
+def test_only_a_library_that_is_built_for_torch_is_told_to_fit_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("my_nets_bad", "torchvision"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(ConfigError, match=r"my_nets_bad does not load: RuntimeError: operator.*Import it in") as caught:
+        import_callable("my_nets_bad:net")
+    assert "pip" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"torchvision does not load: .*may not fit torch .*pip install --upgrade"):
+        import_callable("torchvision:resnet18")
+
+
 def test_wrong_names_and_arguments_are_suggested() -> None:
     with pytest.raises(ConfigError, match=r"no model 'resnet21'; did you mean 'resnet20'"):
         build_model(ModelConfig("resnet21"), num_classes=10, in_channels=3)

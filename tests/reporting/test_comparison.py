@@ -171,11 +171,15 @@ def test_a_page_says_whether_test_data_were_read_once(comparison: Comparison) ->
 def test_the_verdict_says_where_the_reference_is_ahead_and_what_cannot_be_told(comparison: Comparison) -> None:
     said = verdict(comparison, rows(comparison))
     assert said.startswith(
-        "grown is ahead of short<& (by 5.00 ± 1.41), cannot be told apart from near (0.50 ± 1.41 higher)."
+        "grown is ahead of short<& (by 5.00 ± 1.41), cannot be told apart from near (near 0.50 ± 1.41 higher)."
     )
     assert "five seeds" in said
     one = replace(comparison, runs=[run for run in comparison.runs if run.seed == 0 and run.method != "near"])
-    assert verdict(one, rows(one)) == "grown differs from short<& (5.00 lower); of one seed nothing can be said."
+    said = verdict(one, rows(one))
+    assert said == "grown differs from short<& (short<& 5.00 lower); of one seed nothing can be said."
+    level = [replace(row, against=replace(row.against, mean=1e-9)) if row.method == "near" and row.against else row
+             for row in rows(comparison)]  # fmt: skip
+    assert "cannot be told apart from near (means equal ± 1.41)" in verdict(comparison, level)
     two = replace(comparison, runs=[run for run in comparison.runs if run.seed < 2 and run.method != "near"])
     assert verdict(two, rows(two)).endswith("Of two seeds that is a hint; a claim takes three or more.")
 

@@ -233,6 +233,8 @@ def test_plain_lines_line_up() -> None:
     assert lines[2].split() == ["3", "8/16", "9", "12.3", "20.0", "0.05", "0.5000", "87.60", "1.2"]
     assert len(lines[1]) == len(lines[2])
     assert lines[3:] == ["hello [bold]", "done: test accuracy 90.00 %, MACs 50.0 %"]
+    progress.start(1, "runs/x", Classification.metrics[0])
+    assert "runs/x: 1 epoch\n" in out.getvalue()
 
 
 def paced(progress: Any, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from apical._checks import shown
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, resize_, trace
+from apical.resizing._guards import SHRUNK, refuse_shrunk
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._install import lookup
+from apical.resizing._optimizer import check_kinds
 from apical.resizing._selection import Selection
 from apical.structure import ChannelGroup, ExampleInputs, Keep, ParamSlice, Structure
 
@@ -32,7 +34,8 @@ class Subject:
         selection: what is present now.
 
     Raises:
-        ConfigError: the optimizer is none.
+        ConfigError: the optimizer is none, or the model was made smaller before and no structure is given.
+        ResizeError: the optimizer's state cannot follow channels.
         TraceError: the model cannot be analysed.
 
     Example:
@@ -56,6 +59,10 @@ class Subject:
                 f"optimizer must be a torch.optim.Optimizer or None, got {shown(optimizer)}; the order is "
                 "model, optimizer, example_inputs"
             )
+        if optimizer is not None:
+            check_kinds([optimizer])
+        if structure is None:
+            refuse_shrunk(model)
         self.structure = trace(model, example_inputs) if structure is None else structure
         self.model, self.optimizer, self._copies = model, optimizer, tuple(copies)
         self.selection = Selection.full(self.structure)
@@ -70,6 +77,8 @@ class Subject:
         resize_(self.model, self.structure, keep, skip, self.optimizer, self._store, copies=self._copies)
         assert self._store.selection is not None
         self.selection = self._store.selection
+        if self.selection != Selection.full(self.structure):
+            SHRUNK.add(self.model)
         self._rows.clear()
 
     def record(self) -> dict[str, Any]:

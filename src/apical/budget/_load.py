@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apical._checks import in_per_cent
 from apical.budget._budget import BIT_KINDS, Budget, Target
 from apical.budget._latency import LatencyTable
 from apical.errors import BudgetError
@@ -107,7 +108,7 @@ class BoundBudget:
             kept = "; ".join(f"{parts_in_words(parts)} ({size} channels): {why}" for size, parts, why in largest)
             raise BudgetError(
                 f"no network meets the budget {reach.target}: the smallest that can be grown from this model costs "
-                f"{_amount(reach.target, reach.least)} ({100 * reach.least / reach.most:.1f} % of "
+                f"{_amount(reach.target, reach.least)} ({in_per_cent(reach.least, reach.most)} of "
                 f"{_amount(reach.target, reach.most)}){self._measured(reach.target)}. "
                 f"{_share_meant(reach)}What is frozen: {kept or 'nothing'}."
             )

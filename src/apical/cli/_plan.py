@@ -124,6 +124,7 @@ def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None
     import torch
 
     from apical._checks import nearest
+    from apical.growth import GrowthConfig
     from apical.recipes import ModelConfig, get_recipe, recipes
     from apical.recipes._model import MODELS
     from apical.runs._plan import plan_model
@@ -142,7 +143,8 @@ def _of_model(target: str, options: dict[str, Any]) -> tuple[Planned, int | None
         raise ConfigError(
             "a plan counts what one example costs, so the first number of each --input must be 1: --input 1x3x32x32"
         )
-    config = _changed(dataclasses.replace(get_recipe("folder"), model=ModelConfig(target)), options)
+    own = dataclasses.replace(get_recipe("folder"), model=ModelConfig(target), growth=GrowthConfig())  # a Grower's
+    config = _changed(own, options)
     torch.manual_seed(config.training.seed)
     with torch.device("meta") if options["no_weights"] else nullcontext():
         model, example = built(target, options["kwargs"], specs)

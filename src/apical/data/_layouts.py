@@ -44,7 +44,7 @@ def recognise_layout(folder: str | Path) -> tuple[Layout, Path]:
     """Say in which layout a folder's images are, and in which folder exactly."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
+        raise DataError(f"{folder} is not a folder; {_EXPECTED}")
     for candidate in (folder, *(folder / name for name in _INNER_FOLDERS)):
         if not candidate.is_dir():
             continue

@@ -73,6 +73,8 @@ def locate(path_or_name: str | Path, others: Iterable[str] = ()) -> Path:
     path = Path(path_or_name).expanduser()
     if path.is_dir() or path.is_absolute():
         return path
+    if path.exists() and not Path(os.environ.get(ENVIRONMENT_VARIABLE, ""), path).is_dir():
+        return path  # a file: who reads the folder says what was expected
     try:
         base = data_root()
     except DataError as error:

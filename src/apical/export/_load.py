@@ -17,7 +17,7 @@ from apical.errors import LoadError
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, read_architecture
 from apical.quantize import QuantizedTensor, unpack
 from apical.quantize._packing import SCALES
-from apical.resizing._guards import refuse_wrapped
+from apical.resizing._guards import SHRUNK, refuse_wrapped
 from apical.resizing._install import Installation, lookup
 from apical.resizing._stand_in import StandIn
 from apical.structure import TensorSpec
@@ -68,6 +68,7 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
     path = Path(folder)
     architecture, values = _read_folder(model, path)
     install = Installation()
+    size = sum(p.numel() for p in model.parameters())
     try:
         _install(model, architecture, values, install)
         _check_sizes(model)
@@ -76,6 +77,8 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
         if isinstance(problem, LoadError) or not isinstance(problem, Exception):
             raise
         raise LoadError(f"{path} could not be loaded, the model is unchanged: {problem}") from problem
+    if sum(p.numel() for p in model.parameters()) < size:
+        SHRUNK.add(model)
     return model
 
 

@@ -5,35 +5,18 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Mapping, Sequence
-from weakref import WeakSet
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from apical._memory_format import SAFE_CHANNELS, has_channels_last, unsafe_in_channels_last
-from apical.errors import ConfigError, TrainingError
-from apical.resizing._guards import unaveraged
+from apical.errors import TrainingError
+from apical.resizing._guards import SHRUNK, unaveraged
 from apical.resizing._shards import are_finite
 
 CALLER = 3  # of the Grower's method: whose line the warning shows
 TRAINED = 20  # batches that a batch norm has counted: fewer may have been tried out on a new model
-_SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower has made smaller
-
-
-def note_shrunk(model: nn.Module) -> None:
-    """Note that a Grower has made this model smaller."""
-    _SHRUNK.add(model)
-
-
-def refuse_shrunk(model: nn.Module) -> None:
-    """Refuse a model that a Grower has made smaller."""
-    if model in _SHRUNK:
-        raise ConfigError(
-            "an earlier Grower has already shrunk this model, which a new one would take for the largest network. "
-            "Build the model anew (in a notebook, run its cell again), or pass structure=apical.trace(model, "
-            "example_inputs) if its present size is meant to be the largest."
-        )
 
 
 def warn_of_untrained(names: Sequence[str]) -> None:
@@ -73,7 +56,8 @@ def warn_of_trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         why = "its batch norms have counted batches" if counted else "its optimizer has a state"
         warnings.warn(
             f"this model seems to have been trained ({why}), and growth starts from a small seed of it, with units "
-            'that are chosen by chance. To keep the strongest, pass seed_style="pretrained".',
+            'that are chosen by chance. To keep the strongest, pass seed_style="pretrained", and seed_fraction=1 to '
+            "start with as many as the budget allows.",
             stacklevel=CALLER,
         )
 
@@ -105,7 +89,7 @@ def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], written: Mapp
         written: `times_written` when the Grower was made; None then. At first a copy counts only in a wrapper that is
             called an average; later on any that was written since, as no other network that lies there is.
     """
-    known = [*map(unaveraged, resized), *_SHRUNK]
+    known = [*map(unaveraged, resized), *SHRUNK]
     if _copies(model, known, written):
         gc.collect()  # tracing leaves copies in cycles, which nobody holds
         if _copies(model, known, written):

@@ -18,8 +18,6 @@ from apical.budget._rounding import warn_of_idle_divisor
 from apical.errors import ConfigError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
-    note_shrunk,
-    refuse_shrunk,
     refuse_without_values,
     warn_of_another_optimizer,
     warn_of_channels_last,
@@ -54,6 +52,7 @@ from apical.growth._scs import ScsConfig
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, resize_state, trace
+from apical.resizing._guards import SHRUNK, refuse_shrunk
 from apical.resizing._optimizer import check_kinds
 from apical.resizing._undisturbed import undisturbed
 from apical.structure import Call, ExampleInputs, Structure
@@ -172,7 +171,7 @@ class Grower:
         self._bits: BitGrowth | None = None
         self._start_bits()
         if width_budget is not None:
-            note_shrunk(model)
+            SHRUNK.add(model)
         warn_of_untrained(untrained)
         self._untrained = set(untrained)  # that have been warned of
         self._restructuring.listen()
@@ -453,7 +452,7 @@ class Grower:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        note_shrunk(self.model)
+        SHRUNK.add(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on bit for bit: tensors and plain containers only."""

@@ -20,6 +20,7 @@ from apical.errors import ConfigError
 
 #: Names of the models that apical brings along.
 MODELS = tuple(models.__all__)
+_BUILT_FOR_TORCH = ("torchvision", "timm")  # whose builds must fit torch's
 
 
 @dataclass(frozen=True)
@@ -178,16 +179,18 @@ def _import(name: str, spec: str) -> Any:
         missing = error.name or name
         hint = (
             f"install it (pip install {missing})"
-            if missing in ("torchvision", "timm")
+            if missing in _BUILT_FOR_TORCH
             else "run in the folder that has it, or install it"
         )
         raise ConfigError(f"{spec}: there is no module {missing!r}; {hint}") from error
     except Exception as error:
-        raise ConfigError(
-            f"{spec}: {name} is installed but does not load: {type(error).__name__}: {error}. "
+        hint = (
             f"Its build may not fit torch {torch.__version__}: take both from one place, in one command, such as "
             "pip install --upgrade torch torchvision."
-        ) from error
+            if name.partition(".")[0] in _BUILT_FOR_TORCH
+            else "Import it in Python to see where."
+        )
+        raise ConfigError(f"{spec}: {name} does not load: {type(error).__name__}: {error}. {hint}") from error
 
 
 def find_builder(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -106,8 +106,12 @@ def verdict(comparison: Comparison, lines: Sequence[MethodRow]) -> str:
             continue
         far = pattern.format(scale * abs(row.against.mean))
         spread = "" if row.against.spread is None else f" ± {pattern.format(scale * row.against.spread)}"
-        side = f" {'higher' if row.against.mean > 0 else 'lower'}" if row.against.verdict in _OPEN else ""
-        found.setdefault(row.against.verdict, []).append(f"{row.method} ({'' if side else 'by '}{far}{spread}{side})")
+        if row.against.verdict in _OPEN:  # whose mean is higher is said by name
+            told = f"{row.method} {far}{spread} {'higher' if row.against.mean > 0 else 'lower'}"
+            told = f"means equal{spread}" if far == pattern.format(0) else told
+        else:
+            told = f"by {far}{spread}"
+        found.setdefault(row.against.verdict, []).append(f"{row.method} ({told})")
     words = {
         "worse": "is ahead of",
         "within the spread": "cannot be told apart from",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
-from apical.errors import ApicalError, ResizeError
+from apical.errors import ApicalError, ConfigError, ResizeError
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
 from apical.resizing._store import DormantStore
@@ -26,6 +27,8 @@ WRAPPERS = {
 SHARDED = "pass the plain model, and what shards it to a Grower: shard=fully_shard, or a function that calls it"
 
 AVERAGES = frozenset({"AveragedModel", "ModelEmaV2", "ModelEmaV3"})  # torch's, timm's; each keeps a model in `.module`
+
+SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower, a comparator or a saved folder has made smaller
 
 
 def unaveraged(model: nn.Module) -> nn.Module:
@@ -66,6 +69,20 @@ def refuse_wrapped(model: nn.Module, error: type[ApicalError]) -> None:
     if len(devices) > 1:
         shown = ", ".join(f"{n} on {d}" for d, n in devices.items())
         raise error(f"the model is spread over several devices ({shown}); move it to one with model.to(device)")
+
+
+def refuse_shrunk(model: nn.Module) -> None:
+    """Refuse a model of which a part is gone, where the largest network is meant.
+
+    Raises:
+        ConfigError: a Grower, a comparator or `apical.load` has made it smaller.
+    """
+    if model in SHRUNK:
+        raise ConfigError(
+            "an earlier Grower, comparator or apical.load has already shrunk this model, which would now be taken for "
+            "the largest network. Build the model anew (in a notebook, run its cell again), or pass "
+            "structure=apical.trace(model, example_inputs) if its present size is meant to be the largest."
+        )
 
 
 def check_matches(model: nn.Module, template: TemplateMap, selection: Selection, whose: str, advice: str) -> None:

@@ -33,7 +33,9 @@ _NO_STORE = (
     "one that brings back, or build the model anew."
 )
 
-_OTHER_STORE = "Pass the store of the model's earlier resizes."
+_OTHER_STORE = (
+    "Pass the store of the model's earlier resizes, or the structure of its present size, trace(model, example_inputs)."
+)
 _RESIZED = "If it was resized before, pass the DormantStore of that resize; else trace this model."
 
 

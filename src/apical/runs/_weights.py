@@ -118,8 +118,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "code. Save model.state_dict() where you trust the file, or convert it to safetensors."
         ) from error
     except Exception as error:  # what is no such file may raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"model.initial_weights: {path} cannot be read: {reason}") from error
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise ConfigError(
+            f"model.initial_weights: {path} cannot be read ({reason}); expected a .safetensors file, or one that "
+            "torch.save(model.state_dict(), …) wrote"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

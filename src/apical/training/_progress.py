@@ -259,7 +259,7 @@ class PlainProgress(SilentProgress):
     def start(self, epochs: int, run: str, metric: Metric) -> None:
         self._metric = metric
         self._epochs = epochs
-        self._line(f"{run}: {epochs} epochs")
+        self._line(f"{run}: {epochs} epoch{'s' * (epochs != 1)}")
         self._line("  ".join(name.rjust(width) for name, width, _ in columns(metric)))
 
     def step(self, epoch: int, step: int, steps: int) -> None:
