@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of growth; names a variant")
+    parser.add_argument("--lr-by-cost", action="store_true", help="the learning rate of grown networks follows the "
+                        "cost that is spent instead of the steps")  # fmt: skip
     parser.add_argument("--test", action="store_true", help="judge the networks on the test images, too")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
@@ -195,8 +197,9 @@ def main() -> None:
     for seed in arguments.seeds:
         for method in arguments.methods:
             key = {"setting": arguments.setting, "method": method, "seed": seed, "options": options}
+            key |= {"lr": "cost"} if arguments.lr_by_cost else {}
             lines = read(arguments.out)
-            if any(all(line[k] == v for k, v in key.items()) for line in lines):
+            if any(all(line.get(k) == v for k, v in {"lr": None, **key}.items()) for line in lines):
                 continue
             data = images(setting) if data is None else data
             add(arguments.out, key | trained(method, setting, seed, data, lines, key, options, test))
@@ -218,8 +221,10 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
     if method in SAME_MACS:
         own = key | {"method": "learned"}
         source = own | {"setting": setting.other} if method == "other-images" else own
-        found = [next((line for line in lines if all(line[k] == v for k, v in wanted.items())), None)
-                 for wanted in (own, source)]  # fmt: skip
+        found = [
+            next((line for line in lines if all(line.get(k) == v for k, v in {"lr": None, **wanted}.items())), None)
+            for wanted in (own, source)
+        ]
         if None in found:
             raise SystemExit(f"{method} needs the learned run of the same seed first: {source}")
         learned = found[1]["last"]
@@ -227,7 +232,7 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
     outcome = run(
         data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
         train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp, adam=setting.adam,
-        test=test,
+        test=test, by_cost=key.get("lr") == "cost" and method in (*GROWN, "scs"),
     )  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")
