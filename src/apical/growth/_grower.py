@@ -305,8 +305,7 @@ class Grower:
         """Share of the training's scheduled cost that is spent when a share of its steps is done, both in [0, 1].
 
         A learning rate that follows this instead of the steps falls little while the network is small and its steps
-        are cheap, and leaves the grown one more of the high rates. On ResNet-20 that gained 0.8 points after 40
-        epochs, for the same training (docs/results/learning.md).
+        are cheap, and leaves the grown one more of the high rates.
 
         Args:
             done: steps so far over all steps.
