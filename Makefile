@@ -1,7 +1,7 @@
 # make setup   a virtual environment in .venv with the pinned versions of constraints.txt (done once, redone when they change)
 # make demo    grow a network on scikit-learn's real handwritten digits: installs only what that needs, then trains for
 #              less than a minute
-# make test    lint, types and the tests of every change, some ten minutes on two quiet cores (installs what setup does)
+# make test    lint, types and the tests of every change, four minutes on two quiet cores (installs what setup does)
 # make test-all all tests: the whole zoo, fuzzing at length, killed processes, a browser, long runs
 # make lint    lint and types only
 # make docs    the documentation site in build/site, warnings as errors
