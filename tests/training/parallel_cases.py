@@ -243,7 +243,7 @@ def measured(folder: str) -> int:
 
 def first_cannot_measure(_folder: str) -> int:
     """The first process fails to measure; the others are told."""
-    from apical.budget import from_first
+    from apical.timing._latency_table import from_first
 
     def measure() -> int:
         raise ApicalError("no timer")

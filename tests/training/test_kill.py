@@ -94,7 +94,7 @@ def test_killed_at_twenty_random_moments(server: ForkServer, tmp_path: Path, kin
     while len(reached) < 20:
         run = tmp_path / str(number) / "run"
         run.parent.mkdir(exist_ok=True)
-        end = call(server, "run", run, None, kind, after=draw.uniform(0.02, seconds / 3))
+        end = call(server, "run", run, None, kind, after=draw.uniform(0.02, 0.9 * seconds))
         if end.code == 0:  # it came to its end before: on with another one
             number += 1
             continue
