@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apical import GrowthConfig
 from apical.models import CifarResNet
 from benchmark_script import script
+from growth.test_learning import branch_widths
 
 ablation, learning = script("ablation"), script("learning")
 
@@ -74,3 +75,16 @@ def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have() -> N
     rows = ablation.table(lines).splitlines()
     assert rows[2].startswith("| `default` | the library's default | 2 | 71.00 ± 1.41 | – | 3.50")
     assert "| 3 | 50.67 ± 35.22 | +0.00 ± 1.41 |" in rows[3]
+
+
+def test_norms_of_weights_do_not_see_noise_and_gate_products_do() -> None:
+    """Of two equal branches the first sees the input, the second hardly anything but noise (`growth.test_learning`)."""
+
+    def share(within: str) -> float:
+        with ablation.VARIANTS[within].within():
+            seeing, noisy = branch_widths.__wrapped__((0.0, 5.0))
+        return seeing / (seeing + noisy)
+
+    assert share("default") > 0.8
+    assert share("utility-signed") > 0.8
+    assert share("utility-magnitude") < 0.6

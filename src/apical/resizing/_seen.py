@@ -31,14 +31,14 @@ def unseen(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Cou
         parts: of which some units were left out.
         count: how many stayed.
     """
-    small = narrowed(bed) or bed  # a backward pass in float64 would hold each widened weight
+    narrow = narrowed(bed) or bed  # a backward pass in float64 would hold each widened weight
     keep, skip = chosen(parts, count)
-    gated = gated_copy(small.model, structure, keep, skip)
+    gated = gated_copy(narrow.model, structure, keep, skip)
     hidden = list(parts)
     for training in (False,) if bed.same_modes else bed.modes:
         if hidden:
             try:
-                effects = _effects(gated, small, training, {site for part in hidden for site in _sites(part)})
+                effects = _effects(gated, narrow, training, {site for part in hidden for site in _sites(part)})
             except Exception:  # noqa: BLE001 (whatever the user's forward and backward pass raise)
                 return []
             if effects is None:

@@ -226,10 +226,7 @@ def _in_float32(twin: nn.Module, wide: Example, example: Example, types: Mapping
     given = [*types.values(), *(v.dtype for v in inputs if isinstance(v, Tensor))]
     if any(t.is_floating_point and t != torch.float32 for t in (*given, *(p.dtype for p in twin.parameters()))):
         return None
-    narrow = sharing_copy(twin)
-    for buffer in narrow.buffers():
-        buffer.data = _single(buffer.data)
-    return Testbed(narrow, replace(example, args=_single(wide.args), kwargs=_single(wide.kwargs)), ROUGH)
+    return _single_testbed(twin, wide, ROUGH)
 
 
 def narrowed(bed: Testbed) -> Testbed | None:
@@ -237,11 +234,17 @@ def narrowed(bed: Testbed) -> Testbed | None:
     types = {p.dtype for p in bed.model.parameters() if p.is_floating_point()}
     if not bed.example.widened or types != {torch.float32}:
         return None
-    narrow = sharing_copy(bed.model)
+    narrow = _single_testbed(bed.model, bed.example, NEAR)
+    return narrow if _runs(sharing_copy(narrow.model), narrow.example) else None
+
+
+def _single_testbed(model: nn.Module, wide: Example, tolerance: float) -> Testbed:
+    """A copy of a model whose parameters are float32, and its example, with all else in float32, too."""
+    narrow = sharing_copy(model)
     for buffer in narrow.buffers():
         buffer.data = _single(buffer.data)
-    example = replace(bed.example, args=_single(bed.example.args), kwargs=_single(bed.example.kwargs), widened=False)
-    return Testbed(narrow, example, NEAR) if _runs(sharing_copy(narrow), example) else None
+    example = replace(wide, args=_single(wide.args), kwargs=_single(wide.kwargs), widened=False)
+    return Testbed(narrow, example, tolerance)
 
 
 def _cut(example: Example, side: int) -> Example:
