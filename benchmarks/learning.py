@@ -116,6 +116,9 @@ SETTINGS = {
         train=8_000, held_out=1_469, amp=False,
     ),
     "vit-32": Setting(lambda: ViT(10, embedding_size=128, num_layers=6, num_heads=4), 1, 8, "50% macs", adam=True),
+    "vit-32-patch8": Setting(
+        lambda: ViT(10, patch_size=8, embedding_size=128, num_layers=6, num_heads=4), 1, 8, "50% macs", adam=True
+    ),
 }  # fmt: skip
 GROWN: dict[str, dict[str, Any]] = {
     "learned": {},
@@ -123,6 +126,7 @@ GROWN: dict[str, dict[str, Any]] = {
     "one-ratio": {"damping": 0.0, "grow_depth": False, "seed_style": "small"},
 }
 SAME_MACS = ("same-macs", "hand-same-macs", "other-images")
+PLAIN = {"lr": None, "dtype": None}  # what a run's record lacks unless it was asked for
 METHODS = [*GROWN, "scs", "uniform", "hand", *SAME_MACS, "dense"]
 
 
@@ -188,6 +192,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of growth; names a variant")
     parser.add_argument("--lr-by-cost", action="store_true", help="the learning rate of grown networks follows the "
                         "cost that is spent instead of the steps")  # fmt: skip
+    parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16, for processors without it "
+                        "(one table has one of them)")  # fmt: skip
     parser.add_argument("--test", action="store_true", help="judge the networks on the test images, too")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]
@@ -198,8 +204,9 @@ def main() -> None:
         for method in arguments.methods:
             key = {"setting": arguments.setting, "method": method, "seed": seed, "options": options}
             key |= {"lr": "cost"} if arguments.lr_by_cost else {}
+            key |= {"dtype": "float32"} if arguments.float32 else {}
             lines = read(arguments.out)
-            if any(all(line.get(k) == v for k, v in {"lr": None, **key}.items()) for line in lines):
+            if any(all(line.get(k) == v for k, v in (PLAIN | key).items()) for line in lines):
                 continue
             data = images(setting) if data is None else data
             add(arguments.out, key | trained(method, setting, seed, data, lines, key, options, test))
@@ -222,7 +229,7 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
         own = key | {"method": "learned"}
         source = own | {"setting": setting.other} if method == "other-images" else own
         found = [
-            next((line for line in lines if all(line.get(k) == v for k, v in {"lr": None, **wanted}.items())), None)
+            next((line for line in lines if all(line.get(k) == v for k, v in (PLAIN | wanted).items())), None)
             for wanted in (own, source)
         ]
         if None in found:
@@ -231,8 +238,9 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
         epochs = max(2, round(found[0]["train_macs"] / found[0]["last"]["macs_fraction"]))
     outcome = run(
         data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
-        train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp, adam=setting.adam,
-        test=test, by_cost=key.get("lr") == "cost" and method in (*GROWN, "scs"),
+        train=slice(setting.train), held_out=slice(-setting.held_out, None),
+        amp=setting.amp and key.get("dtype") != "float32", adam=setting.adam, test=test,
+        by_cost=key.get("lr") == "cost" and method in (*GROWN, "scs"),
     )  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")

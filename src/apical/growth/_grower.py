@@ -383,6 +383,11 @@ class Grower:
         """The present network: kept positions by group name."""
         return {name: list(kept) for name, kept in self._growing.selection.keep.items()}
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Blocks that the present network leaves out."""
+        return tuple(sorted(self._growing.selection.skip))
+
     def finish(self) -> None:
         """Make the model final: hooks are removed and dormant weights released.
 
