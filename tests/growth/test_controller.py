@@ -16,7 +16,7 @@ from apical.growth._controller import Controller
 from apical.growth._method import terms_of
 from apical.growth._schedule import with_interval
 from apical.growth._scs import ScsController
-from apical.models import CifarResNet
+from apical.models import GPT, CifarResNet
 from apical.resizing._selection import Selection
 from marks import quick
 
@@ -200,3 +200,26 @@ def test_a_choice_that_was_taken_back_is_made_again(model: nn.Module, structure:
     controller.load_state_dict(before)
     assert str(controller.state_dict()) == str(state)
     assert controller.next(2, Selection(present.keep, present.skip)) == chosen
+
+
+def test_a_seed_counts_what_can_grow_and_not_the_head_of_a_language_model() -> None:
+    # the head alone costs two fifths of the budget: a quarter of the whole would be one unit everywhere
+    model = GPT(vocab_size=600, context_length=8, embedding_size=32, num_layers=3, num_heads=8)
+    structure = apical.trace(model, (torch.zeros(1, 8, dtype=torch.long),))
+    controller = make(model, structure, GrowthConfig(), "80% macs")
+    fixed = controller.terms.fixed_load
+    assert fixed == pytest.approx(8 * 32 * 600 / (0.8 * structure.macs()))
+    seed = controller.seed()
+    assert controller.seed_load == pytest.approx(fixed + 0.25 * (1 - fixed))
+    assert seed.load == pytest.approx(controller.seed_load, rel=0.05)
+    assert max(len(kept) for kept in seed.keep.values()) > 10
+
+
+def test_what_is_to_stay_whole_counts_as_fixed(model: nn.Module, structure: apical.Structure) -> None:
+    assert make(model, structure, GrowthConfig()).terms.fixed_load == 0
+    kept = make(model, structure, GrowthConfig(ignore=("layer1.0",))).terms
+    group = next(g for g in structure.groups if g.name == "layer1.0.conv1")
+    # the stream beside it counts as not there, so what stays whole costs nothing; the whole stem does
+    stem = make(model, structure, GrowthConfig(ignore=("conv1",))).terms
+    assert kept.whole[group.name] == group.size
+    assert 0 < stem.fixed_load < 0.5

@@ -56,7 +56,9 @@ def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) 
     run(grower, optimizer, name)
 
     seed, last = grower.history[0], grower.history[-1]
-    assert seed["macs_fraction"] <= max(1.002 * 0.25 * 0.5, smallest + 1e-9)
+    # a quarter of what the budget leaves beside what cannot be removed
+    fixed = structure.macs({g.name: 0 for g in structure.groups}) / structure.macs()
+    assert seed["macs_fraction"] <= max(1.002 * (0.25 * 0.5 + 0.75 * fixed), smallest + 1e-9)
     assert within(grower)
     if CASES[name].fine:
         assert 0.495 <= last["macs_fraction"] <= 0.501

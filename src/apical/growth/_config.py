@@ -18,9 +18,10 @@ class GrowthConfig(HasDivisor):
             streams and narrow inner widths; ``"pretrained"``: like thin, for a model that was trained before: the
             strongest units of every group form the seed, and the others come back in the order of their strength,
             with the weights that they have.
-        seed_fraction: cost of the seed as a fraction of the budget (the smallest network if that costs more). Above 1,
-            the start is larger than the end and is pruned: ``seed_fraction=2`` under a budget of 50 % starts from the
-            full network. The largest network if that costs less.
+        seed_fraction: cost of the seed as a fraction of the budget, both without what cannot be removed, such as the
+            head of a language model (the smallest network if that costs more). Above 1, a multiple of the whole
+            budget, from which the network is pruned: ``seed_fraction=2`` under a budget of 50 % starts from the full
+            network. The largest network if that costs less.
         growth_end: when the scheduled cost reaches the budget.
         freeze_at: when restructuring ends; between ``growth_end`` and here capacity may still move. None: together
             with growth, at ``growth_end``.

@@ -66,6 +66,8 @@ class Controller(Method):
 
     def seed(self) -> Choice:
         wanted = 1.0 if self.frozen else self.config.seed_fraction
+        if wanted < 1:  # a fraction of what can grow: a seed that frozen parts use up would be one unit everywhere
+            wanted = self.terms.fixed_load + wanted * (1 - self.terms.fixed_load)
         found, skip = self._seed(wanted)
         self.seed_load = max(found.load, min(wanted, 1.0)) if wanted <= 1 else max(1.0, found.load)
         self.target_load = self.seed_load

@@ -46,6 +46,12 @@ class Terms:
         least = self.limits.least_of(self.structure)
         return BoundBudget(self.budget, self.structure, minimum=least, latency=self.latency, fixed_blocks=self.stay)
 
+    @cached_property
+    def fixed_load(self) -> float:
+        """The load of what no network can do without: frozen parts, as the head of a language model often is."""
+        counts = {g.name: self.whole.get(g.name, 0) for g in self.structure.groups}
+        return min(1.0, self.bound.load(counts, [b.name for b in self.structure.blocks if b.name not in self.stay]))
+
     def with_whole_streams(self) -> Limits:
         """Limits with which residual streams have all of their units."""
         streams = [g.role == "stream" for g in self.structure.groups]
