@@ -116,7 +116,7 @@ def test_the_default_folder_is_named_after_the_recipe(tmp_path: Path, monkeypatc
         (["train", "digits", "--data", "afile"], "afile is not a folder; expected one of\n  cifar"),
         (["train", "folder", "--data", "afile"], "afile is not a folder; expected one of\n  cifar"),
         (["train", "wikitext2-lstm", "--data", "afile"], "afile is not a folder; expected three text files"),
-        (["train", "gpt-wikitext2", "--data", "afile"], "the bytes are read with data.unit=bytes"),
+        (["train", "gpt-wikitext2", "--data", "afile"], "The recipe gpt-bytes reads the bytes of a single file"),
         (["train", "camvid-deeplabv3-small", "--data", "afile"], "expected the layout of PASCAL VOC"),
         (["train", "digits", "--from", "afile"], "expected a .safetensors file"),
         (["train", "--resume", "/no/such/run"], "expected a run folder"),

@@ -27,11 +27,13 @@ def test_a_gpt_grows_on_text(unit: str, tmp_path: Path) -> None:
         data = tmp_path / "corpus"
         data.mkdir()
         for split in ("train", "valid", "test"):
-            (data / f"{split}.txt").write_text(line * (60 if split == "train" else 6))
+            (data / f"{split}.txt").write_text(line * (120 if split == "train" else 6))
     else:
         data = tmp_path / "notes.md"
         data.write_text(line * 40)
-    config = apply_settings(get_recipe("gpt-wikitext2"), [f"data.path={data}", f"data.unit={unit}", *GPT])
+    config = apply_settings(
+        get_recipe("gpt-wikitext2" if unit == "words" else "gpt-bytes"), [f"data.path={data}", *GPT]
+    )
     result = run(config, tmp_path / "run", progress=make_progress("quiet"))
     assert result.summary["macs_fraction"] == pytest.approx(0.5, abs=0.02)
     vocabulary = result.summary["vocab_size"]
@@ -60,4 +62,4 @@ def test_bytes_of_anything(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected at least 2"):
         read_bytes(tmp_path / "short")
     with pytest.raises(ConfigError, match="max_words counts words"):
-        apply_settings(get_recipe("gpt-wikitext2"), ["data.unit=bytes", "data.max_words=9"])
+        apply_settings(get_recipe("gpt-wikitext2"), ["data.unit=bytes"])

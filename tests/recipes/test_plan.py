@@ -274,6 +274,14 @@ def test_texts_and_masks_that_are_described() -> None:
     assert (images, len(facts["classes"]), facts["image_shape"]) == (1_464, 21, [3, 513, 513])
 
 
+def test_a_gpt_on_the_usual_text_can_meet_its_budget() -> None:
+    # of all 33,278 words its head alone would cost two thirds of the MACs
+    result = planned("gpt-wikitext2")
+    assert result.exit_code == 0, result.output
+    start = float(result.output.split("starts with ")[1].split("%")[0])
+    assert 27 < start < 40  # the head and a quarter of what half of the MACs leaves
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -20,6 +20,7 @@ NAMES = {
     "ptb-lstm-large",
     "ptb-lstm-small",
     "wikitext2-lstm",
+    "gpt-bytes",
     "gpt-wikitext2",
     "vit-cifar10",
     "cifar10-resnet20",

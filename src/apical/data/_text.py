@@ -184,7 +184,7 @@ def read_bytes(path: str | Path, *, limit: int | None = None) -> Corpus:
 def corpus_files(folder: Path) -> dict[Split, Path]:
     """The text file of each split."""
     if not folder.is_dir():
-        hint = ". Of a single file the bytes are read with data.unit=bytes" if folder.is_file() else ""
+        hint = ". The recipe gpt-bytes reads the bytes of a single file (data.unit=bytes)" if folder.is_file() else ""
         raise DataError(f"{folder} is not a folder; {_LAYOUT}{hint}")
     names = [file for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES and file.is_file()]
     found: dict[Split, Path] = {}

@@ -43,11 +43,21 @@ def wikitext2_lstm() -> RunConfig:
 
 @register_recipe("gpt-wikitext2")
 def gpt_wikitext2() -> RunConfig:
-    """A small GPT (6 blocks of width 192) on WikiText-2, 50 % of its MACs.
+    """A small GPT (6 blocks of width 192) on the 5,000 most frequent words of WikiText-2, 50 % of its MACs.
 
-    ``--set data.unit=bytes --data FILE`` trains it on the bytes of any file. AdamW with cosine schedule; the settings
-    are usual ones and were not tuned.
+    Of all 33,278 words the head alone would take two thirds of the MACs. AdamW with cosine schedule; the settings are
+    usual ones and were not tuned.
     """
+    return _gpt("gpt-wikitext2", TextConfig("wikitext-2", bptt=128, max_words=5_000, eval_streams=32))
+
+
+@register_recipe("gpt-bytes")
+def gpt_bytes() -> RunConfig:
+    """The GPT of gpt-wikitext2 on the bytes of any file: --data FILE, 50 % of its MACs."""
+    return _gpt("gpt-bytes", TextConfig("", bptt=128, eval_streams=32, unit="bytes"))
+
+
+def _gpt(name: str, data: TextConfig) -> RunConfig:
     training = TrainingConfig(
         epochs=20,
         batch_size=32,
@@ -56,8 +66,7 @@ def gpt_wikitext2() -> RunConfig:
         clip_grad_norm=1.0,
         amp="auto",
     )
-    data = TextConfig("wikitext-2", bptt=128, eval_streams=32)
-    return _language("gpt-wikitext2", ModelConfig("gpt_small"), data, training, "50% macs")
+    return _language(name, ModelConfig("gpt_small"), data, training, "50% macs", GrowthConfig())
 
 
 def _language(

@@ -107,7 +107,9 @@ class TextConfig:
                 f"eval_streams={self.eval_streams}, expected at least 1": self.eval_streams >= 1,
                 f"limit={self.limit}, expected at least 2": self.limit is None or self.limit >= 2,
                 f"unit={self.unit!r}, expected 'words' or 'bytes'": self.unit in ("words", "bytes"),
-                "max_words counts words, there are 256 bytes": self.unit == "words" or self.max_words is None,
+                "max_words counts words, there are 256 bytes; set it to null, or take the recipe gpt-bytes": self.unit
+                == "words"
+                or self.max_words is None,
             },
         )
 
