@@ -63,10 +63,10 @@ def settle_divisor(
     return dataclasses.replace(config, growth=growth), str(choice)
 
 
-def require_divisor(config: RunConfig, what: str) -> None:
+def require_divisor(config: RunConfig) -> None:
     """Refuse ``auto`` where nothing runs on the device that trains."""
     if config.growth.divisor == "auto":
         raise ConfigError(
-            f"{what} cannot choose growth.divisor=auto, which is measured where a run trains; give a number, such as "
+            "a plan cannot choose growth.divisor=auto, which is measured where a run trains; give a number, such as "
             "the `divisor` in the summary.json of a run on that device"
         )

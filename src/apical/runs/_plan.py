@@ -109,7 +109,7 @@ def plan_model(config: RunConfig, model: nn.Module, example: tuple[Tensor, ...])
         BudgetError: the budget cannot be met.
         TraceError: the model cannot be analysed.
     """
-    require_divisor(config, "a plan")
+    require_divisor(config)
     if any(p.is_meta for p in model.parameters()):
         twin = analysis_copy(model)
         make_traceable_(twin)
