@@ -102,7 +102,7 @@ def test_an_optimizer_that_was_not_given_is_loud_once_the_model_was_resized(star
     other = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer)
     grower.end_epoch()
-    with pytest.raises(ResizeError, match="make every optimizer before the Grower, and give it all of them"):
+    with pytest.raises(ResizeError, match="make every optimizer before the Grower"):
         other.zero_grad()
 
 
