@@ -22,15 +22,12 @@ from apical.baselines import (
     Final,
     Rule,
     Slimming,
-    SoftFilterPruning,
     Subject,
     Taylor,
-    ThiNet,
     uniform_keep,
 )
 from apical.baselines._autogrow import blocks_in_turn
-from apical.baselines._choose import by_threshold, fewest, sparing_streams, strongest
-from apical.baselines._reconstruct import gram_of, greedy_removal, readers_of, rescaling
+from apical.baselines._choose import by_threshold, fewest, strongest
 from apical.baselines._scores import filter_norms, gate_products
 from apical.budget import BoundBudget, Budget
 from apical.errors import ConfigError
@@ -105,11 +102,11 @@ def test_absent_units_stay_away_and_loads_above_one_are_met() -> None:
 def test_filter_norms_are_those_of_the_rows() -> None:
     net = plain_net()
     subject = Subject(net, None, IMAGE)
-    norms = filter_norms(subject, 1)
+    norms = filter_norms(subject)
     assert torch.allclose(norms["0"], net[0].weight.double().abs().sum((1, 2, 3)))
     subject.resize_({"0": [1, 4, 5], "3": [0, 2]})
-    norms = filter_norms(subject, 2)
-    assert torch.allclose(norms["3"][[0, 2]], net[3].weight.double().flatten(1).norm(dim=1))
+    norms = filter_norms(subject)
+    assert torch.allclose(norms["3"][[0, 2]], net[3].weight.double().flatten(1).abs().sum(1))
     assert norms["3"].isinf().tolist() == [False, True, False, True, True]
 
 
@@ -145,7 +142,7 @@ def test_gate_products_are_the_derivative_to_explicit_gates(name: str) -> None:
         assert torch.allclose(products[group.name], gates.grad, rtol=1e-8, atol=1e-12), group.name
 
 
-# ---- l1 and soft ----------------------------------------------------------------------------------------------------
+# ---- l1 -------------------------------------------------------------------------------------------------------------
 
 
 def test_l1_keeps_the_largest_filters_and_its_controls_others() -> None:
@@ -153,7 +150,7 @@ def test_l1_keeps_the_largest_filters_and_its_controls_others() -> None:
     for order in ("smallest", "largest", "random"):
         model = built("plain")
         method = compared(L1(order=order), model, "plain", 2)
-        norms = filter_norms(method.subject, 1)
+        norms = filter_norms(method.subject)
         method.end_epoch()
         kept[order] = {n: set(k) for n, k in method.subject.selection.keep.items()}
         assert method.end_epoch()["macs_fraction"] == pytest.approx(0.5, rel=0.01)
@@ -162,30 +159,6 @@ def test_l1_keeps_the_largest_filters_and_its_controls_others() -> None:
         assert norm[sorted(kept["smallest"][name])].min() >= norm[sorted(every - kept["smallest"][name])].max()
         assert norm[sorted(kept["largest"][name])].max() <= norm[sorted(every - kept["largest"][name])].min()
     assert kept["random"] != kept["smallest"]
-
-
-def test_soft_zeroes_filters_which_grow_again_and_are_removed_before_the_last_epoch() -> None:
-    model = built("residual")
-    optimizer = sgd(model, weight_decay=0.0)
-    method = compared(SoftFilterPruning(), model, "residual", 4, optimizer)
-    widths = uniform_keep(method.structure, "50% macs", least=sparing_streams(method.structure, "50% macs", 0.1))
-    full = sum(p.numel() for p in model.parameters())
-    step(model.train(), optimizer, "residual", 0)
-    norms = model.layer1[0].bn1.weight.clone()
-    method.end_epoch()
-    rows = model.layer1[0].conv1.weight.flatten(1).norm(dim=1)
-    assert int((rows == 0).sum()) == 8 - widths["layer1.0.conv1"] > 0
-    assert torch.equal(model.layer1[0].bn1.weight, norms)
-    for i in range(3):
-        step(model, optimizer, "residual", i)
-    assert (model.layer1[0].conv1.weight.flatten(1).norm(dim=1) > 0).all()
-    method.end_epoch()
-    assert sum(p.numel() for p in model.parameters()) == full
-    method.end_epoch()
-    assert sum(p.numel() for p in model.parameters()) < full
-    hard = built("residual")
-    compared(SoftFilterPruning(hard=True), hard, "residual", 4).end_epoch()
-    assert sum(p.numel() for p in hard.parameters()) < full
 
 
 # ---- slimming and taylor --------------------------------------------------------------------------------------------
@@ -275,66 +248,6 @@ def test_taylor_falls_from_the_whole_model_to_the_budget_and_never_rises() -> No
     assert macs[6:] == [pytest.approx(0.5, rel=0.01)] * 4
 
 
-# ---- thinet ---------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 6))
-def test_greedy_removal_is_the_papers_loop(seed: int, width: int) -> None:
-    z = torch.randn(30, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    removed: list[int] = []
-    while len(removed) < 7 - width:
-        errors = {c: z[:, [*removed, c]].sum(1).square().sum().item() for c in range(7) if c not in removed}
-        removed.append(min(errors, key=lambda c: errors[c]))
-    assert greedy_removal(z.T @ z, width) == sorted(set(range(7)) - set(removed))
-    kept = sorted(set(range(7)) - set(removed))
-    best = torch.linalg.lstsq(z[:, kept], z.sum(1)).solution
-    assert torch.allclose(rescaling(z.T @ z, kept), best, atol=1e-2)
-
-
-@pytest.mark.parametrize("layer", [
-    nn.Conv2d(4, 9, 3, padding=1), nn.Conv2d(4, 9, (1, 3), stride=2, padding="valid"), nn.Conv2d(4, 9, 3, dilation=2),
-    nn.Conv2d(4, 9, 4, padding="same"), nn.Linear(4 * 36, 9),
-])  # fmt: skip
-def test_contributions_add_up_to_the_outputs_of_the_reading_layer(layer: nn.Module) -> None:
-    torch.manual_seed(0)
-    flat = [nn.Flatten()] if isinstance(layer, nn.Linear) else []
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), *flat, layer, nn.ReLU())
-    x = torch.randn(2, 3, 6, 6)
-    subject = Subject(net, None, x[:1])
-    (reader,) = readers_of(subject, subject.structure.groups[0], 10_000, torch.Generator().manual_seed(0))
-    reader.outputs = lambda n: torch.arange(9).expand(n, 9)  # type: ignore[method-assign]
-    reader._draw = lambda among, number: torch.arange(among)  # type: ignore[method-assign]
-    net.train()(x)
-    reader.hook.remove()
-    layer.bias = None
-    energy = net[:-1](x).square().sum().item()
-    assert gram_of(reader).sum().item() == pytest.approx(energy, rel=1e-4)
-
-
-def test_thinet_removes_a_duplicate_channel_without_a_trace() -> None:
-    """Two equal channels: the next layer is rebuilt exactly from one of them with its weight adjusted."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.Flatten(), nn.Linear(96, 2))
-    with torch.no_grad():
-        net[0].weight[4] = net[0].weight[1]
-        net[0].bias[4] = net[0].bias[1]
-        net[2].weight[:, 4] = 0.5 * net[2].weight[:, 1]
-        net[2].weight[:, 1] *= 0.01
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
-    x = torch.randn(8, 3, 6, 6)
-    before = net(x)
-    structure = trace(net, x[:1])
-    method = Comparator(ThiNet(samples=4096), net, optimizer, x[:1], "81% macs", 2, structure=structure)
-    widths = uniform_keep(structure, "81% macs")
-    assert widths == {**{g.name: g.size for g in structure.groups}, "0": 4}  # all but the first layer stays whole
-    for _ in range(20):
-        net(x)
-    method.end_epoch()
-    assert net[0].out_channels == 4
-    assert F.mse_loss(net(x), before) < 1e-4 * before.var()
-
-
 # ---- autogrow and final ---------------------------------------------------------------------------------------------
 
 
@@ -399,9 +312,7 @@ def test_uniform_widths_of_a_shallower_network_use_the_same_budget() -> None:
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: L1(prune_at=0.0, order="biggest"), "prune_at=0.0.*order='biggest'"),
-    (lambda: SoftFilterPruning(compact_epochs=0), "compact_epochs=0"),
     (lambda: Slimming(penalty=-1.0, least_fraction=1.0), "penalty=-1.0.*least_fraction=1.0"),
-    (lambda: ThiNet(samples=0, prune_at=1.0), "prune_at=1.0.*samples=0"),
     (lambda: Taylor(prune_from=0.7), "prune_from=0.7 and prune_until=0.6"),
     (lambda: AutoGrow(birth="one", grow_until=2.0), "grow_until=2.0.*birth='one'"),
 ])  # fmt: skip

@@ -9,12 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim import Optimizer
 
 from apical import Grower
 from apical.growth import ScsConfig
 from apical.resizing._indexing import TemplateMap, scatter_
 from apical.resizing._install import lookup
 from apical.resizing._selection import Selection
+from growth.cases import built, grown, loss_of
+
+
+def prepared(name: str, **options: Any) -> tuple[nn.Module, nn.Module, Optimizer, Grower]:
+    """The template, the live model, its optimizer and Grower, all in float64."""
+    template = built(name).double()
+    model = copy.deepcopy(template)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return template, model, optimizer, grown(name, model, optimizer, **options)
+
+
+def loss(name: str, seed: int) -> Callable[[Any], Tensor]:
+    return lambda model: loss_of(model, name, seed, torch.float64)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+    scale = b.abs().max()
+    assert scale > 0
+    assert (a - b).abs().max() <= tolerance * scale
 
 
 class GatedTemplate:

@@ -102,20 +102,8 @@ def test_an_optimizer_that_was_not_given_is_loud_once_the_model_was_resized(star
     other = torch.optim.SGD(model.parameters(), lr=0.1)
     train(model, optimizer)
     grower.end_epoch()
-    with pytest.raises(ResizeError, match="make every optimizer before the Grower, and give it all of them"):
+    with pytest.raises(ResizeError, match="make every optimizer before the Grower"):
         other.zero_grad()
-
-
-# ---- copies that the Grower does not know --------------------------------------------------------------------------
-
-
-def test_an_average_made_before_the_grower_and_not_passed_is_named() -> None:
-    model = built("residual")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    average = AveragedModel(model)
-    with pytest.warns(UserWarning, match=r"copy of this \w+ that the Grower does not know.*copies=\[ema\]"):
-        grown("residual", model, optimizer, EPOCHS)
-    assert average.module is not model
 
 
 def test_finishing_twice_is_finishing_once(started: Started, recwarn: pytest.WarningsRecorder) -> None:
@@ -127,50 +115,3 @@ def test_finishing_twice_is_finishing_once(started: Started, recwarn: pytest.War
     grower.finish()
     assert not recwarn.list
     assert grower.history[-1]["widths"] == present
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_an_average_made_later_and_not_added_is_named_before_the_first_change(started: Started, wrapped: bool) -> None:
-    model, optimizer, grower = started
-    average = AveragedModel(model) if wrapped else copy.deepcopy(model)
-    train(model, optimizer)
-    with torch.no_grad():
-        for mean, p in zip(average.parameters(), model.parameters(), strict=True):
-            mean.lerp_(p, 0.1)
-    with pytest.warns(UserWarning, match=r"copy of this \w+ that the Grower does not know.*add_copy"):
-        grower.end_epoch()
-
-
-def test_another_network_that_lies_there_is_not_named(recwarn: pytest.WarningsRecorder) -> None:
-    """As the trained model that is compressed, which is kept to compare with."""
-    trained = built("residual")
-    train(trained, torch.optim.SGD(trained.parameters(), lr=0.1))
-    model = copy.deepcopy(trained)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    grower = grown("residual", model, optimizer, EPOCHS, seed_style="pretrained", seed_fraction=100.0)
-    assert grower.history == []
-    train(model, optimizer)
-    grower.end_epoch()
-    assert not [str(w.message) for w in recwarn.list]
-    assert next(trained.parameters()).shape == next(built("residual").parameters()).shape
-
-
-def test_copies_that_are_known_or_do_not_change_are_not_named(recwarn: pytest.WarningsRecorder) -> None:
-    model = built("residual")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    teacher, average = copy.deepcopy(model), AveragedModel(model)
-    grower = grown("residual", model, optimizer, EPOCHS, copies=[average])
-    snapshot = copy.deepcopy(model)
-    for _ in range(2):
-        train(model, optimizer)
-        average.update_parameters(model)
-        grower.end_epoch()
-    assert not [str(w.message) for w in recwarn.list]
-    assert teacher is not snapshot
-
-
-def test_a_lazy_network_of_the_same_class_may_lie_about() -> None:
-    lazy = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 3), "50% params", epochs=2)
-    assert lazy(torch.zeros(1, 3)).shape == (1, 2)

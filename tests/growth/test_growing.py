@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 from typing import Any
 
@@ -24,7 +23,6 @@ from marks import quick
 
 ALL = list(CASES)
 FEW = ("residual", "lstm", "gpt")
-BOTH = quick(itertools.product(ALL, ("thin", "small")), lambda case: case[0] in FEW)
 
 
 def largest_step(grower: Grower) -> float:
@@ -41,18 +39,15 @@ def within(grower: Grower, tolerance: float = 0.01) -> bool:
     return 1 - max(tolerance, largest_step(grower)) <= load <= 1.002
 
 
-@pytest.mark.parametrize(("name", "style"), BOTH)
-def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) -> None:
+@pytest.mark.parametrize("name", quick(ALL, FEW))
+def test_a_network_grows_from_a_small_seed_to_its_budget(name: str) -> None:
     model = built(name)
     optimizer = sgd(model)
     template = {k: v.shape for k, v in model.state_dict().items()}
     types = {path: type(m) for path, m in model.named_modules()}
-    grower = grown(name, model, optimizer, seed_style=style)
+    grower = grown(name, model, optimizer)
     structure = grower.structure
     smallest = structure.macs({g.name: 1 for g in structure.groups}) / structure.macs()
-    thin = {g.name: g.size if g.role == "stream" else 1 for g in structure.groups}
-    thinnest = structure.macs(thin) / structure.macs()
-    smallest = thinnest if style == "thin" and thinnest <= 0.5 * 0.5 else smallest
     run(grower, optimizer, name)
 
     seed, last = grower.history[0], grower.history[-1]
@@ -90,11 +85,10 @@ def test_a_network_grows_from_a_small_seed_to_its_budget(name: str, style: str) 
     assert any(not torch.equal(a, p) for a, p in zip(was, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("style", ["thin", "small"])
 @pytest.mark.parametrize("name", quick(["residual", "plain", "lstm"], ["residual"]))
-def test_a_network_that_starts_above_its_budget_is_only_pruned_down_to_it(name: str, style: str) -> None:
+def test_a_network_that_starts_above_its_budget_is_only_pruned_down_to_it(name: str) -> None:
     """From the full network."""
-    _model, optimizer, grower = begun(name, seed_style=style, seed_fraction=100.0, growth_end=0.75)
+    _model, optimizer, grower = begun(name, seed_fraction=100.0, growth_end=0.75)
     start = grower.state_dict()
     assert start["skip"] == []
     assert all(len(start["keep"][g.name]) == g.size for g in grower.structure.groups)
@@ -171,11 +165,10 @@ def test_every_option_runs_through_and_meets_the_budget(name: str, options: dict
 
 
 @pytest.mark.parametrize("budget", ["40% params", "30% macs, 60% params", "20k params", "100% macs"])
-@pytest.mark.parametrize("style", ["thin", "small"])
-def test_other_budgets_are_met(budget: str, style: str) -> None:
+def test_other_budgets_are_met(budget: str) -> None:
     model = built("residual")
     optimizer = sgd(model)
-    grower = run(grown("residual", model, optimizer, budget=budget, seed_style=style, epochs=4), optimizer, "residual")
+    grower = run(grown("residual", model, optimizer, budget=budget, epochs=4), optimizer, "residual")
     last = grower.history[-1]
     macs, params = last["macs_fraction"], last["params_fraction"]
     used = {"40% params": params / 0.4, "30% macs, 60% params": max(macs / 0.3, params / 0.6),
@@ -231,13 +224,13 @@ def test_steps_do_nothing_where_epochs_count() -> None:
 # ---- births ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "style"), BOTH)
-def test_births_leave_the_function_as_it_was(name: str, style: str) -> None:
+@pytest.mark.parametrize("name", quick(ALL, FEW))
+def test_births_leave_the_function_as_it_was(name: str) -> None:
     """Also that of the moving average; only a death or a return may change it."""
     model = built(name).double()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = sgd(model)
-    grower = grown(name, model, optimizer, seed_style=style, copies=[average], epochs=8, growth_end=0.9, damping=0.0)
+    grower = grown(name, model, optimizer, copies=[average], epochs=8, growth_end=0.9, damping=0.0)
     case, quiet, births = CASES[name], 0, 0
     inputs = case.inputs(77)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
@@ -382,11 +375,11 @@ def test_random_births_change_the_function() -> None:
 # ---- seeds, pins, blocks ---------------------------------------------------------------------------------------------
 
 
-def test_a_thin_seed_has_its_blocks_and_its_streams_whole() -> None:
+def test_a_pretrained_seed_has_its_blocks_and_its_streams_whole() -> None:
     """Later the streams give way, too, where they are worth less than inner widths."""
     model = built("residual")
     optimizer = sgd(model)
-    grower = run(grown("residual", model, optimizer, seed_style="thin"), optimizer, "residual")
+    grower = run(grown("residual", model, optimizer, seed_style="pretrained"), optimizer, "residual")
     first, last = grower.history[0], grower.history[-1]
     assert first["blocks"] == len(grower.structure.blocks) == 4
     streams = [g for g in grower.structure.groups if g.role == "stream"]
@@ -470,7 +463,7 @@ def test_a_block_that_nobody_trains_is_not_judged() -> None:
 
 
 def test_streams_grow_where_inner_widths_cannot_use_up_the_budget() -> None:
-    """A network of streams only: a thin seed would have nothing to grow."""
+    """A network of streams only."""
 
     class Stream(nn.Module):
         def __init__(self) -> None:

@@ -55,7 +55,7 @@ def test_an_optimizer_made_after_the_grower_is_noticed_in_the_first_epoch() -> N
     model, _, grower = begun("mlp")
     late = sgd(model)
     step(model, late, "mlp", 0)
-    with pytest.warns(UserWarning, match=r"optimizer \(SGD\) has not stepped in this epoch.* made after the Grower"):
+    with pytest.warns(UserWarning, match=r"\(SGD\) has not stepped.* made after the Grower"):
         grower.end_epoch()
 
 
@@ -72,7 +72,7 @@ def test_all_optimizers_that_were_passed_count(recwarn: pytest.WarningsRecorder)
 def test_steps_that_are_never_told_are_an_error() -> None:
     model, optimizer, grower = begun("mlp", interval_unit="steps", steps_per_epoch=3)
     step(model, optimizer, "mlp", 0)
-    with pytest.raises(ConfigError, match=r"end_epoch without any end_step: .* call grower\.end_step\(\) after every"):
+    with pytest.raises(ConfigError, match=r"without any end_step: .* call grower\.end_step\(\)"):
         grower.end_epoch()
     grower.end_step()
     assert grower.end_epoch()["epoch"] == 0
@@ -390,7 +390,7 @@ def test_a_model_that_is_already_small_is_not_taken_for_the_largest(way: str, ki
 
     with pytest.raises(ConfigError, match=r"already shrunk.*anew.*structure="):
         again()
-    with pytest.raises(ResizeError, match=r"does not fit the structure.*the structure of its present size"):
+    with pytest.raises(ResizeError, match=r"does not fit the structure.*present size"):
         again(whole)
     assert [p.shape for p in model.parameters()] == sizes
     structure = apical.trace(model, torch.zeros(1, 4))

@@ -179,10 +179,11 @@ def unchanged(model: nn.Module, before: dict[str, Any], optimizer: torch.optim.O
 
 REFUSED: list[tuple[dict[str, Any], type[ApicalError], str]] = [
     ({"divisors": 8}, ConfigError, "'divisors'; did you mean 'divisor'"),
+    ({"seed_style": "thin"}, ConfigError, "seed_style must be 'small' or 'pretrained', got 'thin'"),
     ({"seed_style": "pretrain"}, ConfigError, "got 'pretrain'; did you mean 'pretrained'"),
     ({"xyz": 8}, ConfigError, "no option 'xyz'; options are seed_style"),
     ({"divisor": 0}, ConfigError, "divisor"),
-    ({"config": ScsConfig(), "seed_style": "thin"}, ConfigError, "no option 'seed_style'"),
+    ({"config": ScsConfig(), "seed_style": "small"}, ConfigError, "no option 'seed_style'"),
     ({"config": ScsConfig(), "score_rl": 1.0}, ConfigError, "'score_rl'; did you mean 'score_lr'"),
     ({"config": ScsConfig(interval_unit="steps")}, ConfigError, "steps_per_epoch"),
     ({"config": {"divisor": 8}}, ConfigError, "config must be a GrowthConfig or ScsConfig, got dict"),

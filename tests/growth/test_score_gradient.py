@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from math import log
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from apical import Grower
 from apical.growth import ScsConfig
-from growth.cases import CASES, built, grown, loss_of, scores_of
-from growth.gate_oracle import GatedTemplate
+from growth import gate_oracle
+from growth.cases import CASES, loss_of, scores_of
+from growth.gate_oracle import GatedTemplate, close, loss
 from marks import quick
 
 F64 = torch.float64
@@ -28,21 +27,7 @@ def config(**options: Any) -> ScsConfig:
 
 
 def prepared(name: str, budget: str = "50% macs", **options: Any) -> tuple[nn.Module, nn.Module, Optimizer, Grower]:
-    """The template, the live model, its optimizer and Grower, all in float64."""
-    template = built(name).double()
-    model = copy.deepcopy(template)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return template, model, optimizer, grown(name, model, optimizer, budget=budget, config=config(**options))
-
-
-def loss(name: str, seed: int) -> Callable[[Any], Tensor]:
-    return lambda model: loss_of(model, name, seed, F64)
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    scale = b.abs().max()
-    assert scale > 0
-    assert (a - b).abs().max() <= 1e-9 * scale
+    return gate_oracle.prepared(name, budget=budget, config=config(**options))
 
 
 @pytest.mark.parametrize("birth", ["random", "preserving"])

@@ -32,7 +32,7 @@ def test_every_method_has_a_card_and_every_card_a_method() -> None:
         assert f"[{name}]({name}.md)" in index
 
 
-@pytest.mark.parametrize("method", quick(OWN, ["grown", "dense", "soft", "autogrow"]))
+@pytest.mark.parametrize("method", quick(OWN, ["grown", "dense", "slimming", "autogrow"]))
 def test_every_method_runs_to_its_budget_and_resumes(method: str, tmp_path: Path) -> None:
     whole = resumed_as_whole(tiny(f"method={method}", "model.width=16", "batch_size=32"), tmp_path)
     assert whole.summary["method"] == method
@@ -66,7 +66,7 @@ def test_a_final_architecture_is_repeated_for_the_same_epochs_or_the_same_macs(t
 
 @pytest.mark.slow
 def test_more_training_than_dense_is_repeated_too(tmp_path: Path) -> None:
-    source = do(tiny("method=soft"), tmp_path / "source").summary
+    source = do(tiny("method=slimming"), tmp_path / "source").summary
     assert source["train_macs_vs_final"] > 1
     longer = do(tiny("method=final-same-macs", f"method.run={tmp_path / 'source'}"), tmp_path / "long").summary
     assert longer["epochs"] > 4
@@ -87,7 +87,7 @@ def test_options_of_a_method_are_set_checked_and_repeated() -> None:
     [
         (["method=l1", "method.prune=0.5"], r"method l1: unknown key 'prune'; did you mean 'prune_at'\?"),
         (["method=l1", "method.prune_at=much"], "method l1: prune_at: expected a number, got 'much'"),
-        (["method=soft", "method.compact_epochs=0"], "method soft: compact_epochs=0"),
+        (["method=slimming", "method.prune_at=1"], "method slimming: prune_at=1"),
         (["method=uniform", "method.ratio=0.5"], "method uniform has no options of its own, got ratio"),
         (["method=grown", "method.divisor=2"], "growth is set by growth.NAME"),
         (["method=random", "method.score=learned"], r"no option 'score'; did you mean 'scores'\?"),
@@ -96,6 +96,7 @@ def test_options_of_a_method_are_set_checked_and_repeated() -> None:
         (["method=final-same-macs"], "needs the run whose final architecture"),
         (["method=final-same-macs", "method.run=nowhere"], r"nowhere/summary\.json does not exist"),
         (["method=taylr"], "did you mean 'taylor'"),
+        (["method=thinet"], "'thinet' is gone"),
         (["method=l1", "epochs=1"], "epochs=1; expected at least 2"),
     ],
 )

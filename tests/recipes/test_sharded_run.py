@@ -138,7 +138,7 @@ def test_what_cannot_be_divided_is_refused_in_words(server: ForkServer, text: Pa
         assert end.code == 2
         assert "method dense cannot divide its model among processes; expected one of grown, scs, random" in end.output
     config = apply_settings(get_recipe("gpt-wikitext2"), ["training.shard=true", "device=cpu"])
-    with pytest.raises(ConfigError, match=r"this is one alone\. Start it as torchrun --nproc-per-node N"):
+    with pytest.raises(ConfigError, match=r"one alone\..* torchrun --nproc-per-node N"):
         run(config, tmp_path / "alone")
     with pytest.raises(ConfigError, match=r"ema_decay=none; shard=true with compile=true"):
         apply_settings(config, ["ema_decay=0.9", "compile=true"])

@@ -171,7 +171,7 @@ def test_from_on_the_command_line_takes_a_file_or_the_folder_of_a_dense_run(tmp_
         config = json.loads((tmp_path / "compact" / "config.json").read_text())
         assert config["model"]["initial_weights"] == str(weights)
         assert (config["growth"]["seed_style"], config["growth"]["seed_fraction"]) == ("pretrained", 1.0)
-    with pytest.raises(ConfigError, match=r"holds no model\.safetensors; expected a file of weights, or the folder"):
+    with pytest.raises(ConfigError, match=r"holds no model\.safetensors"):
         read_weights(tmp_path)
     shown = CliRunner().invoke(main, ["train", "--resume", str(tmp_path / "compact"), "--from", "x.pt"])
     assert (shown.exit_code, "leave out --from" in shown.output) == (2, True)

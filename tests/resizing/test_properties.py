@@ -174,7 +174,7 @@ def same_choice_on(model: nn.Module, inputs: tuple[Any, ...], seed: int) -> None
         return
     note(str(model))
     note(str(structure))
-    check_contract(generic_(copy.deepcopy(model)), structure, inputs, seeds=(seed, seed + 1))
+    check_contract(generic_(copy.deepcopy(model)), structure, inputs, (seed, seed + 1))
 
 
 def images() -> tuple[Tensor]:

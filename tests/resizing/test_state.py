@@ -16,7 +16,7 @@ from apical.errors import ResizeError
 from apical.models import LSTMLanguageModel
 from apical.resizing._gates import zero_gates_
 from marks import quick
-from zoo.sequences import LstmLM
+from structure.nets import LanguageModel
 
 Make = Callable[[], nn.Module]
 
@@ -32,7 +32,7 @@ class Batched(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = LstmLM(2, vocabulary=11)
+        self.inner = LanguageModel(tied=False, width=12, hidden=16, layers=2)
 
     def forward(self, tokens: Tensor, state: dict[str, Tensor] | None = None) -> dict[str, Any]:
         inner = self.inner

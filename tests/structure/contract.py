@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ def generic_(model: nn.Module, seed: int = 1) -> nn.Module:
     return model.eval()
 
 
-def random_keep(structure: Structure, seed: int) -> Keep:
-    """For every group a random, sorted, nonempty set of positions, sometimes all of them."""
+def random_keep(structure: Structure, seed: int, *, all_shrink: bool = False) -> Keep:
+    """For every group a random, sorted, nonempty set of positions, sometimes all of them unless all are to shrink."""
     generator = torch.Generator().manual_seed(seed)
 
     def below(high: int) -> int:
@@ -48,7 +48,10 @@ def random_keep(structure: Structure, seed: int) -> Keep:
 
     keep: Keep = {}
     for group in structure.groups:
-        count = group.size if below(6) == 0 else 1 + below(group.size)
+        if all_shrink:
+            count = 1 + below(max(1, group.size - 1))
+        else:
+            count = group.size if below(6) == 0 else 1 + below(group.size)
         keep[group.name] = sorted(torch.randperm(group.size, generator=generator)[:count].tolist())
     return keep
 
@@ -59,17 +62,32 @@ def random_skip(structure: Structure, seed: int) -> tuple[str, ...]:
     return tuple(b.name for b, skip in zip(structure.blocks, drawn.tolist(), strict=True) if skip)
 
 
+def run(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
+    """One call; what the model warns about while running is its author's business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return model(*inputs, **(kwargs or {}))
+
+
 @torch.no_grad()
 def outputs(
-    model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None, without: Sequence[int] = ()
+    model: nn.Module,
+    inputs: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    without: Sequence[int | str] = (),
 ) -> list[Tensor]:
-    """The output tensors of one call, but for those at some positions of a tuple."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what a model warns about while running is its author's business
-        result = model(*inputs, **(kwargs or {}))
-    if without:
+    """The output tensors of one call, but for those at some positions of a tuple or under some keys of a dict."""
+    result = run(model, inputs, kwargs)
+    if isinstance(result, dict):
+        result = [part for key, part in result.items() if key not in without]
+    elif without:
         result = [part for i, part in enumerate(result) if i not in without]
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return tensors_of(result)
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a tree, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -127,15 +145,100 @@ def assert_same_state(got: nn.Module, expected: nn.Module) -> None:
     assert list(ours) == list(theirs)
     different = [name for name in ours if not same_bits(ours[name], theirs[name])]
     assert not different, f"different bits in {different}"
-    assert [n for n, _ in got.named_parameters()] == [n for n, _ in expected.named_parameters()]
+    flags = [{name: p.requires_grad for name, p in model.named_parameters()} for model in (got, expected)]
+    assert list(flags[0].items()) == list(flags[1].items())
     assert str(got) == str(expected)
 
 
+def assert_sizes_are_true(model: nn.Module) -> None:
+    """What standard modules say about their size is what their weights say, so that ``print(model)`` is true."""
+    wrong = [
+        f"{name}.{attribute} is {getattr(module, attribute)}, the weights say {value}"
+        for name, module in model.named_modules()
+        for attribute, value in _true_sizes(module).items()
+        if getattr(module, attribute) != value
+    ]
+    assert not wrong, wrong
+
+
+def _true_sizes(module: nn.Module) -> dict[str, object]:
+    if isinstance(module, nn.Linear):
+        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        read, written = ("out", "in") if module.transposed else ("in", "out")
+        return {
+            f"{written}_channels": module.weight.shape[0],
+            f"{read}_channels": module.weight.shape[1] * module.groups,
+        }
+    if isinstance(module, nn.modules.batchnorm._NormBase) and module.weight is not None:
+        return {"num_features": module.weight.shape[0]}
+    if isinstance(module, nn.GroupNorm) and module.weight is not None:
+        return {"num_channels": module.weight.shape[0]}
+    if isinstance(module, nn.LayerNorm) and module.weight is not None:
+        return {"normalized_shape": tuple(module.weight.shape)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        hidden = module.weight_ih_l0.shape[0] // gates
+        return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": hidden}
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    return {}
+
+
+def assert_costs_are_counted(
+    structure: Structure, keep: Keep, skip: Sequence[str], small: nn.Module, inputs: Sequence[Any]
+) -> None:
+    """Priced MACs and parameters are those of the model that was resized so."""
+    priced = structure.macs(keep, skip), structure.num_params(keep, skip)
+    counted = counted_macs(small, inputs), sum(p.numel() for p in small.parameters())
+    assert priced == counted, f"priced {priced} MACs and parameters, counted {counted}"
+
+
+def assert_consistent(structure: Structure, model: nn.Module) -> None:
+    """Names exist, positions are in range and disjoint, reasons are given."""
+    tensors = model.state_dict()
+    taken: dict[tuple[str, int], set[int]] = {}
+    for group in structure.groups:
+        assert group.members, f"{group.name} has no members"
+        assert group.gate_site, f"{group.name} has no gate site"
+        for part in (*group.members, *group.gate_site):
+            assert len(part.positions) == group.size, f"{group.name}: {part.tensor} does not list every unit"
+            owned = [position for unit in part.positions for position in unit]
+            assert all(0 <= p < tensors[part.tensor].shape[part.dim] for p in owned), f"{part.tensor} out of range"
+        for part in group.members:
+            owned = [position for unit in part.positions for position in unit]
+            used = taken.setdefault((part.tensor, part.dim), set())
+            assert len(owned) == len(set(owned)), f"{group.name}: {part.tensor} lists a position twice"
+            assert not used & set(owned), f"{part.tensor} dim {part.dim} belongs to two groups"
+            used.update(owned)
+    paths = {name for name, _ in model.named_modules()}
+    for block in structure.blocks:
+        assert block.name in paths, f"block {block.name} is no module"
+        assert block.gate_site, f"block {block.name} has no gate site"
+        assert all(name in tensors for name in block.gate_site), f"gate site of {block.name} names no tensor"
+    assert all(frozen.reason.strip() for frozen in structure.frozen), "something is frozen without a reason"
+
+
+def gradients(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Tensor | None]:
+    """Those of a training step of a copy, by name."""
+    twin = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        leaves = [x for x in tensors_of(run(twin, inputs)) if x.requires_grad]
+    torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()
+    return {name: parameter.grad for name, parameter in twin.named_parameters()}
+
+
 def check_contract(
-    model: nn.Module, structure: Structure, inputs: tuple[Any, ...], seeds: Sequence[int] = (0, 1),
-    state_outputs: Sequence[int] = (),
-) -> None:  # fmt: skip
-    """Removed equals gated to zero; costs are what is counted; everything comes back.
+    model: nn.Module,
+    structure: Structure,
+    inputs: tuple[Any, ...],
+    choices: Iterable[int | tuple[Keep, Sequence[str]]] = (0, 1),
+    state_outputs: Sequence[int | str] = (),
+) -> None:
+    """Removed equals gated to zero and matters; costs are what is counted; it trains; everything comes back.
 
     Groups that are not exact are removed from both networks, so that everything else is compared beside them.
 
@@ -143,24 +246,38 @@ def check_contract(
         model: a model in float64 and eval mode (`generic_`); it is not changed.
         structure: its structure.
         inputs: one call's arguments.
-        seeds: one random choice of what is kept for each.
+        choices: what is kept and which blocks are left out, or a seed of it.
         state_outputs: positions of outputs that are not compared.
     """
-    assert structure.macs() == counted_macs(model, inputs)
-    assert structure.num_params() == sum(p.numel() for p in model.parameters())
+    assert_consistent(structure, model)
+    assert_costs_are_counted(structure, {}, (), model, inputs)
+    full = outputs(model, inputs, without=state_outputs)
+    trained = {name for name, gradient in gradients(model, inputs).items() if gradient is not None}
     working, store = copy.deepcopy(model), apical.DormantStore()
-    for seed in seeds:
-        keep, skip = random_keep(structure, seed), random_skip(structure, seed)
+    for choice in choices:
+        keep, skip = (
+            (random_keep(structure, choice), random_skip(structure, choice)) if isinstance(choice, int) else choice
+        )
         small = copy.deepcopy(model)
         apical.resize_(small, structure, keep, skip)
         inexact = {g.name: keep[g.name] for g in structure.groups if not g.exact}
         expected = zeroed(model, structure, {n: k for n, k in keep.items() if n not in inexact}, skip)
         if inexact:
             apical.resize_(expected, structure, inexact)
-        pair = [outputs(m, inputs, without=state_outputs) for m in (small, expected)]
-        assert relative_error(*pair) <= 1e-10, f"removed and gated to zero differ by {relative_error(*pair):.2g}"
-        assert structure.macs(keep, skip) == counted_macs(small, inputs)
-        assert structure.num_params(keep, skip) == sum(p.numel() for p in small.parameters())
+        got, wanted = (outputs(m, inputs, without=state_outputs) for m in (small, expected))
+        error = relative_error(got, wanted)
+        assert error <= 1e-10, f"removed and gated to zero differ by {error:.2g}"
+        if skip or any(len(keep[g.name]) < g.size for g in structure.groups):  # else a gate may do nothing
+            assert relative_error(full, wanted) > 1e-6, "what was removed had no influence on the outputs"
+        assert_costs_are_counted(structure, keep, skip, small, inputs)
+        assert_sizes_are_true(small)
+        found = gradients(small, inputs)
+        broken = [name for name, gradient in found.items() if gradient is not None and not gradient.isfinite().all()]
+        assert not broken, f"gradients of {broken} are not finite"
+        missing = [name for name, gradient in found.items() if gradient is None and name in trained]
+        gated = gradients(expected, inputs) if missing else {}  # an encoder that no block reads any more gets none
+        missing = [name for name in missing if (own := gated[name]) is not None and own.any()]
+        assert not missing, f"no gradient reaches {missing}"
         apical.resize_(working, structure, keep, skip, store=store)
         assert_same_state(working, small)
     apical.resize_(working, structure, {}, store=store)

@@ -39,7 +39,7 @@ def test_a_branching_model_is_not_exported_but_can_be_described() -> None:
     assert [(g.name, g.size) for g in structure.groups] == [("first", 8), ("second", 6)]
     assert members_of(structure, "second") == {"b.weight": 1, "b.bias": 1, "c.weight/1": 1}
     assert any("by hand" in note for note in structure.notes)
-    check_contract(generic_(branching()), structure, doubled(image()), seeds=(0, 1, 2))
+    check_contract(generic_(branching()), structure, doubled(image()), (0, 1, 2))
 
 
 def test_layers_that_are_named_in_no_group_are_listed() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import apical
 from marks import quick, slow
 from structure.expectations import reasons_of, traced
+from structure.nets import RmsNorm
 
 TOKENS = (torch.arange(10).view(2, 5) % 7,)
 Sizes = tuple[int, int, int]  # query heads, key heads, width of a head
@@ -33,17 +34,6 @@ def turned(x: Tensor, interleaved: bool) -> Tensor:
     return x * cos + torch.cat((-b, a), -1) * sin
 
 
-class Norm(nn.Module):
-    """RMSNorm, written out."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
-
-
 class Layer(nn.Module):
     """Grouped-query attention and a gated MLP; a subclass says where the sizes are.
 
@@ -55,7 +45,7 @@ class Layer(nn.Module):
     def __init__(self, hold: Callable[[Any, Sizes], None], sizes: Sizes, width: int = 12) -> None:
         super().__init__()
         heads, key_heads, head_width = sizes
-        self.norm, self.norm2 = Norm(width), Norm(width)
+        self.norm, self.norm2 = RmsNorm(width), RmsNorm(width)
         self.wq = nn.Linear(width, heads * head_width, bias=False)
         self.wk, self.wv = (nn.Linear(width, key_heads * head_width, bias=False) for _ in "kv")
         self.wo = nn.Linear(heads * head_width, width, bias=False)
@@ -94,7 +84,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(7, 12)
         self.layers = nn.ModuleList(kind(hold, sizes) for _ in range(depth))
-        self.norm, self.head = Norm(12), nn.Linear(12, 7, bias=False)
+        self.norm, self.head = RmsNorm(12), nn.Linear(12, 7, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)

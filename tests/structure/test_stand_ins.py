@@ -23,6 +23,7 @@ from marks import slow
 from structure.contract import generic_
 from structure.expectations import traced
 from structure.nets import Net, conv, image, unit, vectors
+from zoo.sequences import BertOutput
 
 
 class Output(NamedTuple):
@@ -225,17 +226,6 @@ def test_decoder_layers_lose_either_attention() -> None:
     assert blocks == [f"{stack}.layers.0.{part}" for stack, names in parts.items() for part in names]
 
 
-class BertOutput(nn.Module):
-    """A projection, the addition, and the norm after it, which stays."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dense, self.dropout, self.norm = nn.Linear(width, 8), nn.Dropout(0.1), nn.LayerNorm(8)
-
-    def forward(self, hidden: Tensor, given: Tensor) -> Tensor:
-        return self.norm(self.dropout(self.dense(hidden)) + given)
-
-
 class BertHeads(nn.Module):
     """Attention without its output projection; returns its weights, too, which nobody reads."""
 
@@ -260,8 +250,8 @@ def bert() -> nn.Module:
         return m.last(x)
 
     def layer() -> nn.Module:
-        return nn.ModuleDict({"heads": BertHeads(), "attended": BertOutput(6), "up": nn.Linear(8, 12),
-                              "output": BertOutput(12)})  # fmt: skip
+        return nn.ModuleDict({"heads": BertHeads(), "attended": BertOutput(6, 8), "up": nn.Linear(8, 12),
+                              "output": BertOutput(12, 8)})  # fmt: skip
 
     return Net(run, layers=nn.ModuleList([BertLayer(layer()), BertLayer(layer())]), **ends())
 
@@ -401,7 +391,7 @@ def test_types_that_are_not_imported_are_not_loaded(tmp_path: Path, monkeypatch:
     small, _ = skipped(stacks()["records"])
     apical.save(small, tmp_path)
     monkeypatch.delattr(sys.modules[__name__], "Record")
-    with pytest.raises(LoadError, match=r"no named tuple or dataclass dictionary of an imported module"):
+    with pytest.raises(LoadError, match="no named tuple or dataclass"):
         apical.load(stacks()["tuples"].double(), tmp_path)
 
 

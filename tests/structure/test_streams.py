@@ -19,18 +19,7 @@ from apical.models import GPT
 from apical.structure import Structure
 from structure.contract import generic_, outputs, relative_error
 from structure.expectations import reasons_of, traced
-from structure.nets import Net
-
-
-class WrittenOut(nn.Module):
-    """RMSNorm as most language models write it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+from structure.nets import Net, RmsNorm
 
 
 class Masked(nn.Module):
@@ -43,7 +32,7 @@ class Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         left = x[..., self.kept]
         center = left.mean(-1, keepdim=True) if isinstance(self.norm, nn.LayerNorm) else torch.zeros(())
-        eps = 1e-6 if isinstance(self.norm, WrittenOut) else self.norm.eps
+        eps = 1e-6 if isinstance(self.norm, RmsNorm) else self.norm.eps
         eps = torch.finfo(x.dtype).eps if eps is None else eps
         scaled = (x - center) * torch.rsqrt((left - center).square().mean(-1, keepdim=True) + eps)
         bias = getattr(self.norm, "bias", None)
@@ -83,7 +72,7 @@ def over_all() -> nn.Module:
 
 X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "layer": nn.LayerNorm, "rms": nn.RMSNorm, "written out": WrittenOut
+    "layer": nn.LayerNorm, "rms": nn.RMSNorm, "written out": RmsNorm
 }  # fmt: skip
 NETS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     **{f"{name}, pre": (lambda norm=norm: stack(norm), X) for name, norm in NORMS.items()},
@@ -122,7 +111,7 @@ def test_what_is_left_is_normalised_without_what_is_gone(norm: Callable[[int], n
             gone[kept] = False
             masked.get_parameter(part.tensor).index_fill_(part.dim, gone.nonzero().reshape(-1), 0)
     for path, module in list(masked.named_modules()):
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, WrittenOut)):
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, RmsNorm)):
             parent = masked.get_submodule(path.rpartition(".")[0])
             setattr(parent, path.rpartition(".")[2], Masked(module, kept))
     assert relative_error(outputs(small, (X.double(),)), outputs(masked, (X.double(),))) < 1e-10

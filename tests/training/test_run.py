@@ -196,7 +196,7 @@ class PoisonedLoader(TinyLoader):
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     loaders = Loaders(PoisonedLoader(), TinyLoader())
-    with pytest.raises(TrainingError, match=r"loss is nan in epoch 3, step 2; expected .* Lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"nan in epoch 3, step 2; .* Lower the learning rate"):
         train(tiny_model(), TinyGrower, loaders, tiny_config(), tmp_path, progress=Recorder())
     checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.epoch == 2

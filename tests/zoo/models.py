@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from structure.nets import LanguageModel
+
 from . import handmade, own, sequences, vision
 
 Build = Callable[[], nn.Module]
@@ -131,7 +133,10 @@ def sequence_zoo() -> list[ZooModel]:
         "rnn_cell_loop": partial(sequences.CellLoop, nn.RNNCell),
         "lstm_cell_fixed_state": partial(sequences.CellLoop, nn.LSTMCell, state_size=10),
     }
-    lm = sequences.LstmLM
+
+    def lm(layers: int, *, tied: bool = False) -> nn.Module:
+        return LanguageModel(tied=tied, width=12, hidden=12 if tied else 16, vocabulary=23, layers=layers)
+
     return [
         *(real(name, builder, (2, 6, 5), "sequence") for name, builder in real_nets.items()),
         *(real(name, builder, (2, 5, 6), "sequence") for name, builder in cells.items()),

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-from apical.structure import Structure
-
-Keep = Mapping[str, Sequence[int]]
-
-
-def in_float64(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Floating-point inputs in double precision, integers as they are."""
-    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
 
 @torch.no_grad()
@@ -53,33 +44,3 @@ def _fit_statistics_(model: nn.Module, inputs: Sequence[Tensor], seed: int) -> l
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return norms
-
-
-def random_keep(structure: Structure, seed: int) -> Keep:
-    """For every group a random, sorted, nonempty set of positions.
-
-    With an even seed every group loses at least one unit; with an odd one, one group in eight keeps everything.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def below(high: int) -> int:
-        return int(torch.randint(high, (), generator=generator))
-
-    keep: dict[str, list[int]] = {}
-    for group in structure.groups:
-        whole = seed % 2 == 1 and below(8) == 0
-        count = group.size if whole else 1 + below(max(1, group.size - 1))
-        keep[group.name] = sorted(torch.randperm(group.size, generator=generator)[:count].tolist())
-    return keep
-
-
-def random_skip(structure: Structure, seed: int) -> tuple[str, ...]:
-    """No block for seed 0, so that the groups inside are exercised; all for seed 1; then each with probability 1/2.
-
-    Of blocks inside one another only the outer one is named.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    probability = {0: 0.0, 1: 1.0}.get(seed, 0.5)
-    drawn = torch.rand(len(structure.blocks), generator=generator) < probability
-    chosen = [block.name for block, skip in zip(structure.blocks, drawn.tolist(), strict=True) if skip]
-    return tuple(name for name in chosen if not any(name.startswith(f"{other}.") for other in chosen))

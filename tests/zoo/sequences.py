@@ -7,23 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class LstmLM(nn.Module):
-    """Word-level LSTM language model; ``tied`` shares the embedding with the decoder."""
-
-    def __init__(self, layers: int = 1, *, tied: bool = False, vocabulary: int = 23, width: int = 12) -> None:
-        super().__init__()
-        hidden = width if tied else 16
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.lstm = nn.LSTM(width, hidden, layers, batch_first=True)
-        self.decoder = nn.Linear(hidden, vocabulary)
-        if tied:
-            self.decoder.weight = self.embedding.weight
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        output, state = self.lstm(self.embedding(tokens))
-        return self.decoder(output), state
-
-
 class StackedLstmLM(nn.Module):
     """Two separate LSTM modules with dropout between them, sequence first, no state returned."""
 

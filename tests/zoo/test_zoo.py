@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 
 from apical.errors import TraceError
+from apical.structure import Structure
+from apical.structure._cost import lies_in
+from structure.contract import Keep, check_contract, doubled, random_keep, random_skip
 
-from .checks import Snapshot, Subject, check_contract, check_untouched, mix_flags_, timed_trace
+from .checks import Snapshot, check_untouched, mix_flags_, timed_trace
 from .models import ZOO, ZooModel
-from .randomise import in_float64, randomise_
+from .randomise import randomise_
 
 # Of the image networks these are tried on every change, the others by `make test-all`; small nets are always tried.
 OFTEN = {
     *("own_resnet20_projection", "own_resnet20_zero_pad", "own_vgg16_narrow", "own_wrn10_2", "own_unet"),
     *("resnet18", "mobilenet_v3_small", "shufflenet_v2_x1_0", "vit_small", "convnext_atto"),
 }
-SEEDS = (0, 1, 2)  # seed 0 skips no block and shrinks every group, seed 1 skips every block
-FEW_SEEDS = (0, 1)  # for the larger networks, and on every change for all
 
 
 def _marks(entry: ZooModel) -> list[pytest.MarkDecorator]:
@@ -38,18 +39,30 @@ def _named(*, refused: bool) -> list[Any]:
     return [pytest.param(entry.name, marks=_marks(entry)) for entry in entries]
 
 
+def _choices(structure: Structure) -> list[tuple[Keep, tuple[str, ...]]]:
+    """Every group shrinks and no block is left out; all blocks are left out; something between."""
+    outermost = [
+        b.name for b in structure.blocks if not any(lies_in(b.name, o.name) for o in structure.blocks if o != b)
+    ]
+    return [
+        (random_keep(structure, 0, all_shrink=True), ()),
+        (random_keep(structure, 1), tuple(outermost)),
+        (random_keep(structure, 2), random_skip(structure, 2)),
+    ]
+
+
 @pytest.mark.parametrize("name", _named(refused=False))
 def test_contract(name: str, request: pytest.FixtureRequest) -> None:
     entry = ZOO[name]
-    inputs = in_float64(entry.inputs())
+    inputs = doubled(entry.inputs())
     model = randomise_(entry.build(), inputs, seed=1)
     mix_flags_(model)
     before = Snapshot.of(model)
     structure, _ = timed_trace(model, inputs, entry.state_outputs)
     check_untouched(before, model)
-    subject = Subject(model.eval(), structure, inputs, entry.state_outputs)
     large = entry.slow or entry.tags & {"torchvision", "timm"} or request.config.option.markexpr
-    check_contract(subject, FEW_SEEDS if large else SEEDS)
+    choices = _choices(structure)[: 2 if large else 3]  # two for the larger networks, and on every change for all
+    check_contract(model.eval(), structure, inputs, choices, entry.state_outputs)
 
 
 @pytest.mark.parametrize("name", _named(refused=True))

@@ -6,10 +6,8 @@ from apical.baselines._dense import Dense, Final
 from apical.baselines._iss import ISS
 from apical.baselines._l1 import L1
 from apical.baselines._slimming import Slimming
-from apical.baselines._soft import SoftFilterPruning
 from apical.baselines._subject import Rows, Subject, network_record
 from apical.baselines._taylor import Taylor
-from apical.baselines._thinet import ThiNet
 from apical.baselines._uniform import Uniform, uniform_keep
 
 __all__ = [
@@ -24,11 +22,9 @@ __all__ = [
     "Rows",
     "Rule",
     "Slimming",
-    "SoftFilterPruning",
     "Subject",
     "Task",
     "Taylor",
-    "ThiNet",
     "Uniform",
     "network_record",
     "uniform_keep",

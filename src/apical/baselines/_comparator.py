@@ -67,14 +67,12 @@ class Course:
         begin_epoch: told how many epochs have ended, before every further one up to the last, also after resuming.
         before_step: before every optimizer step in these epochs, when the gradients are complete.
         after_step: after every optimizer step in these epochs; told the optimizer.
-        stop: when they are over.
     """
 
     decide: Callable[[int], Change | None] = _nothing
     begin_epoch: Callable[[int], None] = _nothing
     before_step: Callable[[], None] | None = None
     after_step: Callable[[Optimizer], None] | None = None
-    stop: Callable[[], None] = _nothing
 
 
 class Rule(Protocol):
@@ -100,7 +98,7 @@ class Comparator:
     """Trains, prunes or grows a network as a rule decides, with the interface of `apical.Grower`.
 
     Args:
-        rule: what decides: `L1`, `SoftFilterPruning`, `Slimming`, `ThiNet`, `Taylor`, `ISS`, `AutoGrow` or `Uniform`.
+        rule: what decides: `L1`, `Slimming`, `Taylor`, `ISS`, `AutoGrow` or `Uniform`.
         model: the full-size model; it is resized in place.
         optimizer: its optimizer; None will do for rules that do nothing at its steps.
         example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
@@ -166,7 +164,6 @@ class Comparator:
         """Remove the hooks and release what was removed."""
         while self._hooks:
             self._hooks.pop().remove()
-        self._course.stop()
         self.subject.release()
 
     def state_dict(self) -> dict[str, Any]:

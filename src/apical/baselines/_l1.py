@@ -55,7 +55,7 @@ class L1:
         task.generator.manual_seed(self.seed)
 
         def scores() -> Scores:
-            norms = filter_norms(task.subject, order=1)
+            norms = filter_norms(task.subject)
             if self.order == "random":
                 return {name: torch.rand(len(norm), generator=task.generator) for name, norm in norms.items()}
             return norms if self.order == "smallest" else {name: -norm for name, norm in norms.items()}

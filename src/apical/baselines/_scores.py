@@ -18,7 +18,7 @@ def spread(subject: Subject, group: ChannelGroup, values: Tensor) -> Tensor:
     return full
 
 
-def writers(structure: Structure, group: ChannelGroup) -> list[ParamSlice]:
+def _writers(structure: Structure, group: ChannelGroup) -> list[ParamSlice]:
     """The weights and biases that compute a group's channels: of convolutions, linear and recurrent layers, no norms.
 
     In a residual stream these are the rows of every layer that writes to it.
@@ -33,20 +33,13 @@ def _module(part: ParamSlice) -> str:
     return part.tensor.rpartition(".")[0]
 
 
-def filter_norms(subject: Subject, order: float) -> dict[str, Tensor]:
-    """Norm of the weights that compute each unit, Σ over the layers of a stream.
-
-        s_u = Σ_layers ‖W_u‖_p
-
-    Args:
-        subject: the network.
-        order: p, 1 for Li et al. 2017, 2 for He et al. 2018.
-    """
+def filter_norms(subject: Subject) -> dict[str, Tensor]:
+    """L1 norm of the weights that compute each unit, Σ over the layers of a stream: s_u = Σ_layers ‖W_u‖₁"""
     scores = {}
     for group in subject.structure.groups:
-        rows_of_layers = subject.rows(group, writers(subject.structure, group))
+        rows_of_layers = subject.rows(group, _writers(subject.structure, group))
         parts = [rows for rows in rows_of_layers if rows.tensor.dim() > 1] or subject.rows(group, group.members)
-        norms = [torch.linalg.vector_norm(rows.of(rows.tensor).cpu().double(), order, dim=1) for rows in parts]
+        norms = [torch.linalg.vector_norm(rows.of(rows.tensor).cpu().double(), 1, dim=1) for rows in parts]
         scores[group.name] = spread(subject, group, torch.stack(norms).sum(0))
     return scores
 

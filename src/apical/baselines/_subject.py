@@ -165,11 +165,6 @@ class Rows:
         )  # fmt: skip
 
     @torch.no_grad()
-    def zero_(self, units: Tensor) -> None:
-        """Set the parts of some units to zero, in place. Units count among the present ones  # (n,) int64"""
-        self.tensor.index_fill_(self.dim, self.index[units.to(self.index.device)].reshape(-1), 0)
-
-    @torch.no_grad()
     def scale_(self, factors: Tensor) -> None:
         """Multiply the part of every unit by its factor, in place  # (units,)"""
         vector = torch.ones(self.tensor.shape[self.dim], dtype=self.tensor.dtype, device=self.tensor.device)

@@ -22,7 +22,7 @@ _WITH_RESUME = ("data", "device", "trust_code")
 @click.option("--budget", help="What the final network may cost: '50% macs', '0.1M params', '2.5 ms', '10% size'.")
 @click.option(
     "--method",
-    help="grown (default), dense (the whole model), uniform (one ratio for all widths), l1, soft, slimming, ...",
+    help="grown (default), dense (the whole model), uniform (one ratio for all widths), l1, slimming, ...",
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Length of training; warm-up moves in proportion.")
 @click.option("--data", help="Folder of the images, in any known layout; or a name below the folder in APICAL_DATA.")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from apical._memory_format import SAFE_CHANNELS, has_channels_last, unsafe_in_channels_last
 from apical.errors import TrainingError
-from apical.resizing._guards import SHRUNK, unaveraged
 from apical.resizing._shards import are_finite
 
 CALLER = 3  # of the Grower's method: whose line the warning shows
@@ -78,64 +75,6 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
             stacklevel=CALLER,
         )
     return found
-
-
-def warn_of_copies(model: nn.Module, resized: Sequence[nn.Module], written: Mapping[int, int] | None) -> None:
-    """Warn of a moving average of the model that will not be resized with it: its next update would fail.
-
-    Args:
-        model: the model as it is now.
-        resized: copies that are.
-        written: `times_written` when the Grower was made; None then. At first a copy counts only in a wrapper that is
-            called an average; later on any that was written since, as no other network that lies there is.
-    """
-    known = [*map(unaveraged, resized), *SHRUNK]
-    if _copies(model, known, written):
-        gc.collect()  # tracing leaves copies in cycles, which nobody holds
-        if _copies(model, known, written):
-            warnings.warn(
-                f"there is a copy of this {type(model).__name__} that the Grower does not know. If it is a moving "
-                "average (EMA), its next update will fail, because the model changes its shapes and the copy does "
-                "not. Pass copies=[ema] to the Grower, or call grower.add_copy(ema) for one that was made later.",
-                stacklevel=CALLER if written is None else CALLER + 2,  # the latter from within a restructuring
-            )
-
-
-def times_written(model: nn.Module) -> dict[int, int]:
-    """How often the weights of each module of the model's class were written so far, by the module's id."""
-    return {id(module): _writes(module) for module in _alike(model)}
-
-
-def _copies(model: nn.Module, known: Sequence[nn.Module], written: Mapping[int, int] | None) -> list[nn.Module]:
-    """What may be a moving average, of all objects of the process."""
-    shapes, own, passed = _shapes(model), {id(p) for p in model.parameters()}, {id(m) for m in known}
-    # what shares weights with the model, as wrappers of it do, follows it
-    copies = [m for m in _alike(model) if id(m) not in passed and own.isdisjoint(map(id, m.parameters()))]
-    copies = [m for m in copies if _shapes(m) == shapes]
-    if not copies:  # usually; a search of all objects takes seconds in a large process
-        return []
-    if written is not None:
-        return [m for m in copies if _writes(m) > written.get(id(m), 0)]
-    modules = [found for found in gc.get_objects() if issubclass(type(found), nn.Module) and "_modules" in vars(found)]
-    averages = [m for m in modules if any(word in type(m).__name__.lower() for word in ("average", "ema"))]
-    averaged = {id(child) for m in averages for child in m.children()}
-    return [m for m in copies if id(m) in averaged]
-
-
-def _alike(model: nn.Module) -> list[nn.Module]:
-    """All modules of the model's class. An object refers to its class; one that is being made has no contents yet."""
-    return [m for m in gc.get_referrers(type(model)) if type(m) is type(model) and "_modules" in vars(m)]
-
-
-def _writes(module: nn.Module) -> int:
-    """How often the parameters were written; 0 if one never was since it was made or copied."""
-    versions = [p._version for p in module.parameters()]
-    return sum(versions) if all(versions) else 0
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...] | None]:
-    """By name; None for a parameter of a lazy layer that has no shape yet."""
-    return {name: None if is_lazy(p) else tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def refuse_without_values(model: nn.Module) -> None:

@@ -14,10 +14,10 @@ class GrowthConfig(HasDivisor):
     """How a network grows. Fractions of time count from 0 (start) to 1 (end of training).
 
     Attributes:
-        seed_style: where growth starts. ``"small"``: every width by one ratio, all blocks; ``"thin"``: whole residual
-            streams and narrow inner widths; ``"pretrained"``: like thin, for a model that was trained before: the
-            strongest units of every group form the seed, and the others come back in the order of their strength,
-            with the weights that they have.
+        seed_style: where growth starts. ``"small"``: every width by one ratio, all blocks; ``"pretrained"``, for a
+            model that was trained before: whole residual streams and narrow inner widths where the budget has room,
+            the strongest units of every group; the others come back in the order of their strength, with the weights
+            that they have.
         seed_fraction: cost of the seed as a fraction of the budget, both without what cannot be removed, such as the
             head of a language model (the smallest network if that costs more). Above 1, a multiple of the whole
             budget, from which the network is pruned: ``seed_fraction=2`` under a budget of 50 % starts from the full
@@ -47,7 +47,7 @@ class GrowthConfig(HasDivisor):
         seed: of the order in which equal units are born.
     """
 
-    seed_style: Literal["small", "thin", "pretrained"] = "small"
+    seed_style: Literal["small", "pretrained"] = "small"
     seed_fraction: float = 0.25
     growth_end: float = 0.4
     freeze_at: float | None = None

@@ -78,8 +78,8 @@ class Controller(Method):
         """Whole streams if they leave room for the rest, else one ratio for all widths; all blocks if there is room."""
         limits, bound, structure = self.terms.limits, self.terms.bound, self.terms.structure
         whole = [float(n) for n in limits.most]
-        # thin: inner widths shrink alone, as long as whole streams and their fewest units take at most half the budget
-        if self.config.seed_style != "small":
+        # pretrained: inner widths shrink alone, if whole streams with their fewest units cost at most half the budget
+        if self.config.seed_style == "pretrained":
             streams = self.terms.with_whole_streams()
             smallest = bound.load(streams.least_of(structure))
             if smallest <= max(wanted, 0.5):

@@ -21,7 +21,6 @@ from apical.growth._checks import (
     refuse_without_values,
     warn_of_another_optimizer,
     warn_of_channels_last,
-    warn_of_copies,
     warn_of_more_epochs,
     warn_of_replaced,
     warn_of_trained,
@@ -165,7 +164,6 @@ class Grower:
         if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
         warn_of_channels_last(model, self.config.step)
-        warn_of_copies(model, growing.copies, written=None)
         self._restructuring = Restructuring(growing, method)
         self._restructuring.become(self._first)
         self._bits: BitGrowth | None = None

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from apical.budget import LatencyTable
-from apical.growth._checks import refuse_lost_weights, refuse_without_values, times_written, warn_of_copies
+from apical.growth._checks import refuse_lost_weights, refuse_without_values
 from apical.growth._config import GrowthConfig
 from apical.growth._growing_model import GrowingModel
 from apical.growth._method import Choice, Method
@@ -36,7 +36,6 @@ class Restructuring:
     def __init__(self, growing: GrowingModel, method: Method) -> None:
         self.growing = growing
         self.method = method
-        self._written: Mapping[int, int] | None = times_written(growing.model)  # None once training has begun
         # optimizers of which no step was seen
         self._unchecked: set[int] = set() if method.frozen else set(range(len(growing.optimizers)))
 
@@ -52,9 +51,6 @@ class Restructuring:
         start = time.perf_counter()
         refuse_without_values(self.growing.model)
         refuse_lost_weights(self.growing.model)
-        if self._written is not None:
-            warn_of_copies(self.growing.model, self.growing.copies, self._written)
-        self._written = None
         self.write_back()
         before = self.growing.selection
         changes = self.become(self.method.next(done, before))

@@ -153,9 +153,9 @@ def _json(shown: Frames) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def widths_table(shown: Frames, columns: int = 12) -> tuple[list[str], list[list[Any]]]:
+def widths_table(shown: Frames) -> tuple[list[str], list[list[Any]]]:
     """Heading and rows of the widths at some of the epochs: the pictures in numbers."""
-    chosen = evenly(range(len(shown.epochs)), columns)
+    chosen = evenly(range(len(shown.epochs)), 12)
     head = ["group", "full model", *(f"epoch {shown.epochs[index]}" for index in chosen)]
     rows = [
         [name, full, *(shown.widths[index][column] or "absent" for index in chosen)]

@@ -144,7 +144,7 @@ def _saved(run: RunRecord) -> str:
         f"Training took {_against(own)} multiply-adds (MACs) than training the full model for as many epochs would, "
         f"and {_against(ratio)} than training the final network for as many epochs would, had it been known."
     )
-    chart = bar_chart("Training MACs, %", bars, " %")
+    chart = bar_chart("Training MACs, %", bars)
     return f'<h2>What training cost</h2><p>{said}</p><div class="wide">{chart}</div>'
 
 

@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 26
+LABEL = 40  # characters of a name
 MARGIN = 0.06  # of the values' range, around them
 MAX_POINTS = 400
 MAX_ROWS = 24  # of the table that stands for a chart
@@ -137,8 +138,8 @@ def _in_numbers(lines: Sequence[Series], unit: str, across: str) -> str:
     )
 
 
-def bar_chart(title: str, bars: Sequence[tuple[str, float, bool]], unit: str = "") -> str:
-    """Horizontal bars from zero, each with its name and value."""
+def bar_chart(title: str, bars: Sequence[tuple[str, float, bool]]) -> str:
+    """Horizontal bars of percentages, each with its name and value."""
     most, row = max((value for _, value, _ in bars), default=1.0) or 1.0, 46
     parts = []
     for index, (name, value, own) in enumerate(bars):
@@ -146,9 +147,9 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float, bool]], unit: str = "
         parts.append(
             f'<text class="axis" x="0" y="{top + 14}">{escape(name)}</text>'
             f'<rect class="bar{" own" if own else ""}" x="0" y="{top + 20}" width="{long:.1f}" height="16" rx="3"/>'
-            f'<text class="value" x="{long + 6:.1f}" y="{top + 33}">{value:.1f}{unit}</text>'
+            f'<text class="value" x="{long + 6:.1f}" y="{top + 33}">{value:.1f} %</text>'
         )
-    told = ". ".join((title, *(f"{name}: {value:.1f}{unit}" for name, value, _ in bars)))
+    told = ". ".join((title, *(f"{name}: {value:.1f} %" for name, value, _ in bars)))
     return (
         f'<svg class="bars" viewBox="0 0 {WIDTH} {len(bars) * row}" role="img" '
         f'aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
@@ -165,7 +166,7 @@ def heat_strip(widths: Mapping[str, Sequence[int]], full: Mapping[str, int]) -> 
     epochs = max((len(values) for values in widths.values()), default=0)
     if not epochs:
         return ""
-    row, label = 14, 10 + 7.4 * min(40, max(map(len, widths)))  # wide enough for the system fonts, on phones too
+    row, label = 14, 10 + 7.4 * min(LABEL, max(map(len, widths)))  # wide enough for the system fonts, on phones too
     span = (760 - label) / epochs
     parts = []
     for index, (name, values) in enumerate(widths.items()):
@@ -207,8 +208,8 @@ def stretches(values: Iterable[int]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _short(name: str, most: int = 40) -> str:
-    return name if len(name) <= most else "…" + name[-most + 1 :]
+def _short(name: str) -> str:
+    return name if len(name) <= LABEL else "…" + name[-LABEL + 1 :]
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

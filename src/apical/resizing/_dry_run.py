@@ -42,10 +42,13 @@ def screen(structure: Structure, bed: Testbed, quick: Testbed | None) -> Screene
         quick: the same with smaller inputs, to find there first what must go, and witnesses of it are tried again.
     """
     structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
+    # what a block leaves behind when it goes (its input, zeros, a tuple with both) is seen in a run
     structure = _bound(structure, bed, quick)
     refuted: Refuted = {}
     small = quick or bed
+    # all parts at once, each without some of its units; where that differs, halving finds out which
     _refute_all(structure, small, refuted, [*structure.groups, *structure.blocks])
+    # a part that changed nothing has proved nothing: it is tried apart from those that hide it
     for parts in (structure.groups, structure.blocks):
         _look_closer(structure, small, refuted, parts)
     if quick:
@@ -82,6 +85,7 @@ def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structu
 def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
     """Forget what was refuted elsewhere if the first part of its kind, refuted for such a reason, agrees here."""
     parts: list[Part] = [*structure.groups, *structure.blocks]
+    # one witness for all parts of a kind that were refuted for one reason
     alike: dict[tuple[type, str, str], list[Part]] = {}
     for part in parts:
         reason = refuted.get(key_of(part), TOGETHER)
@@ -200,6 +204,7 @@ def _refute_alike(candidates: Sequence[Part], refute: Callable[[Sequence[Part]],
     known = len(refuted)
     refute(candidates[-1:])
     middle = candidates[1:-1]
+    # the first and the last of a kind fail alone: if one from the middle does, so do all
     if key_of(candidates[0]) in refuted and len(refuted) > known and middle:
         refute(middle[len(middle) // 2 :][:1])  # a third witness
         if len(refuted) > known + 1:

@@ -186,9 +186,11 @@ def settled(proposed: Structure, bed: Testbed, quick: Testbed | None) -> Structu
         quick: the same with smaller inputs.
     """
     screened = screen(proposed, bed, quick)
+    # groups that break something may need no more than an attribute that follows them
     extra, told = _following(proposed, screened.left, quick or bed)
     if extra:
         screened = screen(replace(proposed, attributes=(*proposed.attributes, *extra)), bed, quick)
+    # what is left is compared on the example itself
     confirmed = confirm(screened, bed)
     frozen = [
         replace(f, reason=told.get(f.name) or f.reason) if f.reason.startswith(FAILS) else f for f in confirmed.frozen
@@ -218,6 +220,7 @@ def _following(
             continue
         bench = _Bench(proposed, full, beds, group)
         alike = [g for g in groups if sort[g.name] == sort[group.name]]
+        # first what was found for the same layer of another number
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
         result = ready or (() if known else _search(bench))
@@ -225,6 +228,7 @@ def _following(
             found[group.name] = result
         if not result:
             reasons.setdefault(sort[group.name], bench.reason)
+        # then the other way round: what was found here, in all layers alike at once
         if result and not known:
             found |= _all_alike(bench, small, alike, result)
     told = {g.name: reasons[sort[g.name]] for g in groups if not found.get(g.name) and sort[g.name] in reasons}
@@ -268,6 +272,7 @@ def _search(bench: _Bench) -> Step:
             fewer = tuple(s for s in result if s != step)
             if fewer and bench.run(fewer).agreed:
                 result = fewer
+        # another choice of units: one size may fit by chance
         if result and bench.run(result, which=1).agreed:
             return tuple(chain(*result))
     return ()
@@ -290,6 +295,7 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
             return more
         if result.where is not None and trial.where is not None and result.where.point != trial.where.point:
             later.append((more, result))
+    # no single one and no pair agrees: from those that came further, the furthest first
     for more, result in sorted(later, key=lambda tried: -tried[1].reached):
         deeper = _deepen(bench, more, result)
         if deeper:

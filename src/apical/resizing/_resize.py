@@ -113,6 +113,7 @@ def resize_(
     refuse_wrapped(model, ResizeError)
     if optimizer_state not in ("carry", "reset"):
         raise ResizeError(f"optimizer_state must be 'carry' or 'reset', got {optimizer_state!r}")
+    # what is wrong with the arguments is refused before anything is computed
     optimizers = _check_types(structure, optimizer, store)
     target = check_selection(structure, keep, skip)
     before = store.current(structure) if store is not None else Selection.full(structure)
@@ -123,6 +124,7 @@ def resize_(
     for twin, whose in [(model, "the model"), *((t, f"copy {i}") for i, t in enumerate(twins))]:
         check_matches(twin, template, before, whose, _OTHER_STORE if store is not None else _RESIZED)
     check_parameters(model, optimizers, store)
+    # the plan, then all new tensors aside, then the change
     resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")
     serving = store.serving(optimizers) if store is not None else nullcontext()
     with torch.inference_mode(False), serving:  # parameters must be ordinary tensors wherever this is called from
@@ -275,7 +277,9 @@ class _Resize:
         tensors = prepared[0].tensors.items()
         new_parameters = {n: t for n, t in tensors if t is None or isinstance(t, nn.Parameter)}
         leaving = [p for n, p in live.items() if n in prepared[0].tensors]
+        # the order of parameters in the optimizers' groups, with those that are away at the place where they left
         orders = group_orders(self.optimizers, live, new_parameters, self.store)
+        # from here on the model changes; each change notes how it is undone
         with whole_or_nothing() as install:
             for new in prepared:
                 self._swap_blocks(new, install)

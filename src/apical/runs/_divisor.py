@@ -17,7 +17,7 @@ from apical.resizing import trace
 from apical.runs._methods import method_named
 from apical.training import processes
 from apical.training._config import resolve_device
-from apical.training._learner import apply_memory_format_, autocast, in_memory_format, in_safe_order
+from apical.training._learner import autocast, in_memory_format, put_in_safe_order_
 from apical.training._run_folder import begun_with
 
 
@@ -52,8 +52,7 @@ def settle_divisor(
         return with_divisor(config, known), f"divisor {known}, as measured before"
     kind, device = task_kind(config.task), resolve_device(config.training.device)
     model.to(device)
-    training = in_safe_order(config.training, model)
-    apply_memory_format_(model, training)
+    training = put_in_safe_order_(model, config.training)
     example = kind.example(data.facts, device)
     structure = trace(model, example)
     share = processes().share(config.training.batch_size)
@@ -63,10 +62,10 @@ def settle_divisor(
     return dataclasses.replace(config, growth=growth), str(choice)
 
 
-def require_divisor(config: RunConfig, what: str) -> None:
+def require_divisor(config: RunConfig) -> None:
     """Refuse ``auto`` where nothing runs on the device that trains."""
     if config.growth.divisor == "auto":
         raise ConfigError(
-            f"{what} cannot choose growth.divisor=auto, which is measured where a run trains; give a number, such as "
+            "a plan cannot choose growth.divisor=auto, which is measured where a run trains; give a number, such as "
             "the `divisor` in the summary.json of a run on that device"
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical._checks import build, nearest
-from apical.baselines import ISS, L1, AutoGrow, Comparator, Dense, Slimming, SoftFilterPruning, Taylor, ThiNet, Uniform
+from apical.baselines import ISS, L1, AutoGrow, Comparator, Dense, Slimming, Taylor, Uniform
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.growth._options import changed
@@ -45,6 +45,7 @@ class Method:
 
 
 _METHODS: dict[str, Method] = {}
+_GONE = ("soft", "thinet")
 
 
 def register_method(
@@ -88,6 +89,11 @@ def methods() -> tuple[str, ...]:
 
 def method_named(name: str) -> Method:
     """The method of this name."""
+    if name in _GONE:
+        raise ConfigError(
+            f"method: {name!r} is gone, since no result carried it; the methods are {', '.join(_METHODS)}. Finished "
+            "runs of it still load; one that was stopped needs the version that its config.json names."
+        )
     if name not in _METHODS:
         raise ConfigError(
             f"method: there is no {name!r}{nearest(name, _METHODS, '.')} The methods are {', '.join(_METHODS)}."
@@ -197,5 +203,5 @@ def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> M
     return make
 
 
-for _kind in (Uniform, L1, SoftFilterPruning, Slimming, ThiNet, Taylor, AutoGrow, ISS):
+for _kind in (Uniform, L1, Slimming, Taylor, AutoGrow, ISS):
     register_method(_kind.name, check=partial(_rule, _kind))(partial(_comparator, _kind))

@@ -26,7 +26,7 @@ from apical.structure._analyse import propose
 from apical.structure._running import analysis_copy, make_traceable_
 from apical.timing._clock import batch_of, time_ms
 from apical.training._amp import assumed_amp
-from apical.training._learner import apply_memory_format_, autocast, in_memory_format, in_safe_order
+from apical.training._learner import autocast, in_memory_format, put_in_safe_order_
 from apical.training._optimizer import build_optimizer
 from apical.training._results import describe_device
 
@@ -109,7 +109,7 @@ def plan_model(config: RunConfig, model: nn.Module, example: tuple[Tensor, ...])
         BudgetError: the budget cannot be met.
         TraceError: the model cannot be analysed.
     """
-    require_divisor(config, "a plan")
+    require_divisor(config)
     if any(p.is_meta for p in model.parameters()):
         twin = analysis_copy(model)
         make_traceable_(twin)
@@ -235,8 +235,7 @@ def _time_step(
 ) -> float:
     """Median seconds of a training step."""
     optimizer = build_optimizer(model, config.training.optimizer)
-    training = in_safe_order(config.training, model)
-    apply_memory_format_(model, training)
+    training = put_in_safe_order_(model, config.training)
     inputs = batch_of(example, batch, device, task_kind(config.task).batch_dim)
     inputs = tuple(in_memory_format(x, training) for x in inputs)
     model.train()

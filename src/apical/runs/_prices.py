@@ -8,8 +8,7 @@ from typing import Any
 
 from apical.budget import DeviceTable
 from apical.errors import ConfigError
-
-STEP_FACTOR = 3  # a training step is counted as three forward passes
+from apical.training._results import epoch_train_macs
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Conditions:
             "epoch": epoch,
             "macs": macs,
             "num_params": num_params,
-            "train_macs": STEP_FACTOR * macs * self.samples,
+            "train_macs": epoch_train_macs(macs, self.samples),
             "memory_bytes": self.held_bytes(num_params, dormant, at_work) + activations * self.share,
             "sent_bytes_per_step": sent,
             "step_seconds": step,

@@ -103,6 +103,7 @@ def _run(
 ) -> TrainingResult:
     device = resolve_device(config.training.device)
     kind = task_kind(config.task)
+    # data, then the seed, then the model, so that its weights do not depend on what reading the data drew
     data = kind.prepare(config.data, config.training)
     seed_everything(config.training.seed)
     model = kind.template(config.model, data.facts)
@@ -114,6 +115,7 @@ def _run(
         notes = load_initial_weights_(model, config.model.initial_weights, classes)
         for note in notes if processes().first else ():
             progress.message(note)
+    # what is left to a measurement on this machine, or what the resumed run measured
     earlier = (Path(out),) if resume else ()
     training, faster = settle_amp(config.training, model, data.task, data.loaders.train, earlier)
     config, divisor = settle_divisor(dataclasses.replace(config, training=training), data, model, earlier)
@@ -125,6 +127,7 @@ def _run(
     if overwrite and processes().first:
         shutil.rmtree(Path(out) / "pictures", ignore_errors=True)
         (Path(out) / "template.json").unlink(missing_ok=True)
+    # the method is made by the loop, which knows the optimizer; loggers look at the same objects
     live = LoggedProgress(progress, loggers, content)
     build = method_named(config.method).assemble(config, kind.example(data.facts, device), len(data.loaders.train))
 

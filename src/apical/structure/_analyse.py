@@ -66,8 +66,10 @@ def propose(
         resize_streams: whether channels under LayerNorm and RMSNorm may go, although that is not exact.
     """
     tensors = tensor_specs(model)
+    # one graph of eval mode, in which every size is a number
     program = export_graph(model, args, kwargs)
     settle_sizes_(program, args, kwargs)
+    # the graph of training mode, where that is another
     training = training_graph(model, args, kwargs, program)
     if isinstance(training, ExportedProgram):
         settle_sizes_(training, args, kwargs)
@@ -89,6 +91,7 @@ def propose(
         other, other_states = walked(stuck)
         if other.stuck() < stuck:
             walk, states = other, other_states
+    # what the walk joined, froze and priced, as data
     assembly = assemble(walk, tensors)
     return Structure(
         groups=assembly.groups,

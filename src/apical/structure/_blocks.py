@@ -82,6 +82,7 @@ def find_blocks(walk: Walk, graph: fx.Graph) -> tuple[SkippableBlock, ...]:
     """
     found: dict[str, SkippableBlock] = {}
     owners, modules = _owners(walk), _modules(graph)
+    # modules that are x + f(x) themselves; inner ones come first, and one around a block is none
     for call in _calls(modules):
         if any(path.startswith(call.path + ".") for path in found):
             continue
@@ -90,6 +91,7 @@ def find_blocks(walk: Walk, graph: fx.Graph) -> tuple[SkippableBlock, ...]:
             if names and _shape(call.exits[0]) == _shape(entry):
                 found[call.path] = SkippableBlock(call.path, names)
                 break
+    # sums that lie in a parent
     found |= _branches(walk, graph, modules, owners, found)
     order = {path: i for i, path in enumerate(modules)}
     return tuple(sorted(found.values(), key=lambda b: order[b.name]))
@@ -222,11 +224,13 @@ def _summands(node: fx.Node, depth: int = 0) -> list[fx.Node]:
 
 def _between(start: fx.Node, end: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
     """The operations through which one result depends on another, in their order, the last one with them."""
+    # backwards: all that the end depends on, no further than the start in the order of the graph
     behind, waiting = {end}, [end]
     while waiting:
         new = [n for n in waiting.pop().all_input_nodes if n not in behind and order[n] >= order[start]]
         behind.update(new)
         waiting += new
+    # forwards: of these, what depends on the start
     reached = {start}
     for node in sorted(behind, key=order.__getitem__):
         if any(n in reached for n in node.all_input_nodes):
@@ -238,6 +242,7 @@ def _block(
     walk: Walk, branch: _Branch, modules: Mapping[str, _Module], owners: dict[str, list[str]], labels: Tensor
 ) -> SkippableBlock | None:
     """The modules that compute a branch as a block, if they compute all of it that has a price."""
+    # the modules with a price first; if none of them is zero alone, those after them, too (a last norm or scale)
     for to_end in (False, True):
         parts = _parts(branch, modules, to_end)
         last = _last(walk, branch, parts)
@@ -278,6 +283,7 @@ def _serves(module: _Module, branch: _Branch) -> bool:
 
 def _last(walk: Walk, branch: _Branch, parts: Sequence[_Module]) -> _Module | None:
     """The module of a branch whose only result is zero where the branch is, at any rate when it is zero itself."""
+    # from the end back through what leaves a zero a zero, to the module whose zero it is
     node = branch.end
     for _ in range(64):
         last = next((part for part in parts if node in part.nodes), None)
@@ -343,6 +349,7 @@ def _zeroing(walk: Walk, node: fx.Node, entry: fx.Node, depth: int) -> frozenset
         return _zeroing(walk, tensors[0], entry, depth + 1)
     if name != "add" or len(tensors) != 2:
         return None
+    # a sum: one side is the entry, or becomes it, and the other side can be made zero
     for kept, branch in (tensors, tensors[::-1]):
         rest = _zeroing(walk, kept, entry, depth + 1)
         zeros = _branch_zeros(walk, branch)

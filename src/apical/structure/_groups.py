@@ -37,13 +37,16 @@ class Assembly:
 
 def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     """Turn the walk's findings into groups (units alike in every respect), in the order of the forward pass."""
+    # atoms are joined for the last time here: labels, one for each set of joined atoms, hold from now on
     resolve_rectangles(walk)
     _size_attributes(walk)
     labels = walk.atoms.labels()
+    # labels that stay: frozen by a rule, written or read by no weight
     reasons = _frozen_labels(walk, labels)
     alive = torch.ones(walk.atoms.count, dtype=torch.bool, device="cpu")
     alive[torch.tensor(list(reasons), dtype=torch.long, device="cpu")] = False
     sites = _site_pairs(walk, labels)
+    # of each label that may go: the positions that are its own in every tensor
     membership = _membership(walk, labels, alive)
     groups: list[ChannelGroup] = []
     averaged = _labels_of(walk.averaged, labels)
@@ -51,6 +54,7 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     taken: dict[str, int] = defaultdict(int)
     summed = _labels_of(_sums_of_producers(walk), labels)
     mixed = _mixed_by_label(walk, labels)
+    # labels that own alike parts everywhere are the units of one group; what cannot be one is frozen with the reason
     for units in _alike(walk, labels, alive, sites, averaged):
         group = _group(walk, units, membership, sites, taken, summed)
         group = mixed.get(units[0], group) if group is TOGETHER else group
@@ -60,6 +64,7 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
         else:
             group_of[torch.tensor(units, device="cpu")] = len(groups)
             groups.append(group)
+    # every axis, of costs and of attributes, becomes a base and so many positions for each unit of the groups
     sizer = _Sizer(labels, group_of, [g.size for g in groups])
     return Assembly(
         tuple(groups),
@@ -92,6 +97,7 @@ def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
         written[labels[walk.axes[key]]] = True
     for reading in walk.readings:
         read[labels[reading.ids[reading.ids >= 0]]] = True
+    # a unit needs a weight that writes it and a weight that reads it, else nothing could hold its gate or be saved
     every = labels.unique()
     for label in every[~written[every]].tolist():
         reasons.setdefault(label, "no layer that can shrink writes it")
@@ -133,6 +139,7 @@ def _alike(
     generator = torch.Generator().manual_seed(0)
     code = torch.zeros(walk.atoms.count, dtype=torch.long, device="cpu")
     seen: set[tuple[int, int, int]] = set()
+    # a hash: each axis has a random number, and a label adds up those of the positions that it owns
     vectors = [*walk.axes.values(), *walk.attributes.values(), *(a for t in walk.terms for a in t.axes)]
     for ids in vectors:
         mark = (ids.data_ptr(), ids.numel(), ids.stride(0) if ids.dim() else 0)
@@ -141,6 +148,7 @@ def _alike(
             seen.add(mark)
             own = ids.reshape(-1)
             code.index_add_(0, labels[own[own >= 0]], salt.expand(int((own >= 0).sum())))
+    # ... and those of its gate sites, each once
     salts = {key: int(torch.randint(1, 2**62, (1,), generator=generator, device="cpu")) for key in walk.axes}
     together: dict[frozenset[AxisKey], list[int]] = defaultdict(list)
     for label, keys in sites.items():
@@ -151,6 +159,7 @@ def _alike(
     every = labels[alive[labels]].unique()
     for label, mark in zip(every.tolist(), code[every].tolist(), strict=True):
         parts[(mark, label in averaged)].append(label)
+    # in the order in which the forward pass first writes them
     written = [label for key in walk.producers for label in labels[walk.axes[key]].tolist()]
     order = {label: i for i, label in enumerate(written[::-1])}
     return sorted(parts.values(), key=lambda part: -max(order.get(label, -1) for label in part))
@@ -184,9 +193,11 @@ def _group(
         return "no parameter can hold its gate"
     if len(units) == 1:
         return TOGETHER
+    # newborns begin with gates of zero, where those that a weight's norm couples must still get a gradient
     normed = [k for k in writers if k in walk.coupled]
     if any(not _can_begin(walk, key, writers, keys, sites[units[0]]) for key in normed):
         return NORMED
+    # a group is named after the module that writes it first
     path = writers[0][0].rpartition(".")[0] or writers[0][0]
     taken[path] += 1
     name = path if taken[path] == 1 else f"{path}:{taken[path]}"

@@ -21,6 +21,7 @@ def resolve_rectangles(walk: Walk) -> None:
     head); then parameters that lie along one dimension; else the last dimension holds the units.
     """
     steps: tuple[Callable[[Walk, Tensor], bool], ...] = (_join_decided_crossings, _decide_by_crossing, _decide_by_last)
+    # after each decision the surer steps come first again, since it may have decided others
     while any(step(walk, walk.atoms.labels()) for step in steps):
         pass
     labels = walk.atoms.labels()
@@ -32,6 +33,7 @@ def resolve_rectangles(walk: Walk) -> None:
 
 
 def _join_decided_crossings(walk: Walk, labels: Tensor) -> bool:
+    # where the units lie along the crossing's dimension already, they are those of the parameter that lies there
     changed = False
     for crossing in walk.crossings:
         ours = line(crossing.ids, crossing.dim)
@@ -66,6 +68,7 @@ def _decide_by_crossing(walk: Walk, labels: Tensor) -> bool:
 
 
 def _decide_by_last(walk: Walk, labels: Tensor) -> bool:
+    # nothing says where the units lie: by convention (batch, ..., heads, width) the last dimension holds them
     open_ones = [r for r in walk.rectangles if not _settled(walk, labels, r)]
     for rectangle in open_ones:
         _tie_all_but(walk, rectangle.ids, rectangle.ids.dim() - 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._learner import AMP_DTYPES, apply_memory_format_, autocast, in_memory_format, in_safe_order
+from apical.training._learner import AMP_DTYPES, autocast, in_memory_format, put_in_safe_order_
 from apical.training._processes import any_of_all, processes
 from apical.training._protocols import Loader
 from apical.training._run_folder import begun_with
@@ -47,7 +47,7 @@ def settle_amp(
         return replace(config, amp=known), f"amp={known}, as measured before"
     device = resolve_device(config.device)
     twin = copy.deepcopy(model).to(device)
-    timed = in_safe_order(config, twin)
+    timed = put_in_safe_order_(twin, config)
     batch = first_batch(loader, timed, device)
     plain = _step_seconds(twin, task, batch, replace(timed, amp="none"), device)
     try:
@@ -89,7 +89,6 @@ def _step_seconds(
 ) -> float:
     """Median seconds of forward and backward passes; those of the first, if it took longer than ``patience``."""
     model.train()
-    apply_memory_format_(model, config)
     seconds = []
     for step in range(1 + STEPS):
         task.begin(training=True)

@@ -116,8 +116,7 @@ def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: Tra
     """A model on its device with an optimizer, an average and a method of its own."""
     device = resolve_device(config.device)
     model.to(device)
-    config = in_safe_order(config, model)
-    apply_memory_format_(model, config)
+    config = put_in_safe_order_(model, config)
     replica = Replica(model, device, config.sync_batchnorm, config.shard)
     optimizer = build_optimizer(model, config.optimizer)
     average = None
@@ -135,9 +134,15 @@ def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=AMP_DTYPES[config.amp], enabled=config.amp != "none")
 
 
-def in_safe_order(config: TrainingConfig, model: nn.Module) -> TrainingConfig:
-    """The config, without channels-last order where that may damage memory; the model is on its device."""
-    return replace(config, channels_last=False) if unsafe_in_channels_last(model) else config
+def put_in_safe_order_(model: nn.Module, config: TrainingConfig) -> TrainingConfig:
+    """Put a model, which is on its device, into the order that the config asks for, unless that may damage memory.
+
+    Returns:
+        The config with the order that it is in.
+    """
+    config = replace(config, channels_last=False) if unsafe_in_channels_last(model) else config
+    apply_memory_format_(model, config)
+    return config
 
 
 def in_memory_format(inputs: Tensor, config: TrainingConfig) -> Tensor:

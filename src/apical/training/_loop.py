@@ -43,15 +43,18 @@ def train_steps(
     """
     config, steps = learner.config, len(loader)
     learner.model.train()
+    # what the task carries from batch to batch (a recurrent state) begins anew, or where the epoch was left
     learner.task.begin(training=True)
     hand_on_(learner.task, stream, learner.device)
     for inputs, targets in on_device(loader, config, learner.device):
         started = time.perf_counter()
+        # the rate by the step, not by the epoch, so that warm-up and decay are smooth
         set_lr_(learner.optimizer, learner.lr_factor(epoch - 1 + tally.steps / steps))
         learner.optimizer.zero_grad(set_to_none=True)
         with autocast(config, learner.device):
             result = learner.task.batch(learner.replica.module, inputs, targets, training=True)
         tally.add(result)
+        # backward in the scaler's units (1 without float16); clipping needs the gradients themselves
         learner.scaler.scale(result.loss).backward()
         if config.clip_grad_norm is not None:
             learner.scaler.unscale_(learner.optimizer)
@@ -76,6 +79,8 @@ def evaluate(
 ) -> EvalStats:
     """Loss and metrics of a model in eval mode; the model's mode is put back afterwards.
 
+    In several processes, a loader that gives each of them a share is summed over all.
+
     Args:
         model: as the task runs it.
         loader: batches of (inputs, targets).
@@ -89,8 +94,6 @@ def evaluate(
 
     Raises:
         DataError: the loader gives no batch; of a divided model, that of any process.
-
-    In several processes, a loader that gives each of them a share is summed over all.
     """
     started, was_training = time.perf_counter(), model.training
     task = task or Classification()
@@ -112,6 +115,7 @@ def evaluate(
             samples += result.samples
     finally:
         model.train(was_training)
+    # each process judged its share: sums first, then one mean over all examples
     if getattr(loader, "world_size", 1) > 1:
         sums, counts = summed(torch.stack([loss, weight, loss.new_tensor(samples)])), summed(counts)
         assert sums is not None
@@ -128,6 +132,7 @@ def in_step(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
     while True:
         batch = next(batches, None)
         last = last if batch is None else batch
+        # 2: a process has nothing at all; 1: some process has a batch still; 0: none has
         told = any_of_all(2 if last is None else int(batch is not None))
         if told == 2:
             raise DataError(

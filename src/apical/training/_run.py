@@ -277,9 +277,7 @@ class _Run:
                 )
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
             return None
-        if (
-            self.parts is None or not self.learner.replica.team.first
-        ):  # it has looked, and the others take what it takes
+        if self.parts is None or not self.learner.replica.team.first:  # which looked, and the others take what it takes
             return load_checkpoint(path, self.identity, self.progress.message)
         return load_checkpoint(path, self.identity, self.progress.message, self.parts.damage)
 

@@ -65,8 +65,8 @@ def cifar10_resnet56() -> RunConfig:
 def cifar10_vgg16() -> RunConfig:
     """VGG-16 with batch norm on CIFAR-10, 5 % of its parameters and at most 13.6 % of its MACs.
 
-    The limits are the paper's parameter sparsity of 0.95 and what its network costs [SCS]. Its late layers hold the
-    parameters and its early ones the MACs, so that widths are balanced between the two limits.
+    The limits are the paper's parameter sparsity of 0.95 and what its network costs [SCS]: the late layers hold the
+    parameters, the early ones the MACs.
     """
     growth = GrowthConfig(divisor=8)
     training = _cifar_training(160, 5e-4)
@@ -78,8 +78,7 @@ def cifar10_wrn28_10() -> RunConfig:
     """Wide ResNet 28-10 on CIFAR-10, 10 % of its parameters.
 
     The budget is the paper's parameter sparsity of 0.90 [SCS]; 200 epochs with Nesterov momentum as in Zagoruyko and
-    Komodakis 2016. Blocks make a quarter of the reduction, which leaves a depth of about 20: in that paper 16 was as
-    good as 40 at equal parameters. Not tried here.
+    Komodakis 2016. Not tried here.
     """
     training = _cifar_training(200, 5e-4, nesterov=True)
     growth = GrowthConfig(divisor=8)

@@ -131,10 +131,10 @@ def prepare(config: SegmentationData, training: TrainingConfig) -> Prepared:
     )
 
 
-def _needed_gb(splits: Sequence[VocSplit], looked_at: int = 20) -> float:
+def _needed_gb(splits: Sequence[VocSplit]) -> float:
     """What all images and masks take in memory, from the sizes of some of them."""
     total = 0.0
     for split in splits:
-        some = range(0, len(split), max(1, len(split) // looked_at))
+        some = range(0, len(split), max(1, len(split) // 20))
         total += len(split) / len(some) * sum(4 * split.mask(index).numel() for index in some)
     return total / 2**30
