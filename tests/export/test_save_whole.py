@@ -187,3 +187,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "model"):
         with pytest.raises(SaveError, match=f"cannot write {folder}: {tmp_path / 'file'} is a file, expected a folder"):
             apical.save(net(2.0), folder)
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b"])
+def test_what_no_file_can_be_called_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    structure = apical.trace(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 2))
+    with pytest.raises(SaveError, match="cannot write"):
+        apical.save_structure(structure, name)
