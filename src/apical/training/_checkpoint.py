@@ -78,7 +78,7 @@ def load_checkpoint(
         except _TornError as error:
             problems.append(str(error))
             if name == CURRENT and (folder / PREVIOUS).exists():
-                path.replace(folder / TORN)
+                _set_aside(path, folder / TORN)
             continue
         if identity is not None:
             _require_same_run(checkpoint.identity, identity, path)
@@ -94,6 +94,16 @@ def load_checkpoint(
 def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a checkpoint, whole or torn."""
     return (folder / CURRENT).exists() or (folder / PREVIOUS).exists()
+
+
+def _set_aside(path: Path, torn: Path) -> None:
+    try:
+        path.replace(torn)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is torn, and cannot be moved aside to {torn}: {error}. Remove it, so that the checkpoint before "
+            "it is taken."
+        ) from error
 
 
 class _TornError(Exception):
