@@ -101,6 +101,7 @@ def test_all_torn_is_an_error_that_names_both(tmp_path: Path) -> None:
         ({"weight": torch.zeros(2)}, "not a checkpoint of apical"),
         ([1, 2], "not a checkpoint of apical.*got 'list'"),
         ({"format": "apical-checkpoint", "version": 99}, "version 99"),
+        ({"format": "apical-checkpoint", "version": torch.zeros(3)}, r"version tensor\(\[0"),
         ({"format": "apical-checkpoint", "version": 1}, "incomplete.*epoch"),
     ],
 )

@@ -141,9 +141,10 @@ def _recognise(payload: Any, path: Path) -> Checkpoint:
             f"{payload.get('format') if isinstance(payload, dict) else type(payload).__name__!r}. Weights alone cannot "
             "be resumed; load them into the model instead."
         )
-    if payload.get("version") != VERSION:
+    version = payload.get("version")
+    if type(version) is not int or version != VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint version {payload.get('version')}, this apical reads version {VERSION}; resume with "
+            f"{path} has checkpoint version {version!r:.40}, this apical reads version {VERSION}; resume with "
             "the apical that wrote it"
         )
     epoch, identity, state = (payload.get(name) for name in ("epoch", "identity", "state"))
