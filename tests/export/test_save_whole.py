@@ -146,6 +146,14 @@ def test_weights_that_may_not_grow_that_large(server: ForkServer, tmp_path: Path
     assert value_in(folder) == 1.0
 
 
+def test_a_program_that_may_not_grow_that_large(server: ForkServer, tmp_path: Path) -> None:
+    """Writing to a file of its own, torch would end the process."""
+    end = call(server, "program_limit", tmp_path / "programs")
+    assert end.code == 2, end.output
+    assert "File too large" in end.output
+    assert names(tmp_path / "programs") == []
+
+
 def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     apical.save(net(1.0), tmp_path)
