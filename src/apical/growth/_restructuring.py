@@ -149,7 +149,7 @@ class Restructuring:
 
     def load_state_dict(self, state: Mapping[str, Any], config: GrowthConfig | ScsConfig) -> None:
         """Become the network of a state, and know what it knows."""
-        store, method = self.growing.settle(), self.method
+        store, method, before = self.growing.settle(), self.method, self.growing.selection
         self.growing.resize(state["keep"], state["skip"])
         store.load_state_dict(state["store"])
         table = state["latency"]
@@ -158,4 +158,5 @@ class Restructuring:
         method.terms = replace(method.terms, divisor=config.step, latency=latency)
         method.load_state_dict(state)
         self.watch()
-        self._to_load = None if self.growing.sharded else WeightsToLoad(self.growing.model)
+        if self.growing.selection != before and not self.growing.sharded:
+            self._to_load = WeightsToLoad(self.growing.model)
