@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from apical.data import load_images, open_voc
+from apical.data._place import contents
 from apical.data._voc import has_masks, voc_classes
 from apical.errors import DataError
 from data.layout_writers import encode, random_images, write_cifar10, write_parquet
@@ -69,6 +70,14 @@ def test_parquet_class_names(tmp_path: Path, names: Any) -> None:
 def test_parquet_metadata_without_class_names(tmp_path: Path, metadata: str) -> None:
     rewrite(tmp_path, metadata)
     assert load_images(tmp_path).classes == ("0", "1")
+
+
+def test_a_class_whose_name_is_half_a_character(tmp_path: Path) -> None:
+    features = {"label": {"names": ["\ud800", "b"], "_type": "ClassLabel"}}
+    rewrite(tmp_path, json.dumps({"info": {"features": features}}))
+    images = load_images(tmp_path)
+    assert images.classes == ("\ud800", "b")
+    assert contents(2, images.labels, images.classes)["samples"] == 2
 
 
 def rewrite(folder: Path, metadata: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from apical.data import TokenStream, Vocabulary, read_corpus
+from apical.data import TokenStream, Vocabulary, load_images, open_images, open_voc, read_bytes, read_corpus
 from apical.errors import ConfigError, DataError
 
 
@@ -126,3 +127,15 @@ def test_texts_that_are_too_short_are_refused() -> None:
         TokenStream(torch.arange(8), 2, 4, drop_last=True)
     with pytest.raises(ConfigError, match="expected at least 1 each"):
         TokenStream(torch.arange(8), 0, 4)
+
+
+def test_bytes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        read_bytes("/proc/self/mem")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "~nobody-of-this-name/x"])
+@pytest.mark.parametrize("read", [read_bytes, read_corpus, load_images, open_images, open_voc])
+def test_names_that_no_folder_has_are_refused_in_words(read: Callable[[str], object], name: str) -> None:
+    with pytest.raises(DataError, match="is not the name of a folder here"):
+        read(name)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import apical
-from apical.errors import SaveError
-from apical.export import _save
+from apical.errors import ExportError, SaveError
+from apical.export import _save, export_pt2
 
 _EVENTS = frozenset({"open", "os.rename", "os.remove", "os.mkdir"})
 
@@ -62,6 +62,18 @@ def file_limit(folder: str) -> int:
     try:
         apical.save(nn.Linear(64, 64), folder)
     except SaveError as error:
+        print(error)
+        return 2
+    return 0
+
+
+def program_limit(folder: str) -> int:
+    """May write no file as large as a program is."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        export_pt2(nn.Linear(64, 64), torch.zeros(2, 64), Path(folder) / "model.pt2")
+    except ExportError as error:
         print(error)
         return 2
     return 0

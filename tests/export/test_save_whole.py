@@ -146,6 +146,14 @@ def test_weights_that_may_not_grow_that_large(server: ForkServer, tmp_path: Path
     assert value_in(folder) == 1.0
 
 
+def test_a_program_that_may_not_grow_that_large(server: ForkServer, tmp_path: Path) -> None:
+    """Writing to a file of its own, torch would end the process."""
+    end = call(server, "program_limit", tmp_path / "programs")
+    assert end.code == 2, end.output
+    assert "File too large" in end.output
+    assert names(tmp_path / "programs") == []
+
+
 def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     apical.save(net(1.0), tmp_path)
@@ -187,3 +195,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "model"):
         with pytest.raises(SaveError, match=f"cannot write {folder}: {tmp_path / 'file'} is a file, expected a folder"):
             apical.save(net(2.0), folder)
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b"])
+def test_what_no_file_can_be_called_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    structure = apical.trace(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 2))
+    with pytest.raises(SaveError, match="cannot write"):
+        apical.save_structure(structure, name)

@@ -100,3 +100,13 @@ def test_a_hook_that_came_later_is_followed() -> None:
     products(clean)
     assert before.abs().max() > 0
     assert torch.allclose(products(clean), before / 4)
+
+
+def test_the_hook_stays_where_none_came_later() -> None:
+    """A compiled step would be compiled anew after every step."""
+    three = made()
+    hooks = three[1]._optimizer_step_pre_hooks
+    train(three, range(1))
+    before = list(hooks)
+    train(three, range(1, 3))
+    assert list(hooks) == before

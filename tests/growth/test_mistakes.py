@@ -431,3 +431,81 @@ def test_layers_that_damage_memory_in_channels_last_order_are_named(
     told = [str(w.message) for w in recwarn if "channels-last" in str(w.message)]
     assert len(told) == warned
     assert all("(2)" in text for text in told), told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"copies": [1]}, r"a copy of the model must be a torch\.nn\.Module, got 1"),
+        ({"copies": "ema"}, r"copies must be a list of modules, got 'ema'"),
+        ({"copies": None}, r"copies must be a list of modules, got None"),
+        ({"copies": nn.Linear(1, 1)}, r"write copies=\[…\] around it"),
+        ({"structure": "structure.json"}, r"structure must be the Structure .*got 'structure\.json'"),
+        ({"shard": 1}, "shard must be a function"),
+        ({"bits": 8}, r"bits must be an apical\.growth\.BitConfig, got 8"),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_type_are_refused_in_words(arguments: dict[str, Any], match: str) -> None:
+    model = built("mlp")
+    with pytest.raises(ConfigError, match=match):
+        grown("mlp", model, sgd(model), **arguments)
+    if "copies" in arguments or "structure" in arguments:
+        with pytest.raises(ConfigError, match=match):
+            Comparator(Uniform(), model, sgd(model), example("mlp"), "50% macs", 6, **arguments)
+
+
+@pytest.mark.parametrize("other", [None, "ema", 3])
+def test_only_a_module_is_added_as_a_copy(other: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a copy of the model must be a torch\.nn\.Module"):
+        begun("mlp")[2].add_copy(other)
+
+
+def test_a_metric_of_any_size() -> None:
+    with pytest.raises(ConfigError, match="metrics must be finite numbers"):
+        begun("mlp")[2].end_epoch({"loss": 10**400})
+
+
+def test_a_model_that_can_never_be_trained() -> None:
+    with torch.inference_mode():
+        model = built("mlp")
+    with pytest.raises(ConfigError, match=r"0\.weight was made under torch\.inference_mode"):
+        grown("mlp", model, sgd(model))
+
+
+def test_weights_that_come_to_be_shared_or_apart() -> None:
+    """A resize would make two of one weight, or one of two, without a word."""
+
+    def three() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
+
+    model = three()
+    structure = apical.trace(model, torch.zeros(1, 4))
+    model[4].weight = model[2].weight
+    with pytest.raises(ResizeError, match=r"4\.weight shares its weight with 2\.weight since it was traced"):
+        apical.resize_(model, structure, {"0": range(4)})
+    tied = apical.trace(model, torch.zeros(1, 4))
+    twin = copy.deepcopy(model)
+    twin[4].weight = nn.Parameter(model[2].weight.detach().clone())
+    with pytest.raises(ResizeError, match=r"4\.weight does not share its weight with 2\.weight any more"):
+        apical.resize_(twin, tied, {"0": range(4)})
+    apical.resize_(model, tied, {"0": range(4)})
+    assert model[4].weight is model[2].weight
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_weights_that_are_not_loaded_after_the_state_are_told(loaded: bool) -> None:
+    model, optimizer, grower = begun("mlp")
+    run(grower, optimizer, "mlp", 0, 3)
+    model.load_state_dict(model.state_dict())
+    grower.load_state_dict(grower.state_dict())  # of the network that is there, so that its weights may be, too
+    step(model, optimizer, "mlp", 0)
+    other, others, resumed = begun("mlp")
+    resumed.load_state_dict(grower.state_dict())
+    if loaded:
+        other.load_state_dict(model.state_dict())
+        step(other, others, "mlp", 0)
+        return
+    with pytest.warns(UserWarning, match="weights were not loaded after it") as told:
+        step(other, others, "mlp", 0)
+    assert told[0].filename.endswith("cases.py"), "the line that steps is shown"
+    step(other, others, "mlp", 1)  # told once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,11 @@ def test_the_run_folder_of_another_version_is_refused_in_words(tmp_path: Path) -
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"config\.json: .*'batch_growth'.*another version of apical"):
         read_config(tmp_path)
+
+
+def test_only_an_ordinary_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ConfigError, match="a folder, a device or a pipe"):
+        read_config_file(tmp_path / "pipe.json")
+    with pytest.raises(ConfigError, match=r"a\0b\.json cannot be read"):
+        read_config_file("a\0b.json")

@@ -167,10 +167,11 @@ def test_only_whole_paths_are_named_by_their_last_part(finished: Path, tmp_path:
 def test_the_card_shows_text_as_it_is(finished: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(finished, own)
-    rewritten(own, "summary.json", device="a|b <img src=x>\n# c", test_split="x|y")
+    rewritten(own, "summary.json", device="a|b <img src=x>\n# c", test_split="x|y", data="half \ud800")
     card = (hub.write_share(own, tmp_path / "share", "me/own") / "README.md").read_text()
     assert r"on a\|b \<img src=x\> \# c. A single run" in card
     assert r"| x\|y accuracy |" in card
+    assert json.loads((tmp_path / "share" / "summary.json").read_text())["data"] == "half \ud800"
 
 
 def test_what_is_no_finished_run_or_no_repository_is_named(finished: Path, server: Server, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -168,6 +169,13 @@ def test_csv_has_a_line_per_epoch_and_goes_on_after_a_resume(tmp_path: Path) -> 
     (tmp_path / "run" / "history.jsonl").unlink()  # a new run in the folder
     logger_factory("csv")(tmp_path / "run", {}).scalars({"train/loss": 2.0}, 1)
     assert (tmp_path / "run" / "metrics.csv").read_text().splitlines() == ["epoch,train/loss", "1,2.0"]
+
+
+def test_a_pipe_is_no_table_to_go_on_in(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text("{}\n")
+    os.mkfifo(tmp_path / "metrics.csv")
+    with pytest.raises(OSError, match="expected an ordinary file"):  # which is reported, and the run goes on
+        logger_factory("csv")(tmp_path, {})
 
 
 def test_a_run_writes_csv(tmp_path: Path) -> None:

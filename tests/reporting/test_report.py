@@ -170,6 +170,13 @@ def test_what_files_say_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in page
 
 
+def test_half_a_character_is_shown_as_a_question_mark(tmp_path: Path) -> None:
+    """JSON can hold one, UTF-8 cannot."""
+    run = make_run(tmp_path / "run", recipe="half \ud800")
+    assert "half ?" in parsed(write_report(run))[0]
+    assert write_runs_report([run, run], tmp_path / "runs.html").exists()
+
+
 def test_a_long_run_keeps_the_page_small(tmp_path: Path) -> None:
     path = write_report(make_run(tmp_path, epochs=3000))
     assert path.stat().st_size < 1_500_000

@@ -123,6 +123,8 @@ def test_a_forged_file_cannot_point_outside(saved: tuple[Path, apical.Structure]
     refused("groups/0/members/0/positions/0/0", 10**6, "contradicts itself")
     refused("groups/0/members/0/tensor", "nothing.weight", "contradicts itself")
     refused("groups/0/members/0/positions/0", [0, 1], "contradicts itself")
+    refused("terms/0/coefficient", 10**30, "is damaged: OverflowError")
+    refused("terms/0/coefficient", -(10**12), "contradicts itself: it has -.* multiply-adds")
     refused("attributes/0/attribute", 0.5, r"attributes\[0\]\.attribute: expected text, got 0\.5")
     refused("terms/0/axes/0/base", float("nan"), r"base: expected a whole number, got nan")
     refused("terms/0/modules/0", 3, r"terms\[0\]\.modules: expected names .*, got \(3,")

@@ -101,6 +101,7 @@ def test_all_torn_is_an_error_that_names_both(tmp_path: Path) -> None:
         ({"weight": torch.zeros(2)}, "not a checkpoint of apical"),
         ([1, 2], "not a checkpoint of apical.*got 'list'"),
         ({"format": "apical-checkpoint", "version": 99}, "version 99"),
+        ({"format": "apical-checkpoint", "version": torch.zeros(3)}, r"version tensor\(\[0"),
         ({"format": "apical-checkpoint", "version": 1}, "incomplete.*epoch"),
     ],
 )
@@ -244,3 +245,11 @@ def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, 2).unlink()
     os.mkfifo(tmp_path / "checkpoint.pt")
     assert load_checkpoint(tmp_path).epoch == 1
+
+
+def test_a_torn_checkpoint_that_cannot_be_moved_aside_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2).write_bytes(b"torn")
+    (tmp_path / "checkpoint.torn.pt").mkdir()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is torn, and cannot be moved aside.* Remove it"):
+        load_checkpoint(tmp_path)

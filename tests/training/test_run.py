@@ -231,6 +231,15 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path: Path) ->
     assert_same_run(first, tiny_train(tmp_path, overwrite=True))
 
 
+@pytest.mark.parametrize("name", ["config.json", "history.jsonl", ".summary.json.0.tmp.json"])
+def test_a_folder_where_a_file_of_the_run_should_be_is_named(tmp_path: Path, name: str) -> None:
+    tiny_train(tmp_path, tiny_config(epochs=1))
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=rf"cannot remove .*{name}: .* is a folder, expected a file\. Remove it"):
+        tiny_train(tmp_path, tiny_config(epochs=1), overwrite=True)
+
+
 def test_resuming_another_run_is_refused_with_the_differences(tmp_path: Path) -> None:
     tiny_train(tmp_path, run_config={"recipe": "tiny", "data": "/here"})
     other = tiny_config(epochs=9, optimizer=OptimizerConfig(lr=0.3))

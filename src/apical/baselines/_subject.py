@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from apical._checks import shown
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, resize_, trace
-from apical.resizing._guards import SHRUNK, refuse_shrunk
+from apical.resizing._guards import SHRUNK, check_arguments, refuse_shrunk
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._install import lookup
 from apical.resizing._optimizer import check_kinds
@@ -64,6 +64,7 @@ class Subject:
         if structure is None:
             refuse_shrunk(model)
         self.structure = trace(model, example_inputs) if structure is None else structure
+        check_arguments(self.structure, copies, ConfigError)
         self.model, self.optimizer, self._copies = model, optimizer, tuple(copies)
         self.selection = Selection.full(self.structure)
         self._template = TemplateMap(self.structure)

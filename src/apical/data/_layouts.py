@@ -15,7 +15,7 @@ from apical.data._decoding import Decode
 from apical.data._folder import IMAGE_SUFFIXES, FolderImages, describe_split, is_image_folder, read_folder
 from apical.data._idx import is_idx_folder, read_idx
 from apical.data._parquet import ParquetImages, is_parquet_folder, read_parquet
-from apical.data._splits import Split, listed, locate
+from apical.data._splits import Split, listed, locate, named_path
 from apical.errors import DataError
 
 Layout = Literal["cifar", "parquet", "image-folder", "idx"]
@@ -42,7 +42,7 @@ _BUILTIN: dict[str, Callable[[Split], ImageArrays]] = {"digits": read_digits, "s
 
 def recognise_layout(folder: str | Path) -> tuple[Layout, Path]:
     """Say in which layout a folder's images are, and in which folder exactly."""
-    folder = Path(folder).expanduser()
+    folder = named_path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; {_EXPECTED}")
     for candidate in (folder, *(folder / name for name in _INNER_FOLDERS)):

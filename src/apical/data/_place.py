@@ -124,5 +124,5 @@ def contents(samples: int, numbers: Tensor | None = None, names: Iterable[str] =
     if numbers is not None:
         sha.update(numbers.detach().to("cpu", torch.int64).contiguous().numpy().astype("<i8", copy=False).data)
     for name in names:
-        sha.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        sha.update(name.encode("utf-8", "surrogatepass") + b"\0")
     return {"samples": samples, "digest": sha.hexdigest()[:32]}

@@ -62,15 +62,31 @@ def data_root() -> Path:
     value = os.environ.get(ENVIRONMENT_VARIABLE)
     if not value:
         raise DataError(f"no data folder: give one as option (--data) or set the variable {ENVIRONMENT_VARIABLE}")
-    root = Path(value).expanduser()
+    root = named_path(value)
     if not root.is_dir():
         raise DataError(f"{ENVIRONMENT_VARIABLE} names {root}, which is not a folder")
     return root
 
 
+def named_path(name: str | Path) -> Path:
+    """The path of a name that a user gave, ``~`` being their home.
+
+    Raises:
+        DataError: no file or folder can have this name.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # the latter where there is no such home
+        raise DataError(
+            f"{str(name)[:80]!r} is not the name of a folder here: {getattr(error, 'strerror', error)}"
+        ) from error
+    return path
+
+
 def locate(path_or_name: str | Path, others: Iterable[str] = ()) -> Path:
     """A folder of data: looked up here, then in `data_root`."""
-    path = Path(path_or_name).expanduser()
+    path = named_path(path_or_name)
     if path.is_dir() or path.is_absolute():
         return path
     if path.exists() and not Path(os.environ.get(ENVIRONMENT_VARIABLE, ""), path).is_dir():
@@ -96,14 +112,20 @@ def listed(folder: Path) -> str:
     return ", ".join(names[:6]) + more if names else "nothing"
 
 
+def read_whole(path: Path, most: int | None = None) -> bytes:
+    """The bytes of a file."""
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
 def read_utf8(path: Path, most: int | None = LARGEST_TEXT) -> str:
     """The text of a file, without a byte order mark."""
     try:
-        return read_regular(path, most).decode("utf-8-sig")
+        return read_whole(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}. Convert it, for example "
             f"with iconv -f latin1 -t utf-8"
         ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apical.data._place import EpochPlace, PlacedLoader, check_rank, contents
-from apical.data._splits import ALIASES, Split, listed, locate, read_utf8
+from apical.data._splits import ALIASES, Split, listed, locate, named_path, read_utf8, read_whole
 from apical.errors import ConfigError, DataError
 
 UNKNOWN, END = "<unk>", "<eos>"
@@ -162,15 +162,15 @@ def read_bytes(path: str | Path, *, limit: int | None = None) -> Corpus:
     """
     if limit is not None and limit < 2:
         raise ConfigError(f"limit={limit}, expected at least 2 tokens")
-    single = Path(path).expanduser()
+    single = named_path(path)
     if single.is_file():
-        whole = single.read_bytes()
+        whole = read_whole(single)
         ends = (0, len(whole) * 9 // 10, len(whole) * 19 // 20, len(whole))
         parts = {
             split: whole[a:b] for split, a, b in zip(("train", "validation", "test"), ends, ends[1:], strict=False)
         }
     else:
-        parts = {split: file.read_bytes() for split, file in corpus_files(locate(path)).items()}
+        parts = {split: read_whole(file) for split, file in corpus_files(locate(path)).items()}
     short = [split for split, text in parts.items() if len(text) < 2]
     if short:
         raise DataError(f"{path} has {len(parts[short[0]])} bytes for {short[0]}, expected at least 2")

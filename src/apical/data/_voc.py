@@ -15,7 +15,7 @@ from torch import Tensor
 from apical._optional import import_optional
 from apical._reading import is_regular, lies_inside
 from apical.data._decoding import Decode
-from apical.data._splits import read_utf8
+from apical.data._splits import named_path, read_utf8
 from apical.errors import DataError
 
 LISTS = "ImageSets/Segmentation"
@@ -116,7 +116,7 @@ _SUFFIXES = (".jpg", ".png", ".jpeg")
 
 def find_voc(folder: str | Path) -> Path:
     """The folder that holds JPEGImages, SegmentationClass and ImageSets: this one, or one that downloaders nest."""
-    folder = Path(folder).expanduser()
+    folder = named_path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; {_EXPECTED}")
     parts = ("JPEGImages", "SegmentationClass", LISTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,10 +102,17 @@ def export_pt2(
         inputs,
         batch_dim,
         tolerance,
-        write=partial(torch.export.save, program),
+        write=partial(_write_program, program),
         load=lambda aside: torch.export.load(aside).module(),
         runtime=f"torch {torch.__version__}",
     )
+
+
+def _write_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """In memory first: torch's writer of files ends the process where a disk is full."""
+    held = io.BytesIO()
+    torch.export.save(program, held)
+    path.write_bytes(held.getbuffer())
 
 
 def frozen_twin(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | None) -> tuple[nn.Module, Call]:

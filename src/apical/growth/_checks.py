@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from apical._memory_format import SAFE_CHANNELS, has_channels_last, unsafe_in_channels_last
-from apical.errors import TrainingError
+from apical.errors import ConfigError, TrainingError
 from apical.resizing._shards import are_finite
 
 CALLER = 3  # of the Grower's method: whose line the warning shows
@@ -37,6 +37,30 @@ def warn_of_replaced(names: Sequence[str]) -> None:
             "unfrozen, add its parameters: optimizer.param_groups[0]['params'].extend(layer.parameters()).",
             stacklevel=CALLER,
         )
+
+
+class WeightsToLoad:
+    """The weights of a model as they are when a Grower's state was loaded: theirs is to be loaded after it.
+
+    Args:
+        model: resized to the state, with values that are not the state's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._written = self._writes()
+
+    def _writes(self) -> list[tuple[int, int, int]]:
+        return [(id(p), p._version, p.data_ptr()) for p in self._model.parameters()]
+
+    def warn(self) -> None:
+        """Warn if nothing was loaded into any of them."""
+        if self._writes() == self._written:
+            warnings.warn(
+                "a Grower's state was loaded, and the model's weights were not loaded after it: this step trains those "
+                "that the model happened to have. Load the Grower's state first, then those of model and optimizer.",
+                stacklevel=5,  # the line that calls the optimizer's step
+            )
 
 
 def warn_of_trained(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
@@ -75,6 +99,16 @@ def warn_of_another_optimizer(model: nn.Module, optimizers: Sequence[Optimizer],
             stacklevel=CALLER,
         )
     return found
+
+
+def refuse_inference(model: object) -> None:
+    """Stop where the model was made under ``torch.inference_mode()``: no gradient ever reaches such weights."""
+    tensors = model.named_parameters() if isinstance(model, nn.Module) else ()
+    made = next((name for name, p in tensors if p.is_inference()), None)
+    if made is not None:
+        raise ConfigError(
+            f"{made} was made under torch.inference_mode(), so that it cannot be trained: build the model outside of it"
+        )
 
 
 def refuse_without_values(model: nn.Module) -> None:

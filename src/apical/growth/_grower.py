@@ -18,6 +18,7 @@ from apical.budget._rounding import warn_of_idle_divisor
 from apical.errors import ConfigError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
+    refuse_inference,
     refuse_without_values,
     warn_of_another_optimizer,
     warn_of_channels_last,
@@ -146,6 +147,7 @@ class Grower:
         inputs: Any = Call.of(example_inputs)
         optimizers = _optimizers(optimizer)
         check_kinds(optimizers)
+        refuse_inference(model)
         if structure is None and width_budget is not None:
             refuse_shrunk(model)
         streams = self.config.streams if isinstance(self.config, GrowthConfig) else "keep"
@@ -414,6 +416,8 @@ class Grower:
     # ---- bits ------------------------------------------------------------------------------------------------------
 
     def _check_bits(self, bits: BitConfig | None, shard: Shard | None) -> None:
+        if bits is not None and not isinstance(bits, BitConfig):
+            raise ConfigError(f"bits must be an apical.growth.BitConfig, got {shown(bits)}")
         if bits is not None and self._bit_budget is None:
             raise ConfigError("bits are grown under a budget of size or bitops; add one, such as '10% size'")
         if self._bit_budget is not None and shard is not None:

@@ -8,13 +8,12 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical._checks import shown
 from apical.errors import ConfigError
 from apical.growth._components import Components
 from apical.growth._method import Choice
 from apical.growth._observer import GateObserver, directions
 from apical.resizing import DormantStore, Shard, resize_
-from apical.resizing._guards import check_matches, unaveraged
+from apical.resizing._guards import check_arguments, check_copy, check_matches, unaveraged
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
 from apical.resizing._sharding import Sharding
@@ -39,8 +38,7 @@ class GrowingModel:
         structure: Structure,
         shard: Shard | None,
     ) -> None:
-        if isinstance(copies, nn.Module):
-            raise ConfigError(f"copies must be a list of modules, got {shown(copies)}: write copies=[…] around it")
+        check_arguments(structure, copies, ConfigError)
         if shard is not None and copies:
             raise ConfigError("copies of a sharded model cannot be resized yet: leave out copies, or shard")
         self.model = model
@@ -121,6 +119,7 @@ class GrowingModel:
     def add_copy(self, model: nn.Module) -> None:
         """Resize another copy of the present model with it; see `apical.Grower.add_copy`."""
         store = self.settle()
+        check_copy(model, ConfigError)
         if self.sharded:
             raise ConfigError("copies of a sharded model cannot be resized yet: it has none that add_copy could add")
         known = [unaveraged(c) for c in (self.model, *self.copies)]

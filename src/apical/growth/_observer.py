@@ -244,6 +244,8 @@ class StepWatch:
         if index in self._inside:
             self._inside.discard(index)
             # behind hooks that were registered meanwhile, which may clip gradients: what the step uses is read
-            self._before_hooks[index].remove()
-            self._before_hooks[index] = optimizer.register_step_pre_hook(partial(self._before, index))
+            # (only if there are some: a compiled step is compiled anew for every other hook)
+            if next(reversed(optimizer._optimizer_step_pre_hooks), None) != self._before_hooks[index].id:
+                self._before_hooks[index].remove()
+                self._before_hooks[index] = optimizer.register_step_pre_hook(partial(self._before, index))
             self._stepped(index, optimizer)

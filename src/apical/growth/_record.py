@@ -101,7 +101,7 @@ def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     for name, value in (metrics or {}).items():
         try:
             number = float(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             number = float("nan")
         if not isinstance(name, str) or not isfinite(number):
             raise ConfigError(f"metrics must be finite numbers by name, such as accuracy=0.93, got {name!r}: {value!r}")

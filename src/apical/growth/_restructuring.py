@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from apical.budget import LatencyTable
-from apical.growth._checks import refuse_lost_weights, refuse_without_values
+from apical.growth._checks import WeightsToLoad, refuse_lost_weights, refuse_without_values
 from apical.growth._config import GrowthConfig
 from apical.growth._growing_model import GrowingModel
 from apical.growth._method import Choice, Method
@@ -36,6 +36,7 @@ class Restructuring:
     def __init__(self, growing: GrowingModel, method: Method) -> None:
         self.growing = growing
         self.method = method
+        self._to_load: WeightsToLoad | None = None  # until the first step after a state was loaded
         # optimizers of which no step was seen
         self._unchecked: set[int] = set() if method.frozen else set(range(len(growing.optimizers)))
 
@@ -108,6 +109,9 @@ class Restructuring:
         self._measured = self.method.watch(observers, next(self.growing.model.parameters()).device)
 
     def _observe(self, index: int, optimizer: Optimizer) -> None:
+        if self._to_load is not None:
+            self._to_load.warn()
+            self._to_load = None
         self._measured.observe(index, optimizer)
 
     def _stepped(self, index: int, optimizer: Optimizer) -> None:
@@ -121,7 +125,7 @@ class Restructuring:
     def __getstate__(self) -> dict[str, Any]:
         if self.growing.store is not None:
             self.write_back()
-        return {**vars(self), "_measured": None, "steps": self.steps.count}
+        return {**vars(self), "_measured": None, "_to_load": None, "steps": self.steps.count}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -145,7 +149,7 @@ class Restructuring:
 
     def load_state_dict(self, state: Mapping[str, Any], config: GrowthConfig | ScsConfig) -> None:
         """Become the network of a state, and know what it knows."""
-        store, method = self.growing.settle(), self.method
+        store, method, before = self.growing.settle(), self.method, self.growing.selection
         self.growing.resize(state["keep"], state["skip"])
         store.load_state_dict(state["store"])
         table = state["latency"]
@@ -154,3 +158,5 @@ class Restructuring:
         method.terms = replace(method.terms, divisor=config.step, latency=latency)
         method.load_state_dict(state)
         self.watch()
+        if self.growing.selection != before and not self.growing.sharded:
+            self._to_load = WeightsToLoad(self.growing.model)

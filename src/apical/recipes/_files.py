@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from apical._checks import fits
 from apical._optional import import_optional
+from apical._reading import read_text
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig, get_recipe, recipes
 from apical.recipes._settings import parse
@@ -102,8 +103,8 @@ def _names_other_model(base: RunConfig, content: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:  # of a name that no file has, too
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not _is_yaml(path):
         try:

@@ -33,7 +33,7 @@ def write_page(path: Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as aside:
-            aside.write_text(text, encoding="utf-8")
+            aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a character: "\\ud800"
     except OSError as error:
         raise DataError(f"cannot write {path}: {why_not_written(path, error)}. Name another file.") from error
     return path

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from apical._checks import shown
 from apical.errors import ApicalError, ConfigError, ResizeError
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
 from apical.resizing._store import DormantStore
+from apical.structure import Structure
 
 WRAPPERS = {
     "DistributedDataParallel": "pass ddp.module, and wrap it again after the resize",
@@ -29,6 +31,23 @@ SHARDED = "pass the plain model, and what shards it to a Grower: shard=fully_sha
 AVERAGES = frozenset({"AveragedModel", "ModelEmaV2", "ModelEmaV3"})  # torch's, timm's; each keeps a model in `.module`
 
 SHRUNK: WeakSet[nn.Module] = WeakSet()  # models that a Grower, a comparator or a saved folder has made smaller
+
+
+def check_arguments(structure: object, copies: object, error: type[ApicalError]) -> None:
+    """Raise unless a structure is one, and copies are a list of modules."""
+    if not isinstance(structure, Structure):
+        raise error(f"structure must be the Structure that apical.trace returned, got {shown(structure)}")
+    if not isinstance(copies, (list, tuple)):
+        around = ": write copies=[…] around it" if isinstance(copies, nn.Module) else ""
+        raise error(f"copies must be a list of modules, got {shown(copies)}{around}")
+    for copy in copies:
+        check_copy(copy, error)
+
+
+def check_copy(copy: object, error: type[ApicalError]) -> None:
+    """Raise unless something is a module, as a copy of a model is."""
+    if not isinstance(copy, nn.Module):
+        raise error(f"a copy of the model must be a torch.nn.Module, got {shown(copy)}")
 
 
 def unaveraged(model: nn.Module) -> nn.Module:
@@ -99,9 +118,12 @@ def misfits(model: nn.Module, template: TemplateMap, selection: Selection) -> li
     known = {alias for name, spec in template.structure.tensors.items() for alias in (name, *spec.aliases)}
     problems = [f"{name} is new since it was traced" for name, t in live.items()
                 if name not in known and isinstance(t, nn.Parameter)]  # fmt: skip
+    first: dict[int, str] = {}  # the name in the structure of every tensor, by its identity
     for name in template.structure.tensors:
         expected = template.shape(name, selection)
-        for alias in template.live_names(name, selection):
+        present = template.live_names(name, selection)
+        problems += _other_sharing(live, present, name, first)
+        for alias in present:
             if alias not in live:
                 problems.append(f"{alias} is missing (expected shape {expected})")
             elif tuple(live[alias].shape) != expected:
@@ -130,3 +152,18 @@ def check_parameters(model: nn.Module, optimizers: Sequence[torch.optim.Optimize
                 f"the {type(optimizer).__name__} passed as optimizer missed an earlier resize: it holds parameters "
                 "that are no longer the model's. Pass the optimizer to every resize_, or make a new one now."
             )
+
+
+def _other_sharing(live: Mapping[str, Tensor], names: Sequence[str], key: str, first: dict[int, str]) -> list[str]:
+    """What a tensor's names share otherwise than when the model was traced."""
+    problems = []
+    for name in names:
+        tensor, held = live.get(name), live.get(names[0])
+        if tensor is None or held is None or not isinstance(tensor, nn.Parameter):
+            continue
+        other = first.setdefault(id(tensor), key)
+        if other != key:
+            problems.append(f"{name} shares its weight with {other} since it was traced")
+        elif tensor is not held and tensor.untyped_storage().data_ptr() != held.untyped_storage().data_ptr():
+            problems.append(f"{name} does not share its weight with {names[0]} any more")
+    return problems

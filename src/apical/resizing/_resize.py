@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import ResizeError
-from apical.resizing._guards import check_matches, check_parameters, refuse_wrapped, unaveraged
+from apical.resizing._guards import check_arguments, check_matches, check_parameters, refuse_wrapped, unaveraged
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
 from apical.resizing._install import Installation, lookup, retire_, whole_or_nothing
 from apical.resizing._optimizer import check_histories, group_orders, rekey_, resized_state, restored_state
@@ -114,7 +114,8 @@ def resize_(
     if optimizer_state not in ("carry", "reset"):
         raise ResizeError(f"optimizer_state must be 'carry' or 'reset', got {optimizer_state!r}")
     # what is wrong with the arguments is refused before anything is computed
-    optimizers = _check_types(structure, optimizer, store)
+    check_arguments(structure, copies, ResizeError)
+    optimizers = _check_types(optimizer, store)
     target = check_selection(structure, keep, skip)
     before = store.current(structure) if store is not None else Selection.full(structure)
     twins = [unaveraged(c) for c in copies]
@@ -364,10 +365,8 @@ class _Resize:
         return list(paths)
 
 
-def _check_types(structure: Any, optimizer: Any, store: Any) -> list[Optimizer]:
+def _check_types(optimizer: Any, store: Any) -> list[Optimizer]:
     """The optimizers as a list, once every argument is of its type."""
-    if not isinstance(structure, Structure):
-        raise ResizeError(f"structure must be the Structure that apical.trace returned, got {type(structure).__name__}")
     if store is not None and not isinstance(store, DormantStore):
         raise ResizeError(f"store must be an apical.DormantStore, got {type(store).__name__}")
     listed = [optimizer] if isinstance(optimizer, Optimizer) else optimizer if optimizer is not None else []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._checks import shown
 from apical.errors import ConfigError
 from apical.resizing._shards import alike, is_sharded, sharded_dims, whole
 from apical.resizing._store import DormantStore
@@ -30,10 +31,12 @@ class Sharding:
             and sees parameters on the meta device.
 
     Raises:
-        ConfigError: this PyTorch is too old.
+        ConfigError: it is no function, or this PyTorch is too old.
     """
 
     def __init__(self, shard: Shard) -> None:
+        if not callable(shard):
+            raise ConfigError(f"shard must be a function of a model, such as fully_shard; got {shown(shard)}")
         if torch.__version__ < "2.7":
             raise ConfigError(f"a model that `fully_shard` divides needs PyTorch 2.7 or newer, got {torch.__version__}")
         self._shard = shard

@@ -84,7 +84,8 @@ def load_structure(path: str | PathLike[str], model: nn.Module) -> Structure:
     try:
         structure = Structure.from_dict(data["structure"])
         problems = [*_mistyped(structure, Structure, "structure")] or [*_contradictions(structure)]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
+        problems = problems or [*_impossible_costs(structure)]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as problem:
         raise LoadError(f"{path} is damaged: {type(problem).__name__}: {problem}") from problem
     if problems:
         raise LoadError(f"{path} contradicts itself: {_listed(problems)}")
@@ -149,6 +150,12 @@ def _contradictions(structure: Structure) -> Iterator[str]:
     if any(group not in known for axis in axes for group, _ in axis.counts):
         yield f"a size follows a group that is not one of the {len(known)}"
     yield from (f"{state!r} is of no known group" for state in structure.states if state.group not in names)
+
+
+def _impossible_costs(structure: Structure) -> Iterator[str]:
+    """Numbers that are none of a cost, or that are too large to be counted with (an `OverflowError`)."""
+    costs = {"multiply-adds": structure.macs(), "parameters": structure.num_params()}
+    yield from (f"it has {cost} {what}" for what, cost in costs.items() if cost < 0)
 
 
 def _other_sizes(structure: Structure, model: nn.Module) -> Iterator[str]:

@@ -135,7 +135,8 @@ def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool
         record = read_run(target)  # the other files name no folders
         program = _write_program(model, call, target / PROGRAM)
         picture = _write_picture(record, target / PICTURE)
-        (target / CARD).write_text(card(record, repo, program=program, picture=picture), encoding="utf-8")
+        text = card(record, repo, program=program, picture=picture)
+        (target / CARD).write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         if isinstance(error, ApicalError):
             raise
@@ -199,7 +200,8 @@ def _literal(value: Any) -> str:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # as JSON writes half a character
 
 
 def _write_program(model: nn.Module, call: Any, path: Path) -> bool:

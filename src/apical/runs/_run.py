@@ -29,7 +29,7 @@ from apical.training._amp import settle_amp
 from apical.training._config import resolve_device
 from apical.training._identity import check_same_run, run_identity
 from apical.training._processes import process_group
-from apical.training._run_folder import write_text, writing
+from apical.training._run_folder import remove_file, write_text, writing
 
 
 def run(
@@ -126,7 +126,7 @@ def _run(
 
     if overwrite and processes().first:
         shutil.rmtree(Path(out) / "pictures", ignore_errors=True)
-        (Path(out) / "template.json").unlink(missing_ok=True)
+        remove_file(Path(out) / "template.json")
     # the method is made by the loop, which knows the optimizer; loggers look at the same objects
     live = LoggedProgress(progress, loggers, content)
     build = method_named(config.method).assemble(config, kind.example(data.facts, device), len(data.loaders.train))

@@ -78,7 +78,7 @@ def load_checkpoint(
         except _TornError as error:
             problems.append(str(error))
             if name == CURRENT and (folder / PREVIOUS).exists():
-                path.replace(folder / TORN)
+                _set_aside(path, folder / TORN)
             continue
         if identity is not None:
             _require_same_run(checkpoint.identity, identity, path)
@@ -94,6 +94,16 @@ def load_checkpoint(
 def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a checkpoint, whole or torn."""
     return (folder / CURRENT).exists() or (folder / PREVIOUS).exists()
+
+
+def _set_aside(path: Path, torn: Path) -> None:
+    try:
+        path.replace(torn)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is torn, and cannot be moved aside to {torn}: {error}. Remove it, so that the checkpoint before "
+            "it is taken."
+        ) from error
 
 
 class _TornError(Exception):
@@ -131,9 +141,10 @@ def _recognise(payload: Any, path: Path) -> Checkpoint:
             f"{payload.get('format') if isinstance(payload, dict) else type(payload).__name__!r}. Weights alone cannot "
             "be resumed; load them into the model instead."
         )
-    if payload.get("version") != VERSION:
+    version = payload.get("version")
+    if type(version) is not int or version != VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint version {payload.get('version')}, this apical reads version {VERSION}; resume with "
+            f"{path} has checkpoint version {version!r:.40}, this apical reads version {VERSION}; resume with "
             "the apical that wrote it"
         )
     epoch, identity, state = (payload.get(name) for name in ("epoch", "identity", "state"))

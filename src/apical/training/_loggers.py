@@ -16,7 +16,7 @@ import torch
 from apical._atomic import atomic_file
 from apical._checks import flattened
 from apical._optional import import_optional
-from apical._reading import read_object
+from apical._reading import read_object, regular
 from apical.errors import ConfigError
 from apical.training._run_folder import plain
 
@@ -115,7 +115,7 @@ class CsvLogger(Logger):
         self._path = folder / "metrics.csv"
         self._rows: dict[int, dict[str, Any]] = {}
         if goes_on(folder) and self._path.exists():
-            with self._path.open(newline="", encoding="utf-8") as file:
+            with regular(self._path).open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     values = {name: value for name, value in row.items() if value and name != "epoch"}
                     self._rows[int(row["epoch"])] = values

@@ -66,7 +66,7 @@ class RunFolder:
         path = self.path
         for name in (CURRENT, "config.json", "history.jsonl", "summary.json"):
             for aside in asides(path / name):  # a killed process was writing it
-                aside.unlink(missing_ok=True)
+                remove_file(aside)
 
     def holds_run(self) -> bool:
         """Whether a run was started here."""
@@ -85,7 +85,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what an earlier run left, as far as the loop wrote it."""
         for name in (CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"):
-            (self.path / name).unlink(missing_ok=True)
+            remove_file(self.path / name)
         remove_parts(self.path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -118,6 +118,20 @@ def write_text(path: Path, text: str) -> None:
     """
     with writing(path), atomic_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file of a run, if it is there.
+
+    Raises:
+        CheckpointError: it cannot be removed, for example because it is a folder.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot remove {path}: {why_not_written(path, error)}. Remove it by hand, or choose another folder."
+        ) from error
 
 
 @contextmanager
