@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import apical
+from apical.resizing import _copying
 from apical.resizing._copying import sharing_copy
-from apical.resizing._gates import zero_gates_
+from apical.resizing._gates import gated_copy, zero_gates_
 from apical.resizing._widened import Widened
 from apical.structure import ChannelGroup, Structure
 from structure.expectations import OUTPUT, reasons_of, traced
@@ -273,6 +274,46 @@ def test_a_sharing_copy_has_its_own_containers_and_what_is_shared_in_it_stays_sh
     assert twin[0].options["sizes"][1][1] is not shared["sizes"][1][1]
     assert twin[1].options["of"] is twin[0].options
     assert twin[0].inner is twin[0].options["sizes"]
+
+
+def test_what_is_zero_in_a_sharing_copy_takes_no_memory_but_once() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 3), nn.Linear(3, 2))
+    net[2].weight = net[1].weight  # tied
+    before = copy.deepcopy(net.state_dict())
+    twin = sharing_copy(net, zeros=["0.weight", "1.weight"])
+    assert not twin[0].weight.any()
+    assert twin[2].weight is twin[1].weight
+    assert twin[0].weight.data_ptr() == twin[1].weight.data_ptr()
+    assert twin[0].bias.data_ptr() == net[0].bias.data_ptr()
+    assert all(torch.equal(v, before[name]) for name, v in net.state_dict().items())
+
+
+def test_ordinary_modules_are_copied_without_deepcopy(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(), nn.MultiheadAttention(6, 2))
+    monkeypatch.setattr(_copying.copy, "deepcopy", lambda value, known: pytest.fail(f"a {type(value).__name__}"))
+    sharing_copy(net)
+
+
+def test_buffers_that_share_memory_share_it_in_a_sharing_copy() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    net[1].running_mean = net[0].running_mean.detach()  # another tensor of the same numbers
+    twin = sharing_copy(net)
+    twin[0].running_mean.fill_(5)
+    assert bool((twin[1].running_mean == 5).all())
+    assert not net[0].running_mean.any()
+
+
+def test_a_gated_copy_has_no_weights_of_its_own_and_leaves_the_model_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    before = copy.deepcopy(net.state_dict())
+    structure = traced(net, vectors(4, 3))
+    keep = {"0": [0, 4]}
+    expected = copy.deepcopy(net)
+    zero_gates_(expected, structure, keep)
+    with gated_copy(net, structure, keep) as gated:
+        assert [p.data_ptr() for p in gated.parameters()] == [p.data_ptr() for p in net.parameters()]
+        assert torch.equal(gated(*vectors(4, 3)), expected(*vectors(4, 3)))
+    assert all(torch.equal(v, before[name]) for name, v in net.state_dict().items())
 
 
 def counted_in_a_buffer(m: Any, x: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class WrittenParameter(nn.Parameter):
@@ -29,7 +30,7 @@ def keep_apart_(model: nn.Module, before: Mapping[nn.Parameter, int]) -> bool:
     return bool(written)
 
 
-def sharing_copy(model: nn.Module, own: Collection[str] = ()) -> nn.Module:
+def sharing_copy(model: nn.Module, own: Collection[str] = (), zeros: Collection[str] = ()) -> nn.Module:
     """A deep copy whose parameters share their memory with the model's, but for those that are named.
 
     Those of a class of their own are not shared either (`keep_apart_`).
@@ -40,6 +41,7 @@ def sharing_copy(model: nn.Module, own: Collection[str] = ()) -> nn.Module:
     Args:
         model: any module.
         own: names of the parameters that the caller is going to write into.
+        zeros: names of the parameters that are zero in the copy; all of them share one piece of memory.
 
     Example:
         >>> import torch
@@ -49,32 +51,40 @@ def sharing_copy(model: nn.Module, own: Collection[str] = ()) -> nn.Module:
         [True, False]
     """
     written = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in own}
-    known: dict[int, Any] = {
+    known: dict[Any, Any] = {
         id(p): _same_values(p) for p in model.parameters() if type(p) is nn.Parameter and id(p) not in written
     }
+    absent = list({id(p): p for name, p in model.named_parameters(remove_duplicate=False) if name in zeros}.values())
+    known |= _all_zero([p for p in absent if type(p) is nn.Parameter and _is_dense(p)])
     modules = list(model.modules())
-    ordinary = {id(m): state for m in modules if (state := _ordinary_state(m)) is not None}
+    kinds = {kind for kind in set(map(type, modules)) if _is_ordinary(kind)}
+    ordinary = {id(m) for m in modules if type(m) in kinds}
     known |= {id(m): type(m).__new__(type(m)) for m in modules if id(m) in ordinary}
     for module in reversed(modules):  # children first
         if id(module) in ordinary:
-            state = {name: _copied(value, known) for name, value in ordinary[id(module)].items()}
+            state = {
+                name: value if type(value) in _UNCHANGEABLE else _copied(value, known)
+                for name, value in (module.__getstate__() if _STATES else vars(module)).items()
+            }
             known[id(module)].__setstate__(state)
         else:
             copy.deepcopy(module, known)
+    for parameter in absent:
+        if type(parameter) is not nn.Parameter or not _is_dense(parameter):
+            known[id(parameter)].detach().zero_()
     return known[id(model)]  # type: ignore[no-any-return]
 
 
-def _ordinary_state(module: nn.Module) -> dict[str, Any] | None:
-    """The attributes of a module whose class leaves copying to Python; None if it has a way of its own."""
-    if hasattr(type(module), "__deepcopy__") or type(module) in copyreg.dispatch_table:
-        return None
-    made: tuple[Any, ...] = (*module.__reduce_ex__(4), None)  # how to make it, of what, state
-    ordinary = made[0] is vars(copyreg)["__newobj__"] and made[1] == (type(module),) and type(made[2]) is dict
-    return made[2] if ordinary else None
+def _is_ordinary(kind: type) -> bool:
+    """Whether a class of modules leaves copying to Python: a new object gets a copy of the attributes."""
+    ways = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs_ex__", "__getnewargs__")
+    own = any(getattr(kind, way, None) is not getattr(nn.Module, way, None) for way in ways)
+    slots = any(vars(base).get("__slots__") for base in kind.__mro__)
+    return not (own or slots or hasattr(kind, "__deepcopy__") or kind in copyreg.dispatch_table)
 
 
-def _copied(value: Any, known: dict[int, Any]) -> Any:
-    """A deep copy; `copy.deepcopy` takes most of its time for the plain attributes and the dicts that modules have."""
+def _copied(value: Any, known: dict[Any, Any]) -> Any:
+    """A deep copy; `copy.deepcopy` takes most of its time for the plain attributes, dicts and buffers of modules."""
     kind = type(value)
     if kind in _UNCHANGEABLE or (kind is tuple and all(type(item) in _UNCHANGEABLE for item in value)):
         return value
@@ -85,15 +95,47 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
     if kind is dict and all(type(key) is str for key in value):
         twin = known[id(value)] = {}
         for key, item in value.items():
-            twin[key] = _copied(item, known)
+            twin[key] = item if type(item) in _UNCHANGEABLE else _copied(item, known)
         return twin
+    if kind is Tensor and _is_plain(value):
+        memory, copied = value.untyped_storage()._cdata, known.setdefault("torch", {})  # as torch notes what is shared
+        if memory not in copied:
+            known[id(value)] = twin = value.clone()
+            copied[memory] = twin.untyped_storage()
+            return twin
     return copy.deepcopy(value, known)
 
 
-_UNCHANGEABLE = (bool, int, float, str, type(None))
+_STATES = hasattr(nn.Module, "__getstate__")  # not before Python 3.11
+_UNCHANGEABLE = {bool, int, float, str, type(None)}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor, without gradients, has its memory in its own order and to its end, as buffers have."""
+    if tensor.requires_grad or tensor.layout != torch.strided or not tensor.is_contiguous() or vars(tensor):
+        return False
+    return not tensor.is_conj() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def _all_zero(parameters: Sequence[nn.Parameter]) -> dict[int, nn.Parameter]:
+    """Parameters of zeros, all in one piece of memory, in the place of these, by their identity."""
+    found: dict[int, nn.Parameter] = {}
+    shared: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+    for p in sorted(parameters, key=lambda p: -p.numel()):
+        memory = shared.setdefault((p.dtype, p.device), torch.zeros(p.numel(), dtype=p.dtype, device=p.device))
+        found[id(p)] = _dressed(nn.Parameter(memory.as_strided(p.shape, p.stride()), requires_grad=p.requires_grad), p)
+    return found
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements lie, in whatever order, in a piece of memory for as many as there are of them."""
+    return sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) < max(tensor.numel(), 1)
 
 
 def _same_values(parameter: nn.Parameter) -> nn.Parameter:
-    twin = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return _dressed(nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad), parameter)
+
+
+def _dressed(twin: nn.Parameter, parameter: nn.Parameter) -> nn.Parameter:
     vars(twin).update(vars(parameter))
     return twin

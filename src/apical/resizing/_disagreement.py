@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import explained
@@ -36,9 +36,15 @@ def disagreement(structure: Structure, bed: Testbed, parts: Sequence[Part], coun
     found = _removed(structure, bed, keep, skip)  # before the gated copy is made: one changed copy at a time
     if isinstance(failed := found[False], str):
         return failed
-    gated = gated_copy(bed.model, structure, {name: kept for name, kept in keep.items() if name not in inexact}, skip)
-    if inexact:
-        resize_(gated, structure, inexact)
+    zeroed = {name: kept for name, kept in keep.items() if name not in inexact}
+    with gated_copy(bed.model, structure, zeroed, skip) as gated:
+        if inexact:
+            resize_(gated, structure, inexact)
+        return _differing(gated, bed, found, bool(inexact))
+
+
+def _differing(gated: nn.Module, bed: Testbed, found: Mapping[bool, list[Tensor] | str], inexact: bool) -> str | None:
+    """How what was found in each mode differs from what the gated model computes; None if it does not."""
     expected: list[Tensor] = []
     for training, outputs in found.items():
         where = "in training mode " if training else ""

@@ -10,7 +10,7 @@ from apical.resizing._disagreement import Count, disagreement, keep_half, keep_o
 from apical.resizing._gates import gated_copy
 from apical.resizing._seen import unseen
 from apical.resizing._stand_in import bind_blocks
-from apical.resizing._testbed import Testbed, redrawn
+from apical.resizing._testbed import NEAR, ROUGH, Testbed, redrawn
 from apical.structure import ChannelGroup, Structure
 from apical.structure._without import Key, Part, key_of, without
 
@@ -52,7 +52,9 @@ def screen(structure: Structure, bed: Testbed, quick: Testbed | None) -> Screene
     for parts in (structure.groups, structure.blocks):
         _look_closer(structure, small, refuted, parts)
     if quick:
-        _readmit(structure, replace(bed, modes=quick.modes, same_modes=quick.same_modes), refuted)
+        _readmit(
+            structure, replace(bed, modes=quick.modes, same_modes=quick.same_modes), refuted, quick.narrow is not None
+        )
     return Screened(structure, refuted, decided=quick is None)
 
 
@@ -69,9 +71,10 @@ def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structu
 
     That does not depend on a size; all else is seen on the example itself.
     """
+    small = (quick or bed).narrow or quick or bed
+    bound = bind_blocks(structure, small.model, small.example.run, gated_copy, min(small.tolerance, ROUGH))
     if quick is None:
-        return bind_blocks(structure, bed.model, bed.example.run, gated_copy, bed.tolerance)
-    bound = bind_blocks(structure, quick.model, quick.example.run, gated_copy, quick.tolerance)
+        return bound
     plain = {b.name: b for b in bound.blocks if b.returns is None and not b.feeders}
     rest = replace(structure, blocks=tuple(b for b in structure.blocks if b.name not in plain))
     if not rest.blocks:
@@ -82,8 +85,15 @@ def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structu
     return replace(rest, blocks=tuple(found[b.name] for b in structure.blocks if b.name in found))
 
 
-def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
-    """Forget what was refuted elsewhere if the first part of its kind, refuted for such a reason, agrees here."""
+def _readmit(structure: Structure, bed: Testbed, refuted: Refuted, clearly: bool) -> None:
+    """Forget what was refuted elsewhere if the first part of its kind, refuted for such a reason, agrees here.
+
+    Args:
+        structure: with all parts.
+        bed: what to compare on.
+        refuted: why, by part; what agrees is taken out.
+        clearly: whether float32 is exact enough that what clearly differs there differs.
+    """
     parts: list[Part] = [*structure.groups, *structure.blocks]
     # one witness for all parts of a kind that were refuted for one reason
     alike: dict[tuple[type, str, str], list[Part]] = {}
@@ -91,7 +101,10 @@ def _readmit(structure: Structure, bed: Testbed, refuted: Refuted) -> None:
         reason = refuted.get(key_of(part), TOGETHER)
         if not reason.startswith((APART, TOGETHER)):  # alone those agree everywhere
             alike.setdefault((type(part), kind_of(part.name), kind_of(reason)), []).append(part)
+    clear = bed.rough and clearly and replace(bed.rough, modes=bed.modes, tolerance=NEAR)
     for same in alike.values():
+        if clear and disagreement(structure, clear, same[:1], keep_half) is not None:
+            continue
         if disagreement(structure, bed, same[:1], keep_half) is None:
             for part in same:
                 del refuted[key_of(part)]
@@ -123,17 +136,33 @@ def _look_closer(structure: Structure, bed: Testbed, refuted: Refuted, parts: Se
 def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted, parts: Sequence[Part]) -> None:
     """Note every one of some parts that disagrees, alone or with others of them, beside those that are refuted already.
 
-    All other parts stay whole.
+    All other parts stay whole. Where they do not all agree, those that do not are looked for in float32 first, where
+    there is such a testbed: what is left then is compared like everything else.
     """
+    compared: dict[tuple[bool, Count, tuple[Key, ...]], str | None] = {}
+
+    def differs(candidates: Sequence[Part], count: Count, narrow: bool = False) -> str | None:
+        asked = narrow, count, tuple(map(key_of, candidates))
+        if asked not in compared:
+            used = bed.narrow if narrow and bed.narrow else bed
+            compared[asked] = disagreement(structure, used, candidates, count) if candidates else None
+        return compared[asked]
+
+    groups = [p for p in parts if isinstance(p, ChannelGroup) and key_of(p) not in refuted]
+    left = [p for p in parts if key_of(p) not in refuted]
+    first = groups if len(groups) < len(left) else left  # groups inside blocks with every block present
+    if differs(first, keep_half) is None and differs(left, keep_odd) is None:
+        return  # nothing to look for
+    if bed.narrow:
+        _search(partial(differs, narrow=True), refuted, parts)
+    if not _search(differs, refuted, parts):
+        refuted.update({key_of(p): TOGETHER for p in parts if key_of(p) not in refuted})
+
+
+def _search(differs: Callable[[Sequence[Part], Count], str | None], refuted: Refuted, parts: Sequence[Part]) -> bool:
+    """Refute one part after the other until all that are left agree together, in two numbers; whether they do."""
     groups = [p for p in parts if isinstance(p, ChannelGroup)]
     blocks = [p for p in parts if not isinstance(p, ChannelGroup)]
-    compared: dict[tuple[Count, tuple[Key, ...]], str | None] = {}
-
-    def differs(candidates: Sequence[Part], count: Count) -> str | None:
-        asked = count, tuple(map(key_of, candidates))
-        if asked not in compared:
-            compared[asked] = disagreement(structure, bed, candidates, count) if candidates else None
-        return compared[asked]
 
     def left(candidates: Sequence[Part]) -> list[Part]:
         return [p for p in candidates if key_of(p) not in refuted]
@@ -166,12 +195,9 @@ def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted, parts: Seq
         return False
 
     if blocks:  # groups inside blocks with every block present, then the blocks
-        if differs(left(groups), keep_half) is None and differs(left(parts), keep_odd) is None:
-            return  # nothing to look for
         settled(groups, keep_half)
         settled(blocks, keep_half)
-    if not (settled(parts, keep_half) and settled(parts, keep_odd)):  # all together, in two numbers
-        refuted.update({key_of(p): TOGETHER for p in parts if key_of(p) not in refuted})
+    return settled(parts, keep_half) and settled(parts, keep_odd)
 
 
 def _kinds(parts: Sequence[Part]) -> dict[str, list[Part]]:

@@ -24,7 +24,7 @@ from apical.resizing._dry_run import confirm, screen
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, LocalSize, local_sizes
 from apical.resizing._resize import resize_
-from apical.resizing._testbed import Testbed, difference, narrowed, other_shapes
+from apical.resizing._testbed import Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
 from apical.structure._cost import lies_in
 from apical.structure._local_sizes import can_have, is_local
@@ -33,6 +33,9 @@ from apical.structure._sizes import integers, stated
 MAX_TRIALS = 60
 MAX_ATTRIBUTES = 6
 Step = tuple[AttributeAxis, ...]  # attributes that are tried together: one, two, or one in each of many alike layers
+
+
+Form = tuple[str, str, bool, bool]  # `_form`
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class _Bench:
         self.twin = full.model
         self.group, self.index = group, structure.groups.index(group)
         self.left, self.in_code = MAX_TRIALS, False
+        self.forms: frozenset[Form] | None = None  # the only ones that are tried
         self.keeps = [{group.name: list(range(0, group.size, 2))}, {group.name: [group.size - 1]}]
         self._expected: dict[tuple[int, int], list[Tensor]] = {}
         self._trials: dict[tuple[Step, int], Trial] = {}
@@ -110,11 +114,16 @@ class _Bench:
     def _gated(self, i: int, which: int) -> list[Tensor]:
         if (i, which) not in self._expected:
             bed = self.beds[i]
-            gated = gated_copy(bed.model, self.structure, self.keeps[which] if self.group.exact else {})
-            self._expected[i, which] = bed.example.run(gated)
+            with gated_copy(bed.model, self.structure, self.keeps[which] if self.group.exact else {}) as gated:
+                self._expected[i, which] = bed.example.run(gated)
         return self._expected[i, which]
 
     def candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
+        """What may be tried next, if it has one of the `forms`."""
+        steps = self._all_candidates(trial, taken)
+        return (step for step in steps if self.forms is None or all(_form(axis) in self.forms for axis in step))
+
+    def _all_candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
         """Integers that equal a multiple of the group's size: attributes that a call reads, of the innermost module
         first, then sizes in the code, if these are asked for (`in_code`). Where nothing broke, but something else was
         computed, attributes around the group's layers.
@@ -128,6 +137,7 @@ class _Bench:
         stating = [(p, name, v) for p in paths for name, v in integers(self.twin.get_submodule(p)).items()]
         stating = [own for own in stating if own[:2] in self.full.read]
         local = trial.local if self.in_code else ()
+        self.full.observe(local)
         inside = [(s.module, s.attribute, v, s.now) for s in local if (v := self.full.of(s)) is not None]
         inside.sort(key=lambda size: size[3] in (None, size[2]))  # first what followed, since it must not have
         for path, name, value, now in (*((*own, None) for own in stating), *inside):
@@ -210,9 +220,8 @@ def _following(
     broken = {f.name for f in left.frozen if f.reason.startswith(refused)}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
     sort = {g.name: (kind_of(g.name), len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
-    full = FullSizes(small.model, small.example)
-    narrow = narrowed(small) if groups else None
-    beds = [small] if narrow is None else [narrow, small]
+    beds = [small] if small.narrow is None else [small.narrow, small]
+    full = FullSizes(beds[0].model, beds[0].example)
     found: dict[str, Step] = {}
     reasons: dict[tuple[str, int], str] = {}
     for group in groups:
@@ -223,7 +232,7 @@ def _following(
         # first what was found for the same layer of another number
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
-        result = ready or (() if known else _search(bench))
+        result = ready or (() if known else _search(bench, frozenset(map(_form, chain(*found.values())))))
         if result or not known:
             found[group.name] = result
         if not result:
@@ -260,21 +269,23 @@ def _all_alike(bench: _Bench, bed: Testbed, alike: Sequence[ChannelGroup], axes:
     return found if disagreement(structure, bed, groups, keep_half) is None else {}
 
 
-def _search(bench: _Bench) -> Step:
+def _search(bench: _Bench, familiar: frozenset[Form]) -> Step:
     """The fewest attributes with which the smaller model agrees; empty if there are none.
 
-    Sizes in the code are tried only where those that modules state do not do.
+    Sizes in the code are tried only where those that modules state do not do. Attributes of the forms that other groups
+    needed come before all others.
     """
-    for in_code in (False, True):
-        bench.in_code, bench.left = in_code, MAX_TRIALS
-        result = _deepen(bench, (), bench.run(()))
-        for step in result:  # those that were only on the way are not needed
-            fewer = tuple(s for s in result if s != step)
-            if fewer and bench.run(fewer).agreed:
-                result = fewer
-        # another choice of units: one size may fit by chance
-        if result and bench.run(result, which=1).agreed:
-            return tuple(chain(*result))
+    for forms in (familiar, None):
+        for in_code in (False, True):
+            bench.in_code, bench.left, bench.forms = in_code, MAX_TRIALS, forms
+            result = () if forms == frozenset() else _deepen(bench, (), bench.run(()))
+            for step in result:  # those that were only on the way are not needed
+                fewer = tuple(s for s in result if s != step)
+                if fewer and bench.run(fewer).agreed:
+                    result = fewer
+            # another choice of units: one size may fit by chance
+            if result and bench.run(result, which=1).agreed:
+                return tuple(chain(*result))
     return ()
 
 
@@ -285,22 +296,35 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
     if len(extra) >= MAX_ATTRIBUTES or (trial.where is None and extra):
         return ()
     later: list[tuple[tuple[Step, ...], Trial]] = []
+    idle: set[AttributeAxis] = set()  # which change nothing of how it fails
     single = [(step,) for step in bench.candidates(trial, extra)]
     for added in chain(single, combinations([step for (step,) in single], 2)):  # one operation may read two of them
         if bench.left <= 0 or (len(added) == 2 and later):
             break
+        if len(added) == 1 and idle.issuperset(added[0]):
+            continue  # in all alike layers it did not move the error either
         more = (*extra, *added)
         result = bench.run(more)
         if result.agreed:
             return more
-        if result.where is not None and trial.where is not None and result.where.point != trial.where.point:
+        if result.where is None or trial.where is None:
+            continue
+        if result.where.point != trial.where.point:
             later.append((more, result))
+        elif result.reached == trial.reached and len(added) == 1:
+            idle.update(added[0])
     # no single one and no pair agrees: from those that came further, the furthest first
     for more, result in sorted(later, key=lambda tried: -tried[1].reached):
         deeper = _deepen(bench, more, result)
         if deeper:
             return deeper
     return ()
+
+
+def _form(axis: AttributeAxis) -> Form:
+    """What an attribute of a layer has in common with that of another number, also of another width."""
+    counted = any(n for _, n in axis.axis.counts)
+    return kind_of(axis.module), kind_of(axis.attribute), counted, counted and axis.axis.base == 0
 
 
 def _transferred(axes: Step, source: str, bench: _Bench) -> Step:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apical.resizing._copying import sharing_copy
 from apical.resizing._install import lookup
@@ -30,10 +33,28 @@ def zero_gates_(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[
                 lookup(model, name).zero_()
 
 
-def gated_copy(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[str, ...] = ()) -> nn.Module:
-    """A copy with these gates at zero (see `zero_gates_`) that shares all other parameters with the model."""
-    written = {part.tensor for group in structure.groups if group.name in keep for part in group.gate_site}
-    written.update(name for block in structure.blocks if block.name in skip for name in block.gate_site)
-    gated = sharing_copy(model, written)
-    zero_gates_(gated, structure, keep, skip)
-    return gated
+@contextmanager
+def gated_copy(model: nn.Module, structure: Structure, keep: Keep, skip: tuple[str, ...] = ()) -> Iterator[nn.Module]:
+    """A copy with these gates at zero (see `zero_gates_`) that shares all parameters with the model, while it is used.
+
+    So the model's own gates are zero for that long, but for those of blocks, in whose place all share zeros; what was
+    there is kept and put back.
+    """
+    selection = check_selection(structure, keep, skip)
+    whole = {name for block in structure.blocks if block.name in selection.skip for name in block.gate_site}
+    gated = sharing_copy(model, zeros=whole)
+    kept: list[tuple[Tensor, int, Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for group in structure.groups:
+                gone = selection.gone(group.name, group.size)
+                for part in group.gate_site if bool(gone.any()) else ():
+                    if part.tensor not in whole:
+                        tensor = lookup(gated, part.tensor).detach()
+                        index = part.index[gone].reshape(-1).to(tensor.device)
+                        kept.append((tensor, part.dim, index, tensor.index_select(part.dim, index)))
+                        tensor.index_fill_(part.dim, index, 0)
+        yield gated
+    finally:
+        for tensor, dim, index, values in reversed(kept):
+            tensor.index_copy_(dim, index, values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import FrameType
@@ -55,33 +55,38 @@ class FullSizes:
 
     def of(self, size: LocalSize) -> int | None:
         """An argument's value; None if it is no integer, or differs between calls or batches."""
-        if (size.module, size.method) not in self.known:
-            self._observe(type(self.model.get_submodule(size.module)), size.method)
+        self.observe([size])
         return self.known[size.module, size.method].get(size.attribute)
 
-    def _observe(self, kind: type, method: str) -> None:
-        """Note the arguments in a method of all modules of a class."""
-        alike = [path for path, module in self.model.named_modules() if type(module) is kind]
-        values: dict[str, dict[str, int]] = {path: {} for path in alike}
+    def observe(self, sizes: Iterable[LocalSize]) -> None:
+        """Note the arguments in the methods that these are in, of all modules of their classes."""
+        asked = dict.fromkeys((s.module, s.method) for s in sizes if (s.module, s.method) not in self.known)
+        kinds = {(type(self.model.get_submodule(path)), method) for path, method in asked}
+        methods = {(path, how) for path, m in self.model.named_modules() for kind, how in kinds if type(m) is kind}
+        if methods:
+            self._observe(methods)
+
+    def _observe(self, methods: Collection[tuple[str, str]]) -> None:
+        values: dict[tuple[str, str], dict[str, int]] = {key: {} for key in methods}
         unsteady: set[tuple[str, str]] = set()
 
-        def note(path: str, name: str, value: Any) -> Any:
+        def note(key: tuple[str, str], name: str, value: Any) -> Any:
             fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            if not fits or values[path].setdefault(name, value) != value:
-                unsteady.add((path, name))
+            if not fits or values[key].setdefault(name, value) != value:
+                unsteady.add((key[0], name))
             return value
 
         for i, example in enumerate((self.example, *_others(self.example))):
             twin = sharing_copy(self.model)
-            for path in alike:
-                noting(twin.get_submodule(path), method, partial(note, path))
+            for path, method in methods:
+                noting(twin.get_submodule(path), method, partial(note, (path, method)))
             try:
                 example.run(twin)
             except Exception:  # noqa: BLE001 (a model that takes no other batch or length)
                 if i == 1:  # what depends on the batch is not known then
-                    values = {path: {} for path in alike}
+                    values = {key: {} for key in methods}
                     break
-        for path, found in values.items():
+        for (path, method), found in values.items():
             self.known[path, method] = {name: v for name, v in found.items() if (path, name) not in unsteady}
 
 

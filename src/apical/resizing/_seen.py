@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apical.resizing._disagreement import Count, chosen
 from apical.resizing._gates import gated_copy
 from apical.resizing._install import lookup
-from apical.resizing._testbed import Testbed, narrowed
+from apical.resizing._testbed import Testbed
 from apical.structure import ChannelGroup, Keep, Structure
 from apical.structure._without import Part
 
@@ -31,19 +31,20 @@ def unseen(structure: Structure, bed: Testbed, parts: Sequence[Part], count: Cou
         parts: of which some units were left out.
         count: how many stayed.
     """
-    narrow = narrowed(bed) or bed  # a backward pass in float64 would hold each widened weight
+    tolerance, modes, same_modes = bed.tolerance, bed.modes, bed.same_modes
+    bed = bed.narrow or bed  # a backward pass in float64 would hold each widened weight
     keep, skip = chosen(parts, count)
-    gated = gated_copy(narrow.model, structure, keep, skip)
     hidden = list(parts)
-    for training in (False,) if bed.same_modes else bed.modes:
-        if hidden:
-            try:
-                effects = _effects(gated, narrow, training, {site for part in hidden for site in _sites(part)})
-            except Exception:  # noqa: BLE001 (whatever the user's forward and backward pass raise)
-                return []
-            if effects is None:
-                return []
-            hidden = [part for part in hidden if _largest(part, keep, effects) <= bed.tolerance]
+    with gated_copy(bed.model, structure, keep, skip) as gated:
+        for training in (False,) if same_modes else modes:
+            if hidden:
+                try:
+                    effects = _effects(gated, bed, training, {site for part in hidden for site in _sites(part)})
+                except Exception:  # noqa: BLE001 (whatever the user's forward and backward pass raise)
+                    return []
+                if effects is None:
+                    return []
+                hidden = [part for part in hidden if _largest(part, keep, effects) <= tolerance]
     return hidden
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -79,8 +80,8 @@ def stand_in(returns: Returned | None, replaced: nn.Module) -> nn.Module:
 
 
 def bind_blocks(
-    structure: Structure, model: nn.Module, run: Callable[[nn.Module], object], gated: Callable[..., nn.Module],
-    tolerance: float,
+    structure: Structure, model: nn.Module, run: Callable[[nn.Module], object],
+    gated: Callable[..., AbstractContextManager[nn.Module]], tolerance: float,
 ) -> Structure:  # fmt: skip
     """The structure whose blocks say what their stand-ins return; blocks that cannot say it stay, with a note.
 
@@ -98,8 +99,8 @@ def bind_blocks(
     problems: dict[str, str] = {}
     for part in (structure.blocks[::2], structure.blocks[1::2]):
         if part:
-            twin = gated(model, structure, {}, tuple(b.name for b in part))
-            _observe(twin, part, run, tolerance, found, problems)
+            with gated(model, structure, {}, tuple(b.name for b in part)) as twin:
+                _observe(twin, part, run, tolerance, found, problems)
     for block in structure.blocks:
         if block.name not in found:
             problems.setdefault(block.name, "it is not called as a module")

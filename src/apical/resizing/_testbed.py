@@ -77,6 +77,9 @@ class Testbed:
         note: why not in training mode.
         rough: the same in the model's own float32, which is several times as fast on a CPU: what agrees there agrees,
             and what does not is compared again in float64.
+        narrow: the same in float32, where that computes nearly the same: what differs there by more than a small share
+            differs, and what agrees is compared again in float64.
+        outputs: of the model in eval mode, where they are known.
     """
 
     model: nn.Module
@@ -86,6 +89,8 @@ class Testbed:
     same_modes: bool = False
     note: str = ""
     rough: Testbed | None = None
+    narrow: Testbed | None = None
+    outputs: Sequence[Tensor] | None = None
 
 
 def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
@@ -104,16 +109,15 @@ def testbeds(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | Non
     if quick is not None:
         trained = _with_training(quick)
         if trained.same_modes:
-            return bed, trained
+            return bed, _with_narrow(trained)
         if trained.modes != bed.modes:
-            return replace(bed, modes=trained.modes), trained
+            return replace(bed, modes=trained.modes), _with_narrow(trained)
     bed = _with_training(bed)
-    return bed, quick if bed.note else None
+    return (bed, _with_narrow(quick)) if quick is not None and bed.note else (_with_narrow(bed), None)
 
 
 def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | None]:
     """The testbeds, with eval mode only so far."""
-    check_runs(model, example.args, example.kwargs)
     types = {name: t.dtype for name, t in _tensors(model).items()}
     for buffer in model.buffers():
         buffer.data = _double(buffer.data)
@@ -136,7 +140,7 @@ def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | 
     for name, tensor in _tensors(twin).items():
         tensor.data = tensor.data.to(types[name])
     before = versions(twin)
-    example.run(twin)
+    check_runs(twin, example.args, example.kwargs)
     keep_apart_(twin, before)
     bed = Testbed(twin, example, 1e-3)
     small = next((e for e in _smaller(example) if _runs(sharing_copy(twin), e)), None)
@@ -154,7 +158,7 @@ def redrawn(bed: Testbed, seed: int) -> Testbed:
     runs = _runs(twin, bed.example)
     for hook in hooks:
         hook.remove()
-    return replace(bed, model=twin, rough=None) if runs else bed
+    return _with_narrow(replace(bed, model=twin, rough=None, narrow=None, outputs=None)) if runs else bed
 
 
 @torch.no_grad()
@@ -188,10 +192,10 @@ def _with_training(bed: Testbed) -> Testbed:
             twin = sharing_copy(bed.model)
             evaluated, trained = bed.example.run(twin), bed.example.run(twin, True)
         if difference(evaluated, trained, 0.0) is None:
-            return replace(bed, modes=(False, True), same_modes=True)
+            return replace(bed, modes=(False, True), same_modes=True, outputs=evaluated)
         first, again = (bed.example.run(sharing_copy(bed.model), True, seed=seed) for seed in (0, 1))
         if difference(first, again, 0.0) is None:
-            return replace(bed, modes=(False, True))
+            return replace(bed, modes=(False, True), outputs=evaluated)
         problem = "its results differ from run to run"
     except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
         if bed.example.widened and any(p.dtype in NARROW for p in bed.model.parameters()):
@@ -229,13 +233,18 @@ def _in_float32(twin: nn.Module, wide: Example, example: Example, types: Mapping
     return _single_testbed(twin, wide, ROUGH)
 
 
-def narrowed(bed: Testbed) -> Testbed | None:
-    """The same in float32, for trials of which those that agree are repeated; None if the model is in another type."""
+def _with_narrow(bed: Testbed) -> Testbed:
+    """The testbed with the same in float32, if that is the model's type and gives nearly the same."""
     types = {p.dtype for p in bed.model.parameters() if p.is_floating_point()}
     if not bed.example.widened or types != {torch.float32}:
-        return None
-    narrow = _single_testbed(bed.model, bed.example, NEAR)
-    return narrow if _runs(sharing_copy(narrow.model), narrow.example) else None
+        return bed
+    narrow = replace(_single_testbed(bed.model, bed.example, NEAR), modes=bed.modes, same_modes=bed.same_modes)
+    try:
+        found = narrow.example.run(sharing_copy(narrow.model))
+    except Exception:  # noqa: BLE001 (whatever the user's forward pass raises in this type)
+        return bed
+    expected = bed.example.run(sharing_copy(bed.model)) if bed.outputs is None else bed.outputs
+    return replace(bed, narrow=narrow) if difference(expected, found, ROUGH) is None else bed
 
 
 def _single_testbed(model: nn.Module, wide: Example, tolerance: float) -> Testbed:

@@ -19,7 +19,7 @@ from apical.structure import Call, ExampleInputs, HandGroups, Structure
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
 from apical.structure._quiet import quiet_rng
-from apical.structure._running import analysis_copy, make_traceable_
+from apical.structure._running import analysis_copy, check_runs, make_traceable_
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
 LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)
@@ -116,6 +116,7 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
     if groups is None:
         structure = propose(twin, call.args, call.kwargs, states, streams == "resize")
     else:
+        check_runs(twin, call.args, call.kwargs)
         structure = describe(twin, call.args, call.kwargs, groups)
     structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
     return settled(structure, *testbeds(twin, Example(call.args, call.kwargs, states)))

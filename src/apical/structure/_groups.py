@@ -46,8 +46,6 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     alive = torch.ones(walk.atoms.count, dtype=torch.bool, device="cpu")
     alive[torch.tensor(list(reasons), dtype=torch.long, device="cpu")] = False
     sites = _site_pairs(walk, labels)
-    # of each label that may go: the positions that are its own in every tensor
-    membership = _membership(walk, labels, alive)
     groups: list[ChannelGroup] = []
     averaged = _labels_of(walk.averaged, labels)
     group_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> group
@@ -55,8 +53,12 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
     summed = _labels_of(_sums_of_producers(walk), labels)
     mixed = _mixed_by_label(walk, labels)
     # labels that own alike parts everywhere are the units of one group; what cannot be one is frozen with the reason
-    for units in _alike(walk, labels, alive, sites, averaged):
-        group = _group(walk, units, membership, sites, taken, summed)
+    parts = _alike(walk, labels, alive, sites, averaged)
+    part_of = torch.full((walk.atoms.count,), -1, dtype=torch.long, device="cpu")  # label -> part
+    for i, units in enumerate(parts):
+        part_of[torch.tensor(units, device="cpu")] = i
+    for units, keys in zip(parts, _axes_of_parts(walk, labels, part_of, len(parts)), strict=True):
+        group = _group(walk, units, keys, labels, sites, taken, summed)
         group = mixed.get(units[0], group) if group is TOGETHER else group
         group = group if isinstance(group, str) else replace(group, exact=averaged.isdisjoint(units))
         if isinstance(group, str):
@@ -118,17 +120,22 @@ def _site_pairs(walk: Walk, labels: Tensor) -> dict[int, set[AxisKey]]:
     return found
 
 
-Membership = dict[int, dict[AxisKey, list[int]]]
-
-
-def _membership(walk: Walk, labels: Tensor, alive: Tensor) -> Membership:
-    members: Membership = defaultdict(lambda: defaultdict(list))
+def _axes_of_parts(walk: Walk, labels: Tensor, part_of: Tensor, n: int) -> list[list[AxisKey]]:
+    """The axes on which each part (alike labels) has positions."""
+    found: list[list[AxisKey]] = [[] for _ in range(n)]
     for key, ids in walk.axes.items():
-        own = labels[ids]
-        positions = alive[own].nonzero().reshape(-1)
-        for position, label in zip(positions.tolist(), own[positions].tolist(), strict=True):
-            members[label][key].append(position)
-    return members
+        for part in part_of[labels[ids]].unique().tolist():
+            if part >= 0:
+                found[part].append(key)
+    return found
+
+
+def _positions(own: Tensor, units: Tensor) -> Tensor:
+    """Where each of these labels is found among an axis's own, equally often  # (units, positions)"""
+    ordered, unit_of = units.sort()
+    place = torch.searchsorted(ordered, own).clamp(max=len(units) - 1)
+    among = (ordered[place] == own).nonzero().reshape(-1)
+    return among[unit_of[place[among]].argsort(stable=True)].view(len(units), -1)
 
 
 def _alike(
@@ -178,16 +185,24 @@ def _mixed_by_label(walk: Walk, labels: Tensor) -> dict[int, str]:
 def _group(
     walk: Walk,
     units: list[int],
-    membership: Membership,
+    keys: Sequence[AxisKey],
+    labels: Tensor,
     sites: Mapping[int, set[AxisKey]],
     taken: dict[str, int],
     summed: set[int],
 ) -> ChannelGroup | str:
     """The group of these alike units, or the reason why they are frozen."""
-    keys = list(membership[units[0]])  # alike in all of them
-    writers = [k for k in walk.producers if k in membership[units[0]]]
-    order = sorted(units, key=lambda label: membership[label][writers[0]]) if writers else units
-    slices = {key: ParamSlice(*key, tuple(tuple(membership[u][key]) for u in order)) for key in keys}
+    writers = [k for k in walk.producers if k in keys]
+    order = torch.tensor(units, device="cpu")
+    if writers:  # as the first writer has them
+        order = order[_positions(labels[walk.axes[writers[0]]], order)[:, 0].argsort()]
+    shared: dict[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]] = {}  # most members lie alike
+
+    def positions(key: AxisKey) -> tuple[tuple[int, ...], ...]:
+        found = tuple(map(tuple, _positions(labels[walk.axes[key]], order).tolist()))
+        return shared.setdefault(found, found)
+
+    slices = {key: ParamSlice(*key, positions(key)) for key in keys}
     gate = tuple(slices[k] for k in keys if k in sites[units[0]])
     if not gate:
         return "no parameter can hold its gate"
