@@ -58,10 +58,13 @@ def new_aside(path: Path) -> Path:
     """An empty file beside `path`, hidden, new, of this call's own; no link that lies in wait there is followed.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or no file can have this name.
+        OSError: the folder does not exist or cannot be written, no file can have this name, or what has it is a device,
+            a pipe or a socket, in whose place a file would be put.
     """
     if not path.name or "\0" in str(path):
         raise OSError(errno.EINVAL, "this is no name of a file", str(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "this is a device, a pipe or a socket, not an ordinary file", str(path))
     for _ in range(_TRIES):
         aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp{path.suffix}")
         try:
