@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from apical.structure import Argument, Feeder, Returned, SkippableBlock, Structure
 from apical.structure._returned import returned, returned_zeros
@@ -48,7 +48,25 @@ class StandIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's first input, or zeros, as the block would return them."""
-        return self.returns.build(args, kwargs)
+        made = self.returns.build(args, kwargs)
+        return _with_gradients(made, [*args, *kwargs.values()]) if torch.is_grad_enabled() else made
+
+
+def _with_gradients(made: Any, arguments: Sequence[Any]) -> Any:
+    """What is returned, with a gradient of zero for arguments of its shape that it was not made of.
+
+    So what feeds a block beside its stream, such as a norm that its caller holds, keeps a gradient, for which
+    data-parallel training waits.
+    """
+    leaves, tree = tree_flatten(made)
+    given = {id(leaf) for leaf in leaves}
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and any(leaf is a for a in arguments):
+            others = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad and id(a) not in given]
+            for other in (a for a in others if a.shape == leaf.shape):
+                leaves[i] = leaves[i] + other.to(leaf.dtype) * 0
+            break
+    return tree_unflatten(leaves, tree)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
