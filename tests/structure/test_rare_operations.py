@@ -46,8 +46,25 @@ def heads(x: Tensor, n: int) -> Tensor:
     return x.view(*x.shape[:2], n, -1).transpose(1, 2)
 
 
+def of_two(x: Tensor) -> Tensor:
+    """Heads of width two."""
+    return x.unflatten(-1, (-1, 2)).transpose(1, 2)
+
+
 def merged(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """A weight in steps of a share of each row's largest, as training with quantised weights makes it."""
+    step = weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 7
+    return weight + ((weight / step).round() * step - weight).detach()
+
+
+def _decays(rate: Tensor, n: int) -> Tensor:
+    """How much each token sees of those before it, at a rate of each head's own (RetNet)  # (heads, n, n)"""
+    steps = torch.arange(n)
+    return torch.tril(rate[:, None, None] ** (steps[:, None] - steps).clamp(min=0))
 
 
 class WeightStandardised(nn.Conv2d):
@@ -110,7 +127,22 @@ CASES: dict[str, Case] = {
     "view of a depthwise weight": images(
         lambda m, h: F.conv2d(h, m.w.squeeze(1)[:, None], m.c, groups=h.shape[1]), ALL, w=parameter(6, 1, 1, 1),
         c=parameter(6)),
-    "weight standardisation": images(lambda m, h: m.ws(h), {}, ws=WeightStandardised(6, 6, 1)),
+    "weight standardisation": images(lambda m, h: m.ws(h), {"ws": 6}, ws=WeightStandardised(6, 6, 1)),
+    "scaled by the largest": sequences(
+        lambda m, h: F.linear(h, _rounded(m.q.weight), m.q.bias).relu(), {"a": 6, "q": 6}, q=nn.Linear(6, 6)
+    ),
+    "a loss that adds up": sequences(
+        lambda m, h: h + F.mse_loss(m.p(h), m.q(h), reduction="sum"), {"a": 6, "p": 4}, p=nn.Linear(6, 4),
+        q=nn.Linear(6, 4),
+    ),
+    "decays of heads below the diagonal": sequences(
+        lambda m, h: merged(_decays(m.rate, 5) * (of_two(m.q(h)) @ of_two(m.k(h)).mT) @ of_two(h)),
+        {"a": 3}, q=nn.Linear(6, 6), k=nn.Linear(6, 6), rate=torch.tensor([0.9, 0.8, 0.7]),
+    ),
+    "the last sum of a loop is not read": sequences(
+        lambda m, h: (m.same(h), h + m.one(h)[:, -5:], m.b)[0], {"a": 6, "same": 6}, same=nn.Linear(6, 6),
+        one=nn.Linear(6, 6),
+    ),
     "computed bias": images(
         lambda m, h: F.conv2d(h, m.w, m.c * 2), {"a.0": 6, "w": 6}, w=parameter(6, 6, 1, 1), c=parameter(6)),
     "part of a weight": images(lambda m, h: F.conv2d(h, m.w[:6]), ALL, w=parameter(9, 6, 1, 1)),

@@ -81,6 +81,13 @@ def written_dims(view: fx.Node) -> tuple[fx.Node, dict[int, int]] | None:
     return base, {d: of for d, of in enumerate(whole) if of is not None}
 
 
+def is_view(node: fx.Node) -> bool:
+    """Whether an operation gives elements of another tensor, in another shape or order, without copying them."""
+    schema = getattr(node.target, "_schema", None)
+    writes = getattr(schema, "is_mutable", True)
+    return schema is not None and not writes and any(r.alias_info is not None for r in schema.returns)
+
+
 def makes_weight(node: fx.Node) -> bool:
     """Whether what elementwise operations and views make of a result is the weight or bias of a layer."""
     for user in node.users:

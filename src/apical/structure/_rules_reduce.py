@@ -27,8 +27,8 @@ def _reduced_dims(x: Value, dims: Any) -> list[int]:
     return sorted(d % len(x.shape) for d in ([dims] if isinstance(dims, int) else dims))
 
 
-def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
-    name = op_name(walk.target).split("::")[-1]
+def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool, name: str = "") -> Any:
+    name = name or op_name(walk.target).split("::")[-1]
     if isinstance(x, ParamValue):
         return _norm_of_weight(walk, x, name, dims)
     for d in dims:
@@ -50,11 +50,16 @@ def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
 def _norm_of_weight(walk: Walk, x: ParamValue, name: str, dims: list[int]) -> Any:
     """What divides a weight that is normed in the forward pass, as the classes of a cosine classifier are."""
     summed = [found for d in dims if (found := param_axis_along(x, d)) is not None]
-    if name not in ADDS_UP or any(len(at) != walk.tensor(x.name).shape[d] for d, at in summed):
-        walk.freeze_value(x, f"reduced by {name}")
+    if any(len(at) != walk.tensor(x.name).shape[d] for d, at in summed):
+        walk.freeze_value(x, f"{name} over a part of a weight")
         return walk.fixed(walk.current)
+    largest = name == "amax" and op_name(walk.current.all_input_nodes[0].target) == "aten::abs"
     for d, _ in summed:
-        walk.couple(x.name, d)
+        if name in ADDS_UP or largest:
+            walk.couple(x.name, d)
+        else:
+            why = f"{name} over the weights that read these channels: without one of them it changes"
+            walk.atoms.freeze(walk.axis(x.name, d), why)
     first = tuple(slice(1) if d in dims else slice(None) for d in range(len(x.shape)))
     coords = tuple(c[first].reshape(walk.out_shape) for c in x.coords)
     return replace(x, shape=walk.out_shape, coords=coords, whole=False, data=None, vanishes=False)
@@ -95,6 +100,20 @@ def vector_norm(walk: Walk, x: Any, order: Any = 2, dims: Any = None, keepdim: b
     if not isinstance(order, (int, float)) or order <= 0:
         raise LookupError("a norm of order 0 or less")
     return _reduce(walk, x, _reduced_dims(x, dims), keepdim)
+
+
+@register_op("aten::mse_loss", "aten::l1_loss", "aten::smooth_l1_loss", "aten::huber_loss")
+def loss(walk: Walk, a: Any, b: Any, reduction: int = 1, *args: Any) -> Any:
+    """A loss in the forward pass, such as that of a codebook: what differs, position by position, and its mean."""
+    if not isinstance(a, Value) or not isinstance(b, Value):
+        raise LookupError("a parameter in the place of an activation")
+    shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+    ids = join_operands(walk, [a, b], shape=shape)
+    assert not isinstance(ids, ParamValue)
+    both = Value(shape, ids, union_zeros([a.zeros, b.zeros]))
+    if reduction == 0:
+        return both
+    return _reduce(walk, both, _reduced_dims(both, None), False, "mean" if reduction == 1 else "sum")
 
 
 @register_op("aten::cosine_similarity")

@@ -14,6 +14,7 @@ from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_cons
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._nodes import (
     PARTIAL_VIEWS,
+    is_view,
     leaves_of,
     node_modules,
     shapes_of,
@@ -86,8 +87,8 @@ class Walk:
         """Visit every node; ``sources`` maps placeholders to tensor names."""
         unused = unused_nodes(graph)
         for node in graph.nodes:
-            self.node = node
-            if node in unused and not counted_macs(node) and not self._combines(node):
+            self.node = self.atoms.node = node
+            if node in unused and not (counted_macs(node) or self._combines(node) or is_view(node)):
                 self.values[node] = self.fixed(node)  # what nobody reads ties nothing
             elif node.op == "placeholder":
                 self.values[node] = self._source(node, sources)
