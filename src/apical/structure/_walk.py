@@ -74,7 +74,7 @@ class Walk:
         self.made: dict[MadeAxis, Tensor] = {}  # the ids that each dimension of a created tensor met first
         self.mixed: list[tuple[Tensor, str]] = []  # ids that an operation joined along their own dimension, and which
         self.notes: list[str] = []
-        self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
+        self.untracked: list[tuple[str, int, str, fx.Node]] = []  # (module, channels, reason, operation) without atoms
         self.values: dict[fx.Node, Any] = {}
         self.computed: dict[fx.Node, Any] = {}  # as computed, whatever was written into it later
         self.parts: dict[tuple[fx.Node, int], dict[int, tuple[int, Value]]] = {}  # written so far: start -> (end, part)
@@ -99,6 +99,7 @@ class Walk:
                 self.values[node] = node.meta["val"]  # a size
             elif node.op == "call_function":
                 self.values[node] = self.computed[node] = self._call(node)
+        self.atoms.node = None
         self._freeze_parts()
 
     def _combines(self, node: fx.Node) -> bool:
@@ -150,7 +151,7 @@ class Walk:
             if node.op == "placeholder":
                 self.values[node], operands = operands[0], operands[1:]
             elif node.op == "call_function":
-                self.node = node
+                self.node = self.atoms.node = node
                 self.values[node] = self.computed[node] = self._call(node)
             elif node.op == "output":
                 self.node = outer
@@ -235,7 +236,8 @@ class Walk:
         note = f"{reason}; what it reads is frozen"
         if touched and note not in self.notes:
             self.notes.append(note)
-        if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in leaves_of((args, kwargs))):
+        tables = [v for v in leaves_of((args, kwargs)) if isinstance(v, ParamValue) and len(v.shape) > 1]
+        if any(v.data is None for v in tables):  # not of indices, such as the positions of tokens
             self.list_frozen(reason)
         macs = counted_macs(node)
         if macs:
@@ -375,7 +377,7 @@ class Walk:
         """List the channels of the current result as frozen, where they have no atoms of their own."""
         shape = self.out_shape
         channels = shape[1] if len(shape) > 3 else shape[-1] if shape else 0
-        self.untracked.append((self.module_path, channels, reason))
+        self.untracked.append((self.module_path, channels, reason, self.current))
 
     def freeze_value(self, value: Any, reason: str) -> bool:
         """Freeze every channel of a value; says whether there was any."""
@@ -488,7 +490,7 @@ class Walk:
     def cross(self, ids: Tensor, dim: int, vector: Tensor) -> None:
         """Join channels that lie along one dimension with ids that vary along more, if that dimension is the units'."""
         self.rectangle(ids)
-        self.crossings.append(Crossing(drop_constant_dims(ids), varying_dims(ids).index(dim), vector))
+        self.crossings.append(Crossing(drop_constant_dims(ids), varying_dims(ids).index(dim), vector, self.current))
 
     def held(self, ids: Tensor, dim: int, reason: str) -> Tensor:
         """The ids once positions along ``dim`` cannot go: units lie along the other dimensions, or are frozen."""
