@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import apical
 from apical.errors import LoadError
 from apical.export import export_onnx, export_pt2
-from apical.resizing._stand_in import StandIn
+from apical.resizing._stand_in import AbsentWeight, StandIn
 from apical.structure import Returned
 from marks import slow
 from structure.contract import generic_
@@ -459,3 +459,10 @@ def test_what_feeds_a_block_beside_its_stream_keeps_a_gradient_of_zero() -> None
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert missing == []
     assert not model.norms[1].weight.grad.any()
+
+
+def test_a_parent_may_rescale_a_weight_that_is_absent() -> None:
+    absent = copy.deepcopy(StandIn(Returned("input", 0), nn.Linear(3, 3)))
+    assert isinstance(absent.weight, AbsentWeight)
+    assert absent.weight.mul_(2) is absent.weight
+    assert not hasattr(absent.weight, "shape")

@@ -21,8 +21,14 @@ class AbsentWeight:
     """What a stand-in has in the place of a weight.
 
     Torch's transformer layers hand the weights of their modules to fused kernels, unless one of them is a stranger that
-    overrides functions of torch. This is one that does nothing else.
+    overrides functions of torch. This is one that does nothing else; a parent may also change it in place (RWKV's
+    rescales the weights of its blocks), which does nothing either.
     """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not name.endswith("_"):
+            raise AttributeError(f"a weight of a block that is left out has no {name}")
+        return lambda *args, **kwargs: self
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,7 +59,7 @@ class StandIn(nn.Module):
 
 
 def _with_gradients(made: Any, arguments: Sequence[Any]) -> Any:
-    """What is returned, with a gradient of zero for arguments of its shape that it was not made of.
+    """What is returned, with a gradient of zero for arguments that it was not made of.
 
     So what feeds a block beside its stream, such as a norm that its caller holds, keeps a gradient, for which
     data-parallel training waits.
@@ -62,9 +68,9 @@ def _with_gradients(made: Any, arguments: Sequence[Any]) -> Any:
     given = {id(leaf) for leaf in leaves}
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and any(leaf is a for a in arguments):
-            others = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad and id(a) not in given]
-            for other in (a for a in others if a.shape == leaf.shape):
-                leaves[i] = leaves[i] + other.to(leaf.dtype) * 0
+            for other in (a for a in arguments if isinstance(a, Tensor) and a.requires_grad and id(a) not in given):
+                nothing = other.to(leaf.dtype) * 0
+                leaves[i] = leaves[i] + (nothing if nothing.shape == leaf.shape else nothing.sum())
             break
     return tree_unflatten(leaves, tree)
 
