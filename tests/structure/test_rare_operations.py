@@ -51,6 +51,11 @@ def of_two(x: Tensor) -> Tensor:
     return x.unflatten(-1, (-1, 2)).transpose(1, 2)
 
 
+def _resampled(table: Tensor) -> Tensor:
+    """Biases of a window of three, by heads, for one of five, as BEiT's  # (1, heads, 5, 5)"""
+    return F.interpolate(table.view(1, 3, 3, -1).permute(0, 3, 1, 2), size=(5, 5), mode="bilinear")
+
+
 def merged(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
@@ -131,6 +136,35 @@ CASES: dict[str, Case] = {
     "scaled by the largest": sequences(
         lambda m, h: F.linear(h, _rounded(m.q.weight), m.q.bias).relu(), {"a": 6, "q": 6}, q=nn.Linear(6, 6)
     ),
+    "a table of heads' biases that is resampled": sequences(
+        lambda m, h: merged((of_two(m.q(h)) @ of_two(m.k(h)).mT + _resampled(m.table)).softmax(-1) @ of_two(h)),
+        {"a": 3}, q=nn.Linear(6, 6), k=nn.Linear(6, 6), table=parameter(9, 3),
+    ),
+    "learned positions that are resampled": images(
+        lambda m, h: h + F.interpolate(m.at, size=(8, 8), mode="bicubic"), ALL, at=parameter(1, 6, 4, 4)
+    ),
+    # operations that torch computes by others
+    "other names of operations": sequences(
+        lambda m, h: torch.multiply(h, torch.arctan(m.p(h))).subtract(h).divide(2.0).negative(), {"a": 6},
+        p=nn.Linear(6, 6),
+    ),
+    "tensordot and inner": sequences(
+        lambda m, h: torch.inner(torch.tensordot(h, m.w, dims=([2], [0])).relu(), m.v), {"a": 6, "w": 4, "v": 6},
+        w=parameter(6, 4), v=parameter(6, 4),
+    ),
+    "stacked horizontally and moved": sequences(
+        lambda m, h: torch.moveaxis(torch.hstack([h, m.p(h)]), 1, 0).flipud().moveaxis(0, 1), {"a": 6},
+        p=nn.Linear(6, 6),
+    ),
+    "products of vectors": sequences(
+        lambda m, h: h * torch.linalg.vecdot(m.p(h), m.q(h))[..., None], {"a": 6, "p": 4}, p=nn.Linear(6, 4),
+        q=nn.Linear(6, 4),
+    ),
+    "variance and mean at once": sequences(
+        lambda m, h: (h - torch.var_mean(h, dim=1, keepdim=True)[1]) * torch.std_mean(h, 1, keepdim=True)[0], {"a": 6}
+    ),
+    "windows over tokens": sequences(lambda m, h: (h.unfold(1, 2, 1) * m.w).sum(-1), {"a": 6}, w=parameter(2)),
+    "products so far": sequences(lambda m, h: h.cumprod(1) + h.cummax(1)[0] + h.logcumsumexp(1), {"a": 6}),
     "a loss that adds up": sequences(
         lambda m, h: h + F.mse_loss(m.p(h), m.q(h), reduction="sum"), {"a": 6, "p": 4}, p=nn.Linear(6, 4),
         q=nn.Linear(6, 4),

@@ -17,8 +17,8 @@ from apical.structure._walk import Walk
 ADDS_UP = frozenset(
     {"sum", "linalg_vector_norm", "norm", "cosine_similarity", "cdist"}
 )  # a zero channel does not change the result
-AVERAGES = frozenset({"mean", "var", "std"})  # the statistics of a norm that is written out
-KEEPS_ZERO = ADDS_UP | {"mean", "amax", "amin", "max", "min", "var", "std", "prod", "median"}
+AVERAGES = frozenset({"mean", "var", "std", "var_mean", "std_mean"})  # the statistics of a norm that is written out
+KEEPS_ZERO = ADDS_UP | AVERAGES | {"amax", "amin", "max", "min", "prod", "median"}
 
 
 def _reduced_dims(x: Value, dims: Any) -> list[int]:
@@ -77,7 +77,7 @@ def _reduce_channels(walk: Walk, x: Value, name: str) -> None:
 
 
 @register_op("aten::mean", "aten::sum", "aten::amax", "aten::amin", "aten::prod", "aten::logsumexp", "aten::std",
-             "aten::var", "aten::any", "aten::all")  # fmt: skip
+             "aten::var", "aten::var_mean", "aten::std_mean", "aten::any", "aten::all")  # fmt: skip
 def reduction(walk: Walk, x: Any, dims: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Reductions that name their dimensions right after the tensor."""
     if isinstance(dims, bool):  # var(x, unbiased)
@@ -147,8 +147,8 @@ def _first_bool(args: tuple[Any, ...]) -> bool:
     return next((a for a in args if isinstance(a, bool)), False)
 
 
-@register_op("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::cumsum", "aten::sort", "aten::topk",
-             "aten::glu")  # fmt: skip
+@register_op("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::cumsum", "aten::cumprod",
+             "aten::logcumsumexp", "aten::cummax", "aten::cummin", "aten::sort", "aten::topk", "aten::glu")  # fmt: skip
 def along_dim(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations that mix the positions of one dimension, which must not be the channels."""
     name = op_name(walk.target).split("::")[-1]
@@ -165,7 +165,7 @@ def along_dim(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
             return _glu(walk, x, dim)
         walk.freeze_value(x, f"{name} over channels: without one of them the others change")
         return walk.fixed(walk.current)
-    results = tuple(Value(s, _fit(x.ids, s), x.zeros if name == "cumsum" else None) for s in walk.out_shapes)
+    results = tuple(Value(s, _fit(x.ids, s), x.zeros if name in ("cumsum", "cumprod") else None) for s in walk.out_shapes)
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
 
 
@@ -203,9 +203,9 @@ SPATIAL = POOLING | RESAMPLING
 @register_op(*SPATIAL)
 def per_channel(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations on the last one to three dimensions that treat every channel alike and keep zeros."""
-    if not isinstance(x, Value):
-        raise LookupError("a parameter as an image")
     dim = len(x.shape) - SPATIAL[op_name(walk.target)] - 1
+    if isinstance(x, ParamValue):  # positions that are learned at one size of images and used at another
+        x = walk.as_channels(x, dim)
     ids = walk.channel_ids(x, dim)
     results = tuple(Value(s, None if ids is None else spread(ids, s, dim), x.zeros) for s in walk.out_shapes)
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_constant, shrink_constant_dims, varying_dims
+from apical.structure._decompose import decomposed
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._nodes import (
     PARTIAL_VIEWS,
@@ -129,7 +130,10 @@ class Walk:
             return self._inline(args[inner[0]], args[inner[0] + 1 :])
         rule = op_rule(node.target)
         if rule is None:
-            return self.unknown(node, args, kwargs)
+            parts = decomposed(node)
+            if parts is None:
+                return self.unknown(node, args, kwargs)
+            return self._inline(parts[0], [self.values[n] for n in parts[1]], node)
         terms = len(self.terms)
         try:
             result = rule(self, *args, **kwargs)
@@ -144,17 +148,17 @@ class Walk:
             return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {said}")
         return result
 
-    def _inline(self, region: fx.GraphModule, operands: Sequence[Any]) -> Any:
-        """Walk through a nested graph in place of the operation that calls it."""
+    def _inline(self, region: fx.GraphModule, operands: Sequence[Any], of: fx.Node | None = None) -> Any:
+        """Walk through a nested graph in place of the operation that calls it, or consists of it (``of``)."""
         outer = self.node
         for node in region.graph.nodes:
             if node.op == "placeholder":
                 self.values[node], operands = operands[0], operands[1:]
             elif node.op == "call_function":
-                self.node = self.atoms.node = node
+                self.node, self.atoms.node = node, of or node
                 self.values[node] = self.computed[node] = self._call(node)
             elif node.op == "output":
-                self.node = outer
+                self.node = self.atoms.node = outer
                 return fx.node.map_arg(node.args[0], lambda n: self.values[n])
         raise LookupError("a nested graph without output")
 
