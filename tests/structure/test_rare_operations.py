@@ -51,6 +51,13 @@ def of_two(x: Tensor) -> Tensor:
     return x.unflatten(-1, (-1, 2)).transpose(1, 2)
 
 
+def _without_middle(bias: Tensor) -> Tensor:
+    """The bias of queries, keys and values, without that of keys, as in the second version of Swin."""
+    bias, third = bias.clone(), bias.numel() // 3
+    bias[third : 2 * third].zero_()
+    return bias
+
+
 def _resampled(table: Tensor) -> Tensor:
     """Biases of a window of three, by heads, for one of five, as BEiT's  # (1, heads, 5, 5)"""
     return F.interpolate(table.view(1, 3, 3, -1).permute(0, 3, 1, 2), size=(5, 5), mode="bilinear")
@@ -143,6 +150,24 @@ CASES: dict[str, Case] = {
     "learned positions that are resampled": images(
         lambda m, h: h + F.interpolate(m.at, size=(8, 8), mode="bicubic"), ALL, at=parameter(1, 6, 4, 4)
     ),
+    "a part of a bias that is zeroed": sequences(
+        lambda m, h: F.linear(h, m.qkv.weight, _without_middle(m.qkv.bias)).chunk(3, -1)[1] * m.v(h),
+        {"a": 6, "qkv": 4}, width=4, qkv=nn.Linear(6, 12), v=nn.Linear(6, 4),
+    ),
+    # sums with a learned vector
+    "pooled by a learned score": sequences(
+        lambda m, h: h + ((torch.tanh(m.p(h)) @ m.v).softmax(1)[..., None] * h).sum(1, keepdim=True),
+        {"a": 6, "p": 4}, p=nn.Linear(6, 4), v=parameter(4),
+    ),
+    "a score by einsum": sequences(
+        lambda m, h: h * torch.einsum("btd,d->bt", m.p(h), m.v)[..., None], {"a": 6, "p": 4}, p=nn.Linear(6, 4),
+        v=parameter(4),
+    ),
+    "a weighted sum of layers": sequences(
+        lambda m, h: torch.einsum("n,nbtd->btd", m.v, torch.stack([h, m.p(h)])), {"a": 6}, p=nn.Linear(6, 6),
+        v=parameter(2),
+    ),
+    "a vector before a matrix": sequences(lambda m, h: h + (m.v @ h)[:, None], {"a": 6}, v=parameter(5)),
     # operations that torch computes by others
     "other names of operations": sequences(
         lambda m, h: torch.multiply(h, torch.arctan(m.p(h))).subtract(h).divide(2.0).negative(), {"a": 6},

@@ -364,7 +364,7 @@ def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout",
     "aten::native_dropout", "aten::contiguous", "aten::clone", "aten::alias", "aten::detach", "aten::to",
     "aten::_to_copy", "aten::type_as", "aten::lift_fresh_copy", "aten::bernoulli", "aten::requires_grad",
-    "aten::_assert_tensor_metadata", "aten::conj", "aten::_conj", "aten::resolve_conj", "aten::resolve_neg",
+    "aten::_assert_tensor_metadata", "aten::zero", "aten::conj", "aten::_conj", "aten::resolve_conj", "aten::resolve_neg",
 )  # fmt: skip
 def unchanged(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations that leave values and positions alone."""

@@ -165,7 +165,9 @@ def along_dim(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
             return _glu(walk, x, dim)
         walk.freeze_value(x, f"{name} over channels: without one of them the others change")
         return walk.fixed(walk.current)
-    results = tuple(Value(s, _fit(x.ids, s), x.zeros if name in ("cumsum", "cumprod") else None) for s in walk.out_shapes)
+    results = tuple(
+        Value(s, _fit(x.ids, s), x.zeros if name in ("cumsum", "cumprod") else None) for s in walk.out_shapes
+    )
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
 
 

@@ -137,7 +137,8 @@ class Walk:
         terms = len(self.terms)
         try:
             result = rule(self, *args, **kwargs)
-            if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
+            writes = mutates_first_argument(node.target) and op_name(node.target) != "aten::zero"  # zeros tie nothing
+            if writes and isinstance(node.args[0], fx.Node):
                 self._overwrite(node.args[0], result)
         except LookupError as problem:  # a case that the rule says it cannot express
             del self.terms[terms:]
