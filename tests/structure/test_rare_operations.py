@@ -154,6 +154,10 @@ CASES: dict[str, Case] = {
         lambda m, h: F.linear(h, m.qkv.weight, _without_middle(m.qkv.bias)).chunk(3, -1)[1] * m.v(h),
         {"a": 6, "qkv": 4}, width=4, qkv=nn.Linear(6, 12), v=nn.Linear(6, 4),
     ),
+    "complex numbers": sequences(
+        lambda m, h: (z := torch.complex(h, m.p(h)) * torch.polar(h, m.q(h))).real + z.imag.relu(), {"a": 6},
+        p=nn.Linear(6, 6), q=nn.Linear(6, 6),
+    ),
     # sums with a learned vector
     "pooled by a learned score": sequences(
         lambda m, h: h + ((torch.tanh(m.p(h)) @ m.v).softmax(1)[..., None] * h).sum(1, keepdim=True),

@@ -28,7 +28,7 @@ class AbsentWeight:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not name.endswith("_"):
             raise AttributeError(f"a weight of a block that is left out has no {name}")
-        return lambda *args, **kwargs: self
+        return lambda *_args, **_kwargs: self
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

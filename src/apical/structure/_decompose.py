@@ -45,4 +45,5 @@ def decomposed(node: fx.Node) -> tuple[fx.GraphModule, list[fx.Node]] | None:
 
 def _is_no_part(node: fx.Node, target: Any) -> bool:
     name = str(node.target)
-    return node.target is target or name.startswith("prims.") or "as_strided" in name
+    writes = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+    return node.target is target or writes or name.startswith("prims.") or "as_strided" in name
