@@ -364,6 +364,9 @@ _LIMITS = """\
   transformers' default kernel, `grouped_mm`, hidden units stay as well: it refuses rows that are no multiple of 16
   bytes; pass `experts_implementation="eager"`, or `"batched_mm"` as was done for Mixtral here. The first loops over the
   experts that some token chose, which no exporter can follow: it is traced as `"batched_mm"`, which computes the same.
+- **Convolutions whose weight is mixed from experts that are stored flat** (timm's CondConv): each position along that
+  dimension belongs to an output and an input channel at once, and a position belongs to one group. Stored as (number,
+  out, in, *kernel) and flattened for the product, they are followed.
 - **The embedding of FNet**, which a Fourier transform mixes.
 
 Configs are small (two layers, width 32), so that heads, first layers and embeddings weigh more than in published sizes.
@@ -373,9 +376,10 @@ convolutions that cut patches are left, and the width of the only head of its fi
 
 All rows of transformers were measured anew. Those of timm are older. Since the first 42 of them, up to the last but 26,
 modulated, mixed and normed weights, products that sum nothing and partly written tensors are followed (hiera_tiny_224,
-convit_tiny and sam2_hiera_tiny were measured after that), and sizes in the code of class attention (CaiT's and XCiT's;
-not measured anew). The last 26 rows (from tiny_vit_21m_384 on) are from before the dry run removed different numbers
-of units from different groups, or before biases that are put side by side were followed.
+convit_tiny and sam2_hiera_tiny were measured after that), and sizes in the code of class attention (CaiT's and
+XCiT's). The last 26 rows (from tiny_vit_21m_384 on) are from before the dry run removed different numbers
+of units from different groups, or before biases that are put side by side were followed; of all these,
+coat_tiny, xcit_nano_12_p8_224, xcit_nano_12_p16_384 and cait_xs24_384 were measured anew, after that.
 Of timm's sample of 80, what is listed was measured, at 64 pixels or the smallest of 96, 128 and their own size that
 they take, on one thread; the limit of time is one of the processor's seconds, but for tiny_vit_21m_384 and
 crossvit_18_dagger_408, where it was the clock's of a busy machine.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import UserDict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import apical
 from apical.baselines import Comparator, Uniform
 from apical.errors import ApicalError, TraceError
 from apical.export import export_onnx, export_pt2
-from apical.structure import Call
+from apical.structure import Call, Structure
 from apical.timing import measure_latency_table
 from structure.expectations import traced
 from structure.nets import Net, conv, image, unit, vectors
@@ -268,3 +269,23 @@ def test_the_useful_reason_comes_first() -> None:
     )  # fmt: skip
     with pytest.raises(TraceError, match=r"removed\. a \(6\): softmax over channels.*and others: reaches the model's"):
         apical.trace(net, image())
+
+
+class Shuffled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sort(1)[0]
+
+
+def test_a_reason_says_which_module_and_which_line_it_speaks_of() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Shuffled(), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1))
+    structure = apical.trace(net, torch.randn(1, 3, 4, 4))
+    where = {part.name: part.where for part in structure.frozen}
+    line = inspect.getsourcelines(Shuffled.forward)[1] + 1
+    assert where == {"0": f"in 1, at test_errors.py:{line}, `return x.sort(1)[0]`", "3": ""}
+    assert where["0"] in str(structure)
+    assert Structure.from_dict(structure.to_dict()) == structure
+
+
+def test_a_normalisation_is_named_by_its_module_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    assert [part.where for part in apical.trace(net, torch.randn(4, 3)).frozen] == ["in 1", ""]

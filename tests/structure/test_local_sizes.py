@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import apical
 from apical.resizing._install import Installation
-from structure.expectations import reasons_of, traced
-from structure.nets import conv, vectors
+from structure.expectations import groups_of, reasons_of, traced
+from structure.nets import Net, conv, vectors
 
 Attending = F.scaled_dot_product_attention
 SEQUENCE = vectors(2, 5, 12)
@@ -218,3 +218,28 @@ def test_a_failed_resize_leaves_the_class(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_narrow_model_is_traced_again() -> None:
     structure = traced(narrow(), SEQUENCE)
     assert ("0.qkv", 2) in [(g.name, g.size) for g in structure.groups]
+
+
+class Outlook(nn.Module):
+    """Outlook attention as in VOLO: heads of windows, whose width is that of the input in the code."""
+
+    def __init__(self, width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.v, self.attn = nn.Linear(width, width), nn.Linear(width, 3**4 * heads)
+        self.proj, self.unfold = nn.Linear(width, width), nn.Unfold(3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        v = self.v(x).permute(0, 3, 1, 2)
+        v = self.unfold(v).reshape(B, self.num_heads, C // self.num_heads, 9, H * W).permute(0, 1, 4, 3, 2)
+        a = self.attn(x).reshape(B, H * W, self.num_heads, 9, 9).permute(0, 2, 1, 3, 4)
+        x = (a.softmax(-1) @ v).permute(0, 1, 4, 3, 2).reshape(B, C * 9, H * W)
+        x = F.fold(x, output_size=(H, W), kernel_size=3, padding=1)
+        return self.proj(x.permute(0, 2, 3, 1))
+
+
+def test_heads_of_windows_go_although_the_width_of_all_is_in_the_code() -> None:
+    net = Net(lambda m, x: m.head(x + m.attn(m.norm(x))), attn=Outlook(), norm=nn.LayerNorm(16), head=nn.Linear(16, 2))
+    structure = traced(net, vectors(2, 4, 4, 16))
+    assert {name: size for name, (size, *_) in groups_of(structure).items()} == {"attn.v": 4}

@@ -46,8 +46,37 @@ def heads(x: Tensor, n: int) -> Tensor:
     return x.view(*x.shape[:2], n, -1).transpose(1, 2)
 
 
+def of_two(x: Tensor) -> Tensor:
+    """Heads of width two."""
+    return x.unflatten(-1, (-1, 2)).transpose(1, 2)
+
+
+def _without_middle(bias: Tensor) -> Tensor:
+    """The bias of queries, keys and values, without that of keys, as in the second version of Swin."""
+    bias, third = bias.clone(), bias.numel() // 3
+    bias[third : 2 * third].zero_()
+    return bias
+
+
+def _resampled(table: Tensor) -> Tensor:
+    """Biases of a window of three, by heads, for one of five, as BEiT's  # (1, heads, 5, 5)"""
+    return F.interpolate(table.view(1, 3, 3, -1).permute(0, 3, 1, 2), size=(5, 5), mode="bilinear")
+
+
 def merged(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """A weight in steps of a share of each row's largest, as training with quantised weights makes it."""
+    step = weight.abs().amax(1, keepdim=True).clamp(min=1e-8) / 7
+    return weight + ((weight / step).round() * step - weight).detach()
+
+
+def _decays(rate: Tensor, n: int) -> Tensor:
+    """How much each token sees of those before it, at a rate of each head's own (RetNet)  # (heads, n, n)"""
+    steps = torch.arange(n)
+    return torch.tril(rate[:, None, None] ** (steps[:, None] - steps).clamp(min=0))
 
 
 class WeightStandardised(nn.Conv2d):
@@ -110,7 +139,73 @@ CASES: dict[str, Case] = {
     "view of a depthwise weight": images(
         lambda m, h: F.conv2d(h, m.w.squeeze(1)[:, None], m.c, groups=h.shape[1]), ALL, w=parameter(6, 1, 1, 1),
         c=parameter(6)),
-    "weight standardisation": images(lambda m, h: m.ws(h), {}, ws=WeightStandardised(6, 6, 1)),
+    "weight standardisation": images(lambda m, h: m.ws(h), {"ws": 6}, ws=WeightStandardised(6, 6, 1)),
+    "scaled by the largest": sequences(
+        lambda m, h: F.linear(h, _rounded(m.q.weight), m.q.bias).relu(), {"a": 6, "q": 6}, q=nn.Linear(6, 6)
+    ),
+    "a table of heads' biases that is resampled": sequences(
+        lambda m, h: merged((of_two(m.q(h)) @ of_two(m.k(h)).mT + _resampled(m.table)).softmax(-1) @ of_two(h)),
+        {"a": 3}, q=nn.Linear(6, 6), k=nn.Linear(6, 6), table=parameter(9, 3),
+    ),
+    "learned positions that are resampled": images(
+        lambda m, h: h + F.interpolate(m.at, size=(8, 8), mode="bicubic"), ALL, at=parameter(1, 6, 4, 4)
+    ),
+    "a part of a bias that is zeroed": sequences(
+        lambda m, h: F.linear(h, m.qkv.weight, _without_middle(m.qkv.bias)).chunk(3, -1)[1] * m.v(h),
+        {"a": 6, "qkv": 4}, width=4, qkv=nn.Linear(6, 12), v=nn.Linear(6, 4),
+    ),
+    "complex numbers": sequences(
+        lambda m, h: (z := torch.complex(h, m.p(h)) * torch.polar(h, m.q(h))).real + z.imag.relu(), {"a": 6},
+        p=nn.Linear(6, 6), q=nn.Linear(6, 6),
+    ),
+    # sums with a learned vector
+    "pooled by a learned score": sequences(
+        lambda m, h: h + ((torch.tanh(m.p(h)) @ m.v).softmax(1)[..., None] * h).sum(1, keepdim=True),
+        {"a": 6, "p": 4}, p=nn.Linear(6, 4), v=parameter(4),
+    ),
+    "a score by einsum": sequences(
+        lambda m, h: h * torch.einsum("btd,d->bt", m.p(h), m.v)[..., None], {"a": 6, "p": 4}, p=nn.Linear(6, 4),
+        v=parameter(4),
+    ),
+    "a weighted sum of layers": sequences(
+        lambda m, h: torch.einsum("n,nbtd->btd", m.v, torch.stack([h, m.p(h)])), {"a": 6}, p=nn.Linear(6, 6),
+        v=parameter(2),
+    ),
+    "a vector before a matrix": sequences(lambda m, h: h + (m.v @ h)[:, None], {"a": 6}, v=parameter(5)),
+    # operations that torch computes by others
+    "other names of operations": sequences(
+        lambda m, h: torch.multiply(h, torch.arctan(m.p(h))).subtract(h).divide(2.0).negative(), {"a": 6},
+        p=nn.Linear(6, 6),
+    ),
+    "tensordot and inner": sequences(
+        lambda m, h: torch.inner(torch.tensordot(h, m.w, dims=([2], [0])).relu(), m.v), {"a": 6, "w": 4, "v": 6},
+        w=parameter(6, 4), v=parameter(6, 4),
+    ),
+    "stacked horizontally and moved": sequences(
+        lambda m, h: torch.moveaxis(torch.hstack([h, m.p(h)]), 1, 0).flipud().moveaxis(0, 1), {"a": 6},
+        p=nn.Linear(6, 6),
+    ),
+    "products of vectors": sequences(
+        lambda m, h: h * torch.linalg.vecdot(m.p(h), m.q(h))[..., None], {"a": 6, "p": 4}, p=nn.Linear(6, 4),
+        q=nn.Linear(6, 4),
+    ),
+    "variance and mean at once": sequences(
+        lambda m, h: (h - torch.var_mean(h, dim=1, keepdim=True)[1]) * torch.std_mean(h, 1, keepdim=True)[0], {"a": 6}
+    ),
+    "windows over tokens": sequences(lambda m, h: (h.unfold(1, 2, 1) * m.w).sum(-1), {"a": 6}, w=parameter(2)),
+    "products so far": sequences(lambda m, h: h.cumprod(1) + h.cummax(1)[0] + h.logcumsumexp(1), {"a": 6}),
+    "a loss that adds up": sequences(
+        lambda m, h: h + F.mse_loss(m.p(h), m.q(h), reduction="sum"), {"a": 6, "p": 4}, p=nn.Linear(6, 4),
+        q=nn.Linear(6, 4),
+    ),
+    "decays of heads below the diagonal": sequences(
+        lambda m, h: merged(_decays(m.rate, 5) * (of_two(m.q(h)) @ of_two(m.k(h)).mT) @ of_two(h)),
+        {"a": 3}, q=nn.Linear(6, 6), k=nn.Linear(6, 6), rate=torch.tensor([0.9, 0.8, 0.7]),
+    ),
+    "the last sum of a loop is not read": sequences(
+        lambda m, h: (m.same(h), h + m.one(h)[:, -5:], m.b)[0], {"a": 6, "same": 6}, same=nn.Linear(6, 6),
+        one=nn.Linear(6, 6),
+    ),
     "computed bias": images(
         lambda m, h: F.conv2d(h, m.w, m.c * 2), {"a.0": 6, "w": 6}, w=parameter(6, 6, 1, 1), c=parameter(6)),
     "part of a weight": images(lambda m, h: F.conv2d(h, m.w[:6]), ALL, w=parameter(9, 6, 1, 1)),

@@ -189,6 +189,9 @@ FROZEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "softmax over channels": (lambda m, x: m.last(m.a(x).softmax(1)), "softmax over channels"),
     "mean over channels": (lambda m, x: m.last(m.a(x) * m.a(x).mean(1, keepdim=True)), "mean over channels"),
     "maximum over channels": (lambda m, x: m.last(m.a(x) + m.a(x).amax(1, keepdim=True)), "amax over channels"),
+    "a loss over channels": (
+        lambda m, x: m.last(h := m.a(x)) + F.smooth_l1_loss(h.detach(), 0.5 * h), "mean over channels",
+    ),
     "sorted channels": (lambda m, x: m.last(m.a(x).sort(1)[0]), "sort over channels"),
     "permuted channels": (lambda m, x: m.last(m.a(x)[:, [5, 4, 3, 2, 1, 0]]), "picks channels"),
     "outer product": (lambda m, x: m.last((h := m.a(x))[:, :, None, 0] * h[:, None, :, 0]), "outer product"),
@@ -218,9 +221,10 @@ def test_weights_that_are_computed_are_frozen_and_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
 
-    structure = traced(S(Standardised(3, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)), vectors(2, 3))
-    assert [g.name for g in structure.groups] == ["2"]
-    assert any(f.name.startswith("0") and f.size == 6 for f in structure.frozen)
+    net = S(nn.Linear(3, 6), Standardised(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    structure = traced(net, vectors(2, 3))
+    assert [g.name for g in structure.groups] == ["1"]
+    assert any(f.name.startswith("0") and f.size == 6 and "mean over the weights" in f.reason for f in structure.frozen)
 
 
 def test_nothing_left_is_an_error_with_the_reasons() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import apical
 from apical.errors import LoadError
 from apical.export import export_onnx, export_pt2
-from apical.resizing._stand_in import StandIn
+from apical.resizing._stand_in import AbsentWeight, StandIn
 from apical.structure import Returned
 from marks import slow
 from structure.contract import generic_
@@ -425,3 +425,44 @@ def test_what_feeds_a_branch_that_is_left_out_keeps_a_gradient_of_zero() -> None
     assert torch.equal(grad, torch.zeros(2, 3))
     with torch.no_grad():
         assert Returned("zeros", 0).build((x,), {}).grad_fn is None
+
+
+class FedBesideItsStream(nn.Module):
+    """As in BLOOM: a block that is given what its caller's norm makes, and the stream that it adds to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(2))
+        self.mlps, self.last = nn.ModuleList(Adding() for _ in range(2)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            x = mlp(norm(x), x)
+        return self.last(x)
+
+
+class Adding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, stream: Tensor) -> Tensor:
+        return stream + self.down(torch.relu(self.up(x)))
+
+
+def test_what_feeds_a_block_beside_its_stream_keeps_a_gradient_of_zero() -> None:
+    model, x = FedBesideItsStream(), torch.randn(2, 5, 4)
+    structure = traced(model, (x,))
+    assert [b.name for b in structure.blocks] == ["mlps.0", "mlps.1"]
+    apical.resize_(model, structure, {}, ["mlps.1"])
+    model(x).sum().backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == []
+    assert not model.norms[1].weight.grad.any()
+
+
+def test_a_parent_may_rescale_a_weight_that_is_absent() -> None:
+    absent = copy.deepcopy(StandIn(Returned("input", 0), nn.Linear(3, 3)))
+    assert isinstance(absent.weight, AbsentWeight)
+    assert absent.weight.mul_(2) is absent.weight
+    assert not hasattr(absent.weight, "shape")

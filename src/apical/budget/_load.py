@@ -11,7 +11,7 @@ from apical.budget._budget import BIT_KINDS, Budget, Target
 from apical.budget._latency import LatencyTable
 from apical.errors import BudgetError
 from apical.structure import Structure
-from apical.structure._types import by_reason, parts_in_words
+from apical.structure._types import by_reason, parts_in_words, reason_in_words
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class BoundBudget:
 
     def _check_least(self, reach: Reach) -> None:
         if reach.limit < reach.least:
-            sized = [
-                (sum(f.size for f in parts), parts, why) for why, parts in by_reason(self.structure.frozen).items()
-            ]
+            sized = [(sum(f.size for f in parts), parts) for parts in by_reason(self.structure.frozen).values()]
             largest = sorted(sized, key=lambda item: -item[0])[:4]
-            kept = "; ".join(f"{parts_in_words(parts)} ({size} channels): {why}" for size, parts, why in largest)
+            kept = "; ".join(
+                f"{parts_in_words(parts)} ({size} channels): {reason_in_words(parts)}" for size, parts in largest
+            )
             raise BudgetError(
                 f"no network meets the budget {reach.target}: the smallest that can be grown from this model costs "
                 f"{_amount(reach.target, reach.least)} ({in_per_cent(reach.least, reach.most)} of "

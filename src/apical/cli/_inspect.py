@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +102,6 @@ def summarise(structure: Structure, model: str) -> Mapping[str, Any]:
             for group in structure.groups
         ],
         "blocks": [{"name": name, "macs_fraction": share} for name, share in blocks.items()],
-        "frozen": [{"name": item.name, "size": item.size, "reason": item.reason} for item in structure.frozen],
+        "frozen": [dataclasses.asdict(item) for item in structure.frozen],
         "notes": list(structure.notes),
     }

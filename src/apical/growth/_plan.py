@@ -19,7 +19,7 @@ from apical.growth._widths import fit
 from apical.reporting._svg import evenly
 from apical.reporting._tables import folded, table
 from apical.structure import Frozen, Structure
-from apical.structure._types import by_reason, parts_in_words
+from apical.structure._types import by_reason, parts_in_words, reason_in_words
 
 SHOWN = 12  # lines of a table
 
@@ -132,7 +132,7 @@ class Plan:
         return f"<p><b>{escape(self.budget)}</b>, {len(self.epochs)} epochs: {self._training}</p>{costs}{why}"
 
     def _reasons(self) -> list[tuple[str, str]]:
-        return [(parts_in_words(parts), reason) for reason, parts in by_reason(self.frozen).items()]
+        return [(parts_in_words(parts), reason_in_words(parts)) for parts in by_reason(self.frozen).values()]
 
     @property
     def _cannot_change(self) -> str:

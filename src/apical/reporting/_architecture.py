@@ -194,10 +194,13 @@ def _frozen(frozen: Sequence[Mapping[str, Any]]) -> str:
     if not frozen:
         return "<h2>Frozen</h2><p>Nothing: all channels can be removed.</p>"
     by_reason: dict[str, list[tuple[Any, Any]]] = {}
+    places: dict[str, str] = {}
     for item in frozen:
         by_reason.setdefault(str(item["reason"]), []).append((item["name"], item["size"]))
+        places.setdefault(str(item["reason"]), str(item.get("where") or ""))
     rows = []
     for reason, parts in sorted(by_reason.items(), key=lambda entry: -len(entry[1])):
+        reason = f"{reason} ({places[reason]})" if places[reason] else reason
         if len(parts) == 1:
             rows.append(f"<li><b>{escape(str(parts[0][0]))}</b> ({parts[0][1]} channels): {escape(reason)}</li>")
         else:

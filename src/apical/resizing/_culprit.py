@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import torch
 from torch import nn
 
-from apical import structure
+from apical.structure._nodes import NOT_USERS as TORCH_AND_STRUCTURE
 
 # Torch, and what stands between; whole names of folders, since torchvision's begins like torch's.
-NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__, structure.__file__))
+NOT_USERS = (*TORCH_AND_STRUCTURE, f"{Path(__file__).parent}{os.sep}")
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ class _Bench:
                 continue
             axes = [] if now in (None, value) else [SizeAxis(value, ((self.index, 0),))]  # must not have followed
             per_unit, rest = divmod(value, self.group.size)
-            if value and not rest and any(n % per_unit == 0 for n in counts):
+            # a share of what a unit owns in a tensor, or several times that (in windows, each position of a head)
+            if value and not rest and any(n % per_unit == 0 or (n > 1 and per_unit % n == 0) for n in counts):
                 axes.append(SizeAxis(0, ((self.index, per_unit),)))
             axes += [SizeAxis(value - n * self.group.size, ((self.index, n),)) for n in self._shares(value)]
             together = self._alike(path, name, value)

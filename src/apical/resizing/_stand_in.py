@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from apical.structure import Argument, Feeder, Returned, SkippableBlock, Structure
 from apical.structure._returned import returned, returned_zeros
@@ -21,8 +21,14 @@ class AbsentWeight:
     """What a stand-in has in the place of a weight.
 
     Torch's transformer layers hand the weights of their modules to fused kernels, unless one of them is a stranger that
-    overrides functions of torch. This is one that does nothing else.
+    overrides functions of torch. This is one that does nothing else; a parent may also change it in place (RWKV's
+    rescales the weights of its blocks), which does nothing either.
     """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not name.endswith("_"):
+            raise AttributeError(f"a weight of a block that is left out has no {name}")
+        return lambda *_args, **_kwargs: self
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +54,25 @@ class StandIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The block's first input, or zeros, as the block would return them."""
-        return self.returns.build(args, kwargs)
+        made = self.returns.build(args, kwargs)
+        return _with_gradients(made, [*args, *kwargs.values()]) if torch.is_grad_enabled() else made
+
+
+def _with_gradients(made: Any, arguments: Sequence[Any]) -> Any:
+    """What is returned, with a gradient of zero for arguments that it was not made of.
+
+    So what feeds a block beside its stream, such as a norm that its caller holds, keeps a gradient, for which
+    data-parallel training waits.
+    """
+    leaves, tree = tree_flatten(made)
+    given = {id(leaf) for leaf in leaves}
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and any(leaf is a for a in arguments):
+            for other in (a for a in arguments if isinstance(a, Tensor) and a.requires_grad and id(a) not in given):
+                nothing = other.to(leaf.dtype) * 0
+                leaves[i] = leaves[i] + (nothing if nothing.shape == leaf.shape else nothing.sum())
+            break
+    return tree_unflatten(leaves, tree)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
 from apical.structure._quiet import quiet_rng
 from apical.structure._running import analysis_copy, check_runs, make_traceable_
+from apical.structure._types import by_reason, reason_in_words
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
 LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)
@@ -138,11 +139,12 @@ def _refuse_lost_outputs(twin: nn.Module, call: Call) -> None:
 
 def _reasons(structure: Structure) -> str:
     """Why everything is frozen: each reason once with its layers, those that tell most first."""
-    layers: dict[str, list[str]] = {}
-    for frozen in structure.frozen:
-        layers.setdefault(frozen.reason, []).append(f"{frozen.name} ({frozen.size})")
-    ordered = sorted(layers, key=lambda reason: next((i for i, t in enumerate(LAST) if reason.startswith(t)), -1))
-    said = [f"{', '.join(layers[r][:3])}{' and others' if len(layers[r]) > 3 else ''}: {r}" for r in ordered[:8]]
+    found = by_reason(structure.frozen)
+    ordered = sorted(found, key=lambda reason: next((i for i, t in enumerate(LAST) if reason.startswith(t)), -1))
+    said = []
+    for parts in (found[reason] for reason in ordered[:8]):
+        names = ", ".join(f"{part.name} ({part.size})" for part in parts[:3])
+        said.append(f"{names}{' and others' if len(parts) > 3 else ''}: {reason_in_words(parts)}")
     return "; ".join([*said, *structure.notes[: 8 - len(said)]]) or "It has no layers."
 
 

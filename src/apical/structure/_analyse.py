@@ -23,6 +23,7 @@ from apical.structure import (  # noqa: F401  (importing them registers the rule
 from apical.structure._actual_sizes import settle_sizes_
 from apical.structure._blocks import find_blocks
 from apical.structure._groups import assemble
+from apical.structure._rectangles import resolve_rectangles
 from apical.structure._running import export_graph
 from apical.structure._states import state_slices, unit_dim
 from apical.structure._structure import Structure
@@ -91,6 +92,10 @@ def propose(
         other, other_states = walked(stuck)
         if other.stuck() < stuck:
             walk, states = other, other_states
+    # atoms are joined for the last time here: labels, one for each set of joined atoms, hold from now on
+    resolve_rectangles(walk)
+    if _named_lines(walk):
+        _copy_lines(export_graph(model, args, kwargs, lines=True).graph, program.graph)
     # what the walk joined, froze and priced, as data
     assembly = assemble(walk, tensors)
     return Structure(
@@ -104,6 +109,19 @@ def propose(
         notes=tuple(walk.notes),
         states=tuple(state_slices(walk, assembly.groups, states)),
     )
+
+
+def _named_lines(walk: Walk) -> bool:
+    """Whether a reason is worth the line of code that it speaks of; of a normalisation, the module's path is enough."""
+    told = [reason for reason, node in walk.atoms.frozen_reasons().values() if node is not None]
+    return any(not reason.startswith("normalised over") for reason in (*told, *(part[2] for part in walk.untracked)))
+
+
+def _copy_lines(of: fx.Graph, to: fx.Graph) -> None:
+    """Tell the nodes of a graph what those of the same graph know about the code that they come from."""
+    known = {node.name: node.meta.get("stack_trace") for node in of.nodes}
+    for node in to.nodes:
+        node.meta["stack_trace"] = known.get(node.name)
 
 
 def _sources(walk: Walk, program: ExportedProgram) -> dict[str, str]:

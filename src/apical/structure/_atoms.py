@@ -8,7 +8,7 @@ together; the classes that remain are the units of the channel groups.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 
 class Atoms:
@@ -19,7 +19,8 @@ class Atoms:
         self._starts: list[int] = []
         self._edges: list[tuple[Tensor, Tensor]] = []
         self._labels = torch.empty(0, dtype=torch.long, device="cpu")
-        self._frozen: list[tuple[Tensor, str]] = []
+        self._frozen: list[tuple[Tensor, str, fx.Node | None]] = []
+        self.node: fx.Node | None = None  # the operation that is followed
 
     def new(self, n: int) -> Tensor:
         """``n`` fresh atoms  # (n,)"""
@@ -48,7 +49,7 @@ class Atoms:
         ids = ids.reshape(-1).unique()
         ids = ids[ids >= 0]
         if ids.numel():
-            self._frozen.append((ids, reason))
+            self._frozen.append((ids, reason, self.node))
 
     def joined(self, ids: Tensor) -> Tensor:
         """All atoms that are the same unit as one of these, as far as is known by now  # (atoms,)"""
@@ -60,7 +61,7 @@ class Atoms:
         """Whether none of these can be removed, as far as is known by now."""
         labels = self.labels()
         frozen = torch.zeros(self.count, dtype=torch.bool, device="cpu")
-        for gone, _ in self._frozen:
+        for gone, _, _ in self._frozen:
             frozen[labels[gone]] = True
         (ids,) = shrink_constant_dims(ids)
         return bool(frozen[labels[ids[ids >= 0]]].all())
@@ -81,13 +82,13 @@ class Atoms:
         self._labels = labels
         return labels
 
-    def frozen_reasons(self) -> dict[int, str]:
-        """For each frozen class (by its label) the first reason given."""
+    def frozen_reasons(self) -> dict[int, tuple[str, fx.Node | None]]:
+        """For each frozen class (by its label) the first reason given, and the operation that gave it."""
         labels = self.labels()
-        reasons: dict[int, str] = {}
-        for ids, reason in self._frozen:
+        reasons: dict[int, tuple[str, fx.Node | None]] = {}
+        for ids, reason, node in self._frozen:
             for label in labels[ids].unique().tolist():
-                reasons.setdefault(label, reason)
+                reasons.setdefault(label, (reason, node))
         return reasons
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from apical.structure._atoms import compress, varying_dims
+from apical.structure._findings import counted_macs
 from apical.structure._rules_elementwise import FIXED_SIZE, SHARED, join_operands, zeros_of_product
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros, param_axis_along
 from apical.structure._walk import Walk
@@ -38,7 +39,8 @@ def contract(walk: Walk, a: AnyValue, la: str, b: AnyValue, lb: str, out: str) -
         ids, zeros, axes = _with_weight(walk, a, la, b, lb, out)
     else:
         ids, zeros, axes = _with_activation(walk, a, la, b, lb, out)
-    if not sizes.keys() <= set(out):  # what sums nothing is no product of matrices
+    counts = not isinstance(b, ParamValue) or len(b.shape) > 1 or counted_macs(walk.current)  # a vector's seldom do
+    if counts and not sizes.keys() <= set(out):  # what sums nothing is no product of matrices
         walk.cost(1, *(axes.get(label, n) for label, n in sizes.items()))
     return Value(shape, None if ids is None else _placed(*ids, out, shape), zeros)
 
@@ -82,6 +84,8 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
     summed = [label for label in lw if label in la and label not in out]
     free = [label for label in lw if label not in la and label in out]
     moving = [] if a.ids is None else [la[d] for d in varying_dims(a.ids) if la[d] in summed]
+    if len(lw) == 1 and summed:
+        return _with_vector(walk, a, la, w, lw, bool(moving))
     if not summed or not free or len(moving) > 1:
         raise LookupError("a sum over several dimensions of a weight")
     summed.sort(key=lambda label: label not in moving)  # (heads, width) as two dimensions: heads are the units
@@ -102,6 +106,17 @@ def _with_weight(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, out: str
     walk.attribute("in_features", columns, path=owner)
     walk.attribute("out_features", ids, path=owner)
     return (free[0], ids), frozenset([out_key]), {free[0]: ids, summed[0]: columns}
+
+
+def _with_vector(walk: Walk, a: Value, la: str, w: ParamValue, summed: str, over_channels: bool) -> Labelled:
+    """A sum along one dimension with a learned weight for each position: of channels (a score), or of whole tensors."""
+    if a.ids is not None and not over_channels and not walk.atoms.all_frozen(a.ids):
+        return _beside_channels(walk, a, la, w, summed)
+    columns, key = weight_axis(walk, w, 0)
+    if over_channels and a.ids is not None and len(varying_dims(a.ids)) > 1:
+        raise LookupError("a sum over one of several dimensions of channels")
+    read_columns(walk, a, walk.channel_ids(a, la.index(summed)) if over_channels else None, columns, key)
+    return None, None, {summed: columns}
 
 
 def _by_head(walk: Walk, a: Value, la: str, w: ParamValue, lw: str, head: str) -> Labelled:

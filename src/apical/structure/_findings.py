@@ -47,11 +47,13 @@ class Crossing:
         ids: the atoms, one dimension per dimension that varies.
         dim: the dimension of ``ids`` along which the others lie.
         vector: the atoms that meet them there  # (size of dim,)
+        node: the operation in which they meet.
     """
 
     ids: Tensor
     dim: int
     vector: Tensor
+    node: fx.Node
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from apical.structure._atoms import depends_only_on, drop_constant_dims, line
 from apical.structure._cost import CostTerm, SizeAxis
-from apical.structure._rectangles import resolve_rectangles
+from apical.structure._nodes import place_of
 from apical.structure._sizes import HEAD_ATTRIBUTES, WIDTH_ATTRIBUTES
 from apical.structure._types import AttributeAxis, ChannelGroup, Frozen, ParamSlice, TensorSpec
 from apical.structure._values import AxisKey
@@ -36,9 +36,10 @@ class Assembly:
 
 
 def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
-    """Turn the walk's findings into groups (units alike in every respect), in the order of the forward pass."""
-    # atoms are joined for the last time here: labels, one for each set of joined atoms, hold from now on
-    resolve_rectangles(walk)
+    """Turn the walk's findings, whose rectangles are resolved, into groups, in the order of the forward pass.
+
+    The units of a group are alike in every respect.
+    """
     _size_attributes(walk)
     labels = walk.atoms.labels()
     # labels that stay: frozen by a rule, written or read by no weight
@@ -62,7 +63,7 @@ def assemble(walk: Walk, tensors: Mapping[str, TensorSpec]) -> Assembly:
         group = mixed.get(units[0], group) if group is TOGETHER else group
         group = group if isinstance(group, str) else replace(group, exact=averaged.isdisjoint(units))
         if isinstance(group, str):
-            reasons.update((label, group) for label in units)
+            reasons.update((label, (group, None)) for label in units)
         else:
             group_of[torch.tensor(units, device="cpu")] = len(groups)
             groups.append(group)
@@ -91,7 +92,7 @@ def _size_attributes(walk: Walk) -> None:
                     walk.attribute(name, line(narrow, d), path=path)
 
 
-def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
+def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, tuple[str, fx.Node | None]]:
     reasons = walk.atoms.frozen_reasons()
     written = torch.zeros(walk.atoms.count, dtype=torch.bool, device="cpu")
     read = torch.zeros(walk.atoms.count, dtype=torch.bool, device="cpu")
@@ -102,9 +103,9 @@ def _frozen_labels(walk: Walk, labels: Tensor) -> dict[int, str]:
     # a unit needs a weight that writes it and a weight that reads it, else nothing could hold its gate or be saved
     every = labels.unique()
     for label in every[~written[every]].tolist():
-        reasons.setdefault(label, "no layer that can shrink writes it")
+        reasons.setdefault(label, ("no layer that can shrink writes it", None))
     for label in every[written[every] & ~read[every]].tolist():
-        reasons.setdefault(label, "no later layer reads it through a weight")
+        reasons.setdefault(label, ("no later layer reads it through a weight", None))
     return reasons
 
 
@@ -298,13 +299,15 @@ def _param_term(walk: Walk, name: str, spec: TensorSpec, sizer: _Sizer) -> CostT
     return _term(coefficient, axes, sizer, tuple(owners))
 
 
-def _frozen_list(walk: Walk, labels: Tensor, reasons: Mapping[int, str]) -> tuple[Frozen, ...]:
+def _frozen_list(walk: Walk, labels: Tensor, reasons: Mapping[int, tuple[str, fx.Node | None]]) -> tuple[Frozen, ...]:
     counts: dict[tuple[str, str], int] = defaultdict(int)  # of all weights that a module writes with
+    nodes: dict[tuple[str, str], fx.Node | None] = {}
     for (name, dim), rows in walk.producers.items():
         path = name.rpartition(".")[0] or name
         own = Counter(reasons[label] for label in labels[walk.axes[(name, dim)]].tolist() if label in reasons)
-        for reason, n in own.items():
+        for (reason, node), n in own.items():
             counts[path, reason] += -(-n // rows)
-    found = [Frozen(path, n, reason) for (path, reason), n in counts.items()]
-    found.extend(Frozen(path, n, reason) for path, n, reason in walk.untracked)
-    return tuple(dict.fromkeys(found))
+            nodes.setdefault((path, reason), node)
+    found = [(path, n, reason, nodes[path, reason]) for (path, reason), n in counts.items()]
+    parts = [Frozen(p, n, why, place_of(node) if node else "") for p, n, why, node in (*found, *walk.untracked)]
+    return tuple(dict.fromkeys(parts))

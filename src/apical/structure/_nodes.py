@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from apical.structure._registry import is_pointwise, op_name
 
+NOT_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))  # whole names of folders
+FRAME = re.compile(r'File "(.+)", line (\d+), in .*\n *(.*)')
 PARTIAL_VIEWS = ("aten::slice", "aten::select", "aten::narrow")  # unlike aten::index, which copies
 
 
@@ -81,6 +87,13 @@ def written_dims(view: fx.Node) -> tuple[fx.Node, dict[int, int]] | None:
     return base, {d: of for d, of in enumerate(whole) if of is not None}
 
 
+def is_view(node: fx.Node) -> bool:
+    """Whether an operation gives elements of another tensor, in another shape or order, without copying them."""
+    schema = getattr(node.target, "_schema", None)
+    writes = getattr(schema, "is_mutable", True)
+    return schema is not None and not writes and any(r.alias_info is not None for r in schema.returns)
+
+
 def makes_weight(node: fx.Node) -> bool:
     """Whether what elementwise operations and views make of a result is the weight or bias of a layer."""
     for user in node.users:
@@ -106,6 +119,18 @@ def node_modules(node: fx.Node) -> list[str]:
     """Paths of the modules whose forward passes enclose a node, outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [re.sub(r"@\d+", "", path) for path, _ in stack.values()]
+
+
+def place_of(node: fx.Node) -> str:
+    """Where an operation comes from: the module that runs, and the innermost line of code outside of torch."""
+    path = next(iter(node_modules(node)[::-1]), "")
+    frames = FRAME.findall(node.meta.get("stack_trace") or "")
+    lines = [(file, line, code) for file, line, code in frames if not file.startswith(NOT_USERS)]
+    where = [f"in {path}"] if path else []
+    if lines:
+        file, line, code = lines[-1]
+        where.append(f"at {Path(file).name}:{line}" + (f", `{shorten(code, 80, placeholder=' …')}`" if code else ""))
+    return ", ".join(where)
 
 
 def shapes_of(val: Any) -> list[tuple[int, ...]]:

@@ -26,10 +26,12 @@ def resolve_rectangles(walk: Walk) -> None:
         pass
     labels = walk.atoms.labels()
     for crossing in walk.crossings:
+        walk.atoms.node = crossing.node
         if _follows(crossing, labels):
             walk.meet(line(crossing.ids, crossing.dim), crossing.vector, SPLIT_FIXED)
         else:
             walk.atoms.freeze(crossing.vector, NOT_A_CHANNEL)
+    walk.atoms.node = None
 
 
 def _join_decided_crossings(walk: Walk, labels: Tensor) -> bool:

@@ -202,8 +202,14 @@ def _ids_or_none(walk: Walk, weight: AnyValue, dim: int) -> Tensor | None:
 @register_op("aten::matmul", "aten::bmm", "aten::mm")
 def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> AnyValue:
     """Matrix product with broadcast batch dimensions."""
-    if len(a.shape) < 2 or len(b.shape) < 2:
-        raise LookupError("a product with a vector")
+    vectors = [len(x.shape) == 1 for x in (a, b)]
+    if any(vectors):
+        if all(vectors) or not isinstance(a if vectors[0] else b, ParamValue):
+            raise LookupError("a product with a vector that is no parameter")
+        batch = _letters(max(len(a.shape), len(b.shape)) - 2)
+        if vectors[0]:
+            return contract(walk, a, "y", b, batch + "yz", batch + "z")
+        return contract(walk, a, batch + "xy", b, "y", batch + "x")
     if isinstance(a, Value) and isinstance(b, ParamValue) and makes_weight(walk.current):
         stays = a.ids is None or walk.atoms.all_frozen(a.ids)  # else it may be a hidden layer that computes a weight
         if stays or len(b.coords) > 2:
@@ -225,14 +231,15 @@ def _mixed(walk: Walk, shares: Value, weights: ParamValue) -> ParamValue:
 
 
 @register_op("aten::mv")
-def vector_product(walk: Walk, a: AnyValue, vector: AnyValue) -> Value:
+def vector_product(walk: Walk, a: AnyValue, vector: AnyValue) -> AnyValue:
     """A product with a vector, of which that of the power iteration is named."""
     if isinstance(a, ParamValue):
         raise LookupError(
             "the spectral norm of a whole weight changes with each of its channels; weight_norm of torch's "
             "parametrizations norms each output channel by itself, and is followed"
         )
-    raise LookupError("a product with a vector")
+    result: AnyValue = matmul(walk, a, vector)
+    return result
 
 
 @register_op("aten::_grouped_mm", "transformers::grouped_mm_fallback")

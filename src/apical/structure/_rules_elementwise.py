@@ -25,16 +25,16 @@ KEEPS_ZERO = frozenset({
     "relu", "relu6", "leaky_relu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "tanh",
     "hardtanh", "softshrink", "hardshrink", "tanhshrink", "softsign", "sin", "tan", "asin", "atan", "sinh", "asinh",
     "atanh", "erf", "expm1", "log1p", "sqrt", "square", "abs", "neg", "sign", "floor", "ceil", "round", "trunc",
-    "frac", "positive", "nan_to_num", "div", "true_divide", "floor_divide", "pow", "mul", "multiply", "clamp",
+    "frac", "positive", "nan_to_num", "div", "true_divide", "floor_divide", "pow", "mul", "clamp", "polar",
     "clamp_min", "clamp_max", "threshold", "masked_fill",
 })  # fmt: skip
-SUMS = frozenset({"add", "sub", "subtract", "maximum", "minimum", "fmax", "fmin", "where"})
-PRODUCTS = frozenset({"mul", "multiply"})
+SUMS = frozenset({"add", "sub", "maximum", "minimum", "fmax", "fmin", "where", "complex"})
+PRODUCTS = frozenset({"mul"})
 
 
 @register_op("pointwise", "aten::relu6", "aten::masked_fill", "aten::where", "aten::threshold", "aten::rrelu",
              "aten::leaky_relu", "aten::hardswish", "aten::log_sigmoid", "aten::rsub",
-             "aten::__and__", "aten::__or__")  # fmt: skip
+             "aten::__and__", "aten::__or__", "aten::complex", "aten::polar")  # fmt: skip
 def pointwise(walk: Walk, *args: Any, **kwargs: Any) -> Any:
     """Any elementwise operation with broadcasting."""
     name = op_name(walk.target).split("::")[-1]
@@ -364,7 +364,8 @@ def _flat(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     "aten::dropout", "aten::feature_dropout", "aten::alpha_dropout", "aten::feature_alpha_dropout",
     "aten::native_dropout", "aten::contiguous", "aten::clone", "aten::alias", "aten::detach", "aten::to",
     "aten::_to_copy", "aten::type_as", "aten::lift_fresh_copy", "aten::bernoulli", "aten::requires_grad",
-    "aten::_assert_tensor_metadata", "aten::conj", "aten::_conj", "aten::resolve_conj", "aten::resolve_neg",
+    "aten::_assert_tensor_metadata", "aten::zero", "aten::conj", "aten::_conj", "aten::resolve_conj",
+    "aten::resolve_neg",
 )  # fmt: skip
 def unchanged(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations that leave values and positions alone."""

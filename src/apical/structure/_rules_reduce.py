@@ -17,8 +17,8 @@ from apical.structure._walk import Walk
 ADDS_UP = frozenset(
     {"sum", "linalg_vector_norm", "norm", "cosine_similarity", "cdist"}
 )  # a zero channel does not change the result
-AVERAGES = frozenset({"mean", "var", "std"})  # the statistics of a norm that is written out
-KEEPS_ZERO = ADDS_UP | {"mean", "amax", "amin", "max", "min", "var", "std", "prod", "median"}
+AVERAGES = frozenset({"mean", "var", "std", "var_mean", "std_mean"})  # the statistics of a norm that is written out
+KEEPS_ZERO = ADDS_UP | AVERAGES | {"amax", "amin", "max", "min", "prod", "median"}
 
 
 def _reduced_dims(x: Value, dims: Any) -> list[int]:
@@ -27,8 +27,8 @@ def _reduced_dims(x: Value, dims: Any) -> list[int]:
     return sorted(d % len(x.shape) for d in ([dims] if isinstance(dims, int) else dims))
 
 
-def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
-    name = op_name(walk.target).split("::")[-1]
+def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool, name: str = "") -> Any:
+    name = name or op_name(walk.target).split("::")[-1]
     if isinstance(x, ParamValue):
         return _norm_of_weight(walk, x, name, dims)
     for d in dims:
@@ -50,11 +50,16 @@ def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool) -> Any:
 def _norm_of_weight(walk: Walk, x: ParamValue, name: str, dims: list[int]) -> Any:
     """What divides a weight that is normed in the forward pass, as the classes of a cosine classifier are."""
     summed = [found for d in dims if (found := param_axis_along(x, d)) is not None]
-    if name not in ADDS_UP or any(len(at) != walk.tensor(x.name).shape[d] for d, at in summed):
-        walk.freeze_value(x, f"reduced by {name}")
+    if any(len(at) != walk.tensor(x.name).shape[d] for d, at in summed):
+        walk.freeze_value(x, f"{name} over a part of a weight")
         return walk.fixed(walk.current)
+    largest = name == "amax" and op_name(walk.current.all_input_nodes[0].target) == "aten::abs"
     for d, _ in summed:
-        walk.couple(x.name, d)
+        if name in ADDS_UP or largest:
+            walk.couple(x.name, d)
+        else:
+            why = f"{name} over the weights that read these channels: without one of them it changes"
+            walk.atoms.freeze(walk.axis(x.name, d), why)
     first = tuple(slice(1) if d in dims else slice(None) for d in range(len(x.shape)))
     coords = tuple(c[first].reshape(walk.out_shape) for c in x.coords)
     return replace(x, shape=walk.out_shape, coords=coords, whole=False, data=None, vanishes=False)
@@ -72,7 +77,7 @@ def _reduce_channels(walk: Walk, x: Value, name: str) -> None:
 
 
 @register_op("aten::mean", "aten::sum", "aten::amax", "aten::amin", "aten::prod", "aten::logsumexp", "aten::std",
-             "aten::var", "aten::any", "aten::all")  # fmt: skip
+             "aten::var", "aten::var_mean", "aten::std_mean", "aten::any", "aten::all")  # fmt: skip
 def reduction(walk: Walk, x: Any, dims: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Reductions that name their dimensions right after the tensor."""
     if isinstance(dims, bool):  # var(x, unbiased)
@@ -95,6 +100,20 @@ def vector_norm(walk: Walk, x: Any, order: Any = 2, dims: Any = None, keepdim: b
     if not isinstance(order, (int, float)) or order <= 0:
         raise LookupError("a norm of order 0 or less")
     return _reduce(walk, x, _reduced_dims(x, dims), keepdim)
+
+
+@register_op("aten::mse_loss", "aten::l1_loss", "aten::smooth_l1_loss", "aten::huber_loss")
+def loss(walk: Walk, a: Any, b: Any, reduction: int = 1, *args: Any) -> Any:
+    """A loss in the forward pass, such as that of a codebook: what differs, position by position, and its mean."""
+    if not isinstance(a, Value) or not isinstance(b, Value):
+        raise LookupError("a parameter in the place of an activation")
+    shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+    ids = join_operands(walk, [a, b], shape=shape)
+    assert not isinstance(ids, ParamValue)
+    both = Value(shape, ids, union_zeros([a.zeros, b.zeros]))
+    if reduction == 0:
+        return both
+    return _reduce(walk, both, _reduced_dims(both, None), False, "mean" if reduction == 1 else "sum")
 
 
 @register_op("aten::cosine_similarity")
@@ -128,8 +147,8 @@ def _first_bool(args: tuple[Any, ...]) -> bool:
     return next((a for a in args if isinstance(a, bool)), False)
 
 
-@register_op("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::cumsum", "aten::sort", "aten::topk",
-             "aten::glu")  # fmt: skip
+@register_op("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::cumsum", "aten::cumprod",
+             "aten::logcumsumexp", "aten::cummax", "aten::cummin", "aten::sort", "aten::topk", "aten::glu")  # fmt: skip
 def along_dim(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations that mix the positions of one dimension, which must not be the channels."""
     name = op_name(walk.target).split("::")[-1]
@@ -146,7 +165,9 @@ def along_dim(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
             return _glu(walk, x, dim)
         walk.freeze_value(x, f"{name} over channels: without one of them the others change")
         return walk.fixed(walk.current)
-    results = tuple(Value(s, _fit(x.ids, s), x.zeros if name == "cumsum" else None) for s in walk.out_shapes)
+    results = tuple(
+        Value(s, _fit(x.ids, s), x.zeros if name in ("cumsum", "cumprod") else None) for s in walk.out_shapes
+    )
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
 
 
@@ -184,9 +205,9 @@ SPATIAL = POOLING | RESAMPLING
 @register_op(*SPATIAL)
 def per_channel(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Operations on the last one to three dimensions that treat every channel alike and keep zeros."""
-    if not isinstance(x, Value):
-        raise LookupError("a parameter as an image")
     dim = len(x.shape) - SPATIAL[op_name(walk.target)] - 1
+    if isinstance(x, ParamValue):  # positions that are learned at one size of images and used at another
+        x = walk.as_channels(x, dim)
     ids = walk.channel_ids(x, dim)
     results = tuple(Value(s, None if ids is None else spread(ids, s, dim), x.zeros) for s in walk.out_shapes)
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]

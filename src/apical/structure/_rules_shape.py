@@ -37,6 +37,28 @@ def moved(walk: Walk, x: AnyValue, *args: Any, **kwargs: Any) -> AnyValue:
     return structural(walk, x, lambda t: target(t, *args, **kwargs))
 
 
+@register_op("aten::unfold")
+def windows(walk: Walk, x: AnyValue, dim: int, size: int, step: int) -> AnyValue:
+    """Overlapping parts of one dimension, which must not be the channels', in a new last dimension."""
+    if isinstance(x, Value):
+        x = walk.tied_along(x, dim % len(x.shape))
+    if _varies(x, dim % len(x.shape)):
+        raise LookupError("windows over channels")
+    return structural(walk, x, lambda t: t.unfold(dim, size, step))
+
+
+@register_op("aten::tril", "aten::triu")
+def triangle(walk: Walk, x: AnyValue, diagonal: int = 0) -> AnyValue:
+    """Zeros on one side of a diagonal of the last two dimensions: units lie along the others."""
+    if isinstance(x, ParamValue):
+        if any(d >= len(x.shape) - 2 for coords in x.coords for d in varying_dims(coords)):
+            raise LookupError("zeros above or below the diagonal of a weight")
+    elif x.ids is not None:
+        for d in (len(x.shape) - 2, len(x.shape) - 1):
+            x = replace(x, ids=walk.held(x.ids, d, FIXED_SIZE)) if _varies(x, d) else x
+    return x
+
+
 @register_op("aten::im2col")
 def unfolded(walk: Walk, x: Value, *args: Any) -> Value:
     """Windows of an image (batch, channels, height, width) as (batch, channels * positions, windows)."""

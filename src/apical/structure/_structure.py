@@ -25,6 +25,7 @@ from apical.structure._types import (
     TensorSpec,
     by_reason,
     parts_in_words,
+    reason_in_words,
 )
 
 Number = TypeVar("Number", int, float)
@@ -266,8 +267,8 @@ def _tables(structure: Structure) -> list[Table]:
         for b in structure.blocks
     ]
     frozen = [
-        (parts_in_words(parts), ", ".join(dict.fromkeys(str(part.size) for part in parts)), reason)
-        for reason, parts in by_reason(structure.frozen).items()
+        (parts_in_words(parts), ", ".join(dict.fromkeys(str(part.size) for part in parts)), reason_in_words(parts))
+        for parts in by_reason(structure.frozen).values()
     ]
     return [
         Table("groups", ("group", "role", "size", "MACs", "gate site"), groups, len(structure.groups)),

@@ -113,11 +113,13 @@ class Frozen:
         name: module path of the layer that produces them.
         size: number of channels that stay, in all layers and directions of a module together.
         reason: why, in words for the model's author.
+        where: the operation that the reason speaks of, if it does of one: module, and line of the model's code.
     """
 
     name: str
     size: int
     reason: str
+    where: str = ""
 
 
 def by_reason(frozen: Iterable[Frozen]) -> dict[str, list[Frozen]]:
@@ -132,6 +134,16 @@ def by_reason(frozen: Iterable[Frozen]) -> dict[str, list[Frozen]]:
     for part in frozen:
         found.setdefault(part.reason, []).append(part)
     return found
+
+
+def reason_in_words(parts: Sequence[Frozen]) -> str:
+    """The reason that parts share, and where the first of them meets it.
+
+    Example:
+        >>> reason_in_words([Frozen("a", 4, "is read", "in norm, at net.py:7"), Frozen("c", 8, "is read")])
+        'is read (in norm, at net.py:7)'
+    """
+    return f"{parts[0].reason} ({parts[0].where})" if parts[0].where else parts[0].reason
 
 
 def parts_in_words(parts: Sequence[Frozen], most: int = 3) -> str:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from apical.structure._atoms import Atoms, compress, drop_constant_dims, is_constant, shrink_constant_dims, varying_dims
+from apical.structure._decompose import decomposed
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._nodes import (
     PARTIAL_VIEWS,
+    is_view,
     leaves_of,
     node_modules,
     shapes_of,
@@ -73,7 +75,7 @@ class Walk:
         self.made: dict[MadeAxis, Tensor] = {}  # the ids that each dimension of a created tensor met first
         self.mixed: list[tuple[Tensor, str]] = []  # ids that an operation joined along their own dimension, and which
         self.notes: list[str] = []
-        self.untracked: list[tuple[str, int, str]] = []  # (module, channels, reason) that no atom stands for
+        self.untracked: list[tuple[str, int, str, fx.Node]] = []  # (module, channels, reason, operation) without atoms
         self.values: dict[fx.Node, Any] = {}
         self.computed: dict[fx.Node, Any] = {}  # as computed, whatever was written into it later
         self.parts: dict[tuple[fx.Node, int], dict[int, tuple[int, Value]]] = {}  # written so far: start -> (end, part)
@@ -86,8 +88,8 @@ class Walk:
         """Visit every node; ``sources`` maps placeholders to tensor names."""
         unused = unused_nodes(graph)
         for node in graph.nodes:
-            self.node = node
-            if node in unused and not counted_macs(node) and not self._combines(node):
+            self.node = self.atoms.node = node
+            if node in unused and not (counted_macs(node) or self._combines(node) or is_view(node)):
                 self.values[node] = self.fixed(node)  # what nobody reads ties nothing
             elif node.op == "placeholder":
                 self.values[node] = self._source(node, sources)
@@ -98,6 +100,7 @@ class Walk:
                 self.values[node] = node.meta["val"]  # a size
             elif node.op == "call_function":
                 self.values[node] = self.computed[node] = self._call(node)
+        self.atoms.node = None
         self._freeze_parts()
 
     def _combines(self, node: fx.Node) -> bool:
@@ -127,11 +130,15 @@ class Walk:
             return self._inline(args[inner[0]], args[inner[0] + 1 :])
         rule = op_rule(node.target)
         if rule is None:
-            return self.unknown(node, args, kwargs)
+            parts = decomposed(node)
+            if parts is None:
+                return self.unknown(node, args, kwargs)
+            return self._inline(parts[0], [self.values[n] for n in parts[1]], node)
         terms = len(self.terms)
         try:
             result = rule(self, *args, **kwargs)
-            if mutates_first_argument(node.target) and isinstance(node.args[0], fx.Node):
+            writes = mutates_first_argument(node.target) and op_name(node.target) != "aten::zero"  # zeros tie nothing
+            if writes and isinstance(node.args[0], fx.Node):
                 self._overwrite(node.args[0], result)
         except LookupError as problem:  # a case that the rule says it cannot express
             del self.terms[terms:]
@@ -142,17 +149,17 @@ class Walk:
             return self.unknown(node, args, kwargs, f"{type(problem).__name__}: {said}")
         return result
 
-    def _inline(self, region: fx.GraphModule, operands: Sequence[Any]) -> Any:
-        """Walk through a nested graph in place of the operation that calls it."""
+    def _inline(self, region: fx.GraphModule, operands: Sequence[Any], of: fx.Node | None = None) -> Any:
+        """Walk through a nested graph in place of the operation that calls it, or consists of it (``of``)."""
         outer = self.node
         for node in region.graph.nodes:
             if node.op == "placeholder":
                 self.values[node], operands = operands[0], operands[1:]
             elif node.op == "call_function":
-                self.node = node
+                self.node, self.atoms.node = node, of or node
                 self.values[node] = self.computed[node] = self._call(node)
             elif node.op == "output":
-                self.node = outer
+                self.node = self.atoms.node = outer
                 return fx.node.map_arg(node.args[0], lambda n: self.values[n])
         raise LookupError("a nested graph without output")
 
@@ -234,7 +241,8 @@ class Walk:
         note = f"{reason}; what it reads is frozen"
         if touched and note not in self.notes:
             self.notes.append(note)
-        if any(isinstance(v, ParamValue) and len(v.shape) > 1 for v in leaves_of((args, kwargs))):
+        tables = [v for v in leaves_of((args, kwargs)) if isinstance(v, ParamValue) and len(v.shape) > 1]
+        if any(v.data is None for v in tables):  # not of indices, such as the positions of tokens
             self.list_frozen(reason)
         macs = counted_macs(node)
         if macs:
@@ -374,7 +382,7 @@ class Walk:
         """List the channels of the current result as frozen, where they have no atoms of their own."""
         shape = self.out_shape
         channels = shape[1] if len(shape) > 3 else shape[-1] if shape else 0
-        self.untracked.append((self.module_path, channels, reason))
+        self.untracked.append((self.module_path, channels, reason, self.current))
 
     def freeze_value(self, value: Any, reason: str) -> bool:
         """Freeze every channel of a value; says whether there was any."""
@@ -487,7 +495,7 @@ class Walk:
     def cross(self, ids: Tensor, dim: int, vector: Tensor) -> None:
         """Join channels that lie along one dimension with ids that vary along more, if that dimension is the units'."""
         self.rectangle(ids)
-        self.crossings.append(Crossing(drop_constant_dims(ids), varying_dims(ids).index(dim), vector))
+        self.crossings.append(Crossing(drop_constant_dims(ids), varying_dims(ids).index(dim), vector, self.current))
 
     def held(self, ids: Tensor, dim: int, reason: str) -> Tensor:
         """The ids once positions along ``dim`` cannot go: units lie along the other dimensions, or are frozen."""
