@@ -36,9 +36,14 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: Path) -> None:
 def test_a_file_that_is_there_is_replaced_whole(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
-    with pytest.raises(RuntimeError), atomic_file(file) as aside:
-        aside.write_text("half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with atomic_file(file) as aside:
+            aside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert file.read_text() == "old"
     with atomic_file(file) as aside:
         aside.write_text("new")
