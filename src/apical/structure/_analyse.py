@@ -67,8 +67,8 @@ def propose(
         resize_streams: whether channels under LayerNorm and RMSNorm may go, although that is not exact.
     """
     tensors = tensor_specs(model)
-    # one graph of eval mode, in which every size is a number
-    program = export_graph(model, args, kwargs)
+    # one graph of eval mode, in which every size is a number; its lines of code are for reasons
+    program = export_graph(model, args, kwargs, lines=True)
     settle_sizes_(program, args, kwargs)
     # the graph of training mode, where that is another
     training = training_graph(model, args, kwargs, program)
@@ -94,8 +94,6 @@ def propose(
             walk, states = other, other_states
     # atoms are joined for the last time here: labels, one for each set of joined atoms, hold from now on
     resolve_rectangles(walk)
-    if _named_lines(walk):
-        _copy_lines(export_graph(model, args, kwargs, lines=True).graph, program.graph)
     # what the walk joined, froze and priced, as data
     assembly = assemble(walk, tensors)
     return Structure(
@@ -109,19 +107,6 @@ def propose(
         notes=tuple(walk.notes),
         states=tuple(state_slices(walk, assembly.groups, states)),
     )
-
-
-def _named_lines(walk: Walk) -> bool:
-    """Whether a reason is worth the line of code that it speaks of; of a normalisation, the module's path is enough."""
-    told = [reason for reason, node in walk.atoms.frozen_reasons().values() if node is not None]
-    return any(not reason.startswith("normalised over") for reason in (*told, *(part[2] for part in walk.untracked)))
-
-
-def _copy_lines(of: fx.Graph, to: fx.Graph) -> None:
-    """Tell the nodes of a graph what those of the same graph know about the code that they come from."""
-    known = {node.name: node.meta.get("stack_trace") for node in of.nodes}
-    for node in to.nodes:
-        node.meta["stack_trace"] = known.get(node.name)
 
 
 def _sources(walk: Walk, program: ExportedProgram) -> dict[str, str]:
