@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from apical.resizing._copying import keep_apart_, sharing_copy, versions
 from apical.resizing._widened import NARROW, Widened
 from apical.structure._quiet import quiet_rng
-from apical.structure._running import check_runs, first_line, own
+from apical.structure._running import first_line, own
 from apical.structure._steady import steady_training
 
 # Pixels: the least that networks of five halvings take with something left to compare, and what Inception's take.
@@ -140,7 +140,6 @@ def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | 
     for name, tensor in _tensors(twin).items():
         tensor.data = tensor.data.to(types[name])
     before = versions(twin)
-    check_runs(twin, example.args, example.kwargs)
     keep_apart_(twin, before)
     bed = Testbed(twin, example, 1e-3)
     small = next((e for e in _smaller(example) if _runs(sharing_copy(twin), e)), None)

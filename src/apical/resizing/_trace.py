@@ -116,8 +116,9 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
     changed = make_traceable_(twin)
     if groups is None:
         structure = propose(twin, call.args, call.kwargs, states, streams == "resize")
-    else:
+        # what exports need not run: of inputs in half precision, say, the graph is made all the same
         check_runs(twin, call.args, call.kwargs)
+    else:
         structure = describe(twin, call.args, call.kwargs, groups)
     structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
     return settled(structure, *testbeds(twin, Example(call.args, call.kwargs, states)))
