@@ -102,15 +102,20 @@ def vector_norm(walk: Walk, x: Any, order: Any = 2, dims: Any = None, keepdim: b
     return _reduce(walk, x, _reduced_dims(x, dims), keepdim)
 
 
-@register_op("aten::mse_loss", "aten::l1_loss", "aten::smooth_l1_loss", "aten::huber_loss")
-def loss(walk: Walk, a: Any, b: Any, reduction: int = 1, *args: Any) -> Any:
-    """A loss in the forward pass, such as that of a codebook: what differs, position by position, and its mean."""
+def _side_by_side(walk: Walk, a: Any, b: Any) -> Value:
+    """Two results that are compared position by position."""
     if not isinstance(a, Value) or not isinstance(b, Value):
         raise LookupError("a parameter in the place of an activation")
     shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
     ids = join_operands(walk, [a, b], shape=shape)
     assert not isinstance(ids, ParamValue)
-    both = Value(shape, ids, union_zeros([a.zeros, b.zeros]))
+    return Value(shape, ids, union_zeros([a.zeros, b.zeros]))
+
+
+@register_op("aten::mse_loss", "aten::l1_loss", "aten::smooth_l1_loss", "aten::huber_loss")
+def loss(walk: Walk, a: Any, b: Any, reduction: int = 1, *args: Any) -> Any:
+    """A loss in the forward pass, such as that of a codebook: what differs, position by position, and its mean."""
+    both = _side_by_side(walk, a, b)
     if reduction == 0:
         return both
     return _reduce(walk, both, _reduced_dims(both, None), False, "mean" if reduction == 1 else "sum")
@@ -119,12 +124,7 @@ def loss(walk: Walk, a: Any, b: Any, reduction: int = 1, *args: Any) -> Any:
 @register_op("aten::cosine_similarity")
 def cosine_similarity(walk: Walk, a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
     """A product and two norms over one dimension: a channel that is zero in both adds nothing."""
-    if not isinstance(a, Value) or not isinstance(b, Value):
-        raise LookupError("a parameter in the place of an activation")
-    shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
-    ids = join_operands(walk, [a, b], shape=shape)
-    assert not isinstance(ids, ParamValue)
-    both = Value(shape, ids, union_zeros([a.zeros, b.zeros]))
+    both = _side_by_side(walk, a, b)
     return _reduce(walk, both, _reduced_dims(both, dim), False)
 
 
