@@ -21,7 +21,7 @@ from apical.cli._plan import _told
 from apical.data import TokenStream
 from apical.errors import ApicalError, ConfigError
 from apical.models import GPT
-from apical.recipes import apply_settings, get_recipe
+from apical.recipes import apply_settings, get_recipe, recipes
 from apical.resizing import trace
 from apical.runs import run
 from apical.runs._plan import activation_bytes, data_facts, measure_table, plan_model, plan_recipe, price
@@ -250,7 +250,7 @@ def test_a_plan_does_not_touch_the_model() -> None:
         (["wikitext2-lstm", "--input", "1x3x32x32"], "as large as --set data.bptt=N says"),
         (["wikitext2-lstm", "--set", "data.path=mine"], "--images (windows) and --classes (size of the vocabulary)"),
         (["camvid-deeplabv3-small", "--input", "1x3x32x32"], "as large as --set data.crop=N says"),
-        (["camvid-deeplabv3-small"], "--images 367 --classes 11"),
+        (["camvid-deeplabv3-small", "--set", "data.path=mine"], "--images 367 --classes 11"),
         (["resnet20", "--input", "1x3x32x32", "--budget", "0.001% macs"], "budget"),
         (["resnet20", "--shard"], "add --processes"),
         (["resnet20", "--processes", "2", "--link-gb-per-s", "1"], "add --shard"),
@@ -272,6 +272,13 @@ def test_texts_and_masks_that_are_described() -> None:
     assert data_facts(apply_settings(text, ["data.unit=bytes"]), 70)[1]["vocab_size"] == 256
     images, facts = data_facts(get_recipe("voc-deeplabv3-resnet50"))
     assert (images, len(facts["classes"]), facts["image_shape"]) == (1_464, 21, [3, 513, 513])
+
+
+@pytest.mark.parametrize("recipe", sorted(recipes().keys() - {"folder", "gpt-bytes"}))  # these two are for any data
+def test_a_recipe_knows_the_data_that_it_is_named_for(recipe: str) -> None:
+    number, facts = data_facts(get_recipe(recipe))
+    assert number > 0
+    assert "vocab_size" in facts or len(facts["classes"]) > 1
 
 
 def test_a_gpt_on_the_usual_text_can_meet_its_budget() -> None:

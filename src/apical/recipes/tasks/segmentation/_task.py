@@ -14,8 +14,8 @@ from apical.recipes._task_kind import Described, Facts, TaskKind, image_example,
 from apical.recipes.tasks.segmentation._data import SegmentationData, prepare
 from apical.training import TrainingConfig
 
-KNOWN: dict[str, tuple[int, int]] = {"VOC2012": (1_464, 21)}
-"""Images of the list ``train``, and classes with the background, of public data sets."""
+KNOWN: dict[str, tuple[int, int]] = {"VOC2012": (1_464, 21), "camvid-voc": (367, 11)}
+"""Images of the list ``train``, and classes (of PASCAL VOC with the background), of public data sets."""
 
 
 def _foreseen(config: SegmentationData, _: TrainingConfig, told: Described) -> tuple[int, Facts]:
