@@ -18,7 +18,6 @@ import apical
 from apical.baselines import (
     ISS,
     L1,
-    AutoGrow,
     Comparator,
     Dense,
     Final,
@@ -64,7 +63,6 @@ METHODS: dict[str, Make] = {
     "taylor": by(Taylor()),
     "iss": by(ISS(strength=1e-3)),
     "taylor-random": by(Taylor(random=True)),
-    "autogrow": by(AutoGrow()),
     "random": grower(ScsConfig.random()),
     "scs": grower(ScsConfig()),
     "dense": lambda m, o, g: Dense(m, example(g["name"]), structure_of(g["name"])),
@@ -73,8 +71,8 @@ METHODS: dict[str, Make] = {
                                    structure=structure_of(g["name"])),
 }  # fmt: skip
 NETS = ("residual", "plain", "lstm", "gpt")
-RESUMED = [("taylor", "residual"), ("autogrow", "residual"), ("scs", "residual"), ("iss", "lstm")]
-EXACT = ("l1", "slimming", "taylor", "iss", "autogrow", "uniform", "random", "scs")
+RESUMED = [("taylor", "residual"), ("scs", "residual"), ("iss", "lstm")]
+EXACT = ("l1", "slimming", "taylor", "iss", "uniform", "random", "scs")
 
 
 @dataclass
@@ -116,7 +114,7 @@ class Run:
         return self
 
 
-PAIRS = [(m, n) for m in METHODS for n in NETS if m != "autogrow" or n in ("residual", "gpt")]
+PAIRS = [(m, n) for m in METHODS for n in NETS]
 
 
 @pytest.mark.parametrize(("method", "net"), quick(PAIRS, lambda pair: pair[1] in ("residual", "lstm")))
@@ -166,12 +164,12 @@ def test_a_run_cut_after_any_epoch_goes_on_bit_for_bit(method: str, net: str) ->
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
 def test_the_state_of_another_model_is_refused(method: str) -> None:
-    other = Run(method if method != "autogrow" else "l1", "plain").method.state_dict()
+    other = Run(method, "plain").method.state_dict()
     with pytest.raises(CheckpointError):
         Run(method, "residual").method.load_state_dict(other)
 
 
-@pytest.mark.parametrize("rule", [L1(), Slimming(), Taylor(), ISS(), AutoGrow()])
+@pytest.mark.parametrize("rule", [L1(), Slimming(), Taylor(), ISS()])
 def test_too_few_epochs_and_impossible_budgets_are_refused_before_anything_changes(rule: Rule) -> None:
     model = built("residual")
     for budget, epochs in ((BUDGET, 1), ("0.01% macs", 6)):
@@ -190,11 +188,6 @@ def test_the_state_of_other_options_is_refused() -> None:
 def test_a_rule_that_acts_at_steps_needs_the_optimizer(rule: Rule) -> None:
     with pytest.raises(ConfigError, match="got None"):
         Comparator(rule, built("plain"), None, example("plain"), BUDGET, 4, structure=structure_of("plain"))
-
-
-def test_autogrow_says_that_it_needs_blocks() -> None:
-    with pytest.raises(ConfigError, match="no residual block"):
-        Run("autogrow", "plain")
 
 
 @pytest.mark.parametrize("method", quick([*EXACT, "final"], ["l1", "scs", "final"]))

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apical import trace
 from apical.baselines import ISS, Comparator
-from apical.baselines._iss import is_recurrent, unit_norms
+from apical.baselines._iss import unit_norms
 from apical.errors import BudgetError, CheckpointError, ConfigError
-from apical.models import CifarResNet, LSTMLanguageModel
+from apical.models import LSTMLanguageModel
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -123,18 +122,6 @@ def test_the_weakest_units_leave_until_the_budget_is_met_and_the_penalty_ends(di
     assert torch.equal(model.decoder.weight, before)
 
 
-def test_recurrent_groups_only() -> None:
-    structure = trace(language_model(cell="gru"), TOKENS)
-    assert [g.name for g in structure.groups if is_recurrent(g)] == ["layers.0", "layers.1"]
-    model = language_model()
-    method, _ = iss(model, groups="recurrent", budget="60% params", epochs=2, enforce_at=0.5)
-    method.end_epoch()
-    assert method.end_epoch()["widths"]["embedding"] == 8
-    net = CifarResNet(8, width=4)
-    with pytest.raises(ConfigError, match="no recurrent group"):
-        iss(net, groups="recurrent", example=torch.zeros(1, 3, 8, 8))
-
-
 def test_a_saved_state_is_resumed_by_the_same_run_only() -> None:
     model = language_model()
     method, _ = iss(model, epochs=2, enforce_at=0.5)
@@ -156,5 +143,5 @@ def test_options_and_budgets_that_cannot_work_are_refused() -> None:
         iss(language_model(), epochs=1)
     model = language_model()
     with pytest.raises(BudgetError, match="no network meets the budget"):
-        iss(model, budget="5% params", groups="recurrent")
+        iss(model, budget="1% params")
     assert model.layers[0].hidden_size == 12

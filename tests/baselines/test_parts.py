@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -14,10 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical import models, trace
 from apical.baselines import (
     L1,
-    AutoGrow,
     Comparator,
     Final,
     Rule,
@@ -26,7 +23,6 @@ from apical.baselines import (
     Taylor,
     uniform_keep,
 )
-from apical.baselines._autogrow import blocks_in_turn
 from apical.baselines._choose import by_threshold, fewest, strongest
 from apical.baselines._scores import filter_norms, gate_products
 from apical.budget import BoundBudget, Budget
@@ -248,39 +244,7 @@ def test_taylor_falls_from_the_whole_model_to_the_budget_and_never_rises() -> No
     assert macs[6:] == [pytest.approx(0.5, rel=0.01)] * 4
 
 
-# ---- autogrow and final ---------------------------------------------------------------------------------------------
-
-
-def test_autogrow_adds_one_block_of_each_stage_in_turn() -> None:
-    model = models.CifarResNet(26, width=8)
-    structure = trace(model, IMAGE)
-    turn = blocks_in_turn(structure)
-    assert turn[:4] == ["layer1.0", "layer2.1", "layer3.1", "layer1.1"]
-    optimizer = sgd(model)
-    method = Comparator(AutoGrow(), model, optimizer, IMAGE, "60% macs", 12, structure=structure)
-    blocks = []
-    for _ in range(12):
-        model.train()(torch.randn(4, 3, 8, 8)).sum().backward()
-        optimizer.step()
-        blocks.append(method.end_epoch()["blocks"])
-    assert blocks[0] == 0
-    assert all(b >= a for a, b in pairwise(blocks))
-    assert 0 < blocks[-1] < len(structure.blocks)
-    assert len(set(blocks[6:])) == 1
-    last = method.end_epoch()
-    assert last["macs_fraction"] == pytest.approx(0.6, rel=0.01)
-    assert min(width / structure.group(name).size for name, width in last["widths"].items()) > 0.7
-
-
-@pytest.mark.parametrize("birth", ["random", "zero"])
-def test_a_block_with_zero_birth_leaves_the_function_as_it_was(birth: Any) -> None:
-    model = models.CifarResNet(20, width=8)
-    method = Comparator(AutoGrow(birth=birth), model, sgd(model), IMAGE, "90% macs", 6)
-    x = torch.rand(2, 3, 8, 8)
-    before = model.eval()(x)
-    method.end_epoch()
-    method.end_epoch()
-    assert torch.allclose(model(x), before, atol=1e-6) == (birth == "zero")
+# ---- final and uniform -----------------------------------------------------------------------------------------------
 
 
 def test_final_repeats_widths_and_blocks_and_refuses_those_of_another_model() -> None:
@@ -314,7 +278,6 @@ def test_uniform_widths_of_a_shallower_network_use_the_same_budget() -> None:
     (lambda: L1(prune_at=0.0, order="biggest"), "prune_at=0.0.*order='biggest'"),
     (lambda: Slimming(penalty=-1.0, least_fraction=1.0), "penalty=-1.0.*least_fraction=1.0"),
     (lambda: Taylor(prune_from=0.7), "prune_from=0.7 and prune_until=0.6"),
-    (lambda: AutoGrow(birth="one", grow_until=2.0), "grow_until=2.0.*birth='one'"),
 ])  # fmt: skip
 def test_every_wrong_option_is_named(make: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -72,7 +72,7 @@ def test_a_compiled_model_is_compiled_once_for_each_network(backend: Counting, d
     """
     plain, model = built("plain"), built("plain")
     optimizers = sgd(plain), sgd(model)
-    options = {"epochs": EPOCHS, "divisor": divisor, "interval": interval, "growth_end": 0.8, "freeze_at": 0.8}
+    options = {"epochs": EPOCHS, "divisor": divisor, "interval": interval, "growth_end": 0.8}
     growers = grown("plain", plain, optimizers[0], **options), grown("plain", model, optimizers[1], **options)
     compiled = torch.compile(model, backend=backend)
     networks, counts = 1, []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import Any
@@ -27,7 +26,7 @@ fractions = st.floats(0.01, 1.0)
 
 @pytest.mark.parametrize("seed_load", [0.25, 1.0, 2.0])
 def test_what_is_spent_is_the_sum_of_what_is_scheduled(seed_load: float) -> None:
-    schedule = Schedule(growth_end=0.4, freeze=0.4, interval=1, length=100_000)
+    schedule = Schedule(growth_end=0.4, interval=1, length=100_000)
     loads = torch.tensor([schedule.load(done, seed_load) for done in range(schedule.length)], dtype=torch.float64)
     for done in (0, 10_000, 40_000, 70_000, 100_000):
         assert schedule.spent(done, seed_load) == pytest.approx(float(loads[:done].sum() / loads.sum()), abs=1e-4)
@@ -37,7 +36,7 @@ def test_what_is_spent_is_the_sum_of_what_is_scheduled(seed_load: float) -> None
 @given(end=fractions, seed_load=st.one_of(fractions, st.floats(1.0, 50.0)))
 def test_the_schedule_goes_from_the_seed_to_the_budget(end: float, seed_load: float) -> None:
     """Up from a small seed, down from a large one."""
-    schedule = Schedule(growth_end=end, freeze=1.0, interval=1, length=40)
+    schedule = Schedule(growth_end=end, interval=1, length=40)
     loads = [schedule.load(i, seed_load) for i in range(41)]
     assert loads[0] == pytest.approx(seed_load)
     way = 1 if seed_load <= 1 else -1
@@ -46,7 +45,7 @@ def test_the_schedule_goes_from_the_seed_to_the_budget(end: float, seed_load: fl
 
 
 def test_the_schedule_is_linear_in_time() -> None:
-    schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=8)
+    schedule = Schedule(growth_end=0.5, interval=1, length=8)
     assert [schedule.load(done, 0.2) for done in (1, 2, 3)] == pytest.approx([0.4, 0.6, 0.8])
     assert schedule.load(2, 3.0) == pytest.approx(2.0)
 
@@ -77,7 +76,7 @@ def test_an_interval_that_is_chosen_is_an_epoch_or_a_sixteenth_of_growth(epochs:
         ({"interval": 3, "interval_unit": "epochs"}, 50, (3, "epochs", 10)),
         ({"interval_unit": "epochs"}, 50, (1, "epochs", 10)),
         ({"interval_unit": "steps"}, 50, (12, "steps", 500)),
-        ({"interval_unit": "steps", "freeze_at": 0.8}, 50, (25, "steps", 500)),
+        ({"interval_unit": "steps", "growth_end": 0.8}, 50, (25, "steps", 500)),
     ],
 )
 def test_an_interval_that_is_given_is_kept(
@@ -87,27 +86,14 @@ def test_an_interval_that_is_given_is_kept(
     assert (config.interval, config.interval_unit, length) == expected
 
 
-@given(
-    total=st.integers(1, 50), interval=st.integers(1, 60), end=fractions, freeze=fractions,
-)  # fmt: skip
-def test_some_restructuring_is_the_last_and_lies_within_training(
-    total: int, interval: int, end: float, freeze: float
-) -> None:
-    schedule = Schedule(min(end, freeze), max(end, freeze), interval, total)
+@given(total=st.integers(1, 50), interval=st.integers(1, 60), end=fractions)
+def test_some_restructuring_is_the_last_and_lies_within_training(total: int, interval: int, end: float) -> None:
+    schedule = Schedule(end, interval, total)
     events = [done for done in range(1, total) if schedule.due(done)]
     last = [done for done in events if schedule.is_last(done)]
     assert bool(last) == bool(events) != schedule.at_once
     if last:
-        assert last[0] / total >= schedule.freeze or last[0] == events[-1]
-
-
-def test_freezing_follows_the_end_of_growth_unless_it_is_given() -> None:
-    """Each of the two can be changed alone, also in a config that others are made from."""
-    assert GrowthConfig(growth_end=0.75).freeze == 0.75
-    assert replace(GrowthConfig(), growth_end=0.2).freeze == 0.2
-    assert GrowthConfig(freeze_at=0.9).freeze == 0.9
-    with pytest.raises(ConfigError, match=r"freeze_at \(0.3\) lies before growth_end \(0.4\)"):
-        GrowthConfig(freeze_at=0.3)
+        assert last[0] / total >= end or last[0] == events[-1]
 
 
 SHARED: list[tuple[dict[str, Any], str]] = [  # wrong in either way of growing
@@ -130,8 +116,6 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
         ({"seed_style": "tiny"}, "seed_style"),
         ({"utility": "taste"}, "utility"),
         ({"utility": None}, "utility"),
-        *[({"freeze_at": value}, "freeze_at") for value in (0, -0.1, 1.5, float("nan"), "half", True)],
-        ({"freeze_at": 0.3, "growth_end": 0.6}, "freeze_at"),
         *[({"damping": value}, "damping") for value in (-0.1, 1.1, float("nan"), "half", None, True)],
         *[({"shrinkage": value}, "shrinkage") for value in (-0.1, 1.1, float("nan"), "half", None, True)],
         *[({"max_change": value}, "max_change") for value in (0.9, -2, float("inf"), float("nan"), "2", None, True)],
@@ -336,10 +320,10 @@ def test_a_foreign_state_does_not_change_the_divisor(likes_eights: list[int]) ->
 
 
 @pytest.mark.parametrize(("options", "frozen"), [
-    ({"freeze_at": 0.5, "growth_end": 0.5}, [False, False, False, True, True, True, True]),
-    ({"freeze_at": 1.0, "growth_end": 1.0}, [False, False, False, False, False, True, True]),
+    ({"growth_end": 0.5}, [False, False, False, True, True, True, True]),
+    ({"growth_end": 1.0}, [False, False, False, False, False, True, True]),
     ({"interval": 6}, [True] * 7),
-    ({"interval": 2, "freeze_at": 0.6}, [False, False, False, False, True, True, True]),
+    ({"interval": 2, "growth_end": 0.6}, [False, False, False, False, True, True, True]),
 ])  # fmt: skip
 def test_a_frozen_network_does_not_change_any_more(options: dict[str, Any], frozen: list[bool]) -> None:
     """What is said from the start and after each of six epochs; also after a state was loaded."""

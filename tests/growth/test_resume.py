@@ -111,7 +111,7 @@ CONFIGS: list[tuple[str, Maker, dict[str, Any]]] = [
     ("gpt", adamw, CHANCE),
     ("lstm", sgd, LIVELY),
     ("tied", adamw, LIVELY),
-    ("mlp", sgd, {"epochs": EPOCHS, "interval": 2, "growth_end": 0.6, "freeze_at": 0.9}),
+    ("mlp", sgd, {"epochs": EPOCHS, "interval": 2, "growth_end": 0.9}),
     ("plain", adamw, {**LIVELY, "interval": 4, "interval_unit": "steps", "steps_per_epoch": 3}),
     ("residual", sgd, {"epochs": EPOCHS, "steps_per_epoch": 3, "growth_end": 0.8}),  # an interval of its own choice
     ("residual", sgd, {"epochs": EPOCHS, "config": ScsConfig(seed=4)}),

@@ -82,7 +82,7 @@ def test_a_method_has_growth_settings_of_its_own_where_it_reads_them() -> None:
 def test_growth_settings_that_a_method_does_not_read_do_not_matter(tmp_path: Path) -> None:
     methods = ["dense", "uniform"]
     do(methods, tmp_path)
-    lines = do(methods, tmp_path, "growth.growth_end=0.3", "growth.freeze_at=0.3")
+    lines = do(methods, tmp_path, "growth.growth_end=0.3")
     assert [line.split(": ")[1] for line in lines] == ["done before", "done before"]
     with pytest.raises(CheckpointError, match=r"uniform-seed0 .* growth\.divisor was 1 and is 2"):
         do(methods, tmp_path, "growth.divisor=2")

@@ -113,7 +113,7 @@ class StopWithin(StopAfter):
 @pytest.mark.parametrize(
     "settings",
     [
-        slow(("growth.interval_unit=steps", "growth.interval=4", "growth.growth_end=0.9", "growth.freeze_at=0.9")),
+        slow(("growth.interval_unit=steps", "growth.interval=4", "growth.growth_end=0.9")),
         slow(("method=iss",)),
         ("model.cell=gru", "model.dropout=0.3"),
     ],

@@ -108,7 +108,7 @@ def test_epochs_move_the_schedule_and_seed_reaches_growth() -> None:
         ("crop_scale=2", r"crop_scale=2.0, expected a number in \(0, 1\]"),
         ("validation_fraction=1", r"expected a number in \[0, 1\)"),
         ("resize=8", "expected at least image_size"),
-        ("growth.freeze_at=0.1", "lies before growth_end"),
+        ("growth.growth_end=0", r"growth_end must be in \(0, 1\]"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(setting: str, message: str) -> None:

@@ -123,7 +123,7 @@ def test_the_grower_resizes_the_state_in_the_middle_of_a_stream(cell: Literal["l
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     grower = Grower(
         model, optimizer, torch.zeros(4, 1, dtype=torch.long), "50% params", 2, steps_per_epoch=12, interval=2,
-        interval_unit="steps", growth_end=0.8, freeze_at=0.8,
+        interval_unit="steps", growth_end=0.8,
     )  # fmt: skip
     state: Any = None
     changes, macs = 0, []

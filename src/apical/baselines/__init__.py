@@ -1,7 +1,6 @@
 """What growing is compared with: rules that choose a network, one file each, and the `Comparator` that goes by one."""
 
-from apical.baselines._autogrow import AutoGrow
-from apical.baselines._comparator import Change, Comparator, Course, Rule, Task
+from apical.baselines._comparator import Comparator, Course, Rule, Task
 from apical.baselines._dense import Dense, Final
 from apical.baselines._iss import ISS
 from apical.baselines._l1 import L1
@@ -13,8 +12,6 @@ from apical.baselines._uniform import Uniform, uniform_keep
 __all__ = [
     "ISS",
     "L1",
-    "AutoGrow",
-    "Change",
     "Comparator",
     "Course",
     "Dense",

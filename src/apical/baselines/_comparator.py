@@ -46,14 +46,6 @@ class Task:
         return self.subject.structure
 
 
-@dataclass(frozen=True)
-class Change:
-    """A network to change to: the units that stay, by group (all where a group is not named), and blocks left out."""
-
-    keep: Keep
-    skip: Sequence[str] = ()
-
-
 def _nothing(*_: object) -> None:
     """What most rules do at most times."""
 
@@ -63,13 +55,14 @@ class Course:
     """What a rule does in one run.
 
     Attributes:
-        decide: told how many epochs have ended, up to the task's last: the network to change to, or None.
+        decide: told how many epochs have ended, up to the task's last: the units that stay by group (all where a group
+            is not named) if the network is to change, else None.
         begin_epoch: told how many epochs have ended, before every further one up to the last, also after resuming.
         before_step: before every optimizer step in these epochs, when the gradients are complete.
         after_step: after every optimizer step in these epochs; told the optimizer.
     """
 
-    decide: Callable[[int], Change | None] = _nothing
+    decide: Callable[[int], Keep | None] = _nothing
     begin_epoch: Callable[[int], None] = _nothing
     before_step: Callable[[], None] | None = None
     after_step: Callable[[Optimizer], None] | None = None
@@ -98,7 +91,7 @@ class Comparator:
     """Trains, prunes or grows a network as a rule decides, with the interface of `apical.Grower`.
 
     Args:
-        rule: what decides: `L1`, `Slimming`, `Taylor`, `ISS`, `AutoGrow` or `Uniform`.
+        rule: what decides: `L1`, `Slimming`, `Taylor`, `ISS` or `Uniform`.
         model: the full-size model; it is resized in place.
         optimizer: its optimizer; None will do for rules that do nothing at its steps.
         example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
@@ -154,9 +147,9 @@ class Comparator:
         record = self.subject.record()
         self._epoch += 1
         if self._epoch <= self._last:
-            change = self._course.decide(self._epoch)
-            if change is not None:
-                self.subject.resize_(change.keep, change.skip)
+            keep = self._course.decide(self._epoch)
+            if keep is not None:
+                self.subject.resize_(keep)
         self._begin_epoch()
         return record
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from apical._checks import check
-from apical.baselines._comparator import Change, Course, Task, epoch_at
+from apical.baselines._comparator import Course, Task, epoch_at
 from apical.baselines._subject import Rows, Subject
 from apical.budget import BoundBudget, Budget, rounding_step
-from apical.errors import ConfigError
-from apical.structure import ChannelGroup
+from apical.structure import ChannelGroup, Keep
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,12 @@ class ISS:
         threshold: a unit leaves at the end of an epoch when its norm is below this share of its group's largest.
         enforce_at: share of the epochs after which the weakest units leave until the budget is met and the penalty
             ends, in (0, 1); the rest is fine-tuning.
-        groups: ``"all"`` groups of the network, or those of recurrent layers only, as in the paper.
     """
 
     name: ClassVar[str] = "iss"
     strength: float = 1e-4
     threshold: float = 1e-3
     enforce_at: float = 0.75
-    groups: Literal["all", "recurrent"] = "all"
 
     def __post_init__(self) -> None:
         check(
@@ -51,7 +48,6 @@ class ISS:
                 f"strength={self.strength}, expected at least 0": self.strength >= 0,
                 f"threshold={self.threshold}, expected a number in [0, 1)": 0 <= self.threshold < 1,
                 f"enforce_at={self.enforce_at}, expected a number in (0, 1)": 0 < self.enforce_at < 1,
-                f"groups={self.groups!r}, expected 'all' or 'recurrent'": self.groups in ("all", "recurrent"),
             },
         )
 
@@ -63,23 +59,18 @@ class ISS:
         """Find the groups.
 
         Raises:
-            BudgetError: the budget cannot be met by the groups that may shrink.
-            ConfigError: there is no group that may shrink.
+            BudgetError: the budget cannot be met.
         """
-        subject = task.subject
-        groups = [g for g in task.structure.groups if self.groups == "all" or is_recurrent(g)]
-        if not groups:
-            raise ConfigError("method iss: the model has no recurrent group; pass groups='all'")
+        subject, groups = task.subject, task.structure.groups
         steps = {g.name: rounding_step(g.size, task.divisor) for g in groups}
-        least = {g.name: steps.get(g.name, g.size) for g in task.structure.groups}
-        bound = BoundBudget(Budget.of(task.budget), task.structure, minimum=least, fixed_blocks=True)
+        bound = BoundBudget(Budget.of(task.budget), task.structure, minimum=steps, fixed_blocks=True)
 
-        def decide(epoch: int) -> Change | None:
+        def decide(epoch: int) -> Keep | None:
             norms, keep = unit_norms(subject, groups), subject.selection.keep
             if epoch == task.last:
-                return Change({**keep, **within_budget(norms, keep, steps, bound)})
+                return {**keep, **within_budget(norms, keep, steps, bound)}
             alive = {n: self._alive(norm, keep[n], steps[n]) for n, norm in norms.items()}
-            return None if all(len(alive[n]) == len(keep[n]) for n in alive) else Change({**keep, **alive})
+            return None if all(len(alive[n]) == len(keep[n]) for n in alive) else {**keep, **alive}
 
         def shrink(optimizer: Optimizer) -> None:
             if self.strength:
@@ -145,11 +136,3 @@ def _squares(rows: Rows) -> Tensor:
         return parameter.to(wide).square()
     norms: Tensor = torch.linalg.vector_norm(parameter, dim=others, dtype=wide)
     return norms.square()
-
-
-def is_recurrent(group: ChannelGroup) -> bool:
-    """Whether the group's units both write and read one matrix: the recurrent weights of an LSTM, GRU or RNN."""
-    dims: dict[str, set[int]] = {}
-    for part in group.members:
-        dims.setdefault(part.tensor, set()).add(part.dim)
-    return any(len(found) > 1 for found in dims.values())

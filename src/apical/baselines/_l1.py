@@ -9,9 +9,10 @@ import torch
 
 from apical._checks import check
 from apical.baselines._choose import Scores, strongest
-from apical.baselines._comparator import Change, Course, Task, epoch_at
+from apical.baselines._comparator import Course, Task, epoch_at
 from apical.baselines._scores import filter_norms
 from apical.baselines._uniform import one_ratio
+from apical.structure import Keep
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class L1:
                 return {name: torch.rand(len(norm), generator=task.generator) for name, norm in norms.items()}
             return norms if self.order == "smallest" else {name: -norm for name, norm in norms.items()}
 
-        def decide(epoch: int) -> Change | None:
-            return Change(strongest(scores(), widths)) if epoch == task.last else None
+        def decide(epoch: int) -> Keep | None:
+            return strongest(scores(), widths) if epoch == task.last else None
 
         return Course(decide)

@@ -9,10 +9,11 @@ import torch
 
 from apical._checks import check
 from apical.baselines._choose import Scores, by_threshold, sparing_streams
-from apical.baselines._comparator import Change, Course, Task, epoch_at
+from apical.baselines._comparator import Course, Task, epoch_at
 from apical.baselines._scores import scales, spread
 from apical.baselines._subject import Subject
 from apical.budget import BoundBudget, Budget
+from apical.structure import Keep
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ class Slimming:
                 if scale.grad is not None:
                     scale.grad.add_(scale.sign(), alpha=self.penalty)
 
-        def decide(epoch: int) -> Change | None:
+        def decide(epoch: int) -> Keep | None:
             if epoch < task.last:
                 return None
-            return Change(by_threshold(bound, mean_scales(subject), least, divisor=task.divisor))
+            return by_threshold(bound, mean_scales(subject), least, divisor=task.divisor)
 
         return Course(decide, before_step=penalise)
 

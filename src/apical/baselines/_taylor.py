@@ -10,9 +10,10 @@ from torch import Tensor
 
 from apical._checks import check
 from apical.baselines._choose import by_threshold, fewest
-from apical.baselines._comparator import Change, Course, Task, epoch_at
+from apical.baselines._comparator import Course, Task, epoch_at
 from apical.baselines._scores import gate_products, spread
 from apical.budget import BoundBudget, Budget
+from apical.structure import Keep
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,12 @@ class Taylor:
             whole = bound.load(None)
             return whole + (1 - whole) * (epoch - first + 1) / (task.last - first + 1)
 
-        def decide(epoch: int) -> Change | None:
+        def decide(epoch: int) -> Keep | None:
             if epoch < first:
                 return None
             kept = subject.selection.keep
             scores = {g.name: spread(subject, g, importance(g.name, len(kept[g.name]))) for g in structure.groups}
-            return Change(by_threshold(bound, scores, least, scheduled(epoch), task.divisor))
+            return by_threshold(bound, scores, least, scheduled(epoch), task.divisor)
 
         before_step = None if self.random else observe
         return Course(decide, begin_epoch=lambda _: squares.clear(), before_step=before_step)

@@ -22,9 +22,7 @@ class GrowthConfig(HasDivisor):
             head of a language model (the smallest network if that costs more). Above 1, a multiple of the whole
             budget, from which the network is pruned: ``seed_fraction=2`` under a budget of 50 % starts from the full
             network. The largest network if that costs less.
-        growth_end: when the scheduled cost reaches the budget.
-        freeze_at: when restructuring ends; between ``growth_end`` and here capacity may still move. None: together
-            with growth, at ``growth_end``.
+        growth_end: when the scheduled cost reaches the budget, and restructuring ends.
         interval: epochs (or steps) from one restructuring to the next. ``"auto"``: an epoch; in steps, where growth
             takes fewer than 16 epochs, a sixteenth of it.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step. ``"auto"``: steps
@@ -50,7 +48,6 @@ class GrowthConfig(HasDivisor):
     seed_style: Literal["small", "pretrained"] = "small"
     seed_fraction: float = 0.25
     growth_end: float = 0.4
-    freeze_at: float | None = None
     interval: int | Literal["auto"] = "auto"
     interval_unit: Literal["auto", "epochs", "steps"] = "auto"
     utility: Literal["squared", "random"] = "squared"
@@ -78,8 +75,3 @@ class GrowthConfig(HasDivisor):
             yield f"shrinkage must be in [0, 1], got {self.shrinkage!r}"
         if not self.max_change >= 1:
             yield f"max_change must be at least 1, got {self.max_change!r}"
-
-    @property
-    def freeze(self) -> float:
-        """When restructuring ends, as a fraction of training."""
-        return self.growth_end if self.freeze_at is None else self.freeze_at

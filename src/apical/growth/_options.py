@@ -41,11 +41,8 @@ def _wrong_type(name: str, hint: Any, value: Any) -> Iterator[str]:
 
 def wrong_times(config: Any) -> Iterator[str]:
     """What is wrong with the options that both ways of growing have."""
-    for name, value in (("growth_end", config.growth_end), ("freeze_at", config.freeze)):
-        if not 0 < value <= 1:
-            yield f"{name} must be in (0, 1], got {value!r}"
-    if config.freeze < config.growth_end:
-        yield f"freeze_at ({config.freeze_at}) lies before growth_end ({config.growth_end})"
+    if not 0 < config.growth_end <= 1:
+        yield f"growth_end must be in (0, 1], got {config.growth_end!r}"
     for name in ("interval", "divisor", "min_units"):
         value = getattr(config, name)
         if value != "auto" and value < 1:

@@ -26,7 +26,7 @@ class Schedule:
     """When the network changes, and what it may cost then. Times count in the unit of the interval.
 
     Example:
-        >>> schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=4)
+        >>> schedule = Schedule(growth_end=0.5, interval=1, length=4)
         >>> [round(schedule.load(done, seed_load=0.2), 2) for done in (0, 1, 2, 4)]
         [0.2, 0.6, 1.0, 1.0]
         >>> schedule.load(1, seed_load=2.0)
@@ -35,15 +35,14 @@ class Schedule:
         [False, True]
     """
 
-    growth_end: float  # when the cost reaches the budget, as a fraction of training
-    freeze: float  # when restructuring ends, as a fraction of training
+    growth_end: float  # when the cost reaches the budget and restructuring ends, as a fraction of training
     interval: int  # from one restructuring to the next
     length: int  # of training
 
     @staticmethod
     def of(config: Any, length: int) -> Schedule:
         """What a config says of either way of growing; its interval is a number (`with_interval`)."""
-        return Schedule(config.growth_end, config.freeze, config.interval, length)
+        return Schedule(config.growth_end, config.interval, length)
 
     @property
     def at_once(self) -> bool:
@@ -57,9 +56,9 @@ class Schedule:
     def is_last(self, done: int) -> bool:
         """Whether the restructuring after ``done`` is the last, which meets the budget.
 
-        It is the first at or after ``freeze``, or the last that fits into training.
+        It is the first at or after ``growth_end``, or the last that fits into training.
         """
-        return done / self.length >= self.freeze or done + self.interval >= self.length
+        return done / self.length >= self.growth_end or done + self.interval >= self.length
 
     def load(self, done: int, seed_load: float) -> float:
         """Scheduled cost after ``done``, as a fraction of the budget.
@@ -73,7 +72,7 @@ class Schedule:
         """Share of the whole training's cost that is spent after ``done``, were each step to cost what is scheduled.
 
         Example:
-            >>> schedule = Schedule(growth_end=0.5, freeze=0.5, interval=1, length=4)
+            >>> schedule = Schedule(growth_end=0.5, interval=1, length=4)
             >>> [round(schedule.spent(done, seed_load=0.25), 3) for done in (0, 2, 3, 4)]
             [0.0, 0.385, 0.692, 1.0]
         """
@@ -90,7 +89,7 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
     """The config with a number and a unit for its interval, and the length of the whole training in that unit.
 
     Args:
-        config: with ``interval``, ``interval_unit``, ``freeze``.
+        config: with ``interval``, ``interval_unit``, ``growth_end``.
         epochs: of the whole training.
         steps_per_epoch: None if the loop does not say when a step ends.
 
@@ -112,7 +111,7 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
         length *= value
     interval = config.interval
     if interval == "auto":
-        often = max(SHORTEST, round(config.freeze * length) // RESTRUCTURINGS)
+        often = max(SHORTEST, round(config.growth_end * length) // RESTRUCTURINGS)
         interval = 1 if unit == "epochs" else min(steps_per_epoch, often)
     return replace(config, interval=interval, interval_unit=unit), length
 

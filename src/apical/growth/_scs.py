@@ -99,11 +99,6 @@ class ScsConfig(HasDivisor):
             if not getattr(self, name) >= 0:
                 yield f"{name} must not be negative, got {getattr(self, name)!r}"
 
-    @property
-    def freeze(self) -> float:
-        """When restructuring ends, as a fraction of training."""
-        return self.growth_end
-
     @staticmethod
     def random(**changes: Any) -> ScsConfig:
         """The paper's control: growth at random, every indicator drawn anew with one probability for all components.

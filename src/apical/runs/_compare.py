@@ -30,7 +30,7 @@ from apical.training._results import describe_device, versions
 
 FINAL = ("final-same-epochs", "final-same-macs")
 Options = Mapping[str, Mapping[str, Any]]
-GROWN = ("grown", "scs", "random", "autogrow")  # whose final architecture those two repeat, the first that is compared
+GROWN = ("grown", "scs", "random")  # whose final architecture those two repeat, the first that is compared
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical._checks import build, nearest
-from apical.baselines import ISS, L1, AutoGrow, Comparator, Dense, Slimming, Taylor, Uniform
+from apical.baselines import ISS, L1, Comparator, Dense, Slimming, Taylor, Uniform
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.growth._options import changed
@@ -45,7 +45,7 @@ class Method:
 
 
 _METHODS: dict[str, Method] = {}
-_GONE = ("soft", "thinet")
+_GONE = ("autogrow", "soft", "thinet")
 
 
 def register_method(
@@ -203,5 +203,5 @@ def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> M
     return make
 
 
-for _kind in (Uniform, L1, Slimming, Taylor, AutoGrow, ISS):
+for _kind in (Uniform, L1, Slimming, Taylor, ISS):
     register_method(_kind.name, check=partial(_rule, _kind))(partial(_comparator, _kind))
