@@ -49,7 +49,7 @@ def grower(preset: Callable[..., GrowthConfig | ScsConfig], **changes: Any) -> M
 
 
 METHODS: dict[str, Make] = {
-    "dense": lambda model, _optimizer, x, _epochs: b.Dense(model, x),
+    "dense": comparator(b.Dense()),
     "uniform": comparator(b.Uniform()),
     "l1": comparator(b.L1()),
     "l1, random filters": comparator(b.L1(order="random")),
@@ -167,11 +167,8 @@ def from_scratch(grown: Outcome, x: Tensor, y: Tensor, same_macs: bool) -> Outco
     cost = grown.train_macs_fraction / grown.macs_fraction
     epochs = math.ceil(EPOCHS * cost - 1e-9) if same_macs else EPOCHS
     name = f"final, same {'macs' if same_macs else 'epochs'}"
-
-    def make(model: nn.Module, optimizer: Optimizer, example: Tensor, _epochs: int) -> Any:
-        return b.Final(model, optimizer, example, grown.widths, grown.skipped)
-
-    return run(name, make, x, y, grown.seed, epochs)
+    rule = b.Final(grown.widths, tuple(grown.skipped))
+    return run(name, comparator(rule), x, y, grown.seed, epochs)
 
 
 def load(path: Path) -> dict[tuple[str, int], Outcome]:

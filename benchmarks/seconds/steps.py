@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import apical
-from apical.baselines import Final
+from apical.baselines import Comparator, Final
 from apical.errors import ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.recipes._task_kind import task_kind
@@ -129,7 +129,8 @@ class Growth:
     def network(self, widths: Mapping[str, int], skipped: Sequence[str] = ()) -> nn.Module:
         """A plain network of these widths."""
         model = self.dense()
-        Final(model, None, torch.zeros(1, *self.shape), widths, tuple(skipped), structure=self.structure)
+        rule, example = Final(widths, tuple(skipped)), torch.zeros(1, *self.shape)
+        Comparator(rule, model, None, example, self.config.budget, 1, structure=self.structure)
         return model
 
     def at(self, epoch: int) -> nn.Module:

@@ -65,10 +65,9 @@ METHODS: dict[str, Make] = {
     "taylor-random": by(Taylor(random=True)),
     "random": grower(ScsConfig.random()),
     "scs": grower(ScsConfig()),
-    "dense": lambda m, o, g: Dense(m, example(g["name"]), structure_of(g["name"])),
+    "dense": by(Dense()),
     "uniform": by(Uniform()),
-    "final": lambda m, o, g: Final(m, o, example(g["name"]), halves(g["name"]), copies=g["copies"],
-                                   structure=structure_of(g["name"])),
+    "final": lambda m, o, g: by(Final(halves(g["name"])))(m, o, g),
 }  # fmt: skip
 NETS = ("residual", "plain", "lstm", "gpt")
 RESUMED = [("taylor", "residual"), ("scs", "residual"), ("iss", "lstm")]
@@ -162,7 +161,7 @@ def test_a_run_cut_after_any_epoch_goes_on_bit_for_bit(method: str, net: str) ->
         same(without_seconds(resumed.records), without_seconds(whole.records[epoch:]), "records")
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "dense"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_state_of_another_model_is_refused(method: str) -> None:
     other = Run(method, "plain").method.state_dict()
     with pytest.raises(CheckpointError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -251,19 +252,24 @@ def test_final_repeats_widths_and_blocks_and_refuses_those_of_another_model() ->
     model = built("residual")
     structure = structure_of("residual")
     widths = {g.name: max(1, g.size // 3) for g in structure.groups}
-    method = Final(model, sgd(model), example("residual"), widths, ["layer1.1"], structure=structure)
+
+    def final(name: str, *shape: Any, model: nn.Module | None = None) -> Comparator:
+        subject = built(name) if model is None else model
+        return Comparator(Final(*shape), subject, None, example(name), "50% macs", 2, structure=structure_of(name))
+
+    method = final("residual", widths, ("layer1.1",), model=model)
     record = method.end_epoch()
     there = {name: width for name, width in widths.items() if name != "layer1.1.conv1"}
     assert (record["widths"], record["skipped"]) == (there, ["layer1.1"])
     assert isinstance(model.layer1[1], nn.Identity)
-    again = Final(built("residual"), None, example("residual"), there, ["layer1.1"], structure=structure)
+    again = final("residual", there, ("layer1.1",))
     assert again.end_epoch() == record  # a record names no group that is absent
     with pytest.raises(ConfigError, match="another model"):
-        Final(built("residual"), None, example("residual"), there, structure=structure)
+        final("residual", there)
     with pytest.raises(ConfigError, match="another model"):
-        Final(built("plain"), None, example("plain"), widths, structure=structure_of("plain"))
+        final("plain", widths)
     with pytest.raises(ConfigError, match="another model"):
-        Final(built("residual"), None, example("residual"), {**widths, "conv1": 99}, structure=structure)
+        final("residual", {**widths, "conv1": 99})
 
 
 def test_uniform_widths_of_a_shallower_network_use_the_same_budget() -> None:

@@ -78,7 +78,7 @@ def test_uniform_rounds_as_the_grower_does() -> None:
 def test_dense_changes_nothing_and_prices_itself() -> None:
     model = net()
     before = copy.deepcopy(model.state_dict())
-    method = Dense(model, IMAGE)
+    method = Comparator(Dense(), model, None, IMAGE, "50% macs", 1)
     record = method.end_epoch()
     method.finish()
     assert record["macs_fraction"] == record["params_fraction"] == 1

@@ -1,7 +1,7 @@
 """What growing is compared with: rules that choose a network, one file each, and the `Comparator` that goes by one."""
 
 from apical.baselines._comparator import Comparator, Course, Rule, Task
-from apical.baselines._dense import Dense, Final
+from apical.baselines._fixed import Dense, Final
 from apical.baselines._iss import ISS
 from apical.baselines._l1 import L1
 from apical.baselines._slimming import Slimming

@@ -91,12 +91,12 @@ class Comparator:
     """Trains, prunes or grows a network as a rule decides, with the interface of `apical.Grower`.
 
     Args:
-        rule: what decides: `L1`, `Slimming`, `Taylor`, `ISS` or `Uniform`.
+        rule: what decides: `Dense`, `Uniform`, `Final`, `L1`, `Slimming`, `Taylor` or `ISS`.
         model: the full-size model; it is resized in place.
         optimizer: its optimizer; None will do for rules that do nothing at its steps.
         example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the final network may cost.
-        epochs: how many times `end_epoch` will be called in all; at least 2, but for `Uniform`.
+        epochs: how many times `end_epoch` will be called in all; at least 2 where the rule changes the network.
         divisor: widths are multiples of it, in groups of at least two such steps.
         copies: further models to resize alike.
         structure: of the model, if it is known already.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from apical._reading import read_object
 from apical.baselines import Final
 from apical.errors import ConfigError
 from apical.recipes import RunConfig
-from apical.runs._methods import method_options, register_method
-from apical.training import GrowthMethod, MethodFactory
+from apical.runs._methods import comparator, method_options, register_method
+from apical.training import MethodFactory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +80,7 @@ def _summary(method: str, run: str) -> Mapping[str, Any]:
 
 def _assemble(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
     options = method_options(config, FinalOptions)
-
-    def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
-        return Final(model, optimizer, example, options.widths, options.skipped, copies=copies)
-
-    return make
+    return comparator(Final(dict(options.widths), tuple(options.skipped)), config, example)
 
 
 register_method("final-same-epochs", _resolved, reads=())(_assemble)

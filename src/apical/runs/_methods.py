@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical._checks import build, nearest
-from apical.baselines import ISS, L1, Comparator, Dense, Slimming, Taylor, Uniform
+from apical.baselines import ISS, L1, Comparator, Dense, Rule, Slimming, Taylor, Uniform
 from apical.errors import ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.growth._options import changed
@@ -174,16 +174,6 @@ for _name, _make in (("scs", ScsConfig), ("random", ScsConfig.random)):
     register_method(_name, stepwise=True, check=_of_preset, reads=_SHARED, shards=True)(partial(_grown_by, _of_preset))
 
 
-@register_method("dense", check=no_options, reads=())
-def _dense(config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
-    no_options(config)
-
-    def make(model: nn.Module, _optimizer: Optimizer, _copies: Sequence[nn.Module]) -> GrowthMethod:
-        return Dense(model, example)
-
-    return make
-
-
 def _rule(kind: type, config: RunConfig) -> Any:
     """The rule of a comparator, which this length of training leaves time for."""
     if not dataclasses.fields(kind):
@@ -193,15 +183,21 @@ def _rule(kind: type, config: RunConfig) -> Any:
     return rule
 
 
-def _comparator(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
-    rule = _rule(kind, config)
+def comparator(rule: Rule, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    """What makes a comparator that goes by a rule."""
+    divisor = config.growth.step if "divisor" in method_named(config.method).reads else 1
 
     def make(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
-        epochs, divisor = config.training.epochs, config.growth.step
+        epochs = config.training.epochs
         return Comparator(rule, model, optimizer, example, config.budget, epochs, divisor=divisor, copies=copies)
 
     return make
 
 
+def _by_rule(kind: type, config: RunConfig, example: tuple[Tensor, ...]) -> MethodFactory:
+    return comparator(_rule(kind, config), config, example)
+
+
+register_method("dense", check=partial(_rule, Dense), reads=())(partial(_by_rule, Dense))
 for _kind in (Uniform, L1, Slimming, Taylor, ISS):
-    register_method(_kind.name, check=partial(_rule, _kind))(partial(_comparator, _kind))
+    register_method(_kind.name, check=partial(_rule, _kind))(partial(_by_rule, _kind))
