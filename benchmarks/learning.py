@@ -126,7 +126,8 @@ GROWN: dict[str, dict[str, Any]] = {
     "one-ratio": {"damping": 0.0, "grow_depth": False, "seed_style": "small"},
 }
 SAME_MACS = ("same-macs", "hand-same-macs", "other-images")
-PLAIN = {"lr": None, "dtype": None}  # what a run's record lacks unless it was asked for
+# what a record lacks unless it was asked for; some files have runs whose learning rate followed the cost ("lr")
+PLAIN = {"lr": None, "dtype": None}
 METHODS = [*GROWN, "scs", "uniform", "hand", *SAME_MACS, "dense"]
 
 
@@ -190,8 +191,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of growth; names a variant")
-    parser.add_argument("--lr-by-cost", action="store_true", help="the learning rate of grown networks follows the "
-                        "cost that is spent instead of the steps")  # fmt: skip
     parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16, for processors without it "
                         "(one table has one of them)")  # fmt: skip
     parser.add_argument("--test", action="store_true", help="judge the networks on the test images, too")
@@ -203,7 +202,6 @@ def main() -> None:
     for seed in arguments.seeds:
         for method in arguments.methods:
             key = {"setting": arguments.setting, "method": method, "seed": seed, "options": options}
-            key |= {"lr": "cost"} if arguments.lr_by_cost else {}
             key |= {"dtype": "float32"} if arguments.float32 else {}
             lines = read(arguments.out)
             if any(all(line.get(k) == v for k, v in (PLAIN | key).items()) for line in lines):
@@ -240,7 +238,6 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
         data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
         train=slice(setting.train), held_out=slice(-setting.held_out, None),
         amp=setting.amp and key.get("dtype") != "float32", adam=setting.adam, test=test,
-        by_cost=key.get("lr") == "cost" and method in (*GROWN, "scs"),
     )  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")

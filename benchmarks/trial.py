@@ -109,7 +109,7 @@ def method_of(options: argparse.Namespace, seed: int, model: nn.Module, optimize
 def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augment: bool = False,
         build: Callable[[], nn.Module] | None = None, train: slice = TRAIN, held_out: slice = HELD_OUT,
         amp: bool = True, adam: bool = False, peak: float | None = None, weights: Path | None = None,
-        save: Path | None = None, test: Images | None = None, by_cost: bool = False) -> Outcome:  # fmt: skip
+        save: Path | None = None, test: Images | None = None) -> Outcome:  # fmt: skip
     """Train one network by the method that ``make`` returns, and measure it on the held-out images.
 
     Args:
@@ -128,7 +128,6 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         weights: of the whole network, to start from.
         save: where the trained weights go.
         test: images that the network is judged on once, when all is over, too.
-        by_cost: the learning rate of a Grower follows the cost that is spent instead of the steps.
     """
     images, labels = data
     inputs, targets = images[train], labels[train]
@@ -147,11 +146,8 @@ def run(data: Images, seed: int, epochs: int, make: Make, depth: int = 20, augme
         model.to(memory_format=layout).train()
         order, losses = torch.randperm(len(inputs), generator=generator), []
         for step, batch in enumerate(order[: steps * BATCH].split(BATCH)):
-            done = epoch + step / steps
-            if by_cost and done > 1:  # after the warm-up
-                done = max(1.0, epochs * method.spent(done / epochs))
             for group in optimizer.param_groups:
-                group["lr"] = peak * cosine(done, epochs)
+                group["lr"] = peak * cosine(epoch + step / steps, epochs)
             crop = inputs.shape[-1] // 8  # pixels of padding
             x = RandomFlip()(RandomCrop(crop)(inputs[batch], generator), generator) if augment else inputs[batch]
             with torch.autocast("cpu", torch.bfloat16, enabled=amp):

@@ -24,15 +24,6 @@ from growth.cases import begun, built, example, grown, sgd, structure_of
 fractions = st.floats(0.01, 1.0)
 
 
-@pytest.mark.parametrize("seed_load", [0.25, 1.0, 2.0])
-def test_what_is_spent_is_the_sum_of_what_is_scheduled(seed_load: float) -> None:
-    schedule = Schedule(growth_end=0.4, interval=1, length=100_000)
-    loads = torch.tensor([schedule.load(done, seed_load) for done in range(schedule.length)], dtype=torch.float64)
-    for done in (0, 10_000, 40_000, 70_000, 100_000):
-        assert schedule.spent(done, seed_load) == pytest.approx(float(loads[:done].sum() / loads.sum()), abs=1e-4)
-    assert Schedule(0.4, 0.4, interval=10, length=10).spent(3, seed_load) == 0.3  # the final network from the start
-
-
 @given(end=fractions, seed_load=st.one_of(fractions, st.floats(1.0, 50.0)))
 def test_the_schedule_goes_from_the_seed_to_the_budget(end: float, seed_load: float) -> None:
     """Up from a small seed, down from a large one."""

@@ -36,7 +36,7 @@ from apical.training._own_state import deterministic_algorithms, random_state, s
 from apical.training._progress import PlainProgress, TableProgress
 from apical.training._run_folder import plain
 from apical.training._tally import EpochStats, Tally
-from tiny_run import Recorder, TinyGrower, TinyLoader, tiny_config, tiny_model, tiny_train
+from tiny_run import Recorder, TinyLoader, tiny_config, tiny_model, tiny_train
 
 CPU = torch.device("cpu")
 
@@ -103,25 +103,6 @@ def test_the_learning_rate_stays_between_zero_and_its_peak(name: Any, warmup: fl
     assert 0 <= lr_factor(epoch, 20, config) <= 1
     if epoch >= warmup:
         assert lr_factor(epoch + 0.1, 20, config) <= lr_factor(epoch, 20, config) + 1e-12
-
-
-def test_a_rate_by_cost_falls_later_while_the_network_is_small_and_ends_alike() -> None:
-    class Grower(TinyGrower):
-        def spent(self, done: float) -> float:
-            return done**2
-
-    def rates(method: Any, **schedule: Any) -> list[float]:
-        config = tiny_config(epochs=8, schedule=ScheduleConfig(warmup_epochs=1, **schedule))
-        learner = prepare_learner(tiny_model(), method, config, Classification())
-        return [learner.lr_factor(e) for e in (0.5, 1.0, 2.0, 4.0, 6.0, 8.0)]
-
-    by_time, by_cost = rates(Grower), rates(Grower, by_cost=True)
-    expected = [lr_factor(e, 8, ScheduleConfig(warmup_epochs=1)) for e in (0.5, 1.0, 1.0, 2.0, 4.5, 8.0)]
-    assert by_cost == pytest.approx(expected)
-    assert by_cost[:2] == by_time[:2]
-    assert by_cost[-1] == by_time[-1] == 0
-    for method in (None, TinyGrower):  # of a fixed size, or without a schedule of its own
-        assert rates(method, by_cost=True) == by_time
 
 
 def test_each_group_keeps_its_own_peak() -> None:

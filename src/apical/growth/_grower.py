@@ -301,33 +301,6 @@ class Grower:
         """
         return plan_of(self._method, self._first, self.epochs, str(self.budget))
 
-    def spent(self, done: float) -> float:
-        """Share of the training's scheduled cost that is spent when a share of its steps is done, both in [0, 1].
-
-        A learning rate that follows this instead of the steps falls little while the network is small and its steps
-        are cheap, and leaves the grown one more of the high rates.
-
-        Args:
-            done: steps so far over all steps.
-
-        Raises:
-            ConfigError: ``done`` is not in [0, 1].
-
-        Example:
-            >>> import math, torch, apical
-            >>> model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
-            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            >>> grower = apical.Grower(model, optimizer, torch.zeros(1, 4), "50% macs", epochs=10)
-            >>> [round(grower.spent(done), 2) for done in (0.0, 0.4, 1.0)]
-            [0.0, 0.29, 1.0]
-            >>> cosine = lambda step: (1 + math.cos(math.pi * grower.spent(min(1.0, step / 1000)))) / 2
-            >>> scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
-        """
-        if not 0 <= done <= 1:
-            raise ConfigError(f"done is the share of all steps that are behind, in [0, 1]; got {done!r}")
-        method = self._method
-        return method.schedule.spent(done * method.schedule.length, method.seed_load)
-
     def report(self, path: str | Path = "report.html") -> Path:
         """Write a page about the training so far: the network by epoch, why it grew so, what it cost, the metrics.
 

@@ -68,22 +68,6 @@ class Schedule:
         grown = min(1.0, done / self.length / self.growth_end)
         return 1.0 if self.is_last(done) else seed_load + (1 - seed_load) * grown
 
-    def spent(self, done: float, seed_load: float) -> float:
-        """Share of the whole training's cost that is spent after ``done``, were each step to cost what is scheduled.
-
-        Example:
-            >>> schedule = Schedule(growth_end=0.5, interval=1, length=4)
-            >>> [round(schedule.spent(done, seed_load=0.25), 3) for done in (0, 2, 3, 4)]
-            [0.0, 0.385, 0.692, 1.0]
-        """
-        end = self.growth_end * self.length
-
-        def integral(time: float) -> float:  # of the load: a line up to ``end``, then 1
-            growing = min(time, end)
-            return seed_load * growing + (1 - seed_load) * growing**2 / (2 * end) + max(0.0, time - end)
-
-        return done / self.length if self.at_once else integral(done) / integral(self.length)
-
 
 def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Config, int]:
     """The config with a number and a unit for its interval, and the length of the whole training in that unit.

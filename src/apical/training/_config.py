@@ -59,8 +59,6 @@ class ScheduleConfig:
         milestones: epochs at which the step schedule multiplies by `gamma`.
         gamma: factor of the step and decay schedules, in (0, 1].
         constant_epochs: epochs before the decay schedule's first decrease.
-        by_cost: after the warm-up, time counts by the cost of what is trained (`apical.Grower.spent`), so that the rate
-            falls little while a growing network is small. Changes nothing for networks whose size is fixed.
     """
 
     name: Literal["cosine", "poly", "step", "constant", "decay"] = "cosine"
@@ -68,7 +66,6 @@ class ScheduleConfig:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     constant_epochs: float = 0.0
-    by_cost: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))

@@ -13,16 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical._memory_format import unsafe_in_channels_last
 from apical.training._config import TrainingConfig, resolve_device
-from apical.training._optimizer import build_optimizer, lr_factor
+from apical.training._optimizer import build_optimizer
 from apical.training._parallel import Replica
-from apical.training._protocols import (
-    FreezingMethod,
-    GrowthMethod,
-    MethodFactory,
-    PlainMethod,
-    ScheduledMethod,
-    StepwiseMethod,
-)
+from apical.training._protocols import FreezingMethod, GrowthMethod, MethodFactory, PlainMethod, StepwiseMethod
 from apical.training._restore import load_optimizer_, load_weights_
 from apical.training._task import StreamTask, Task
 
@@ -52,13 +45,6 @@ class Learner:
         """From the next step on, calls the model through torch.compile if it will not change any more."""
         if self.config.compile:
             self.replica.set_compiled(not isinstance(self.method, FreezingMethod) or self.method.frozen)
-
-    def lr_factor(self, epochs: float) -> float:
-        """Learning rate as a factor of its peak after so many epochs, which may count by what they cost."""
-        total, schedule = self.config.epochs, self.config.schedule
-        if schedule.by_cost and isinstance(self.method, ScheduledMethod) and epochs > schedule.warmup_epochs:
-            epochs = max(schedule.warmup_epochs, total * self.method.spent(min(1.0, epochs / total)))
-        return lr_factor(epochs, total, schedule)
 
     def end_step(self, where: str) -> None:
         """Let the method restructure between two steps, if it ever does."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from apical.errors import DataError
 from apical.training._config import TrainingConfig
 from apical.training._learner import Learner, autocast, in_memory_format
-from apical.training._optimizer import set_lr_
+from apical.training._optimizer import lr_factor, set_lr_
 from apical.training._own_state import hand_on_
 from apical.training._processes import any_of_all, summed
 from apical.training._protocols import Loader
@@ -49,7 +49,7 @@ def train_steps(
     for inputs, targets in on_device(loader, config, learner.device):
         started = time.perf_counter()
         # the rate by the step, not by the epoch, so that warm-up and decay are smooth
-        set_lr_(learner.optimizer, learner.lr_factor(epoch - 1 + tally.steps / steps))
+        set_lr_(learner.optimizer, lr_factor(epoch - 1 + tally.steps / steps, config.epochs, config.schedule))
         learner.optimizer.zero_grad(set_to_none=True)
         with autocast(config, learner.device):
             result = learner.task.batch(learner.replica.module, inputs, targets, training=True)

@@ -55,15 +55,6 @@ class StepwiseMethod(GrowthMethod, Protocol):
 
 
 @runtime_checkable
-class ScheduledMethod(GrowthMethod, Protocol):
-    """A method that knows beforehand what its networks will cost."""
-
-    def spent(self, done: float) -> float:
-        """Share of the training's cost that is spent when a share of its steps is done, both in [0, 1]."""
-        ...
-
-
-@runtime_checkable
 class FreezingMethod(GrowthMethod, Protocol):
     """A method that says when the network will not change any more."""
 
