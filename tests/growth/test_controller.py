@@ -14,7 +14,7 @@ from apical.budget import Budget
 from apical.growth import Choice, GrowthConfig, ScsConfig
 from apical.growth._controller import Controller
 from apical.growth._method import terms_of
-from apical.growth._schedule import with_interval
+from apical.growth._schedule import with_times
 from apical.growth._scs import ScsController
 from apical.models import GPT, CifarResNet
 from apical.resizing._selection import Selection
@@ -36,7 +36,7 @@ def structure(model: nn.Module) -> apical.Structure:
 
 def make(model: nn.Module, structure: apical.Structure, config: Any, budget: str = "50% macs") -> Any:
     terms = terms_of(model, structure, Budget.of(budget), config)
-    config, length = with_interval(config, EPOCHS, None)
+    config, length = with_times(config, EPOCHS, None)
     if isinstance(config, ScsConfig):
         return ScsController(terms, config, EPOCHS, length)
     return Controller(model, terms, config, length)

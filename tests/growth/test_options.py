@@ -18,7 +18,7 @@ from apical import Grower, GrowthConfig, trace
 from apical.baselines import Comparator, Uniform
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError, ResizeError, TraceError
 from apical.growth import ScsConfig
-from apical.growth._schedule import Schedule, with_interval
+from apical.growth._schedule import Schedule, with_times
 from growth.cases import begun, built, example, grown, sgd, structure_of
 
 fractions = st.floats(0.01, 1.0)
@@ -46,9 +46,9 @@ def test_the_schedule_is_linear_in_time() -> None:
 )  # fmt: skip
 def test_an_interval_that_is_chosen_is_an_epoch_or_a_sixteenth_of_growth(epochs: int, steps: int, end: float) -> None:
     config = GrowthConfig(growth_end=end)
-    by_epochs, length = with_interval(config, epochs, None)
+    by_epochs, length = with_times(config, epochs, None)
     assert (by_epochs.interval, by_epochs.interval_unit, length) == (1, "epochs", epochs)
-    by_steps, length = with_interval(config, epochs, steps)
+    by_steps, length = with_times(config, epochs, steps)
     assert (by_steps.interval_unit, length) == ("steps", epochs * steps)
     assert isinstance(by_steps.interval, int)
     assert 1 <= by_steps.interval <= steps
@@ -66,15 +66,34 @@ def test_an_interval_that_is_chosen_is_an_epoch_or_a_sixteenth_of_growth(epochs:
         ({"interval": 3}, 50, (3, "steps", 500)),
         ({"interval": 3, "interval_unit": "epochs"}, 50, (3, "epochs", 10)),
         ({"interval_unit": "epochs"}, 50, (1, "epochs", 10)),
-        ({"interval_unit": "steps"}, 50, (12, "steps", 500)),
+        ({"interval_unit": "steps"}, 50, (8, "steps", 500)),
+        ({"interval_unit": "steps", "growth_end": 0.4}, 50, (12, "steps", 500)),
         ({"interval_unit": "steps", "growth_end": 0.8}, 50, (25, "steps", 500)),
     ],
 )
 def test_an_interval_that_is_given_is_kept(
     options: dict[str, Any], steps: int | None, expected: tuple[int, str, int]
 ) -> None:
-    config, length = with_interval(GrowthConfig(**options), 10, steps)
+    config, length = with_times(GrowthConfig(**options), 10, steps)
     assert (config.interval, config.interval_unit, length) == expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "options", "end"),
+    [
+        (40, 156, {}, 0.25),
+        (160, None, {}, 0.25),
+        (50, None, {}, 0.32),  # sixteen epochs
+        (10, None, {}, 0.4),
+        (10, 4, {}, 0.4),
+        (100, None, {"interval": 2}, 0.32),
+        (160, None, {"growth_end": 0.4}, 0.4),
+    ],
+)
+def test_growth_ends_as_early_as_sixteen_restructurings_allow(
+    epochs: int, steps: int | None, options: dict[str, Any], end: float
+) -> None:
+    assert with_times(GrowthConfig(**options), epochs, steps)[0].growth_end == pytest.approx(end)
 
 
 @given(total=st.integers(1, 50), interval=st.integers(1, 60), end=fractions)

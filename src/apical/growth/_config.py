@@ -22,7 +22,8 @@ class GrowthConfig(HasDivisor):
             head of a language model (the smallest network if that costs more). Above 1, a multiple of the whole
             budget, from which the network is pruned: ``seed_fraction=2`` under a budget of 50 % starts from the full
             network. The largest network if that costs less.
-        growth_end: when the scheduled cost reaches the budget, and restructuring ends.
+        growth_end: when the scheduled cost reaches the budget, and restructuring ends, as a fraction of training.
+            ``"auto"``: 0.25, or as much later as 16 restructurings need, at most 0.4.
         interval: epochs (or steps) from one restructuring to the next. ``"auto"``: an epoch; in steps, where growth
             takes fewer than 16 epochs, a sixteenth of it.
         interval_unit: with ``"steps"`` the loop calls `Grower.end_step` after each optimizer step. ``"auto"``: steps
@@ -47,7 +48,7 @@ class GrowthConfig(HasDivisor):
 
     seed_style: Literal["small", "pretrained"] = "small"
     seed_fraction: float = 0.25
-    growth_end: float = 0.4
+    growth_end: float | Literal["auto"] = "auto"
     interval: int | Literal["auto"] = "auto"
     interval_unit: Literal["auto", "epochs", "steps"] = "auto"
     utility: Literal["squared", "random"] = "squared"

@@ -47,7 +47,7 @@ from apical.growth._record import (
 )
 from apical.growth._restructuring import Restructuring
 from apical.growth._saved import changed_since, check_identity, identity, refuse_early_optimizer_state
-from apical.growth._schedule import adopted_divisor, choose_divisor, with_interval
+from apical.growth._schedule import adopted_divisor, choose_divisor, with_times
 from apical.growth._scs import ScsConfig
 from apical.quantize import QuantizedTensor
 from apical.reporting import write_report
@@ -143,7 +143,7 @@ class Grower:
         width_budget = self.budget.of_kinds(*WIDTH_KINDS)
         if width_budget is None:  # widths stay as they are: growth is over at once
             self.config = replace(self.config, interval=epochs, interval_unit="epochs")
-        self.config, self._total = with_interval(self.config, epochs, steps_per_epoch)
+        self.config, self._total = with_times(self.config, epochs, steps_per_epoch)
         inputs: Any = Call.of(example_inputs)
         optimizers = _optimizers(optimizer)
         check_kinds(optimizers)

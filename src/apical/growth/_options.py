@@ -41,7 +41,7 @@ def _wrong_type(name: str, hint: Any, value: Any) -> Iterator[str]:
 
 def wrong_times(config: Any) -> Iterator[str]:
     """What is wrong with the options that both ways of growing have."""
-    if not 0 < config.growth_end <= 1:
+    if config.growth_end != "auto" and not 0 < config.growth_end <= 1:
         yield f"growth_end must be in (0, 1], got {config.growth_end!r}"
     for name in ("interval", "divisor", "min_units"):
         value = getattr(config, name)

@@ -13,7 +13,7 @@ from apical.errors import ConfigError
 from apical.growth._config import GrowthConfig
 from apical.growth._controller import Controller
 from apical.growth._method import Choice, Method, Terms, terms_of
-from apical.growth._schedule import with_interval
+from apical.growth._schedule import with_times
 from apical.growth._scs import ScsConfig, ScsController
 from apical.growth._widths import fit
 from apical.reporting._svg import evenly
@@ -197,6 +197,6 @@ def plan_on_paper(
             + (" and a seed of trained weights" if getattr(config, "seed_style", "") == "pretrained" else "")
             + "; write --budget '50% macs', or plan the model with its weights"
         )
-    config, length = with_interval(config, epochs, None)
+    config, length = with_times(config, epochs, None)
     method = method_of(model, terms_of(model, structure, budget, config), config, epochs, length)
     return plan_of(method, method.seed(), epochs, str(budget))

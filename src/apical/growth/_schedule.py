@@ -15,8 +15,9 @@ from apical.structure import Structure
 from apical.timing import DIVISORS, DivisorChoice
 from apical.timing._divisor import divisor_for
 
-RESTRUCTURINGS = 16  # that growth should have at least, where it can be restructured between steps
+RESTRUCTURINGS = 16  # that growth should have at least
 SHORTEST = 8  # steps of an interval that is chosen here: fewer measure little
+EARLIEST, LATEST = 0.25, 0.4  # end of growth that is chosen here
 
 Config = TypeVar("Config", bound=Any)
 
@@ -41,7 +42,7 @@ class Schedule:
 
     @staticmethod
     def of(config: Any, length: int) -> Schedule:
-        """What a config says of either way of growing; its interval is a number (`with_interval`)."""
+        """What a config says of either way of growing; its interval is a number (`with_times`)."""
         return Schedule(config.growth_end, config.interval, length)
 
     @property
@@ -69,8 +70,8 @@ class Schedule:
         return 1.0 if self.is_last(done) else seed_load + (1 - seed_load) * grown
 
 
-def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Config, int]:
-    """The config with a number and a unit for its interval, and the length of the whole training in that unit.
+def with_times(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Config, int]:
+    """The config with numbers for its interval and the end of growth, and the length of the whole training in that unit.
 
     Args:
         config: with ``interval``, ``interval_unit``, ``growth_end``.
@@ -79,9 +80,11 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
 
     Example:
         >>> from apical.growth import GrowthConfig
-        >>> config, length = with_interval(GrowthConfig(), epochs=10, steps_per_epoch=200)
+        >>> config, length = with_times(GrowthConfig(), epochs=10, steps_per_epoch=200)
         >>> config.interval, config.interval_unit, length
-        (50, 'steps', 2000)
+        (31, 'steps', 2000)
+        >>> with_times(GrowthConfig(), epochs=50, steps_per_epoch=None)[0].growth_end
+        0.32
     """
     unit = config.interval_unit
     if unit == "auto":
@@ -93,11 +96,16 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
             hint = ' (interval_unit="steps" needs it)' if name == "steps_per_epoch" else ""
             raise ConfigError(f"{name} must be a whole number of at least 1, got {shown(value)}{hint}")
         length *= value
-    interval = config.interval
-    if interval == "auto":
-        often = max(SHORTEST, round(config.growth_end * length) // RESTRUCTURINGS)
-        interval = 1 if unit == "epochs" else min(steps_per_epoch, often)
-    return replace(config, interval=interval, interval_unit=unit), length
+    interval, end = config.interval, config.growth_end
+    chosen = interval == "auto"
+    if chosen:
+        interval = 1 if unit == "epochs" else min(steps_per_epoch, SHORTEST)
+    # early, since what is trained while the network is small counts little at the end of a long training
+    if end == "auto":
+        end = min(LATEST, max(EARLIEST, RESTRUCTURINGS * interval / length))
+    if chosen and unit == "steps":
+        interval = min(steps_per_epoch, max(SHORTEST, round(end * length) // RESTRUCTURINGS))
+    return replace(config, interval=interval, interval_unit=unit, growth_end=end), length
 
 
 def choose_divisor(
