@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit, explained
-from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of
+from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of, roles
 from apical.resizing._dry_run import confirm, screen
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, LocalSize, local_sizes
@@ -220,7 +220,8 @@ def _following(
     refused = ("without some of it", "refuted", "a gate of zero")
     broken = {f.name for f in left.frozen if f.reason.startswith(refused)}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
-    sort = {g.name: (kind_of(g.name), len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
+    role = roles(g.name for g in groups)
+    sort = {g.name: (role[g.name], len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
     beds = [small] if small.narrow is None else [small.narrow, small]
     full = FullSizes(beds[0].model, beds[0].example)
     found: dict[str, Step] = {}
