@@ -83,9 +83,11 @@ class FullSizes:
         # of the two dimensions after the batch one may be that of features, which cannot change
         counted = [noted for noted, ran in other if ran or not any(ran for _, ran in other)]
         for key in methods:
-            runs = [noted[key] for noted in (first, batch, *counted)]
-            steady = {name for name in first[key] if len(set.union(set(), *(run.get(name, set()) for run in runs))) == 1}
-            known = {name: value for name, (value,) in first[key].items() if name in steady and value is not None}
+            found: Noted = {}
+            for name, values in (item for noted in (first, batch, *counted) for item in noted[key].items()):
+                found.setdefault(name, set()).update(values)
+            steady = {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
+            known = {name: value for name, value in steady.items() if value is not None and name in first[key]}
             self.known[key] = known if takes_batches else {}  # else what depends on the batch is not known
 
     def _noted(self, example: Example, methods: Collection[tuple[str, str]]) -> tuple[dict[tuple[str, str], Noted], bool]:

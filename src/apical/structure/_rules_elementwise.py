@@ -13,7 +13,7 @@ from torch import Tensor
 from apical.structure._atoms import compress, line, shrink_constant_dims, varying_dims
 from apical.structure._nodes import makes_weight
 from apical.structure._registry import op_name, register_op
-from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros
+from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros, param_axis_along
 from apical.structure._walk import NOT_A_CHANNEL, Walk
 
 OUTER = "outer product or sum of two sets of channels"
@@ -129,6 +129,9 @@ def _of_parameters(
                     walk.meet(ours, theirs, FIXED_SIZE)
             if scale.name != weight.name:
                 return replace(weight, data=None)
+    if op_name(walk.target).endswith(("::add", "::sub")) and len(params) == 2 and not fixed:
+        if all(p.shape == shape and walk.is_parameter(p.name) for p in params) and makes_weight(walk.current):
+            return _sum_of_weights(walk, *params)
     normed = next((p for p in params if p.shape == shape), None)
     if normed is not None and not fixed and all(_is_part(p, normed) for p in params):
         return replace(normed, data=None)
@@ -150,6 +153,19 @@ def _of_parameters(
         else:
             walk.freeze_value(param, "meets a tensor without channels")
     return ids
+
+
+def _sum_of_weights(walk: Walk, weight: ParamValue, other: ParamValue) -> ParamValue:
+    """A weight and what is added to it, as one of low rank (LoRA): it is the weight, if both are zero together."""
+    for d in range(len(weight.shape)):
+        ours, theirs = param_axis_along(weight, d), param_axis_along(other, d)
+        if (ours is None) != (theirs is None):
+            raise LookupError("a sum of weights of which one is spread")
+        if ours is not None and theirs is not None:
+            walk.meet(walk.axis(weight.name, ours[0])[ours[1]], walk.axis(other.name, theirs[0])[theirs[1]], FIXED_SIZE)
+            gates = walk.gate_of(weight.name, ours[0]), walk.gate_of(other.name, theirs[0])
+            walk.together.setdefault(gates[0], set()).add(gates[1])
+    return replace(weight, data=None)
 
 
 def _is_part(param: ParamValue, weight: ParamValue) -> bool:
