@@ -183,9 +183,9 @@ def bilinear(walk: Walk, a: Value, b: Value, weight: AnyValue, bias: Any = None)
 
 
 def _owners(walk: Walk, weight: AnyValue) -> tuple[str, ...]:
-    """The layer that runs, which may share its weight, and the one that holds it, which its parent may read."""
-    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else walk.module_path
-    return (walk.module_path, owner)
+    """The layer that runs, which may share its weight, and those that hold it, which their parent may read."""
+    names = {weight.name, *walk.summands.get(weight.name, ())} if isinstance(weight, ParamValue) else ()
+    return (walk.module_path, *sorted(name.rpartition(".")[0] for name in names))
 
 
 def _linear_beside_channels(walk: Walk, result: Value, bias: Any) -> Value:

@@ -55,7 +55,7 @@ def _norm_of_weight(walk: Walk, x: ParamValue, name: str, dims: list[int]) -> An
     if any(len(coords.unique()) != walk.tensor(x.name).shape[d] for d, coords in over.items()):
         walk.freeze_value(x, f"{name} over a part of a weight")
         return walk.fixed(walk.current)
-    largest = name == "amax" and op_name(walk.current.all_input_nodes[0].target) == "aten::abs"
+    largest = name in ("amax", "max") and op_name(walk.current.all_input_nodes[0].target) == "aten::abs"
     for d in over:
         if name in ADDS_UP or largest:
             walk.couple(x.name, d)
@@ -210,8 +210,15 @@ def per_channel(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     dim = len(x.shape) - SPATIAL[op_name(walk.target)] - 1
     if isinstance(x, ParamValue):  # positions that are learned at one size of images and used at another
         x = walk.as_channels(x, dim)
-    ids = walk.channel_ids(x, dim)
-    results = tuple(Value(s, None if ids is None else spread(ids, s, dim), x.zeros) for s in walk.out_shapes)
+    ids = x.ids
+    for d in range(dim + 1, len(x.shape)):
+        if ids is not None and not is_constant(ids, d):
+            ids = walk.table(x, range(dim + 1))
+            assert ids is not None
+            ids = ids.reshape(*ids.shape, *[1] * (len(x.shape) - dim - 1))
+            break
+    first = (slice(None),) * (dim + 1) + (slice(1),) * (len(x.shape) - dim - 1)
+    results = tuple(Value(s, None if ids is None else ids[first].expand(s), x.zeros) for s in walk.out_shapes)
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
 
 

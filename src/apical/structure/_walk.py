@@ -66,6 +66,7 @@ class Walk:
         self.columns: dict[AxisKey, None] = {}  # weight axes that read channels
         self.gates: dict[AxisKey, AxisKey] = {}  # of weight axes that may not be zero themselves: what zeroes them
         self.products: dict[str, tuple[AxisKey, ...]] = {}  # of a product of two weights: whose axes its own are
+        self.summands: dict[str, set[str]] = {}  # of a sum of weights, by the one that stands for it: the others
         self.together: dict[AxisKey, set[AxisKey]] = {}  # of a sum of weights: what must be zero as well for it to be
         self.coupled: set[AxisKey] = set()  # weight axes over which the weight's own norm is taken
         self.rectangles: list[Rectangle] = []
@@ -496,11 +497,22 @@ class Walk:
     def stuck(self) -> frozenset[str]:
         """Weights with several dimensions for units of which the chosen one cannot go.
 
-        Those that are one for each of several heads are stuck also where all that they write is one unit.
+        Those that are one for each of several heads are stuck where all that they write is one unit.
         """
+
+        def at_once(ids: Tensor) -> bool:
+            return self.atoms.are_one(ids) and not self.atoms.all_frozen(ids)
+
         chosen = {name: self.axis(name, dim) for name, dim in self.chosen.items()}
-        frozen = {name for name, ids in chosen.items() if self.atoms.all_frozen(ids)}
-        return frozenset(frozen | {n for n, ids in chosen.items() if n in self.each and self.atoms.are_one(ids)})
+        return frozenset(n for n, ids in chosen.items() if (at_once if n in self.each else self.atoms.all_frozen)(ids))
+
+    def stays(self) -> frozenset[str]:
+        """Weights that are one for each of several heads, of which nothing that they write can go."""
+        return frozenset(n for n in self.each if self.atoms.all_frozen(self.axis(n, self.chosen[n])))
+
+    def free_positions(self) -> int:
+        """How many positions that weights write may go, as far as is known by now."""
+        return sum(self.axes[key].numel() - self.atoms.count_frozen(self.axes[key]) for key in self.producers)
 
     def meet_rows(self, table: Tensor) -> None:
         """Join the entries of each row  # (rows, entries)"""
