@@ -90,7 +90,9 @@ class FullSizes:
             known = {name: value for name, value in steady.items() if value is not None and name in first[key]}
             self.known[key] = known if takes_batches else {}  # else what depends on the batch is not known
 
-    def _noted(self, example: Example, methods: Collection[tuple[str, str]]) -> tuple[dict[tuple[str, str], Noted], bool]:
+    def _noted(
+        self, example: Example, methods: Collection[tuple[str, str]]
+    ) -> tuple[dict[tuple[str, str], Noted], bool]:
         """What the sizes in some methods are in a call, as far as it comes, and whether it comes to its end."""
         twin = sharing_copy(self.model)
         noted: dict[tuple[str, str], Noted] = {key: {} for key in methods}
@@ -129,9 +131,7 @@ def _other_sides(example: Example) -> Iterator[Example]:
     if 3 in dims:
         yield _changed(example, lambda v: v[..., :-1] if v.dim() == 3 and v.shape[2] > 1 else v)
     if 4 in dims:
-        yield _changed(
-            example, lambda v: v[..., : v.shape[-2] // 2, : v.shape[-1] // 2] if v.dim() == 4 else v
-        )
+        yield _changed(example, lambda v: v[..., : v.shape[-2] // 2, : v.shape[-1] // 2] if v.dim() == 4 else v)
 
 
 def local_sizes(problem: BaseException, model: nn.Module) -> list[LocalSize]:

@@ -1,12 +1,12 @@
 """Sizes that a module's code holds in local variables or constants, made attributes: ``x.reshape(b, n, c)``.
 
 In a resized module one argument of one call, one bound of a slice or one quotient (``c // self.num_heads``) becomes an
-attribute of the module. The user's
-class stays as it is: the module gets a subclass of it that prints the same, whose method is compiled anew from the
-source with that argument replaced. A function outside of the class that its methods call by name becomes a method of
-the subclass, which they call instead. The attribute's name says which argument it is, and of which source:
-``size_in_forward_3_2_1a2b3c4d`` is the third argument of the fourth call in ``forward``, where that has this checksum;
-slices and quotients are counted after all calls. So whatever knows attributes (resizing, saving, loading) needs to know nothing else.
+attribute of the module. The user's class stays as it is: the module gets a subclass of it that prints the same, whose
+method is compiled anew from the source with that argument replaced. A function outside of the class that its methods
+call by name becomes a method of the subclass, which they call instead. The attribute's name says which argument it is,
+and of which source: ``size_in_forward_3_2_1a2b3c4d`` is the third argument of the fourth call in ``forward``, where
+that has this checksum; slices and quotients are counted after all calls. So whatever knows attributes (resizing,
+saving, loading) needs to know nothing else.
 """
 
 from __future__ import annotations
@@ -163,12 +163,14 @@ def method_of(kind: type, name: str) -> Method | None:
 def functions_of(kind: type) -> dict[str, tuple[FunctionType, tuple[str, ...]]]:
     """The functions outside of a class that its methods call by name, and those that these call, each with callers."""
     base = original_class(kind)
-    of_class = {name: f for k in base.__mro__[::-1] if not k.__module__.startswith(_TORCH) for name, f in vars(k).items()}
+    of_class = {
+        name: f for k in base.__mro__[::-1] if not k.__module__.startswith(_TORCH) for name, f in vars(k).items()
+    }
     waiting = [(name, f) for name, f in of_class.items() if isinstance(f, FunctionType)]
     found: dict[str, tuple[FunctionType, tuple[str, ...]]] = {}
     while waiting:
         caller, function = waiting.pop(0)
-        for name in function.__code__.co_names:
+        for name in dict.fromkeys(n for code in _all_codes(function.__code__) for n in code.co_names):
             callee = function.__globals__.get(name)
             if name in of_class or not isinstance(callee, FunctionType) or callee.__name__ != name or name == caller:
                 continue
@@ -367,6 +369,13 @@ def _compiled(tree: ast.FunctionDef, function: FunctionType) -> CodeType:
     flags = function.__code__.co_flags & _FUTURES
     code = compile(module, function.__code__.co_filename, "exec", flags, dont_inherit=True)
     return next(c for around in _codes(code) for c in _codes(around) if c.co_name == tree.name)
+
+
+def _all_codes(code: CodeType) -> Iterator[CodeType]:
+    """The code, and all of what is defined in it."""
+    yield code
+    for inner in _codes(code):
+        yield from _all_codes(inner)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

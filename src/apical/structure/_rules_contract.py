@@ -228,7 +228,9 @@ def _product(walk: Walk, a: ParamValue, b: ParamValue) -> ParamValue:
     keys = [walk.key(x.name, side[0]) for x, side in sides if side is not None]
     if len(keys) < 4 or any(side is not None and len(side[1]) != len(walk.axis(x.name, side[0])) for x, side in sides):
         raise LookupError("a product of parts of two parameters")
-    rows, inner, writing, columns = (walk.axis(*key)[side[1]] for key, (_, side) in zip(keys, sides, strict=True) if side)
+    rows, inner, writing, columns = (
+        walk.axis(*key)[side[1]] for key, (_, side) in zip(keys, sides, strict=True) if side
+    )
     walk.produce(*keys[2])
     walk.meet(inner, writing, FIXED_SIZE)
     walk.read(inner, None, keys[1])

@@ -129,9 +129,9 @@ def _of_parameters(
                     walk.meet(ours, theirs, FIXED_SIZE)
             if scale.name != weight.name:
                 return replace(weight, data=None)
-    if op_name(walk.target).endswith(("::add", "::sub")) and len(params) == 2 and not fixed:
-        if all(p.shape == shape and walk.is_parameter(p.name) for p in params) and makes_weight(walk.current):
-            return _sum_of_weights(walk, *params)
+    weights = len(params) == 2 and all(p.shape == shape and walk.is_parameter(p.name) for p in params)
+    if op_name(walk.target) in ("aten::add", "aten::sub") and weights and not fixed and makes_weight(walk.current):
+        return _sum_of_weights(walk, *params)
     normed = next((p for p in params if p.shape == shape), None)
     if normed is not None and not fixed and all(_is_part(p, normed) for p in params):
         return replace(normed, data=None)

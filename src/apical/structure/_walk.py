@@ -169,9 +169,9 @@ class Walk:
 
     def _overwrite(self, written: fx.Node, result: Any) -> None:
         """After an in-place operation: later uses of what it wrote see its result."""
-        if is_unshared(written):
-            pass
-        elif isinstance(result, Value) and (self._put_beside(written, result) or self._put_together(written, result)):
+        alone = is_unshared(written)
+        placed = not alone and isinstance(result, Value)
+        if alone or (placed and (self._put_beside(written, result) or self._put_together(written, result))):
             pass
         elif op_name(written.target) in PARTIAL_VIEWS:
             for node in (written, *written.all_input_nodes):
