@@ -176,7 +176,7 @@ def _position(instruction: int, frame: FrameType) -> Position | None:
 
 
 def quotients(model: nn.Module, paths: Iterable[str]) -> list[LocalSize]:
-    """All quotients in the forward methods of some modules: sizes that may change a result without breaking anything."""
+    """All quotients in the forward methods of some modules: sizes that may change a result and break nothing."""
     found: list[LocalSize] = []
     for path in paths:
         kind = type(model.get_submodule(path))
