@@ -77,7 +77,6 @@ class FullSizes:
 
     def _observe(self, methods: Collection[tuple[str, str]]) -> None:
         first, complete = self._noted(self.example, methods)
-        assert complete
         batch, takes_batches = self._noted(_changed(self.example, _twice), methods)
         other = [self._noted(example, methods) for example in _other_sides(self.example)]
         # of the two dimensions after the batch one may be that of features, which cannot change
@@ -88,7 +87,7 @@ class FullSizes:
                 found.setdefault(name, set()).update(values)
             steady = {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
             known = {name: value for name, value in steady.items() if value is not None and name in first[key]}
-            self.known[key] = known if takes_batches else {}  # else what depends on the batch is not known
+            self.known[key] = known if complete and takes_batches else {}  # else what depends on the batch is not known
 
     def _noted(
         self, example: Example, methods: Collection[tuple[str, str]]
