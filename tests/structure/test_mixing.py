@@ -128,11 +128,12 @@ def test_heads_whose_weights_meet_positions_of_fixed_size_first() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         q, k, v = (layer(x).view(*x.shape[:2], -1, 3) for layer in (m.q, m.k, m.v))
         moved = torch.einsum("binh,dnh->bind", q + m.shift, m.relative)
-        scores = torch.einsum("bind,td->bnit", moved, m.positions)[..., :5] + torch.einsum("bind,bjnd->bnij", q, k)
+        positions = torch.arange(84).view(7, 12).to(x.dtype).cos()
+        scores = torch.einsum("bind,td->bnit", moved, positions)[..., :5] + torch.einsum("bind,bjnd->bnij", q, k)
         return m.out(torch.einsum("bnij,bjnd->bind", scores.softmax(-1), v).flatten(2))
 
     parts: Any = {name: nn.Linear(4, 12) for name in "qkv"}
     net = Net(forward, **parts, shift=nn.Parameter(torch.randn(4, 3)), relative=nn.Parameter(torch.randn(12, 4, 3)),
-              out=nn.Linear(12, 2), positions=torch.randn(7, 12))  # fmt: skip
+              out=nn.Linear(12, 2))  # fmt: skip
     structure = traced(net, vectors(2, 5, 4))
     assert [(g.name, g.size) for g in structure.groups] == [("q", 4)]
