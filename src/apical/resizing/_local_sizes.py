@@ -178,7 +178,7 @@ def quotients(model: nn.Module, paths: Iterable[str]) -> list[LocalSize]:
     """All quotients in the forward methods of some modules: sizes that may change a result and break nothing."""
     found: list[LocalSize] = []
     for path in paths:
-        kind = type(model.get_submodule(path))
+        kind: Any = type(model.get_submodule(path))
         methods = [m for name in ("forward", *functions_of(kind)) if (m := method_of(kind, name)) is not None]
         for method in methods:
             numbers = [i for i, site in enumerate(method.sites()) if isinstance(site, ast.BinOp)]

@@ -97,7 +97,7 @@ def is_unshared(view: fx.Node) -> bool:
         node = node.args[0]
         if not isinstance(node, fx.Node) or len(node.users) > 1:
             return False
-    return node.op == "call_function"
+    return bool(node.op == "call_function")
 
 
 def is_view(node: fx.Node) -> bool:

@@ -354,7 +354,9 @@ def _padded_weight(walk: Walk, x: ParamValue, n: int) -> ParamValue:
             raise LookupError("a padded view of a parameter that mixes its dimensions")
         if along:
             walk.atoms.freeze(walk.axis(x.name, d), "is padded")
-        first = own[(..., *[slice(1)] * n)]
+        first = own
+        for at in range(len(shape) - n, len(shape)):
+            first = first.narrow(at, 0, 1)
         coords.append((first.new_zeros(()) if along else first).expand(shape))
     return replace(x, shape=shape, coords=tuple(coords), whole=False, data=None)
 
