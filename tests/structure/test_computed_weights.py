@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import apical
 from apical.errors import TraceError
 from apical.growth._growing_model import prepare_births_
-from structure.expectations import groups_of, reasons_of, traced
+from structure.expectations import groups_of, members_of, reasons_of, site, traced
 from structure.nets import Net, image, vectors
 
 
@@ -234,3 +235,100 @@ def test_weights_that_are_stored_flat_are_told_how_to_be_stored() -> None:
     assert {g.name: g.size for g in whole.groups} == {"stem": 6, "weight": 8}
     flat = traced(Mixed(flat=True), image())
     assert "(number, out, in, *kernel)" in " ".join(f.reason for f in flat.frozen)
+
+
+class Adapted(nn.Linear):
+    """A linear layer with what it has learned since in a product of two thin weights (LoRA)."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__(i, o)
+        self.down, self.up = nn.Parameter(torch.randn(3, i)), nn.Parameter(torch.randn(o, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + 0.5 * (self.up @ self.down), self.bias)
+
+
+def test_weights_of_low_rank_added_to_others() -> None:
+    structure = traced(
+        nn.Sequential(Adapted(4, 6), nn.ReLU(), Adapted(6, 5), nn.ReLU(), nn.Linear(5, 2)), vectors(2, 4)
+    )
+    assert {g.name: g.size for g in structure.groups} == {"0": 3, "0:2": 6, "2": 3, "2:2": 5}
+    assert members_of(structure, "0:2") == {
+        "0.weight": 1, "0.bias": 1, "0.up": 1, "2.weight/1": 1, "2.down/1": 1
+    }  # fmt: skip
+
+
+def test_weights_of_low_rank_alone() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(torch.relu(F.linear(x, m.up @ m.down, m.bias)))
+
+    thin = {"up": nn.Parameter(torch.randn(6, 3)), "down": nn.Parameter(torch.randn(3, 4))}
+    structure = traced(Net(forward, **thin, bias=nn.Parameter(torch.randn(6)), last=nn.Linear(6, 2)), vectors(2, 4))
+    assert sorted(g.size for g in structure.groups) == [3, 6]
+
+
+def test_a_small_kernel_that_is_added_to_a_large_one() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        weight = m.large.weight + F.pad(m.small.weight, [1, 1, 1, 1])
+        return m.last(torch.relu(F.conv2d(torch.relu(m.stem(x)), weight, padding=1)))
+
+    net = Net(forward, stem=nn.Conv2d(3, 6, 3), large=nn.Conv2d(6, 5, 3, bias=False), last=nn.Conv2d(5, 2, 1),
+              small=nn.Conv2d(6, 5, 1, bias=False))  # fmt: skip
+    structure = traced(net, image())
+    assert {g.name: g.size for g in structure.groups} == {"stem": 6, "large": 5}
+    apical.resize_(net, structure, {"stem": range(4), "large": range(3)})
+    assert (net.small.in_channels, net.small.out_channels) == (4, 3)
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation as timm writes it for BiT and, with a gain, for NFNet."""
+
+    def __init__(self, i: int, o: int, gain: bool) -> None:
+        super().__init__(i, o, 3)
+        self.gain = nn.Parameter(torch.rand(o, 1, 1, 1) + 0.5) if gain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = None if self.gain is None else (self.gain * 0.3).view(-1)
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias)
+
+
+@pytest.mark.parametrize("gain", [False, True])
+def test_standardised_weights_lose_what_they_read_only_if_streams_may_be_resized(gain: bool) -> None:
+    net = nn.Sequential(Standardised(3, 6, gain), nn.ReLU(), Standardised(6, 5, gain), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    kept = traced(net, image())
+    assert {g.name: g.size for g in kept.groups} == {"2": 5}
+    assert 'without one of them it changes, unless streams="resize"' in reasons_of(kept)["0"]
+    resized = apical.trace(net, image(), streams="resize")
+    assert {g.name: (g.size, g.exact) for g in resized.groups} == {"0": (6, False), "2": (5, True)}
+
+
+class Knots(nn.Module):
+    """Splines of first degree, whose knots are a table that each feature has its own row of."""
+
+    def __init__(self, i: int, o: int) -> None:
+        super().__init__()
+        self.features, self.weight = o, nn.Parameter(torch.randn(o, i, 4))
+        self.register_buffer("grid", torch.linspace(-2, 2, 6).expand(i, -1).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, g = x.unsqueeze(-1), self.grid
+        near = ((x >= g[:, :-1]) & (x < g[:, 1:])).to(x.dtype)
+        rising = (x - g[:, :-2]) / (g[:, 1:-1] - g[:, :-2]) * near[..., :-1]
+        near = rising + (g[:, 2:] - x) / (g[:, 2:] - g[:, 1:-1]) * near[..., 1:]
+        return F.linear(near.flatten(1), self.weight.view(self.features, -1))
+
+
+def test_a_table_of_knots_loses_the_rows_of_features() -> None:
+    structure = traced(nn.Sequential(Knots(3, 6), Knots(6, 2)), vectors(4, 3))
+    assert [(g.name, g.size, site(structure, g.name)) for g in structure.groups] == [("0", 6, "1.weight/1")]
+
+
+def test_the_largest_of_all_weights_does_not_depend_on_those_that_are_zero() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        weight = m.a.weight / m.a.weight.abs().max()
+        return m.last(torch.relu(F.linear(x, weight, m.a.bias)))
+
+    structure = traced(Net(forward, a=nn.Linear(4, 6), last=nn.Linear(6, 2)), vectors(2, 4))
+    assert [(g.name, g.size) for g in structure.groups] == [("a", 6)]

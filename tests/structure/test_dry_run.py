@@ -33,6 +33,33 @@ def test_a_refuted_group_takes_no_other_with_it() -> None:
     assert "forward pass fails" in reasons_of(structure)["0"]
 
 
+def test_one_layer_of_every_block_is_refuted_and_its_neighbour_is_not() -> None:
+    """Their names differ in numbers only, as those of one layer in all blocks do."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7))
+            self.out = nn.Linear(7, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.out(plus_ones(self, self.mlp(x).unsqueeze(-1)).squeeze(-1))
+
+    def plus_ones(_: Any, y: Tensor) -> Tensor:
+        return y + torch.ones(7, 1)
+
+    structure = traced(nn.Sequential(*(Block() for _ in range(5)), nn.Linear(6, 2)), vectors(2, 6))
+    assert [g.name for g in structure.groups if ".mlp" in g.name] == [f"{i}.mlp.0" for i in range(5)]
+
+
+def test_what_a_forward_pass_left_in_an_attribute_is_copied() -> None:
+    net = nn.Linear(2, 2)
+    net.seen = net(torch.ones(1, 2))  # type: ignore[assignment]
+    twin = sharing_copy(net)
+    assert torch.equal(twin.seen, net.seen)
+    assert twin.seen.is_leaf
+
+
 def test_one_refuted_among_many() -> None:
     parts: list[nn.Module] = [unit(3, 6)]
     for i in range(6):

@@ -117,6 +117,74 @@ class WidthOverHeads(nn.Module):
         return self.out(Attending(q, k, v).transpose(1, 2).flatten(2))
 
 
+def window_attention(x: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    """As torchvision's Swin has it: a function that knows weights and sizes, and no module."""
+    b, n, c = x.shape
+    qkv = F.linear(x, weight, bias).reshape(x.size(0), x.size(1), 3, num_heads, c // num_heads)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    attention = torch.softmax((q * (c // num_heads) ** -0.5) @ k.mT, -1)
+    return (attention @ v).transpose(1, 2).reshape(b, n, c)
+
+
+def heads_of(x: Tensor, heads: int) -> Tensor:
+    return x.view(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, heads: int, width: int) -> Tensor:
+    q, k, v = (heads_of(t, heads) for t in (q, k, v))
+    return Attending(q, k, v).transpose(1, 2).reshape(q.shape[0], q.shape[2], width)
+
+
+class InFunction(nn.Module):
+    """All sizes are in a function outside of the class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.num_heads = nn.Linear(12, 36), nn.Linear(12, 5), 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(window_attention(x, self.qkv.weight, self.qkv.bias, self.num_heads))
+
+
+class InFunctions(nn.Module):
+    """A function that calls another one for each of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(attended(self.query(x), self.key(x), self.value(x), 4, x.shape[-1]))
+
+
+class LocalScale(nn.Module):
+    """The width of a head is a local variable, and the scale of the scores is computed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 4, nn.Linear(12, 36), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        width = c // self.num_heads
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, width).permute(2, 0, 3, 1, 4)
+        return self.proj((torch.softmax(q * width**-0.5 @ k.mT, -1) @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class Gates(nn.Module):
+    """Two gated units in one forward pass, whose halves are cut in two ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(12, 16), nn.Linear(8, 14), nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = F.silu(x[..., :8]) * x[..., -8:]
+        a, b = torch.split(self.second(x), 7, dim=-1)
+        return self.last(a * torch.sigmoid(b))
+
+
 def behind(layer: nn.Module) -> nn.Sequential:
     return nn.Sequential(layer, nn.ReLU(), nn.LazyLinear(2))
 
@@ -128,10 +196,29 @@ def built(layer: nn.Module, inputs: tuple[Any, ...] = SEQUENCE) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("layer", [InputWidth, Helpers, WidthOverHeads])
+@pytest.mark.parametrize("layer", [InputWidth, Helpers, WidthOverHeads, InFunction, InFunctions, LocalScale])
 def test_heads_go_although_their_number_is_in_the_code(layer: type[nn.Module]) -> None:
     structure = traced(built(layer()), SEQUENCE)
     assert 4 in [g.size for g in structure.groups], reasons_of(structure)
+
+
+def test_bounds_of_slices_follow() -> None:
+    structure = traced(built(Gates()), SEQUENCE)
+    assert {g.name: g.size for g in structure.groups} == {"0.first": 8, "0.second": 7, "0.last": 5}
+
+
+def test_what_was_a_function_is_a_method_of_resized_modules_only(tmp_path: Path) -> None:
+    models = built(InFunction()), built(InFunction())
+    structure = apical.trace(models[0], SEQUENCE)
+    before = models[1](*SEQUENCE)
+    apical.resize_(models[0], structure, {"0.qkv": [0, 3]})
+    small = models[0](*SEQUENCE)
+    assert torch.equal(models[1](*SEQUENCE), before)
+    assert torch.equal(pickle.loads(pickle.dumps(models[0]))(*SEQUENCE), small)
+    assert torch.equal(torch.export.export(models[0], SEQUENCE).module()(*SEQUENCE), small)
+    loaded = apical.load(built(InFunction()), apical.save(models[0], tmp_path / "small"))
+    assert torch.equal(loaded(*SEQUENCE), small)
+    assert type(models[1][0]) is InFunction
 
 
 def test_constants_in_a_view_follow() -> None:

@@ -120,3 +120,20 @@ def test_heads_of_a_weight_with_a_dimension_of_its_own_for_them() -> None:
 
     net = Net(forward, o=nn.Linear(12, 2), **{n: nn.Parameter(torch.randn(4, 6, 3)) for n in "qkv"})
     assert {n: size for n, (size, _, _) in groups_of(traced(net, vectors(2, 5, 6))).items()} == {"q": 4}
+
+
+def test_heads_whose_weights_meet_positions_of_fixed_size_first() -> None:
+    """As in the Funnel transformer: queries times a weight for each head, and then times the table of positions."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, 3) for layer in (m.q, m.k, m.v))
+        moved = torch.einsum("binh,dnh->bind", q + m.shift, m.relative)
+        positions = torch.arange(84).view(7, 12).to(x.dtype).cos()
+        scores = torch.einsum("bind,td->bnit", moved, positions)[..., :5] + torch.einsum("bind,bjnd->bnij", q, k)
+        return m.out(torch.einsum("bnij,bjnd->bind", scores.softmax(-1), v).flatten(2))
+
+    parts: Any = {name: nn.Linear(4, 12) for name in "qkv"}
+    net = Net(forward, **parts, shift=nn.Parameter(torch.randn(4, 3)), relative=nn.Parameter(torch.randn(12, 4, 3)),
+              out=nn.Linear(12, 2))  # fmt: skip
+    structure = traced(net, vectors(2, 5, 4))
+    assert [(g.name, g.size) for g in structure.groups] == [("q", 4)]

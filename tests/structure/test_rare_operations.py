@@ -58,6 +58,18 @@ def _without_middle(bias: Tensor) -> Tensor:
     return bias
 
 
+def _halved(h: Tensor) -> Tensor:
+    """A slice that is written into, of what nobody else reads."""
+    part = h[:, 1:]
+    part *= 0.5
+    return part
+
+
+def _pooled_by_head(h: Tensor) -> Tensor:
+    """Channels in pairs, each of which is an image of its own."""
+    return F.max_pool2d(h.reshape(-1, 2, *h.shape[2:]), 2).reshape(len(h), -1, h.shape[2] // 2, h.shape[3] // 2)
+
+
 def _resampled(table: Tensor) -> Tensor:
     """Biases of a window of three, by heads, for one of five, as BEiT's  # (1, heads, 5, 5)"""
     return F.interpolate(table.view(1, 3, 3, -1).permute(0, 3, 1, 2), size=(5, 5), mode="bilinear")
@@ -150,6 +162,8 @@ CASES: dict[str, Case] = {
     "learned positions that are resampled": images(
         lambda m, h: h + F.interpolate(m.at, size=(8, 8), mode="bicubic"), ALL, at=parameter(1, 6, 4, 4)
     ),
+    "a slice that is written into": sequences(lambda m, h: _halved(h), {"a": 6}),
+    "pooled head by head": images(lambda m, h: _pooled_by_head(h), {"a.0": 2}),
     "a part of a bias that is zeroed": sequences(
         lambda m, h: F.linear(h, m.qkv.weight, _without_middle(m.qkv.bias)).chunk(3, -1)[1] * m.v(h),
         {"a": 6, "qkv": 4}, width=4, qkv=nn.Linear(6, 12), v=nn.Linear(6, 4),

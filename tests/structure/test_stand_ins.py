@@ -19,6 +19,7 @@ from apical.errors import LoadError
 from apical.export import export_onnx, export_pt2
 from apical.resizing._stand_in import AbsentWeight, StandIn
 from apical.structure import Returned
+from apical.structure._returned import Argument, returned
 from marks import slow
 from structure.contract import generic_
 from structure.expectations import traced
@@ -466,3 +467,14 @@ def test_a_parent_may_rescale_a_weight_that_is_absent() -> None:
     assert isinstance(absent.weight, AbsentWeight)
     assert absent.weight.mul_(2) is absent.weight
     assert not hasattr(absent.weight, "shape")
+
+
+def test_a_mask_with_infinities_is_not_taken_for_another() -> None:
+    x, mask = torch.randn(2, 3), torch.tensor([0.0, -torch.inf, 1.0])
+    arguments = [Argument(x, 0, None), Argument(mask, 1, None)]
+    made = returned((x, mask + 1), arguments, 1e-10)
+    assert made is not None
+    assert [item.kind for item in made.items] == ["input", "value"]
+    made = returned((x, mask * torch.nan), arguments, 1e-10)
+    assert made is not None
+    assert [item.kind for item in made.items] == ["input", "value"]

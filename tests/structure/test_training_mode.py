@@ -211,3 +211,31 @@ def test_training_mode_that_chance_decides_is_said() -> None:
     structure = apical.trace(Net(forward, a=unit(3, 8), last=conv(8, 2)), image(batch=5))
     assert [g.name for g in structure.groups] == ["a.0"]
     assert "compared in eval mode only" in structure.notes[-1]
+
+
+def layers_now_and_then(m: Any, x: Tensor) -> Any:
+    for layer in m.layers:
+        if m.training and torch.rand([]) < 0.1:
+            continue
+        x = x + layer(x)
+    return (m.last(x), m.aux(x)) if m.training else m.last(x)
+
+
+def test_layers_that_are_dropped_now_and_then_are_followed() -> None:
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(2))
+    net = Net(layers_now_and_then, layers=layers, last=nn.Linear(4, 2), aux=nn.Linear(4, 3))
+    structure = trained_after_shrinking(net, vectors(2, 4))
+    assert {g.name: g.size for g in structure.groups if "layers" in g.name} == {"layers.0.0": 6, "layers.1.0": 6}
+    assert not [note for note in structure.notes if "training mode" in note]
+
+
+def test_parameters_that_neither_mode_reads_do_not_matter_where_training_mode_is_unknown() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        if m.training and m.a(x).isinf().any():
+            return m.last(torch.relu(m.a(x)).clamp(max=9.0))
+        return m.last(torch.relu(m.a(x)))
+
+    net = Net(forward, a=nn.Linear(4, 6), last=nn.Linear(6, 2), never=nn.Linear(6, 2))
+    structure = apical.trace(net, vectors(2, 4))
+    assert [(g.name, g.size) for g in structure.groups] == [("a", 6)]
+    assert [note for note in structure.notes if "training mode was not followed" in note]

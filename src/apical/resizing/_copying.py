@@ -97,6 +97,8 @@ def _copied(value: Any, known: dict[Any, Any]) -> Any:
         for key, item in value.items():
             twin[key] = item if type(item) in _UNCHANGEABLE else _copied(item, known)
         return twin
+    if kind is Tensor and not value.is_leaf:  # kept from a forward pass, such as attention weights to be shown
+        return known.setdefault(id(value), value.detach().clone())
     if kind is Tensor and _is_plain(value):
         memory, copied = value.untyped_storage()._cdata, known.setdefault("torch", {})  # as torch notes what is shared
         if memory not in copied:

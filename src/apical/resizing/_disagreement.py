@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -118,3 +118,25 @@ def keep_odd(size: int, shift: int) -> int:
 def kind_of(name: str) -> str:
     """A name without its numbers, which parts of one construction have in common."""
     return re.sub(r"\d+", "#", name)
+
+
+def roles(names: Iterable[str]) -> dict[str, str]:
+    """What each name has in common with those of the same layer in other blocks.
+
+    Names of a kind, or of those the ones with the same last number if some have: layers of blocks that repeat.
+
+    Example:
+        >>> roles(["h.0.mlp.0", "h.0.mlp.2", "h.1.mlp.0", "h.1.mlp.2", "stem.0", "stem.3"])["h.1.mlp.2"]
+        'h.#.mlp.2'
+        >>> roles(["stem.0", "stem.3"])
+        {'stem.0': 'stem.#', 'stem.3': 'stem.#'}
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(kind_of(name), []).append(name)
+    found: dict[str, str] = {}
+    for kind, alike in kinds.items():
+        own = {name: re.sub(r"\d+(?=\D.*\d)", "#", name) for name in alike}
+        repeats = len(set(own.values())) < len(own)
+        found |= own if repeats else dict.fromkeys(own, kind)
+    return found

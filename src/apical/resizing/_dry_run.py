@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from apical.resizing._disagreement import Count, disagreement, keep_half, keep_odd, kind_of
+from apical.resizing._disagreement import Count, disagreement, keep_half, keep_odd, kind_of, roles
 from apical.resizing._gates import gated_copy
 from apical.resizing._seen import unseen
 from apical.resizing._stand_in import bind_blocks
@@ -97,10 +97,11 @@ def _readmit(structure: Structure, bed: Testbed, refuted: Refuted, clearly: bool
     parts: list[Part] = [*structure.groups, *structure.blocks]
     # one witness for all parts of a kind that were refuted for one reason
     alike: dict[tuple[type, str, str], list[Part]] = {}
+    role = roles(part.name for part in parts)
     for part in parts:
         reason = refuted.get(key_of(part), TOGETHER)
         if not reason.startswith((APART, TOGETHER)):  # alone those agree everywhere
-            alike.setdefault((type(part), kind_of(part.name), kind_of(reason)), []).append(part)
+            alike.setdefault((type(part), role[part.name], kind_of(reason)), []).append(part)
     clear = bed.rough and clearly and replace(bed.rough, modes=bed.modes, tolerance=NEAR)
     for same in alike.values():
         if clear and disagreement(structure, clear, same[:1], keep_half) is not None:
@@ -201,13 +202,14 @@ def _search(differs: Callable[[Sequence[Part], Count], str | None], refuted: Ref
 
 
 def _kinds(parts: Sequence[Part]) -> dict[str, list[Part]]:
-    """Parts whose names differ in numbers only; if all do, those that are called the same in their module."""
+    """Parts whose names differ in numbers only; if all do, those of the same layer in blocks that repeat."""
+    names = [part.name for part in parts]
     kinds: dict[str, list[Part]] = {}
-    for alike in (kind_of, lambda name: name.rpartition(".")[2]):
+    for alike in ({name: kind_of(name) for name in names}, roles(names)):
         kinds = {}
         for part in parts:
-            kinds.setdefault(alike(part.name), []).append(part)
-        if len(kinds) > 1 and not any(kind.isdigit() for kind in kinds):
+            kinds.setdefault(alike[part.name], []).append(part)
+        if len(kinds) > 1:
             return kinds
     return {"": list(parts)}
 

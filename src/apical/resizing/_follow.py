@@ -9,7 +9,7 @@ Where no attribute helps, the reason is the line at which the trial stopped that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any
@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit, explained
-from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of
+from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of, roles
 from apical.resizing._dry_run import confirm, screen
 from apical.resizing._gates import gated_copy
-from apical.resizing._local_sizes import FullSizes, LocalSize, local_sizes
+from apical.resizing._local_sizes import FullSizes, Kind, LocalSize, local_sizes, quotients
 from apical.resizing._resize import resize_
 from apical.resizing._testbed import Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
@@ -108,7 +108,7 @@ class _Bench:
             differs = difference(expected, found, bed.tolerance) if self.group.exact else other_shapes(expected, found)
             trial = Trial(differs is None)
             if not trial.agreed:
-                break
+                return replace(trial, local=quotients(model, self._around()))
         return trial
 
     def _gated(self, i: int, which: int) -> list[Tensor]:
@@ -132,28 +132,55 @@ class _Bench:
         since it may be what one of them writes and the next one reads.
         """
         known = {(a.module, a.attribute) for a in (*self.structure.attributes, *chain(*taken))}
-        counts, alone = {len(m.positions[0]) for m in self.group.members}, list[Step]()
+        alone: list[Step] = []
         paths = self._around() if trial.where is None else trial.where.modules
         stating = [(p, name, v) for p in paths for name, v in integers(self.twin.get_submodule(p)).items()]
         stating = [own for own in stating if own[:2] in self.full.read]
+        if trial.where is None and taken:  # it runs with these: what is left to be kept is a scale
+            stating = []
         local = trial.local if self.in_code else ()
         self.full.observe(local)
         inside = [(s.module, s.attribute, v, s.now) for s in local if (v := self.full.of(s)) is not None]
         inside.sort(key=lambda size: size[3] in (None, size[2]))  # first what followed, since it must not have
-        for path, name, value, now in (*((*own, None) for own in stating), *inside):
-            if (path, name) in known:
-                continue
+        new = [size for size in (*((*own, None) for own in stating), *inside) if size[:2] not in known]
+        yield from self._at_once(new, {(s.module, s.attribute): s.kind for s in local})
+        for path, name, value, now in new:
             axes = [] if now in (None, value) else [SizeAxis(value, ((self.index, 0),))]  # must not have followed
-            per_unit, rest = divmod(value, self.group.size)
-            # a share of what a unit owns in a tensor, or several times that (in windows, each position of a head)
-            if value and not rest and any(n % per_unit == 0 or (n > 1 and per_unit % n == 0) for n in counts):
-                axes.append(SizeAxis(0, ((self.index, per_unit),)))
+            if (axis := self._in_proportion(value)) is not None:
+                axes.append(axis)
             axes += [SizeAxis(value - n * self.group.size, ((self.index, n),)) for n in self._shares(value)]
-            together = self._alike(path, name, value)
+            everywhere = self._alike(path, name, value)
             for axis in axes:
-                yield tuple(AttributeAxis(p, name, axis) for p in together)
-            alone += [(AttributeAxis(path, name, axis),) for axis in axes if len(together) > 1]
+                yield tuple(AttributeAxis(p, name, axis) for p in everywhere)
+            alone += [(AttributeAxis(path, name, axis),) for axis in axes if len(everywhere) > 1]
         yield from alone
+
+    def _at_once(self, sizes: Sequence[tuple[str, str, int, int | None]], kinds: Mapping[tuple[str, str], Kind]
+                 ) -> Iterator[Step]:  # fmt: skip
+        """Sizes in the code that fail nowhere: all quotients that must not follow, all bounds that must.
+
+        What several bounds cut apart may need all of them, and a scale in one line the width of a head in another.
+        """
+        kept: dict[AttributeAxis, None] = {}
+        cut: dict[AttributeAxis, None] = {}
+        for path, name, value, now in sizes:
+            kind, axis = kinds.get((path, name)), self._in_proportion(value)
+            everywhere = self._alike(path, name, value)
+            if kind == "quotient" and now != value:
+                kept |= dict.fromkeys(AttributeAxis(p, name, SizeAxis(value, ((self.index, 0),))) for p in everywhere)
+            if kind == "bound" and axis is not None:
+                cut |= dict.fromkeys(AttributeAxis(p, name, axis) for p in everywhere)
+        yield from (tuple(step) for step in (kept, cut) if step)
+
+    def _in_proportion(self, value: int) -> SizeAxis | None:
+        """The size as so much for each unit: a share of what a unit owns in a tensor, or several times that.
+
+        The latter in windows, where each position of a head comes several times.
+        """
+        per_unit, rest = divmod(value, self.group.size)
+        counts = {len(m.positions[0]) for m in self.group.members}
+        fits = value and not rest and any(n % per_unit == 0 or (n > 1 and per_unit % n == 0) for n in counts)
+        return SizeAxis(0, ((self.index, per_unit),)) if fits else None
 
     def _shares(self, value: int) -> list[int]:
         """How much a unit counts for in the size of an axis, or in each of its equal parts, that others lie on too."""
@@ -220,7 +247,8 @@ def _following(
     refused = ("without some of it", "refuted", "a gate of zero")
     broken = {f.name for f in left.frozen if f.reason.startswith(refused)}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
-    sort = {g.name: (kind_of(g.name), len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
+    role = roles(g.name for g in groups)
+    sort = {g.name: (role[g.name], len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
     beds = [small] if small.narrow is None else [small.narrow, small]
     full = FullSizes(beds[0].model, beds[0].example)
     found: dict[str, Step] = {}
@@ -233,9 +261,9 @@ def _following(
         # first what was found for the same layer of another number
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
-        result = ready or (() if known else _search(bench, frozenset(map(_form, chain(*found.values())))))
-        if result or not known:
-            found[group.name] = result
+        in_vain = any(not found[g.name] for g in alike if g.name in found)
+        result = ready or (() if in_vain else _search(bench, frozenset(map(_form, chain(*found.values())))))
+        found[group.name] = result
         if not result:
             reasons.setdefault(sort[group.name], bench.reason)
         # then the other way round: what was found here, in all layers alike at once
@@ -294,7 +322,7 @@ def _deepen(bench: _Bench, extra: tuple[Step, ...], trial: Trial) -> tuple[Step,
     """Depth first: an attribute that moves the error to another place may be one of several."""
     if trial.agreed:
         return extra
-    if len(extra) >= MAX_ATTRIBUTES or (trial.where is None and extra):
+    if len(extra) >= MAX_ATTRIBUTES or (trial.where is None and extra and not bench.in_code):
         return ()
     later: list[tuple[tuple[Step, ...], Trial]] = []
     idle: set[AttributeAxis] = set()  # which change nothing of how it fails

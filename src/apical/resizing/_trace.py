@@ -68,10 +68,11 @@ def trace(
             weights of later layers at the dimension that reads the units. The model is then only run, not exported,
             and the dry run checks the description.
         streams: what happens to channels over which LayerNorm, RMSNorm or a written-out mean is taken (the embedding
-            width of transformers). ``"keep"``: they are frozen, since without one of them the statistics change, so
-            that no gate stands for its absence. ``"resize"``: they can go and come back all the same. For these groups
-            (``group.exact`` is False) the dry run checks that the smaller model runs and returns the same shapes, not
-            that it equals a gated one; everything else is checked exactly, with these groups whole and shrunk.
+            width of transformers), or the mean of the weights that read them (BiT, NFNet). ``"keep"``: they are frozen,
+            since without one of them the statistics change, so that no gate stands for its absence. ``"resize"``: they
+            can go and come back all the same. For these groups (``group.exact`` is False) the dry run checks that the
+            smaller model runs and returns the same shapes, not that it equals a gated one; everything else is checked
+            exactly, with these groups whole and shrunk.
 
     Returns:
         The structure: pure data, printable, serialisable.

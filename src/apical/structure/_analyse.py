@@ -92,6 +92,10 @@ def propose(
         other, other_states = walked(stuck)
         if other.stuck() < stuck:
             walk, states = other, other_states
+    elif stays := walk.stays():  # heads that each have a weight of their own, which stays otherwise
+        other, other_states = walked(stays)
+        if other.free_positions() > walk.free_positions():
+            walk, states = other, other_states
     # atoms are joined for the last time here: labels, one for each set of joined atoms, hold from now on
     resolve_rectangles(walk)
     # what the walk joined, froze and priced, as data

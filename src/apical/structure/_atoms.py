@@ -59,12 +59,17 @@ class Atoms:
 
     def all_frozen(self, ids: Tensor) -> bool:
         """Whether none of these can be removed, as far as is known by now."""
+        (ids,) = shrink_constant_dims(ids)
+        ids = ids[ids >= 0]
+        return self.count_frozen(ids) == ids.numel()
+
+    def count_frozen(self, ids: Tensor) -> int:
+        """How many of these atoms cannot be removed, as far as is known by now."""
         labels = self.labels()
         frozen = torch.zeros(self.count, dtype=torch.bool, device="cpu")
         for gone, _, _ in self._frozen:
             frozen[labels[gone]] = True
-        (ids,) = shrink_constant_dims(ids)
-        return bool(frozen[labels[ids[ids >= 0]]].all())
+        return int(frozen[labels[ids]].sum())
 
     def are_one(self, ids: Tensor) -> bool:
         """Whether these atoms are several, and all joined."""

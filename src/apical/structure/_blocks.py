@@ -87,7 +87,7 @@ def find_blocks(walk: Walk, graph: fx.Graph) -> tuple[SkippableBlock, ...]:
         if any(path.startswith(call.path + ".") for path in found):
             continue
         for entry in call.entries:
-            names = _gate(call, _zeroing(walk, call.exits[0], entry, depth=0), owners)
+            names = _gate(walk, call, _zeroing(walk, call.exits[0], entry, depth=0), owners)
             if names and _shape(call.exits[0]) == _shape(entry):
                 found[call.path] = SkippableBlock(call.path, names)
                 break
@@ -97,9 +97,11 @@ def find_blocks(walk: Walk, graph: fx.Graph) -> tuple[SkippableBlock, ...]:
     return tuple(sorted(found.values(), key=lambda b: order[b.name]))
 
 
-def _gate(module: _Module, axes: frozenset[AxisKey] | None, owners: dict[str, list[str]]) -> tuple[str, ...]:
+def _gate(
+    walk: Walk, module: _Module, axes: frozenset[AxisKey] | None, owners: dict[str, list[str]]
+) -> tuple[str, ...]:
     """The parameters of these axes, if they are all the module's own."""
-    names = tuple(sorted({name for name, _ in axes})) if axes else ()
+    names = tuple(sorted({name for name, _ in walk.all_of(axes)})) if axes else ()
     inside = all(lies_in(owner, module.path) for name in names for owner in owners[name])
     return names if inside else ()
 
@@ -250,7 +252,7 @@ def _block(
             break
     if last is None or not all(_takes_zeros(walk, branch, part, labels) for part in parts):
         return None
-    names = _gate(last, _branch_zeros(walk, last.exits[0]), owners)
+    names = _gate(walk, last, _branch_zeros(walk, last.exits[0]), owners)
     feeders = tuple(Feeder(part.path) for part in parts if part is not last)
     return SkippableBlock(last.path, names, None, feeders) if names else None
 

@@ -253,7 +253,7 @@ def weight_axis(walk: Walk, weight: ParamValue, dim: int, produce: bool = False)
         found = (dim, torch.zeros(1, dtype=torch.long, device="cpu"))
     pdim, indices = found
     axis = walk.produce(weight.name, pdim) if produce else walk.axis(weight.name, pdim)
-    return axis[indices], walk.gates.get((weight.name, pdim), (weight.name, pdim))
+    return axis[indices], walk.gate_of(weight.name, pdim)
 
 
 def unmixed(walk: Walk, weight: ParamValue) -> ParamValue:

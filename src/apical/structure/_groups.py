@@ -113,7 +113,7 @@ def _site_pairs(walk: Walk, labels: Tensor) -> dict[int, set[AxisKey]]:
     """For each label the axes at which its gate must sit."""
     pairs: dict[frozenset[AxisKey], list[Tensor]] = defaultdict(list)
     for reading in walk.readings:
-        pairs[reading.site].append(labels[reading.ids[reading.ids >= 0]])
+        pairs[walk.all_of(reading.site)].append(labels[reading.ids[reading.ids >= 0]])
     found: dict[int, set[AxisKey]] = defaultdict(set)
     for site, vectors in pairs.items():
         for label in torch.cat(vectors).unique().tolist():

@@ -87,6 +87,19 @@ def written_dims(view: fx.Node) -> tuple[fx.Node, dict[int, int]] | None:
     return base, {d: of for d, of in enumerate(whole) if of is not None}
 
 
+def is_unshared(view: fx.Node) -> bool:
+    """Whether no other operation reads the tensor of which this is a view: then a write into the view is nobody else's.
+
+    As in ``scores = scores[:, 1:]; scores *= mask``.
+    """
+    node: Any = view
+    while is_view(node):
+        node = node.args[0]
+        if not isinstance(node, fx.Node) or len(node.users) > 1:
+            return False
+    return bool(node.op == "call_function")
+
+
 def is_view(node: fx.Node) -> bool:
     """Whether an operation gives elements of another tensor, in another shape or order, without copying them."""
     schema = getattr(node.target, "_schema", None)

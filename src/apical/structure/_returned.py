@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,6 +197,7 @@ def _of_tensor(value: Tensor, arguments: Sequence[Argument], tolerance: float) -
             return Returned("input", argument.position, argument.name)
     for argument in alike:
         scale = argument.value.abs().max().item() if value.is_floating_point() and value.numel() else 0.0
+        scale = scale if math.isfinite(scale) else 0.0  # of masks with infinities
         if torch.allclose(value, argument.value.to(value.dtype), rtol=0.0, atol=tolerance * scale):
             return Returned("input", argument.position, argument.name)
     if alike and not value.any():

@@ -14,7 +14,7 @@ from apical.structure._contract import contract, read_columns, unmixed, weight_a
 from apical.structure._nodes import makes_weight
 from apical.structure._registry import register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, param_axes, union_zeros
-from apical.structure._values import AnyValue, ParamValue, Value, Zeros
+from apical.structure._values import AnyValue, ParamValue, Value, Zeros, param_axis_along, whole_parameter
 from apical.structure._walk import Walk, structural
 
 WEIGHT_COMPUTED = (
@@ -183,9 +183,9 @@ def bilinear(walk: Walk, a: Value, b: Value, weight: AnyValue, bias: Any = None)
 
 
 def _owners(walk: Walk, weight: AnyValue) -> tuple[str, ...]:
-    """The layer that runs, which may share its weight, and the one that holds it, which its parent may read."""
-    owner = weight.name.rpartition(".")[0] if isinstance(weight, ParamValue) else walk.module_path
-    return (walk.module_path, owner)
+    """The layer that runs, which may share its weight, and those that hold it, which their parent may read."""
+    names = {weight.name, *walk.summands.get(weight.name, ())} if isinstance(weight, ParamValue) else ()
+    return (walk.module_path, *sorted(name.rpartition(".")[0] for name in names))
 
 
 def _linear_beside_channels(walk: Walk, result: Value, bias: Any) -> Value:
@@ -210,6 +210,8 @@ def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> AnyValue:
         if vectors[0]:
             return contract(walk, a, "y", b, batch + "yz", batch + "z")
         return contract(walk, a, batch + "xy", b, "y", batch + "x")
+    if isinstance(a, ParamValue) and isinstance(b, ParamValue) and len(a.shape) == len(b.shape) == 2:
+        return _product(walk, a, b)
     if isinstance(a, Value) and isinstance(b, ParamValue) and makes_weight(walk.current):
         stays = a.ids is None or walk.atoms.all_frozen(a.ids)  # else it may be a hidden layer that computes a weight
         if stays or len(b.coords) > 2:
@@ -218,6 +220,28 @@ def matmul(walk: Walk, a: AnyValue, b: AnyValue) -> AnyValue:
     la = batch[len(batch) - (len(a.shape) - 2) :] + "xy"
     lb = batch[len(batch) - (len(b.shape) - 2) :] + "yz"
     return contract(walk, a, la, b, lb, batch + "xz")
+
+
+def _product(walk: Walk, a: ParamValue, b: ParamValue) -> ParamValue:
+    """A weight of low rank: it has the rows of the first, the columns of the second, and units of its own between."""
+    sides = [(x, param_axis_along(x, d)) for x, d in ((a, 0), (a, 1), (b, 0), (b, 1))]
+    keys = [walk.key(x.name, side[0]) for x, side in sides if side is not None]
+    if len(keys) < 4 or any(side is not None and len(side[1]) != len(walk.axis(x.name, side[0])) for x, side in sides):
+        raise LookupError("a product of parts of two parameters")
+    rows, inner, writing, columns = (
+        walk.axis(*key)[side[1]] for key, (_, side) in zip(keys, sides, strict=True) if side
+    )
+    walk.produce(*keys[2])
+    walk.meet(inner, writing, FIXED_SIZE)
+    walk.read(inner, None, keys[1])
+    walk.cost(1, rows, inner, columns)
+    name = f"{a.name} @ {b.name}"
+    walk.products[name] = (keys[0], keys[3])
+    product = whole_parameter(name, walk.out_shape)
+    order = (sides[0][1], sides[3][1])
+    pairs = zip(order, product.coords, strict=True)
+    coords = tuple(compress(side[1][coord]) for side, coord in pairs if side is not None)
+    return replace(product, coords=coords, whole=False, vanishes=False)
 
 
 def _mixed(walk: Walk, shares: Value, weights: ParamValue) -> ParamValue:

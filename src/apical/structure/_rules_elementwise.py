@@ -13,7 +13,7 @@ from torch import Tensor
 from apical.structure._atoms import compress, line, shrink_constant_dims, varying_dims
 from apical.structure._nodes import makes_weight
 from apical.structure._registry import op_name, register_op
-from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros
+from apical.structure._values import AnyValue, AxisKey, MadeAxis, ParamValue, Value, Zeros, param_axis_along
 from apical.structure._walk import NOT_A_CHANNEL, Walk
 
 OUTER = "outer product or sum of two sets of channels"
@@ -129,9 +129,14 @@ def _of_parameters(
                     walk.meet(ours, theirs, FIXED_SIZE)
             if scale.name != weight.name:
                 return replace(weight, data=None)
+    weights = len(params) == 2 and all(p.shape == shape and walk.is_parameter(p.name) for p in params)
+    if op_name(walk.target) in ("aten::add", "aten::sub") and weights and not fixed and makes_weight(walk.current):
+        return _sum_of_weights(walk, *params)
     normed = next((p for p in params if p.shape == shape), None)
     if normed is not None and not fixed and all(_is_part(p, normed) for p in params):
         return replace(normed, data=None)
+    if len(params) > 1 and not fixed and all(p.name == params[0].name and p.shape == shape for p in params):
+        return _of_one(walk, params)
     masks = [p for p in params if not walk.is_parameter(p.name) and sum(n > 1 for n in p.shape) > 1]
     for mask in masks:
         walk.freeze_value(mask, "is a table of fixed size")
@@ -150,6 +155,31 @@ def _of_parameters(
         else:
             walk.freeze_value(param, "meets a tensor without channels")
     return ids
+
+
+def _of_one(walk: Walk, params: Sequence[ParamValue]) -> ParamValue:
+    """What is computed of several slices of one parameter: its channels where they agree, as of a table of knots."""
+    first = params[0]
+    coords = list(first.coords)
+    for d, own in enumerate(coords):
+        if not all(torch.equal(p.coords[d], own) for p in params[1:]):
+            walk.atoms.freeze(walk.axis(first.name, d), "is a table of fixed size")
+            coords[d] = own.new_zeros(()).expand_as(own)
+    return replace(first, coords=tuple(coords), whole=False, data=None, vanishes=False)
+
+
+def _sum_of_weights(walk: Walk, weight: ParamValue, other: ParamValue) -> ParamValue:
+    """A weight and what is added to it, as one of low rank (LoRA): it is the weight, if both are zero together."""
+    for d in range(len(weight.shape)):
+        ours, theirs = param_axis_along(weight, d), param_axis_along(other, d)
+        if ours is not None and theirs is None and len(weight.shape) > 2 > d:
+            raise LookupError("a sum of weights of which one has no channels of its own")
+        if ours is not None and theirs is not None:
+            walk.meet(walk.axis(weight.name, ours[0])[ours[1]], walk.axis(other.name, theirs[0])[theirs[1]], FIXED_SIZE)
+            gates = walk.gate_of(weight.name, ours[0]), walk.gate_of(other.name, theirs[0])
+            walk.together.setdefault(gates[0], set()).add(gates[1])
+    walk.summands.setdefault(weight.name, set()).update({other.name, *walk.summands.get(other.name, ())})
+    return replace(weight, data=None)
 
 
 def _is_part(param: ParamValue, weight: ParamValue) -> bool:
@@ -250,7 +280,7 @@ def _zeros_after(walk: Walk, name: str, args: Sequence[Any], operands: Sequence[
         if _adds_number(args):
             return None
         return union_zeros(
-            [_param_zeros(o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
+            [_param_zeros(walk, o, ids) if isinstance(o, ParamValue) else _value_zeros(o, ids) for o in operands]
         )
     if not operands or not isinstance(operands[0], Value) or args[0] is not operands[0]:
         return None
@@ -315,9 +345,9 @@ def union_zeros(parts: Sequence[Zeros]) -> Zeros:
     return total
 
 
-def _param_zeros(param: ParamValue, ids: Tensor | None) -> Zeros:
-    """The axes of an added parameter, if zeroing them at a unit removes what it adds there."""
-    return param_axes(param) if _scales(param, ids) else None
+def _param_zeros(walk: Walk, param: ParamValue, ids: Tensor | None) -> Zeros:
+    """The axes of an added parameter, if zeroing them at a unit removes what it adds there; no gate is on a buffer."""
+    return param_axes(param) if walk.is_parameter(param.name) and _scales(param, ids) else None
 
 
 def _value_zeros(value: Value, ids: Tensor | None) -> Zeros:

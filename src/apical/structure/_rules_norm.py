@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from apical.structure._atoms import is_constant, spread
+from apical.structure._atoms import is_constant, spread, varying_dims
 from apical.structure._registry import op_name, register_op
 from apical.structure._values import AnyValue, AxisKey, ParamValue, Value, Zeros
 from apical.structure._walk import Walk
@@ -42,9 +42,30 @@ def _affine_zeros(affine: list[Any]) -> Zeros:
 
 
 @register_op("aten::batch_norm", "aten::instance_norm", "aten::_native_batch_norm_legit_no_training")
-def batch_norm(walk: Walk, x: Value, weight: Any, bias: Any, mean: Any, var: Any, *args: Any) -> Value:
+def batch_norm(walk: Walk, x: AnyValue, weight: Any, bias: Any, mean: Any, var: Any, *args: Any) -> AnyValue:
     """Statistics and affine per channel (dimension 1)."""
+    if isinstance(x, ParamValue):
+        return _standardised(walk, x, weight, [bias, mean, var])
     return _affine(walk, x, 1, [weight, bias, mean, var], [weight, bias])
+
+
+def _standardised(walk: Walk, x: ParamValue, gain: Any, rest: list[Any]) -> ParamValue:
+    """A weight whose rows are standardised in the forward pass, as those of BiT and NFNet: mean and variance of each.
+
+    A row of zeros stays one.
+    """
+    rows = [d for d, coords in enumerate(x.coords) if varying_dims(coords) == [1]]
+    if len(rows) != 1 or any(value is not None for value in rest):
+        raise LookupError("a weight that is normed by other statistics than its own, or shifted")
+    if gain is not None:
+        scale = walk.param_ids(gain, 0) if isinstance(gain, ParamValue) else None
+        if scale is None:
+            raise LookupError("a weight whose scale is computed in the forward pass")
+        walk.meet(walk.axis(x.name, rows[0]), scale, UNEQUAL)
+    for d in range(len(x.coords)):
+        if d != rows[0]:
+            walk.average_weight(x.name, d, "mean")
+    return replace(x, vanishes=False, data=None)
 
 
 @register_op("aten::group_norm")

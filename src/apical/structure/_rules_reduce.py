@@ -11,7 +11,7 @@ from torch import Tensor
 from apical.structure._atoms import is_constant, spread, varying_dims
 from apical.structure._registry import op_name, register_op
 from apical.structure._rules_elementwise import FIXED_SIZE, join_operands, union_zeros
-from apical.structure._values import ParamValue, Value, param_axis_along
+from apical.structure._values import ParamValue, Value
 from apical.structure._walk import Walk
 
 ADDS_UP = frozenset(
@@ -49,20 +49,22 @@ def _reduce(walk: Walk, x: Any, dims: list[int], keepdim: bool, name: str = "") 
 
 def _norm_of_weight(walk: Walk, x: ParamValue, name: str, dims: list[int]) -> Any:
     """What divides a weight that is normed in the forward pass, as the classes of a cosine classifier are."""
-    summed = [found for d in dims if (found := param_axis_along(x, d)) is not None]
-    if any(len(at) != walk.tensor(x.name).shape[d] for d, at in summed):
+    over = {d: coords for d, coords in enumerate(x.coords) if set(varying_dims(coords)) & set(dims)}
+    if any(set(varying_dims(coords)) - set(dims) for coords in over.values()):
+        raise LookupError(f"a view of {x.name} mixes its dimensions")
+    if any(len(coords.unique()) != walk.tensor(x.name).shape[d] for d, coords in over.items()):
         walk.freeze_value(x, f"{name} over a part of a weight")
         return walk.fixed(walk.current)
-    largest = name == "amax" and op_name(walk.current.all_input_nodes[0].target) == "aten::abs"
-    for d, _ in summed:
+    largest = name in ("amax", "max") and op_name(walk.current.all_input_nodes[0].target) == "aten::abs"
+    for d in over:
         if name in ADDS_UP or largest:
             walk.couple(x.name, d)
         else:
-            why = f"{name} over the weights that read these channels: without one of them it changes"
-            walk.atoms.freeze(walk.axis(x.name, d), why)
+            walk.average_weight(x.name, d, name)
     first = tuple(slice(1) if d in dims else slice(None) for d in range(len(x.shape)))
     coords = tuple(c[first].reshape(walk.out_shape) for c in x.coords)
-    return replace(x, shape=walk.out_shape, coords=coords, whole=False, data=None, vanishes=False)
+    result = replace(x, shape=walk.out_shape, coords=coords, whole=False, data=None, vanishes=False)
+    return (result,) * len(walk.out_shapes) if isinstance(walk.current.meta.get("val"), (tuple, list)) else result
 
 
 def _reduce_channels(walk: Walk, x: Value, name: str) -> None:
@@ -208,8 +210,15 @@ def per_channel(walk: Walk, x: Any, *args: Any, **kwargs: Any) -> Any:
     dim = len(x.shape) - SPATIAL[op_name(walk.target)] - 1
     if isinstance(x, ParamValue):  # positions that are learned at one size of images and used at another
         x = walk.as_channels(x, dim)
-    ids = walk.channel_ids(x, dim)
-    results = tuple(Value(s, None if ids is None else spread(ids, s, dim), x.zeros) for s in walk.out_shapes)
+    ids = x.ids
+    for d in range(dim + 1, len(x.shape)):
+        if ids is not None and not is_constant(ids, d):
+            ids = walk.table(x, range(dim + 1))
+            assert ids is not None
+            ids = ids.reshape(*ids.shape, *[1] * (len(x.shape) - dim - 1))
+            break
+    first = (slice(None),) * (dim + 1) + (slice(1),) * (len(x.shape) - dim - 1)
+    results = tuple(Value(s, None if ids is None else ids[first].expand(s), x.zeros) for s in walk.out_shapes)
     return results if isinstance(walk.current.meta.get("val"), (tuple, list)) else results[0]
 
 

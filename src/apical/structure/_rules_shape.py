@@ -323,7 +323,7 @@ def pad(
 ) -> AnyValue:
     """Padding; channels that padding adds have a fixed count."""
     if isinstance(x, ParamValue):
-        raise LookupError("a padded parameter")
+        return _padded_weight(walk, x, len(amounts) // 2)
     if not isinstance(mode, str):  # constant_pad_nd(x, pad, value)
         mode, value = "constant", mode
     zeros = x.zeros if mode != "constant" or not value else None
@@ -342,6 +342,23 @@ def pad(
                 raise LookupError("padding of channels that is not zero padding")
             ids = _pad_fixed(ids, dim, before, after)
     return Value(tuple(ids.shape), ids, zeros)
+
+
+def _padded_weight(walk: Walk, x: ParamValue, n: int) -> ParamValue:
+    """A weight whose last dimensions are padded, as a kernel that is added to a larger one: they stay."""
+    shape = walk.out_shape
+    coords = []
+    for d, own in enumerate(x.coords):
+        along = [at for at in varying_dims(own) if at >= len(shape) - n]
+        if along and along != varying_dims(own):
+            raise LookupError("a padded view of a parameter that mixes its dimensions")
+        if along:
+            walk.atoms.freeze(walk.axis(x.name, d), "is padded")
+        first = own
+        for at in range(len(shape) - n, len(shape)):
+            first = first.narrow(at, 0, 1)
+        coords.append((first.new_zeros(()) if along else first).expand(shape))
+    return replace(x, shape=shape, coords=tuple(coords), whole=False, data=None)
 
 
 def _pad_fixed(ids: Tensor, dim: int, before: int, after: int) -> Tensor:

@@ -32,8 +32,17 @@ def _full_like(value: float) -> Replacement:
 
 
 def _constant(draw: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What ``torch.rand`` makes of its many ways to be called, all the same: in the middle of its range."""
-    return torch.full_like(draw(*args, **kwargs), 0.5)
+    """What ``torch.rand`` makes of its many ways to be called, all the same: in the middle of its range.
+
+    A single number is a constant, by which an exporter can decide a branch (a layer that is dropped now and then).
+    """
+    drawn = draw(*args, **kwargs)
+    if drawn.numel() != 1:
+        return torch.full_like(drawn, 0.5)
+    value: Any = 0.5
+    for _ in drawn.shape:
+        value = [value]
+    return torch.tensor(value, dtype=drawn.dtype, device=drawn.device)
 
 
 def _without_dropout(position: int) -> Replacement:

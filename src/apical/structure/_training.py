@@ -33,20 +33,23 @@ def training_graph(
         program: the graph of eval mode.
 
     Returns:
-        The graph; None if both modes do the same; a note if training mode cannot be followed, and all parameters are
-        read in eval mode (so that nothing hangs on what was not seen).
+        The graph; None if both modes do the same; a note if training mode cannot be followed, and all parameters that
+        it reads are read in eval mode (so that nothing hangs on what was not seen).
 
     Raises:
         TraceError: training mode cannot be followed, and there are parameters that only it can read.
     """
+    operations: list[Operation] | None = None
     try:
-        if _operations(model, args, kwargs, training=True) == _operations(model, args, kwargs, training=False):
+        operations = _operations(model, args, kwargs, training=True)
+        if operations == _operations(model, args, kwargs, training=False):
             return None
         with steady_training(model):
             return export_graph(model, args, kwargs)
     except Exception as error:
         first = str(error) if isinstance(error, TraceError) else first_line(error)
-        unread = _unread(program)
+        read = {name for _, operands in (operations or ())[:-1] for name, _ in operands}  # the last are the outputs
+        unread = [name for name in _unread(program) if operations is None or name in read]
         if not unread:
             return f"training mode was not followed, only eval mode: {first}"
         more = f" and {len(unread) - MAX_NAMES} more" if len(unread) > MAX_NAMES else ""

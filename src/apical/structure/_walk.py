@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from apical.structure._decompose import decomposed
 from apical.structure._findings import Crossing, RawTerm, Reading, Rectangle, counted_macs
 from apical.structure._nodes import (
     PARTIAL_VIEWS,
+    is_unshared,
     is_view,
     leaves_of,
     node_modules,
@@ -64,6 +65,9 @@ class Walk:
         self.readings: list[Reading] = []
         self.columns: dict[AxisKey, None] = {}  # weight axes that read channels
         self.gates: dict[AxisKey, AxisKey] = {}  # of weight axes that may not be zero themselves: what zeroes them
+        self.products: dict[str, tuple[AxisKey, ...]] = {}  # of a product of two weights: whose axes its own are
+        self.summands: dict[str, set[str]] = {}  # of a sum of weights, by the one that stands for it: the others
+        self.together: dict[AxisKey, set[AxisKey]] = {}  # of a sum of weights: what must be zero as well for it to be
         self.coupled: set[AxisKey] = set()  # weight axes over which the weight's own norm is taken
         self.rectangles: list[Rectangle] = []
         self.crossings: list[Crossing] = []
@@ -165,7 +169,9 @@ class Walk:
 
     def _overwrite(self, written: fx.Node, result: Any) -> None:
         """After an in-place operation: later uses of what it wrote see its result."""
-        if isinstance(result, Value) and (self._put_beside(written, result) or self._put_together(written, result)):
+        alone = is_unshared(written)
+        placed = not alone and isinstance(result, Value)
+        if alone or (placed and (self._put_beside(written, result) or self._put_together(written, result))):
             pass
         elif op_name(written.target) in PARTIAL_VIEWS:
             for node in (written, *written.all_input_nodes):
@@ -279,7 +285,9 @@ class Walk:
         return shapes_of(self.current.meta.get("val"))
 
     def tensor(self, name: str) -> Tensor:
-        """The parameter or buffer of this name."""
+        """The parameter or buffer of this name; of a product of two, an empty one of its shape."""
+        if name in self.products:
+            return nn.Parameter(torch.empty([self.tensor(n).shape[d] for n, d in self.products[name]], device="meta"))
         path, _, leaf = name.rpartition(".")
         found = getattr(self.model.get_submodule(path), leaf)
         if not isinstance(found, Tensor):
@@ -299,15 +307,33 @@ class Walk:
 
     def axis(self, name: str, dim: int) -> Tensor:
         """The atoms of a parameter's dimension  # (size,)"""
-        key = (name, dim)
+        key = self.key(name, dim)
         if key not in self.axes:
             self.axes[key] = self.atoms.new(self.tensor(name).shape[dim])
         return self.axes[key]
 
     def produce(self, name: str, dim: int) -> Tensor:
         """Like `axis`, for a dimension along which the parameter writes new channels."""
-        self.producers[(name, dim)] = 1
+        self.producers[self.key(name, dim)] = 1
         return self.axis(name, dim)
+
+    def key(self, name: str, dim: int) -> AxisKey:
+        """The dimension of a parameter, which may be that of a product of two."""
+        return self.products[name][dim] if name in self.products else (name, dim)
+
+    def gate_of(self, name: str, dim: int) -> AxisKey:
+        """What zeroes a dimension of a parameter."""
+        key = self.key(name, dim)
+        return self.gates.get(key, key)
+
+    def all_of(self, site: Iterable[AxisKey]) -> frozenset[AxisKey]:
+        """A gate site with what must be zero as well where it holds a summand of a weight."""
+        found, waiting = set(site), list(site)
+        while waiting:
+            new = self.together.get(waiting.pop(), set()) - found
+            found |= new
+            waiting += new
+        return frozenset(found)
 
     def read(self, ids: Tensor, zeros: Zeros, columns: AxisKey | None, reason: str = "") -> None:
         """Note that the current operation sums over these channels.
@@ -329,8 +355,8 @@ class Walk:
 
     def couple(self, name: str, dim: int) -> None:
         """Note that a weight is normed over this dimension: what goes must be zero there, whatever else hides it."""
-        self.coupled.add((name, dim))
-        self.readings.append(Reading(self.axis(name, dim), frozenset([(name, dim)])))
+        self.coupled.add(self.key(name, dim))
+        self.readings.append(Reading(self.axis(name, dim), frozenset([self.key(name, dim)])))
 
     def meet(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Join two equally long id vectors; a channel that meets a fixed position is frozen."""
@@ -402,6 +428,14 @@ class Walk:
         else:
             self.freeze_value(value, reason)
 
+    def average_weight(self, name: str, dim: int, operation: str) -> None:
+        """Note that a weight is normed by a mean or variance over this dimension: as `average`, of what it reads."""
+        if self.resize_streams:
+            self.averaged.append(self.axis(name, dim))
+        else:
+            why = f"{operation} over the weights that read these channels: without one of them it changes"
+            self.atoms.freeze(self.axis(name, dim), f'{why}, unless streams="resize"')
+
     def param_ids(self, value: ParamValue, dim: int) -> Tensor | None:
         """The atoms along one dimension of a view of a parameter; None where it does not vary."""
         found = param_axis_along(value, dim % len(value.shape)) if value.shape else None
@@ -471,6 +505,14 @@ class Walk:
 
         chosen = {name: self.axis(name, dim) for name, dim in self.chosen.items()}
         return frozenset(n for n, ids in chosen.items() if (at_once if n in self.each else self.atoms.all_frozen)(ids))
+
+    def stays(self) -> frozenset[str]:
+        """Weights that are one for each of several heads, of which nothing that they write can go."""
+        return frozenset(n for n in self.each if self.atoms.all_frozen(self.axis(n, self.chosen[n])))
+
+    def free_positions(self) -> int:
+        """How many positions that weights write may go, as far as is known by now."""
+        return sum(self.axes[key].numel() - self.atoms.count_frozen(self.axes[key]) for key in self.producers)
 
     def meet_rows(self, table: Tensor) -> None:
         """Join the entries of each row  # (rows, entries)"""
