@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 import apical
-from apical.errors import ApicalError, LoadError, SaveError
+from apical.errors import ApicalError, CheckpointError, ConfigError, LoadError, SaveError
 from apical.export import _load, _save
+from apical.recipes import get_recipe, write_config_file
+from apical.training._run_folder import RunFolder
 from export.folders import ARCHITECTURE, WEIGHTS
 from export.save_cases import net
 from fork_server import Ended, ForkServer
@@ -197,7 +199,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
             apical.save(net(2.0), folder)
 
 
-@pytest.mark.parametrize("name", ["", ".", "a\0b"])
+@pytest.mark.parametrize("name", ["a\0b", "a\0b/c", "\ud800"])
+def test_what_no_folder_can_be_called_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    for write in (apical.save, write_config_file):
+        with pytest.raises((SaveError, ConfigError), match=r"cannot write .*this is no name of a folder"):
+            write(net(2.0) if write is apical.save else get_recipe("digits"), tmp_path / name / "model.json")
+    with pytest.raises(CheckpointError, match=r"cannot make the run folder .*this is no name of a folder"):
+        RunFolder(tmp_path / name).__enter__()
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "\ud800"])
 def test_what_no_file_can_be_called_is_refused_in_words(name: str, tmp_path: Path) -> None:
     structure = apical.trace(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 2))
     with pytest.raises(SaveError, match="cannot write"):
