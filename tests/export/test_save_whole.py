@@ -156,6 +156,15 @@ def test_a_program_that_may_not_grow_that_large(server: ForkServer, tmp_path: Pa
     assert names(tmp_path / "programs") == []
 
 
+def test_weights_that_are_far_too_large_are_not_read(tmp_path: Path) -> None:
+    """A file of holes takes no room on a disk, and hours to read."""
+    apical.save(net(1.0), tmp_path)
+    with (tmp_path / WEIGHTS).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(LoadError, match=r"has 1,099,511,627,776 bytes, more than the 100,000,192 that"):
+        value_in(tmp_path)
+
+
 def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     apical.save(net(1.0), tmp_path)
