@@ -149,6 +149,8 @@ def _contradictions(structure: Structure) -> Iterator[str]:
     known, names = range(len(structure.groups)), {group.name for group in structure.groups}
     if any(group not in known for axis in axes for group, _ in axis.counts):
         yield f"a size follows a group that is not one of the {len(known)}"
+    gates = [(block.name, name) for block in structure.blocks for name in block.gate_site]
+    yield from (f"the gate {n} of block {b} is not there" for b, n in gates if n not in structure.tensors)
     yield from (f"{state!r} is of no known group" for state in structure.states if state.group not in names)
 
 
