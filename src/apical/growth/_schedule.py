@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from apical._checks import shown
+from apical._checks import LARGEST, shown
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.structure import Structure
@@ -110,6 +110,8 @@ def with_interval(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Co
             hint = ' (interval_unit="steps" needs it)' if name == "steps_per_epoch" else ""
             raise ConfigError(f"{name} must be a whole number of at least 1, got {shown(value)}{hint}")
         length *= value
+        if length > LARGEST:
+            raise ConfigError(f"{name} makes the training {shown(length)} long, expected at most {LARGEST} {unit}")
     interval = config.interval
     if interval == "auto":
         often = max(SHORTEST, round(config.freeze * length) // RESTRUCTURINGS)
