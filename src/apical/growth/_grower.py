@@ -97,6 +97,7 @@ class Grower:
     Raises:
         BudgetError: if no reachable network meets the budget, before anything changes.
         TraceError: if the model cannot be analysed.
+        ResizeError: if ``structure`` is not one of this model, before anything changes: a smaller copy of it fails.
         ConfigError: if an option is unknown or out of range.
 
     Example:
