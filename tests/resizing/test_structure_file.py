@@ -123,6 +123,7 @@ def test_a_forged_file_cannot_point_outside(saved: tuple[Path, apical.Structure]
     refused("groups/0/members/0/positions/0/0", 10**6, "contradicts itself")
     refused("groups/0/members/0/tensor", "nothing.weight", "contradicts itself")
     refused("groups/0/members/0/positions/0", [0, 1], "contradicts itself")
+    refused("groups/0/members/0/positions/0/0", 1, "has positions that other units have")
     refused("terms/0/coefficient", 10**30, r"terms\[0\]\.coefficient: expected a whole number, got 10+")
     refused("terms/0/coefficient", -(10**12), "contradicts itself: it has -.* multiply-adds")
     refused("attributes/0/attribute", 0.5, r"attributes\[0\]\.attribute: expected text, got 0\.5")
