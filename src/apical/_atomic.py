@@ -61,7 +61,7 @@ def new_aside(path: Path) -> Path:
         OSError: the folder does not exist or cannot be written, no file can have this name, or what has it is a device,
             a pipe or a socket, in whose place a file would be put.
     """
-    if not path.name or "\0" in str(path):
+    if not path.name:
         raise OSError(errno.EINVAL, "this is no name of a file", str(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "this is a device, a pipe or a socket, not an ordinary file", str(path))
@@ -71,8 +71,22 @@ def new_aside(path: Path) -> Path:
             aside.open("xb").close()
         except FileExistsError:
             continue
+        except ValueError as problem:  # it has a zero, or half a character
+            raise OSError(errno.EINVAL, f"this is no name of a file: {problem}", ascii(str(path))) from problem
         return aside
     raise FileExistsError(f"no free name beside {path} after {_TRIES} tries")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, with those around it, unless it is there.
+
+    Raises:
+        OSError: it cannot be made, or no folder can have this name.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except ValueError as problem:  # it has a zero, or half a character
+        raise OSError(errno.EINVAL, f"this is no name of a folder: {problem}", ascii(str(path))) from problem
 
 
 def asides(path: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from apical.errors import ConfigError
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # what torch, files and clocks can count to
 
 
 def check(where: str, rules: Mapping[str, bool]) -> None:
@@ -41,14 +42,15 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
                 continue
             made[name] = tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
             if not fits(made[name], hint):
-                problems.append(f"{name}: expected {in_words(hint)}, got {value!r}")
+                size = f", expected at most {LARGEST}" if isinstance(value, int) and abs(value) > LARGEST else ""
+                problems.append(f"{name}: expected {in_words(hint)}, got {value!r:.100}{size}")
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems))
     return kind(**made)
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value has the type of a field.
+    """Whether a value has the type of a field; whole numbers of more than 64 bits fit none.
 
     Example:
         >>> fits(1, float), fits(True, int), fits((1, 2), tuple[int, ...]), fits(None, int | None)
@@ -64,6 +66,8 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(fits(item, arguments[0]) for item in value)
     if hint in (int, float) and isinstance(value, bool):
+        return False
+    if isinstance(value, int) and hint in (int, float) and not -LARGEST <= value <= LARGEST:
         return False
     return isinstance(value, (int, float) if hint is float else origin or hint)
 

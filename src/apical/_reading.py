@@ -52,12 +52,15 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
         most: bytes that it may have; None for any number.
 
     Raises:
-        OSError: it does not exist, is something else, is larger, or cannot be read.
+        OSError: it does not exist, is something else, is larger, does not fit into the memory, or cannot be read.
     """
     size = regular(path).stat().st_size
     if most is not None and size > most:
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than the {most:,} that such a file needs", str(path))
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except MemoryError as error:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than there is memory for", str(path)) from error
 
 
 def read_text(path: Path, most: int | None = LARGEST_TEXT) -> str:

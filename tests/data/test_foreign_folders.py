@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import apical
-from apical.data import ParquetImages, load_images, open_voc, read_corpus
+from apical.data import ParquetImages, load_images, open_voc, read_bytes, read_corpus
 from apical.errors import ApicalError, DataError
 from apical.reporting import read_run
 from apical.runs import read_config
@@ -146,3 +146,13 @@ def test_what_is_no_ordinary_file_is_not_opened(tmp_path: Path, name: str, kind:
         path.symlink_to("/dev/zero")
     with pytest.raises(ApicalError):
         read(tmp_path)
+
+
+def test_a_file_that_does_not_fit_into_the_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_path: Path) -> bytes:
+        raise MemoryError
+
+    (tmp_path / "text").write_text("a b")
+    monkeypatch.setattr(Path, "read_bytes", lacking)
+    with pytest.raises(DataError, match="it has 3 bytes, more than there is memory for"):
+        read_bytes(tmp_path / "text")

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 import apical
-from apical.errors import ApicalError, LoadError, SaveError
+from apical.errors import ApicalError, CheckpointError, ConfigError, LoadError, SaveError
 from apical.export import _load, _save
+from apical.recipes import get_recipe, write_config_file
+from apical.training._run_folder import RunFolder
 from export.folders import ARCHITECTURE, WEIGHTS
 from export.save_cases import net
 from fork_server import Ended, ForkServer
@@ -154,6 +156,15 @@ def test_a_program_that_may_not_grow_that_large(server: ForkServer, tmp_path: Pa
     assert names(tmp_path / "programs") == []
 
 
+def test_weights_that_are_far_too_large_are_not_read(tmp_path: Path) -> None:
+    """A file of holes takes no room on a disk, and hours to read."""
+    apical.save(net(1.0), tmp_path)
+    with (tmp_path / WEIGHTS).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(LoadError, match=r"has 1,099,511,627,776 bytes, more than the 100,000,192 that"):
+        value_in(tmp_path)
+
+
 def test_others_may_read_what_they_may_read_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     apical.save(net(1.0), tmp_path)
@@ -197,7 +208,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
             apical.save(net(2.0), folder)
 
 
-@pytest.mark.parametrize("name", ["", ".", "a\0b"])
+@pytest.mark.parametrize("name", ["a\0b", "a\0b/c", "\ud800"])
+def test_what_no_folder_can_be_called_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    for write in (apical.save, write_config_file):
+        with pytest.raises((SaveError, ConfigError), match=r"cannot write .*this is no name of a folder"):
+            write(net(2.0) if write is apical.save else get_recipe("digits"), tmp_path / name / "model.json")
+    with pytest.raises(CheckpointError, match=r"cannot make the run folder .*this is no name of a folder"):
+        RunFolder(tmp_path / name).__enter__()
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "\ud800"])
 def test_what_no_file_can_be_called_is_refused_in_words(name: str, tmp_path: Path) -> None:
     structure = apical.trace(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 2))
     with pytest.raises(SaveError, match="cannot write"):

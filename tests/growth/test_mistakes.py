@@ -442,6 +442,7 @@ def test_layers_that_damage_memory_in_channels_last_order_are_named(
         ({"copies": nn.Linear(1, 1)}, r"write copies=\[…\] around it"),
         ({"structure": "structure.json"}, r"structure must be the Structure .*got 'structure\.json'"),
         ({"shard": 1}, "shard must be a function"),
+        ({"epochs": 10**30}, r"epochs makes the training 10+ long, expected at most 9223372036854775807 epochs"),
         ({"bits": 8}, r"bits must be an apical\.growth\.BitConfig, got 8"),
     ],
 )  # fmt: skip

@@ -71,6 +71,9 @@ def test_settings_are_saved_and_nothing_is_trained(tmp_path: Path, monkeypatch: 
         ("a.json", '{"recipe": "digits", "bugdet": "40% macs"}', "did you mean 'budget'"),
         ("a.json", '{"recipe": "digits", "training": {"epochs": "many"}}', "epochs"),
         ("a.json", '{"recipe": "digits", "training": 3}', "expected a mapping"),
+        ("a.yaml", "recipe: 2026-02-31", "a.yaml is not YAML"),
+        ("a.yaml", f"seed: {'9' * 5000}", "a.yaml is not YAML"),
+        ("a.json", f'{{"recipe": "digits", "training": {{"epochs": {10**30}}}}}', "epochs: expected a whole number"),
         ("a.json", '{"recipe": "digits", "model": {"name": "subprocess:run"}}', "--trust-code"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import apical
-from apical.errors import LoadError, SaveError
+from apical.errors import LoadError, ResizeError, SaveError
 from structure.nets import LanguageModel, image, tiny_resnet, tokens
 
 
@@ -123,7 +123,8 @@ def test_a_forged_file_cannot_point_outside(saved: tuple[Path, apical.Structure]
     refused("groups/0/members/0/positions/0/0", 10**6, "contradicts itself")
     refused("groups/0/members/0/tensor", "nothing.weight", "contradicts itself")
     refused("groups/0/members/0/positions/0", [0, 1], "contradicts itself")
-    refused("terms/0/coefficient", 10**30, "is damaged: OverflowError")
+    refused("groups/0/members/0/positions/0/0", 1, "has positions that other units have")
+    refused("terms/0/coefficient", 10**30, r"terms\[0\]\.coefficient: expected a whole number, got 10+")
     refused("terms/0/coefficient", -(10**12), "contradicts itself: it has -.* multiply-adds")
     refused("attributes/0/attribute", 0.5, r"attributes\[0\]\.attribute: expected text, got 0\.5")
     refused("terms/0/axes/0/base", float("nan"), r"base: expected a whole number, got nan")
@@ -132,7 +133,29 @@ def test_a_forged_file_cannot_point_outside(saved: tuple[Path, apical.Structure]
     refused("attributes/0/axis/counts", [[99, 1]], "follows a group that is not one of")
     refused("attributes/0/attribute", "training", "is True, expected")
     refused("blocks/0/name", "nowhere", "no module nowhere")
+    refused("blocks/0/gate_site/0", "nothing.weight", "the gate nothing.weight of block .* is not there")
     refused("groups", None, "damaged")
+
+
+def test_a_forged_group_that_lacks_a_tensor_is_refused_before_anything_changes(
+    saved: tuple[Path, apical.Structure], tmp_path: Path
+) -> None:
+    """Its names and shapes fit; that the smaller model does not run is seen in a run only."""
+    from apical.resizing._structure_file import _digest
+
+    data = json.loads(saved[0].read_text())
+    for group in data["structure"]["groups"]:
+        group["members"] = [m for m in group["members"] if not m["tensor"].endswith("running_mean")]
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps({**data, "sha256": _digest(data["structure"])}))
+    model = tiny_resnet()
+    structure = apical.load_structure(file, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ResizeError, match=r"is not one of this .*the forward pass fails: .*running_"):
+        apical.Grower(model, optimizer, image(), "50% macs", epochs=2, structure=structure)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_a_disk_that_refuses_leaves_the_older_file(saved: tuple[Path, apical.Structure], tmp_path: Path) -> None:

@@ -392,3 +392,15 @@ def test_group_norm_and_heads_keep_their_options() -> None:
     structure = apical.trace(model, image())
     apical.resize_(model, structure, {"0": [1, 3]})
     assert str(model[1]) == str(nn.GroupNorm(2, 6, eps=1e-3))
+
+
+def test_what_lies_in_shared_memory_stays_there(structure: Structure) -> None:
+    """For processes that are started later: parameters and buffers, those that change their size and that come back."""
+    model, store = tiny_resnet().share_memory(), DormantStore()
+    for keep, skip in ((KEEP, ["3"]), ({}, [])):
+        apical.resize_(model, structure, keep, skip, store=store)
+        assert all(tensor.is_shared() for tensor in model.state_dict().values())
+        assert model(image()[0]).isfinite().all()
+    own = tiny_resnet()
+    apical.resize_(own, structure, KEEP)
+    assert not any(tensor.is_shared() for tensor in own.state_dict().values())

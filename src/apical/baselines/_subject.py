@@ -17,7 +17,8 @@ from apical.resizing._indexing import TemplateMap
 from apical.resizing._install import lookup
 from apical.resizing._optimizer import check_kinds
 from apical.resizing._selection import Selection
-from apical.structure import ChannelGroup, ExampleInputs, Keep, ParamSlice, Structure
+from apical.resizing._smaller_runs import check_smaller_runs
+from apical.structure import Call, ChannelGroup, ExampleInputs, Keep, ParamSlice, Structure
 
 
 class Subject:
@@ -65,6 +66,8 @@ class Subject:
             refuse_shrunk(model)
         self.structure = trace(model, example_inputs) if structure is None else structure
         check_arguments(self.structure, copies, ConfigError)
+        if structure is not None:
+            check_smaller_runs(model, structure, Call.of(example_inputs))
         self.model, self.optimizer, self._copies = model, optimizer, tuple(copies)
         self.selection = Selection.full(self.structure)
         self._template = TemplateMap(self.structure)

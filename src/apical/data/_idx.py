@@ -83,6 +83,8 @@ def read_idx_file(path: Path, num_dimensions: int) -> npt.NDArray[np.uint8]:
             packed = isinstance(content, gzip.GzipFile)
             if promised > (max(_SMALL, _MOST_PACKED * size) if packed else size):
                 raise DataError(f"{path}: the header promises {shape}, {promised:,} bytes, but the file has {size:,}")
+            if packed and size > 2 * promised + 2**20:  # zeros behind the end would be read one by one
+                raise DataError(f"{path}: the file has {size:,} bytes, but packs no more than {promised:,}")
             values = content.read(promised + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot read the file: {error}") from error

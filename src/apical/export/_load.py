@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ from apical.structure._local_sizes import can_have
 from apical.structure._registry import module_refresh
 from apical.structure._sizes import stated
 
+LARGEST_HEADER = 10**8  # bytes, by the format of safetensors
+LARGEST_NUMBER = 16  # bytes, of a complex one
 _ATTEMPTS = 20  # at reading a folder that others keep saving to
 _UNREADABLE = (SafetensorError, OSError, RuntimeError)  # the last one of torch, if a file goes while it is opened
 
@@ -184,7 +187,7 @@ def _largest(module: nn.Module) -> int:
 
 def _read_weights(path: Path, architecture: Architecture, expected_digest: str) -> dict[str, Tensor]:
     try:
-        path = _whole_weights(path, expected_digest)
+        path = _whole_weights(path, architecture, expected_digest)
         before = _version(path)
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -222,7 +225,7 @@ def load_quantized(folder: str | os.PathLike[str]) -> dict[str, QuantizedTensor]
         if not architecture.quantized:
             return {}
         try:
-            with safe_open(_whole_weights(path / WEIGHTS, digest), framework="pt") as file:
+            with safe_open(_whole_weights(path / WEIGHTS, architecture, digest), framework="pt") as file:
                 scales = file.get_tensor(SCALES).tolist()
         except _UNREADABLE as problem:
             raise LoadError(f"{path / WEIGHTS} is not a readable safetensors file: {problem}") from problem
@@ -243,12 +246,16 @@ def _like(architecture: Architecture) -> dict[str, tuple[tuple[int, ...], torch.
     return like
 
 
-def _whole_weights(path: Path, expected_digest: str) -> Path:
+def _whole_weights(path: Path, architecture: Architecture, expected_digest: str) -> Path:
     """The file that has the digest: the weights, or what a save that was killed in its last step had written aside."""
     found = [p for p in (path, *asides(path)) if p.is_file()]
+    most = LARGEST_HEADER + LARGEST_NUMBER * sum(prod(tensor.shape) for tensor in architecture.tensors.values())
     for candidate in found:
-        if file_digest(candidate) == expected_digest:
+        # what is far too large might take hours to be read for its digest
+        if candidate.stat().st_size <= most and file_digest(candidate) == expected_digest:
             return candidate
+    if path in found and (size := path.stat().st_size) > most:
+        raise LoadError(f"{path} has {size:,} bytes, more than the {most:,} that {ARCHITECTURE} can mean")
     if path in found:
         raise LoadError(f"{path} is damaged, or belongs to another save: its digest is not the one in {ARCHITECTURE}")
     if path.exists():

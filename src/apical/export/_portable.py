@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from apical._atomic import atomic_file
+from apical._atomic import atomic_file, make_folder
 from apical.errors import ExportError
 from apical.resizing._guards import refuse_wrapped
 from apical.structure import Call, ExampleInputs
@@ -255,7 +255,7 @@ def _batch_sizes(inputs: Call, batch_dim: int | None) -> tuple[int, ...]:
 def _aside(path: Path) -> Iterator[Path]:
     """A temporary file beside the target that replaces it at the end, or disappears after an error."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_file(path) as aside:
             yield aside
     except OSError as error:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from apical._atomic import asides, flush_to_disk, lock_file, new_aside
+from apical._atomic import asides, flush_to_disk, lock_file, make_folder, new_aside
 from apical.errors import LoadError, ResizeError, SaveError, why_not_written
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
 from apical.quantize import QuantizedTensor, pack
@@ -65,7 +65,7 @@ def save(
         architecture, tensors = _packed(architecture, tensors, quantized)
     path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         with lock_file(path / LOCK, LOCK_PATIENCE_S) as locked:
             _replace(path, architecture, tensors)
             for left in (*asides(path / WEIGHTS), *asides(path / ARCHITECTURE)) if locked else ():

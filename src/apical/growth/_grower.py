@@ -54,6 +54,7 @@ from apical.reporting import write_report
 from apical.resizing import DormantStore, Shard, resize_state, trace
 from apical.resizing._guards import SHRUNK, refuse_shrunk
 from apical.resizing._optimizer import check_kinds
+from apical.resizing._smaller_runs import check_smaller_runs
 from apical.resizing._undisturbed import undisturbed
 from apical.structure import Call, ExampleInputs, Structure
 from apical.timing._latency_table import table_for
@@ -96,6 +97,7 @@ class Grower:
     Raises:
         BudgetError: if no reachable network meets the budget, before anything changes.
         TraceError: if the model cannot be analysed.
+        ResizeError: if ``structure`` is not one of this model, before anything changes: a smaller copy of it fails.
         ConfigError: if an option is unknown or out of range.
 
     Example:
@@ -153,6 +155,8 @@ class Grower:
         streams = self.config.streams if isinstance(self.config, GrowthConfig) else "keep"
         self.structure = trace(model, inputs, streams=streams) if structure is None else structure
         growing = GrowingModel(model, optimizers, copies, self.structure, shard)
+        if structure is not None and shard is None:
+            check_smaller_runs(model, structure, inputs)
         self._full_bytes = model_bytes(model)
         method = self._method_for(model, inputs, width_budget or Budget("100% macs"))
         if self.divisor_choice is None:  # it was given

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from apical._checks import shown
+from apical._checks import LARGEST, shown
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.structure import Structure
@@ -96,6 +96,8 @@ def with_times(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Confi
             hint = ' (interval_unit="steps" needs it)' if name == "steps_per_epoch" else ""
             raise ConfigError(f"{name} must be a whole number of at least 1, got {shown(value)}{hint}")
         length *= value
+        if length > LARGEST:
+            raise ConfigError(f"{name} makes the training {shown(length)} long, expected at most {LARGEST} {unit}")
     interval, end = config.interval, config.growth_end
     chosen = interval == "auto"
     if chosen:

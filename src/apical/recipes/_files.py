@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from apical._atomic import make_folder
 from apical._checks import fits
 from apical._optional import import_optional
 from apical._reading import read_text
@@ -67,9 +68,9 @@ def write_config_file(config: RunConfig, path: str | Path) -> None:
     path, content = Path(path), plain(config.to_mapping())
     text = _yaml(path).safe_dump(content, sort_keys=False) if _is_yaml(path) else json.dumps(content, indent=2) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a name that no file has, too
         raise ConfigError(f"cannot write {path}: {error}. Name another file.") from error
 
 
@@ -114,7 +115,7 @@ def _read(path: Path) -> Any:
     yaml = _yaml(path)
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a day that no month has, too
         raise ConfigError(f"{path} is not YAML: {error}") from error
 
 

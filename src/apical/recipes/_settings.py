@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from apical._checks import in_words, nearest
+from apical._checks import fits, in_words, nearest
 from apical.errors import ConfigError
 from apical.recipes._config import RunConfig, get_recipe
 
@@ -190,7 +190,10 @@ def parse(text: str, hint: Any) -> Any:
         return None if text.strip().lower() in ("none", "null") else _refuse(text)
     if origin is Literal:
         return text if text in arguments else _refuse(text)
-    return hint(text) if hint in (int, float, str) else _refuse(text)
+    if hint not in (int, float, str):
+        return _refuse(text)
+    value = hint(text)
+    return value if fits(value, hint) else _refuse(text)
 
 
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}

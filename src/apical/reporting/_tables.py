@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from apical._atomic import atomic_file
+from apical._atomic import atomic_file, make_folder
 from apical.errors import DataError, why_not_written
 from apical.reporting._style import STYLE
 
@@ -31,7 +31,7 @@ def write_page(path: Path, text: str) -> Path:
     if path.is_dir():
         raise DataError(f"cannot write {path}: it is a folder, expected a file. Name another file.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_file(path) as aside:
             aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a character: "\\ud800"
     except OSError as error:

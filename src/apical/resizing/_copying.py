@@ -50,11 +50,12 @@ def sharing_copy(model: nn.Module, own: Collection[str] = (), zeros: Collection[
         >>> [a.data_ptr() == b.data_ptr() for a, b in zip(net.parameters(), twin.parameters())]
         [True, False]
     """
-    written = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in own}
+    named = list(model.named_parameters(remove_duplicate=False)) if own or zeros else []  # a walk takes its time
+    written = {id(p) for name, p in named if name in own}
     known: dict[Any, Any] = {
         id(p): _same_values(p) for p in model.parameters() if type(p) is nn.Parameter and id(p) not in written
     }
-    absent = list({id(p): p for name, p in model.named_parameters(remove_duplicate=False) if name in zeros}.values())
+    absent = list({id(p): p for name, p in named if name in zeros}.values())
     known |= _all_zero([p for p in absent if type(p) is nn.Parameter and _is_dense(p)])
     modules = list(model.modules())
     kinds = {kind for kind in set(map(type, modules)) if _is_ordinary(kind)}
@@ -62,10 +63,14 @@ def sharing_copy(model: nn.Module, own: Collection[str] = (), zeros: Collection[
     known |= {id(m): type(m).__new__(type(m)) for m in modules if id(m) in ordinary}
     for module in reversed(modules):  # children first
         if id(module) in ordinary:
-            state = {
-                name: value if type(value) in _UNCHANGEABLE else _copied(value, known)
-                for name, value in (module.__getstate__() if _STATES else vars(module)).items()
-            }
+            state: dict[str, Any] = {}
+            for name, value in (module.__getstate__() if _STATES else vars(module)).items():
+                if type(value) in _UNCHANGEABLE:
+                    state[name] = value
+                elif name in _HOOKS and type(value) in (set, OrderedDict) and not value:
+                    state[name] = type(value)()  # most of what a module has
+                else:
+                    state[name] = _copied(value, known)
             known[id(module)].__setstate__(state)
         else:
             copy.deepcopy(module, known)
@@ -110,6 +115,7 @@ def _copied(value: Any, known: dict[Any, Any]) -> Any:
 
 _STATES = hasattr(nn.Module, "__getstate__")  # not before Python 3.11
 _UNCHANGEABLE = {bool, int, float, str, type(None)}
+_HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (set, OrderedDict)))
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -70,16 +70,16 @@ class _Calls(TorchFunctionMode):
 
 
 class _Bench:
-    """One group, and copies of the model on which attributes are tried out: what agrees on one is tried on the next."""
+    """One group, and copies of the model on which attributes are tried out."""
 
-    def __init__(self, structure: Structure, full: FullSizes, beds: Sequence[Testbed], group: ChannelGroup) -> None:
-        self.structure, self.full, self.beds = structure, full, beds
+    def __init__(self, structure: Structure, full: FullSizes, bed: Testbed, group: ChannelGroup) -> None:
+        self.structure, self.full, self.bed = structure, full, bed
         self.twin = full.model
         self.group, self.index = group, structure.groups.index(group)
         self.left, self.in_code = MAX_TRIALS, False
         self.forms: frozenset[Form] | None = None  # the only ones that are tried
         self.keeps = [{group.name: list(range(0, group.size, 2))}, {group.name: [group.size - 1]}]
-        self._expected: dict[tuple[int, int], list[Tensor]] = {}
+        self._expected: dict[int, list[Tensor]] = {}
         self._trials: dict[tuple[Step, int], Trial] = {}
         self.furthest, self.reason = 0, ""
 
@@ -93,30 +93,26 @@ class _Bench:
 
     def _run(self, axes: Step, which: int) -> Trial:
         structure = replace(self.structure, attributes=(*self.structure.attributes, *axes))
-        trial = Trial(False)
-        for i, bed in enumerate(self.beds):
-            model, calls = sharing_copy(bed.model), _Calls()
-            try:
-                resize_(model, structure, self.keeps[which])
-                with calls:
-                    found = bed.example.run(model)
-            except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
-                if calls.count > self.furthest:
-                    self.furthest, self.reason = calls.count, f"{FAILS}{explained(problem, model)}"
-                return Trial(False, culprit(problem, model), calls.count, local_sizes(problem, model))
-            expected = self._gated(i, which)
-            differs = difference(expected, found, bed.tolerance) if self.group.exact else other_shapes(expected, found)
-            trial = Trial(differs is None)
-            if not trial.agreed:
-                return replace(trial, local=quotients(model, self._around()))
-        return trial
+        model, calls = sharing_copy(self.bed.model), _Calls()
+        try:
+            resize_(model, structure, self.keeps[which])
+            with calls:
+                found = self.bed.example.run(model)
+        except Exception as problem:  # noqa: BLE001 (whatever the user's forward pass raises)
+            if calls.count > self.furthest:
+                self.furthest, self.reason = calls.count, f"{FAILS}{explained(problem, model)}"
+            return Trial(False, culprit(problem, model), calls.count, local_sizes(problem, model))
+        expected = self._gated(which)
+        exact = self.group.exact
+        differs = difference(expected, found, self.bed.tolerance) if exact else other_shapes(expected, found)
+        trial = Trial(differs is None)
+        return trial if trial.agreed else replace(trial, local=quotients(model, self._around()))
 
-    def _gated(self, i: int, which: int) -> list[Tensor]:
-        if (i, which) not in self._expected:
-            bed = self.beds[i]
-            with gated_copy(bed.model, self.structure, self.keeps[which] if self.group.exact else {}) as gated:
-                self._expected[i, which] = bed.example.run(gated)
-        return self._expected[i, which]
+    def _gated(self, which: int) -> list[Tensor]:
+        if which not in self._expected:
+            with gated_copy(self.bed.model, self.structure, self.keeps[which] if self.group.exact else {}) as gated:
+                self._expected[which] = self.bed.example.run(gated)
+        return self._expected[which]
 
     def candidates(self, trial: Trial, taken: Sequence[Step]) -> Iterator[Step]:
         """What may be tried next, if it has one of the `forms`."""
@@ -247,16 +243,30 @@ def _following(
     refused = ("without some of it", "refuted", "a gate of zero")
     broken = {f.name for f in left.frozen if f.reason.startswith(refused)}
     groups = [g for g in proposed.groups if g.name not in held and g.name in broken]
+    found, told = _attributes(proposed, groups, small.narrow or small)
+    sizes = [g.size for g in proposed.groups]
+    extra = _merged(dict.fromkeys(chain(*found.values())), sizes)
+    if small.narrow and found:  # what agrees in float32 is compared in float64 all together, and else looked for there
+        structure = replace(proposed, attributes=(*proposed.attributes, *extra))
+        if disagreement(structure, small, [g for g in groups if g.name in found], keep_half) is not None:
+            found, told = _attributes(proposed, groups, small)
+            extra = _merged(dict.fromkeys(chain(*found.values())), sizes)
+    return extra, told
+
+
+def _attributes(
+    proposed: Structure, groups: Sequence[ChannelGroup], bed: Testbed
+) -> tuple[dict[str, Step], dict[str, str]]:
+    """The attributes that follow each of some groups, and why the others break."""
     role = roles(g.name for g in groups)
     sort = {g.name: (role[g.name], len(g.members[0].positions[0])) for g in groups}  # a head, or one of its width
-    beds = [small] if small.narrow is None else [small.narrow, small]
-    full = FullSizes(beds[0].model, beds[0].example)
+    full = FullSizes(bed.model, bed.example)
     found: dict[str, Step] = {}
     reasons: dict[tuple[str, int], str] = {}
     for group in groups:
         if group.name in found:
             continue
-        bench = _Bench(proposed, full, beds, group)
+        bench = _Bench(proposed, full, bed, group)
         alike = [g for g in groups if sort[g.name] == sort[group.name]]
         # first what was found for the same layer of another number
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
@@ -268,9 +278,9 @@ def _following(
             reasons.setdefault(sort[group.name], bench.reason)
         # then the other way round: what was found here, in all layers alike at once
         if result and not known:
-            found |= _all_alike(bench, small, alike, result)
+            found |= _all_alike(bench, alike, result)
     told = {g.name: reasons[sort[g.name]] for g in groups if not found.get(g.name) and sort[g.name] in reasons}
-    return _merged(dict.fromkeys(chain(*found.values())), [g.size for g in proposed.groups]), told
+    return {name: axes for name, axes in found.items() if axes}, told
 
 
 def _merged(axes: Iterable[AttributeAxis], sizes: Sequence[int]) -> Step:
@@ -284,18 +294,18 @@ def _merged(axes: Iterable[AttributeAxis], sizes: Sequence[int]) -> Step:
     return tuple(merged.values())
 
 
-def _all_alike(bench: _Bench, bed: Testbed, alike: Sequence[ChannelGroup], axes: Step) -> dict[str, Step]:
+def _all_alike(bench: _Bench, alike: Sequence[ChannelGroup], axes: Step) -> dict[str, Step]:
     """The same attributes in the layers of all other numbers, if all these agree together; else nothing."""
     source, proposed = bench.group.name, bench.structure
     found: dict[str, Step] = {source: axes}
     for group in alike:
         if group.name != source:
-            moved = _transferred(axes, source, _Bench(proposed, bench.full, bench.beds, group))
+            moved = _transferred(axes, source, _Bench(proposed, bench.full, bench.bed, group))
             found |= {group.name: moved} if moved else {}
     everywhere = tuple(dict.fromkeys(chain(*found.values())))
     structure = replace(proposed, attributes=(*proposed.attributes, *everywhere))
     groups = [g for g in alike if g.name in found]
-    return found if disagreement(structure, bed, groups, keep_half) is None else {}
+    return found if disagreement(structure, bench.bed, groups, keep_half) is None else {}
 
 
 def _search(bench: _Bench, familiar: frozenset[Form]) -> Step:

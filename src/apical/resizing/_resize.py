@@ -221,7 +221,7 @@ class _Resize:
         return part if live is None else alike(part.to(live.device), live)
 
     def _dress(self, value: Tensor, reference: Tensor | None, live: Tensor | None, move: Move) -> Tensor:
-        """Give a new tensor what its predecessor had: device, memory format, gradient, flags."""
+        """Give a new tensor what its predecessor had: device, memory format, shared memory, gradient, flags."""
         if reference is not None:
             value = alike(value.to(reference.device), reference)
             for layout, rank in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
@@ -229,6 +229,8 @@ class _Resize:
                     break  # divided by rows, so that there is no other layout
                 if reference.dim() == rank and reference.is_contiguous(memory_format=layout):
                     value = value.contiguous(memory_format=layout) if not reference.is_contiguous() else value
+            if reference.device.type == "cpu" and not is_sharded(reference) and reference.is_shared():
+                value = value.share_memory_()  # for processes that are started later: those that run hold the old one
         if not self.specs[move.name].is_parameter:
             return value
         parameter = nn.Parameter(value, requires_grad=reference.requires_grad if reference is not None else True)

@@ -141,14 +141,22 @@ def _contradictions(structure: Structure) -> Iterator[str]:
             return True
         return not all(0 <= position < spec.shape[part.dim] for unit in part.positions for position in unit)
 
+    taken: dict[tuple[str, int], set[int]] = {}
     for group in structure.groups:
         parts = (*group.members, *group.gate_site, *group.readers)
         yield from (f"{part!r} of group {group.name!r} is not there" for part in parts if outside(part, group.size))
+        for part in group.members:
+            own, here = taken.setdefault((part.tensor, part.dim), set()), [p for unit in part.positions for p in unit]
+            if len(set(here)) < len(here) or not own.isdisjoint(here):
+                yield f"{part!r} of group {group.name!r} has positions that other units have"
+            own.update(here)
     terms = (*structure.terms, *structure.param_axes)
     axes = [*(axis for term in terms for axis in term.axes), *(a.axis for a in structure.attributes)]
     known, names = range(len(structure.groups)), {group.name for group in structure.groups}
     if any(group not in known for axis in axes for group, _ in axis.counts):
         yield f"a size follows a group that is not one of the {len(known)}"
+    gates = [(block.name, name) for block in structure.blocks for name in block.gate_site]
+    yield from (f"the gate {n} of block {b} is not there" for b, n in gates if n not in structure.tensors)
     yield from (f"{state!r} is of no known group" for state in structure.states if state.group not in names)
 
 

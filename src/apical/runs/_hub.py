@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apical._atomic import make_folder
 from apical._optional import import_optional
 from apical.errors import ApicalError, ConfigError, ExportError, LoadError, SaveError, why_not_written
 from apical.export import export_pt2, load
@@ -125,7 +126,7 @@ def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool
     paths = (config.data.path, config.model.initial_weights, config.method_options.get("run"))
     folders = {str(path) for path in paths if path and Path(str(path)).name not in ("", str(path))}
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         for name in (*MODEL, *RECORDS):
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from apical._checks import build, check
+from apical._checks import LARGEST, build, check
 from apical.errors import ConfigError
 from apical.training._processes import processes
 
@@ -145,6 +145,7 @@ class TrainingConfig:
             "training",
             {
                 f"epochs={self.epochs}, expected at least 1": self.epochs >= 1,
+                f"epochs={self.epochs}, expected at most {LARGEST}": self.epochs <= LARGEST,
                 f"batch_size={self.batch_size}, expected at least 1": self.batch_size >= 1,
                 f"amp={self.amp!r}, expected one of {known}": self.amp in known,
                 f"label_smoothing={self.label_smoothing}, expected a number in [0, 1)": 0 <= self.label_smoothing < 1,

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from apical._atomic import asides, atomic_file, take_lock
+from apical._atomic import asides, atomic_file, make_folder, take_lock
 from apical._reading import read_object
 from apical.errors import ApicalError, CheckpointError, why_not_written
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
@@ -55,7 +55,7 @@ class RunFolder:
     def _make(self) -> None:
         path = self.path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         except OSError as error:
             raise CheckpointError(
                 f"cannot make the run folder {path}: {why_not_written(path, error)}. Choose another one, or make its "
