@@ -1,9 +1,10 @@
 """Where training in channels-last order is not safe.
 
-In the backward pass of a 1x1 convolution with a stride and fewer than eight input channels, torch's oneDNN writes past
-the end of an array on x86-64 processors without AVX-512, if weights or inputs are in channels-last order (torch 2.13.0
-and 2.14.1, float32). The process ends with "free(): invalid next size", or goes on with damaged memory. Networks that
-grow get as narrow as that. In contiguous order nothing happens.
+In the backward pass of a 1x1 convolution with a stride and fewer input channels than a vector register holds (8 with
+AVX2, 16 with AVX-512), torch's oneDNN writes past the end of an array if weights or inputs are in channels-last order
+(torch 2.13.0, float32 and bfloat16; 2.14.1 with AVX2). The process ends with a segmentation fault or "free(): invalid
+next size", or goes on with damaged memory. Networks that grow get as narrow as that. In contiguous order nothing
+happens.
 
 Source: https://github.com/uxlfoundation/oneDNN/issues/6035, open in November 2026.
 """
@@ -13,7 +14,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-SAFE_CHANNELS = 8  # that a vector register of these processors holds
+REGISTERS = {"AVX2": 8, "AVX512": 16}  # numbers that a vector register of these processors holds
+
+
+def safe_channels() -> int:
+    """From how many input channels on such layers are safe on this processor; 0 if they always are."""
+    return REGISTERS.get(torch.backends.cpu.get_cpu_capability(), 0)
 
 
 def has_channels_last(model: nn.Module) -> bool:
@@ -23,8 +29,8 @@ def has_channels_last(model: nn.Module) -> bool:
 
 
 def unsafe_in_channels_last(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that may damage memory on this machine, if they get narrower than eight input channels."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+    """Names of the layers that may damage memory on this machine, if they get narrower than `safe_channels`."""
+    if not safe_channels():
         return ()
     return tuple(name for name, module in model.named_modules() if _strided_pointwise(module))
 

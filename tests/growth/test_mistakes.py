@@ -417,8 +417,10 @@ def test_a_trained_model_is_not_shrunk_without_a_word(how: str) -> None:
         Grower(model, optimizer, torch.zeros(2, 4), "50% macs", 6)
 
 
-@pytest.mark.parametrize(("capability", "divisor", "warned"), [("AVX2", 1, True), ("AVX2", 8, False),
-                                                              ("AVX512", 1, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capability", "divisor", "warned"),
+    [("AVX2", 1, True), ("AVX2", 8, False), ("AVX512", 8, True), ("AVX512", 16, False), ("DEFAULT", 1, False)],
+)
 def test_layers_that_damage_memory_in_channels_last_order_are_named(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capability: str, divisor: int, warned: bool
 ) -> None:

@@ -319,11 +319,14 @@ def test_an_empty_loader_is_an_error(tmp_path: Path) -> None:
             train(tiny_model(), None, loaders, tiny_config(), tmp_path, progress=Recorder(), overwrite=True)
 
 
-@pytest.mark.parametrize(("stride", "safe"), [(1, True), (2, False)])
+@pytest.mark.parametrize(
+    ("capability", "stride", "safe"),
+    [("AVX2", 1, True), ("AVX2", 2, False), ("AVX512", 2, False), ("DEFAULT", 2, True)],
+)
 def test_images_in_channels_last_order_where_that_is_safe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int, safe: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, stride: int, safe: bool
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     seen: list[bool] = []
 
     class Images(TinyLoader):

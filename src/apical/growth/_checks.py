@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from apical._memory_format import SAFE_CHANNELS, has_channels_last, unsafe_in_channels_last
+from apical._memory_format import has_channels_last, safe_channels, unsafe_in_channels_last
 from apical.errors import ConfigError, TrainingError
 from apical.resizing._shards import are_finite
 
@@ -136,12 +136,13 @@ def refuse_lost_weights(model: nn.Module) -> None:
 
 def warn_of_channels_last(model: nn.Module, step: int) -> None:
     """Warn of layers that may damage memory in channels-last order on this processor once they are narrow."""
-    names = unsafe_in_channels_last(model) if step < SAFE_CHANNELS and has_channels_last(model) else ()
+    safe = safe_channels()
+    names = unsafe_in_channels_last(model) if step < safe and has_channels_last(model) else ()
     if names:
         warnings.warn(
             f"the model is in channels-last order and has 1x1 convolutions with a stride ({', '.join(names[:5])}): "
-            f"with fewer than {SAFE_CHANNELS} input channels, torch's backward pass of them damages memory on this "
-            f"processor. Leave out model.to(memory_format=torch.channels_last), or set divisor={SAFE_CHANNELS}.",
+            f"with fewer than {safe} input channels, torch's backward pass of them damages memory on this "
+            f"processor. Leave out model.to(memory_format=torch.channels_last), or set divisor={safe}.",
             stacklevel=4,
         )
 
