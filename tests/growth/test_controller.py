@@ -97,7 +97,7 @@ def test_it_walks_to_the_budget_and_never_touches_the_model(
     assert scheduled == sorted(scheduled)
     assert scheduled[-1] == 1.0
     assert controller.frozen
-    assert due == list(range(1, round(EPOCHS * config.growth_end) + 1))
+    assert due == list(range(1, round(EPOCHS * controller.schedule.growth_end) + 1))
     assert 0.98 < present.load <= 1.002
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

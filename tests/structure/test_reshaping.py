@@ -129,7 +129,7 @@ CASES: dict[str, Case] = {
     ),
     "constant_buffer": (
         lambda: Net(lambda m, x: m.last(m.a(x) + m.c), a=unit(3, 6), c=torch.randn(6, 1, 1), last=conv(6, 2)), image(),
-        {"a.0": (6, "inner", "a.1.weight a.1.bias c")}, {"last": OUTPUT},
+        {"a.0": (6, "inner", "last.weight/1")}, {"last": OUTPUT},
     ),
     "in_place": (
         lambda: Net(relu_in_place, a=conv(3, 6), b=conv(3, 6), last=conv(6, 2)), image(),

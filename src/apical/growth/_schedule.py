@@ -71,7 +71,7 @@ class Schedule:
 
 
 def with_times(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Config, int]:
-    """The config with numbers for its interval and the end of growth, and the length of the whole training in that unit.
+    """The config with numbers for its interval and the end of growth, and the length of training in its unit.
 
     Args:
         config: with ``interval``, ``interval_unit``, ``growth_end``.
