@@ -73,7 +73,7 @@ def test_differences_are_taken_seed_by_seed_over_the_seeds_that_both_have() -> N
     lines = [line("default", 0, 0.70), line("default", 1, 0.72)]
     lines += [line("no-depth", 0, 0.71), line("no-depth", 1, 0.71), line("no-depth", 5, 0.10)]
     rows = ablation.table(lines).splitlines()
-    assert rows[2].startswith("| `default` | the library's default | 2 | 71.00 ± 1.41 | – | 3.50")
+    assert rows[2].startswith("| `default` | the library's default, and growth until 0.4 | 2 | 71.00 ± 1.41 | – | 3.50")
     assert "| 3 | 50.67 ± 35.22 | +0.00 ± 1.41 |" in rows[3]
 
 

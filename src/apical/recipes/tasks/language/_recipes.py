@@ -27,7 +27,7 @@ def ptb_lstm_large() -> RunConfig:
     by 1.15 at each one after 14.
     """
     training = _zaremba(epochs=55, constant=14, decay=1 / 1.15, window=35, clip=10)
-    growth = GrowthConfig(divisor=4, seed_fraction=0.5, growth_end=0.5)
+    growth = GrowthConfig(divisor=4, seed_fraction=0.5)
     return _language("ptb-lstm-large", ModelConfig("lstm_large"), TextConfig("ptb"), training, "40% params", growth)
 
 
@@ -78,7 +78,7 @@ def _language(
     growth: GrowthConfig | None = None,
 ) -> RunConfig:
     # Much narrower ones stay at word frequencies for long.
-    growth = growth or GrowthConfig(seed_fraction=0.5, growth_end=0.5)
+    growth = growth or GrowthConfig(seed_fraction=0.5)
     return RunConfig(name, model, data, training, budget, growth, task="language")
 
 
