@@ -43,7 +43,7 @@ def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
             made[name] = tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
             if not fits(made[name], hint):
                 size = f", expected at most {LARGEST}" if isinstance(value, int) and abs(value) > LARGEST else ""
-                problems.append(f"{name}: expected {in_words(hint)}, got {value!r:.100}{size}")
+                problems.append(f"{name}: expected {in_words(hint)}, got {shown(value)}{size}")
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems))
     return kind(**made)
@@ -93,6 +93,8 @@ def shown(value: Any) -> str:
         >>> shown("1%"), shown([0] * 99)
         ("'1%'", 'a list')
     """
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"a whole number of {value.bit_length()} bits"
     text = repr(value)
     kind = type(value).__name__
     return text if len(text) <= 60 and "\n" not in text else f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"

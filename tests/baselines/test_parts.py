@@ -270,6 +270,11 @@ def test_final_repeats_widths_and_blocks_and_refuses_those_of_another_model() ->
         final("plain", widths)
     with pytest.raises(ConfigError, match="another model"):
         final("residual", {**widths, "conv1": 99})
+    for wrong in ({"conv1": "5"}, {"conv1": 5.0}, {"conv1": True}, None, 3):
+        with pytest.raises(ConfigError, match=r"method final: widths=.*expected a whole number for each name"):
+            Final(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="skip='layer1', expected names"):
+        Final({}, "layer1")  # type: ignore[arg-type]
 
 
 def test_uniform_widths_of_a_shallower_network_use_the_same_budget() -> None:

@@ -419,7 +419,7 @@ def test_a_trained_model_is_not_shrunk_without_a_word(how: str) -> None:
 
 @pytest.mark.parametrize(
     ("capability", "divisor", "warned"),
-    [("AVX2", 1, True), ("AVX2", 8, False), ("AVX512", 8, True), ("AVX512", 16, False), ("DEFAULT", 1, False)],
+    [("AVX2", 1, True), ("AVX2", 8, False), ("AVX512", 8, True), ("AVX512", 16, True), ("DEFAULT", 1, False)],
 )
 def test_layers_that_damage_memory_in_channels_last_order_are_named(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, capability: str, divisor: int, warned: bool
@@ -444,7 +444,7 @@ def test_layers_that_damage_memory_in_channels_last_order_are_named(
         ({"copies": nn.Linear(1, 1)}, r"write copies=\[…\] around it"),
         ({"structure": "structure.json"}, r"structure must be the Structure .*got 'structure\.json'"),
         ({"shard": 1}, "shard must be a function"),
-        ({"epochs": 10**30}, r"epochs makes the training 10+ long, expected at most 9223372036854775807 epochs"),
+        ({"epochs": 10**30}, r"epochs makes the training too long, expected at most 9223372036854775807 epochs"),
         ({"bits": 8}, r"bits must be an apical\.growth\.BitConfig, got 8"),
     ],
 )  # fmt: skip

@@ -100,6 +100,10 @@ def test_the_run_folder_of_another_version_is_refused_in_words(tmp_path: Path) -
     write_config_file(get_recipe("digits"), path)
     assert read_config(tmp_path) == get_recipe("digits")
     content = json.loads(path.read_text())
+    content["growth"]["freeze_at"] = None  # settings that are gone, as nobody had set them
+    content["training"]["schedule"]["by_cost"] = False
+    path.write_text(json.dumps(content))
+    assert read_config(tmp_path) == get_recipe("digits")
     content["training"]["batch_growth"] = 1  # a setting that there once was
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"config\.json: .*'batch_growth'.*another version of apical"):

@@ -157,6 +157,21 @@ class InFunctions(nn.Module):
         return self.out(attended(self.query(x), self.key(x), self.value(x), 4, x.shape[-1]))
 
 
+class OtherNames(InFunction):
+    """Calls the function, something else of its own by the name of another function, and has no module at hand."""
+
+    def forward(*args: Any) -> Tensor:  # type: ignore[override]
+        me, x = args
+        window_attention = me.rest
+        return me.proj(window_attention(me.cut(x)))
+
+    def rest(self, x: Tensor) -> Tensor:
+        return x.relu()
+
+    def cut(self, x: Tensor) -> Tensor:
+        return window_attention(x, self.qkv.weight, self.qkv.bias, self.num_heads)
+
+
 class LocalScale(nn.Module):
     """The width of a head is a local variable, and the scale of the scores is computed from it."""
 
@@ -196,7 +211,9 @@ def built(layer: nn.Module, inputs: tuple[Any, ...] = SEQUENCE) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("layer", [InputWidth, Helpers, WidthOverHeads, InFunction, InFunctions, LocalScale])
+@pytest.mark.parametrize(
+    "layer", [InputWidth, Helpers, WidthOverHeads, InFunction, InFunctions, OtherNames, LocalScale]
+)
 def test_heads_go_although_their_number_is_in_the_code(layer: type[nn.Module]) -> None:
     structure = traced(built(layer()), SEQUENCE)
     assert 4 in [g.size for g in structure.groups], reasons_of(structure)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from apical._checks import check, fits, shown
 from apical.baselines._comparator import Course, Task
 from apical.errors import ConfigError
 
@@ -57,6 +58,16 @@ class Final:
     name: ClassVar[str] = "final"
     widths: Mapping[str, int]
     skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        widths = isinstance(self.widths, Mapping) and all(fits(width, int) for width in self.widths.values())
+        check(
+            f"method {self.name}",
+            {
+                f"widths={shown(self.widths)}, expected a whole number for each name": widths,
+                f"skip={shown(self.skip)}, expected names": fits(self.skip, tuple[str, ...]),
+            },
+        )
 
     def last(self, epochs: int) -> int:  # noqa: ARG002
         """No epoch changes the network."""

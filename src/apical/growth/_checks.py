@@ -9,8 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from apical._memory_format import has_channels_last, safe_channels, unsafe_in_channels_last
+from apical.budget._rounding import rounding_step
 from apical.errors import ConfigError, TrainingError
 from apical.resizing._shards import are_finite
+from apical.structure import Structure
 
 CALLER = 3  # of the Grower's method: whose line the warning shows
 TRAINED = 20  # batches that a batch norm has counted: fewer may have been tried out on a new model
@@ -134,15 +136,19 @@ def refuse_lost_weights(model: nn.Module) -> None:
         )
 
 
-def warn_of_channels_last(model: nn.Module, step: int) -> None:
+def warn_of_channels_last(model: nn.Module, structure: Structure, divisor: int) -> None:
     """Warn of layers that may damage memory in channels-last order on this processor once they are narrow."""
-    safe = safe_channels()
-    names = unsafe_in_channels_last(model) if step < safe and has_channels_last(model) else ()
+    if not has_channels_last(model):
+        return
+    safe, read = safe_channels(), {m.tensor: g.size for g in structure.groups for m in g.members if m.dim == 1}
+    # a small group changes by single units, whatever the divisor
+    least = {name: rounding_step(read.get(f"{name}.weight", 0), divisor) for name in unsafe_in_channels_last(model)}
+    names = [name for name, step in least.items() if step < safe]
     if names:
         warnings.warn(
             f"the model is in channels-last order and has 1x1 convolutions with a stride ({', '.join(names[:5])}): "
             f"with fewer than {safe} input channels, torch's backward pass of them damages memory on this "
-            f"processor. Leave out model.to(memory_format=torch.channels_last), or set divisor={safe}.",
+            "processor. Leave out model.to(memory_format=torch.channels_last).",
             stacklevel=4,
         )
 

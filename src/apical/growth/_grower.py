@@ -169,7 +169,7 @@ class Grower:
         untrained = growing.untrained()
         if getattr(self.config, "seed_style", "") != "pretrained" and width_budget is not None:
             warn_of_trained(model, optimizers)
-        warn_of_channels_last(model, self.config.step)
+        warn_of_channels_last(model, self.structure, self.config.step)
         self._restructuring = Restructuring(growing, method)
         self._restructuring.become(self._first)
         self._bits: BitGrowth | None = None

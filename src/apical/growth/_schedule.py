@@ -97,7 +97,7 @@ def with_times(config: Config, epochs: Any, steps_per_epoch: Any) -> tuple[Confi
             raise ConfigError(f"{name} must be a whole number of at least 1, got {shown(value)}{hint}")
         length *= value
         if length > LARGEST:
-            raise ConfigError(f"{name} makes the training {shown(length)} long, expected at most {LARGEST} {unit}")
+            raise ConfigError(f"{name} makes the training too long, expected at most {LARGEST} {unit} in all")
     interval, end = config.interval, config.growth_end
     chosen = interval == "auto"
     if chosen:

@@ -33,7 +33,7 @@ _NO_STORE = (
     "one that brings back, or build the model anew."
 )
 
-_OTHER_STORE = (
+OTHER_STORE = (
     "Pass the store of the model's earlier resizes, or the structure of its present size, trace(model, example_inputs)."
 )
 _RESIZED = "If it was resized before, pass the DormantStore of that resize; else trace this model."
@@ -123,7 +123,7 @@ def resize_(
         raise ResizeError("copies must be other models than the one that is resized, each given once")
     template = TemplateMap(structure)
     for twin, whose in [(model, "the model"), *((t, f"copy {i}") for i, t in enumerate(twins))]:
-        check_matches(twin, template, before, whose, _OTHER_STORE if store is not None else _RESIZED)
+        check_matches(twin, template, before, whose, OTHER_STORE if store is not None else _RESIZED)
     check_parameters(model, optimizers, store)
     # the plan, then all new tensors aside, then the change
     resize = _Resize(template, before, target, store, optimizers, optimizer_state == "reset")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from apical.errors import ResizeError
 from apical.resizing._culprit import explained
 from apical.resizing._disagreement import FAILS, chosen, keep_odd
-from apical.resizing._guards import misfits
+from apical.resizing._guards import check_matches
 from apical.resizing._indexing import TemplateMap
-from apical.resizing._resize import resize_
+from apical.resizing._resize import OTHER_STORE, resize_
 from apical.resizing._selection import Selection
 from apical.resizing._testbed import Example, other_shapes
 from apical.structure import Call, Structure
@@ -31,18 +31,23 @@ def check_smaller_runs(model: nn.Module, structure: Structure, call: Call) -> No
     Raises:
         ResizeError: the structure is not one of this model.
     """
-    if misfits(model, TemplateMap(structure), Selection.full(structure)):
-        return  # other names or sizes, which every resize refuses by name
+    check_matches(model, TemplateMap(structure), Selection.full(structure), "the model", OTHER_STORE)
     example = Example(call.args, call.kwargs)
+    whole: dict[bool, list[Tensor]] = {}  # outputs in training mode or not, which may read other parameters
     try:
         twin = analysis_copy(model)
-        whole = example.run(twin)
+        for training in (False, True):
+            whole[training] = example.run(twin, training)
     except Exception:  # noqa: BLE001 (whatever the user's forward pass raises: it is not the structure's fault)
-        return
+        if not whole:
+            return
+    problem = None
     try:
         resize_(twin, structure, *chosen([*structure.groups, *structure.blocks], keep_odd))
-        found = example.run(twin)
-        problem = None if structure.states else other_shapes(whole, found)  # a carried state may change its size
+        for training, expected in whole.items():
+            found = example.run(twin, training)
+            if not structure.states:  # a carried state may change its size
+                problem = problem or other_shapes(expected, found)
     except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises is the reason)
         problem = f"{FAILS}{explained(error, twin)}"
     if problem:

@@ -18,6 +18,9 @@ from apical.export import load
 from apical.recipes import RunConfig, Serving
 from apical.recipes._task_kind import task_kind
 
+# options that are gone, and what they were where nobody had set them
+RETIRED: dict[tuple[str, ...], Any] = {("growth", "freeze_at"): None, ("training", "schedule", "by_cost"): False}
+
 
 def read_config(folder: str | Path) -> RunConfig:
     """The config of a run folder.
@@ -27,6 +30,12 @@ def read_config(folder: str | Path) -> RunConfig:
     """
     path = Path(folder) / "config.json"
     content = read_object(path, ConfigError, "a run folder that `apical train` wrote")
+    for (*path_to, name), value in RETIRED.items():
+        inner: Any = content
+        for key in path_to:
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and inner.get(name, ...) is value:
+            del inner[name]
     names = {field.name for field in dataclasses.fields(RunConfig)}
     try:
         return RunConfig.from_mapping({name: value for name, value in content.items() if name in names})

@@ -69,6 +69,12 @@ class Method:
             _positional(tree).insert(0, ast.arg(_SELF))
         return tree
 
+    def calls(self, name: str) -> bool:
+        """Whether a name is not one of its own variables, and it has the module at hand as its first argument."""
+        code = self.function.__code__
+        own = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+        return name not in own and bool(_positional(self.tree()))
+
     def sites(self) -> list[Site]:
         """All calls in it, then all subscripts, then all quotients, in one fixed order; to be read only."""
         return _sites(self)
@@ -281,7 +287,8 @@ def _edited(
         callee = waiting.pop()
         for name in callee.callers:
             caller = method_of(base, name)
-            if caller is None:
+            # left as it is: what has no module at hand, and what calls another function by this name
+            if caller is None or not caller.calls(callee.name):
                 continue
             if name not in trees:
                 trees[name], methods[name] = caller.tree(), caller
