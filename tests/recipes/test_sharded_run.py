@@ -66,7 +66,7 @@ def test_processes_that_divide_the_model_are_one_that_holds_it(server: ForkServe
     two = cut_and_resumed(server, tmp_path, text)
     assert_close(alone, two[0])
     assert alone["summary"]["test_perplexity"] == pytest.approx(two[0]["summary"]["test_perplexity"], rel=1e-6)
-    assert len({str(r["widths"]) for r in two[0]["history"]}) > 2, "the network did change"
+    assert len({str(r["widths"]) for r in two[0]["history"]}) > 1, "the network did change"
     assert two[0]["kinds"] == alone["kinds"], "it is the user's own again"
     for name, tensor in two[0]["model"].items():
         assert torch.equal(tensor, two[1]["model"][name]), name
