@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from apical.errors import ResizeError
 from apical.resizing._culprit import explained
 from apical.resizing._disagreement import FAILS, chosen, keep_odd
-from apical.resizing._guards import check_matches
+from apical.resizing._guards import check_matches, refuse_wrapped
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._resize import OTHER_STORE, resize_
 from apical.resizing._selection import Selection
@@ -31,6 +31,7 @@ def check_smaller_runs(model: nn.Module, structure: Structure, call: Call) -> No
     Raises:
         ResizeError: the structure is not one of this model.
     """
+    refuse_wrapped(model, ResizeError)
     check_matches(model, TemplateMap(structure), Selection.full(structure), "the model", OTHER_STORE)
     example = Example(call.args, call.kwargs)
     whole: dict[bool, list[Tensor]] = {}  # outputs in training mode or not, which may read other parameters
