@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from apical.baselines import (
     L1,
     Comparator,
+    Dense,
     Final,
     Rule,
     Slimming,
@@ -27,7 +28,7 @@ from apical.baselines import (
 from apical.baselines._choose import by_threshold, fewest, strongest
 from apical.baselines._scores import filter_norms, gate_products
 from apical.budget import BoundBudget, Budget
-from apical.errors import ConfigError
+from apical.errors import ApicalError, ConfigError
 from apical.resizing._gates import zero_gates_
 from growth.cases import built, example, sgd, step, structure_of
 
@@ -275,6 +276,13 @@ def test_final_repeats_widths_and_blocks_and_refuses_those_of_another_model() ->
             Final(wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="skip='layer1', expected names"):
         Final({}, "layer1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("budget", "epochs", "match"), [("rubbish", 3, "rubbish"), ("50% macs", "x", "epochs"),
+                                                         ("50% macs", 0, "epochs"), (None, 3, "budget")])  # fmt: skip
+def test_a_rule_that_looks_at_no_budget_is_given_a_right_one_all_the_same(budget: Any, epochs: Any, match: str) -> None:
+    with pytest.raises(ApicalError, match=match):
+        Comparator(Dense(), built("mlp"), None, example("mlp"), budget, epochs)
 
 
 def test_uniform_widths_of_a_shallower_network_use_the_same_budget() -> None:

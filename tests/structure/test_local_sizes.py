@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import apical
 from apical.resizing._install import Installation
+from apical.structure._local_sizes import method_of
 from structure.expectations import groups_of, reasons_of, traced
 from structure.nets import Net, conv, vectors
 
@@ -217,6 +218,11 @@ def built(layer: nn.Module, inputs: tuple[Any, ...] = SEQUENCE) -> nn.Module:
 def test_heads_go_although_their_number_is_in_the_code(layer: type[nn.Module]) -> None:
     structure = traced(built(layer()), SEQUENCE)
     assert 4 in [g.size for g in structure.groups], reasons_of(structure)
+
+
+def test_a_method_without_an_argument_of_its_own_keeps_its_sizes() -> None:
+    assert method_of(OtherNames, "forward") is None  # nothing at hand could hold an attribute
+    assert method_of(OtherNames, "cut") is not None
 
 
 def test_bounds_of_slices_follow() -> None:

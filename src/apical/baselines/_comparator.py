@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from apical._checks import fits, shown
 from apical.baselines._subject import Subject
 from apical.budget import Budget
 from apical.budget._rounding import warn_of_idle_divisor
@@ -34,7 +35,7 @@ class Task:
     """
 
     subject: Subject
-    budget: Budget | str
+    budget: Budget
     last: int
     epochs: int
     divisor: int
@@ -96,7 +97,7 @@ class Comparator:
         optimizer: its optimizer; None will do for rules that do nothing at its steps.
         example_inputs: arguments of one call with one example: a tensor, a tuple, or a dict of keyword arguments.
         budget: what the final network may cost.
-        epochs: how many times `end_epoch` will be called in all; at least 2 where the rule changes the network.
+        epochs: how many times `end_epoch` will be called in all; at least 2 where the rule changes it while it trains.
         divisor: widths are multiples of it, in groups of at least two such steps.
         copies: further models to resize alike.
         structure: of the model, if it is known already.
@@ -131,13 +132,16 @@ class Comparator:
         copies: Sequence[nn.Module] = (),
         structure: Structure | None = None,
     ) -> None:
+        limits = Budget.of(budget)
+        if not fits(epochs, int) or epochs < 1:
+            raise ConfigError(f"epochs must be a whole number of at least 1, got {shown(epochs)}")
         self.rule = rule
         self._epoch, self._last = 0, rule.last(epochs)
         self.subject = Subject(model, optimizer, example_inputs, copies, structure)
         self.structure = self.subject.structure
         warn_of_idle_divisor((g.size for g in self.structure.groups), divisor)
         self._generator = torch.Generator()
-        self._course = rule.start(Task(self.subject, budget, self._last, epochs, divisor, self._generator))
+        self._course = rule.start(Task(self.subject, limits, self._last, epochs, divisor, self._generator))
         self._hooks = self._listen(optimizer)
         self._begin_epoch()
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from apical._checks import check
 from apical.baselines._comparator import Course, Task, epoch_at
 from apical.baselines._subject import Rows, Subject
-from apical.budget import BoundBudget, Budget, rounding_step
+from apical.budget import BoundBudget, rounding_step
 from apical.structure import ChannelGroup, Keep
 
 
@@ -63,7 +63,7 @@ class ISS:
         """
         subject, groups = task.subject, task.structure.groups
         steps = {g.name: rounding_step(g.size, task.divisor) for g in groups}
-        bound = BoundBudget(Budget.of(task.budget), task.structure, minimum=steps, fixed_blocks=True)
+        bound = BoundBudget(task.budget, task.structure, minimum=steps, fixed_blocks=True)
 
         def decide(epoch: int) -> Keep | None:
             norms, keep = unit_norms(subject, groups), subject.selection.keep

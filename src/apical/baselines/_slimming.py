@@ -12,7 +12,7 @@ from apical.baselines._choose import Scores, by_threshold, sparing_streams
 from apical.baselines._comparator import Course, Task, epoch_at
 from apical.baselines._scores import scales, spread
 from apical.baselines._subject import Subject
-from apical.budget import BoundBudget, Budget
+from apical.budget import BoundBudget
 from apical.structure import Keep
 
 
@@ -55,7 +55,7 @@ class Slimming:
         """Find the scales."""
         structure, subject = task.structure, task.subject
         least = sparing_streams(structure, task.budget, self.least_fraction, task.divisor)
-        bound = BoundBudget(Budget.of(task.budget), structure, minimum=least, fixed_blocks=True)
+        bound = BoundBudget(task.budget, structure, minimum=least, fixed_blocks=True)
         every = [rows.tensor for group in structure.groups for rows in scales(subject, group)]
         penalised = list({id(scale): scale for scale in every}.values())  # several groups may share one
 

@@ -12,7 +12,7 @@ from apical._checks import check
 from apical.baselines._choose import by_threshold, fewest
 from apical.baselines._comparator import Course, Task, epoch_at
 from apical.baselines._scores import gate_products, spread
-from apical.budget import BoundBudget, Budget
+from apical.budget import BoundBudget
 from apical.structure import Keep
 
 
@@ -60,7 +60,7 @@ class Taylor:
         """Measure nothing yet."""
         structure, subject = task.structure, task.subject
         least = fewest(structure, self.least_fraction, task.divisor)
-        bound = BoundBudget(Budget.of(task.budget), structure, minimum=least, fixed_blocks=True)
+        bound = BoundBudget(task.budget, structure, minimum=least, fixed_blocks=True)
         first = min(task.last, max(1, round(self.prune_from * task.epochs)))
         task.generator.manual_seed(self.seed)
         squares: dict[str, Tensor] = {}  # sums over the steps of an epoch, of the present units

@@ -69,11 +69,10 @@ class Method:
             _positional(tree).insert(0, ast.arg(_SELF))
         return tree
 
-    def calls(self, name: str) -> bool:
-        """Whether a name is not one of its own variables, and it has the module at hand as its first argument."""
+    def has_variable(self, name: str) -> bool:
+        """Whether a name is one of its own variables, and so no function outside of it."""
         code = self.function.__code__
-        own = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
-        return name not in own and bool(_positional(self.tree()))
+        return name in (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
 
     def sites(self) -> list[Site]:
         """All calls in it, then all subscripts, then all quotients, in one fixed order; to be read only."""
@@ -154,12 +153,14 @@ def original_class(kind: type) -> type:
 def method_of(kind: type, name: str) -> Method | None:
     """A method of a class, or a function that its methods call.
 
-    None if it is neither, or its source is not there or not what runs.
+    None if it is neither, its source is not there or not what runs, or a method has no first argument of its own, which
+    is the module.
     """
     base = original_class(kind)
     function = next((vars(k)[name] for k in base.__mro__ if name in vars(k)), None)
     if function is not None:
-        return _read(function) if isinstance(function, FunctionType) else None
+        method = _read(function) if isinstance(function, FunctionType) else None
+        return method if method is not None and _positional(method.tree()) else None
     function, callers = functions_of(base).get(name, (None, ()))
     method = _read(function) if function is not None else None
     return replace(method, callers=callers) if method is not None else None
@@ -287,8 +288,7 @@ def _edited(
         callee = waiting.pop()
         for name in callee.callers:
             caller = method_of(base, name)
-            # left as it is: what has no module at hand, and what calls another function by this name
-            if caller is None or not caller.calls(callee.name):
+            if caller is None or caller.has_variable(callee.name):
                 continue
             if name not in trees:
                 trees[name], methods[name] = caller.tree(), caller
