@@ -14,13 +14,15 @@ Methods:
     scs            the paper's version (`ScsConfig`)
     same-macs      the network that `learned` ended with, trained from the start for the same training MACs
     hand-same-macs the hand rule's network, trained for as many MACs as `learned` was
-    other-images   as same-macs, with the network that `learned` ended with on the other resolution's images
+    other-images   as same-macs, with the proportions of the network that `learned` ended with on the other
+                   resolution's images
     dense          the whole network
 
 Training is that of `trial.py`: 20,000 images of CIFAR-10, SGD with Nesterov momentum, bfloat16 autocast, crops and
-flips; accuracy on 5,000 held-out training images. MobileNetV1 sees 8,000 photos of ten classes at 64x64 in float32,
-and is judged on the other 1,469 training photos. The vision transformer is trained with AdamW. The test images are
-read with ``--test`` only, when a network is done; they decide nothing.
+flips; accuracy on 5,000 held-out training images. MobileNetV1 and ResNet-18 (half as wide) see 8,000 photos of ten
+classes in float32, at 64x64 (ResNet-18 at 16x16, too), and are judged on the other 1,469 training photos. The vision
+transformer is trained with AdamW. The test images are read with ``--test`` only, when a network is done; they decide
+nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from apical.budget import BoundBudget, Budget
 from apical.growth import ScsConfig
 from apical.growth._allocation import expected_values, moved, rates, unit_prices
 from apical.growth._widths import Limits, fit
-from apical.models import CifarResNet, MobileNetV1, ViT, vgg16
+from apical.models import CifarResNet, MobileNetV1, ResNet, ViT, vgg16
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,17 @@ def misproportioned() -> nn.Module:
     return model
 
 
+def photos(build: Callable[[], nn.Module], shrink: int, budget: str, epochs: int = 8, other: str = "") -> Setting:
+    """Photos of ten classes, in float32."""
+    return Setting(build, shrink, epochs, budget, data="imagenette128", train=8_000, held_out=1_469, amp=False,
+                   other=other)  # fmt: skip
+
+
+def half_resnet18() -> nn.Module:
+    """ResNet-18, half as wide."""
+    return ResNet(18, num_classes=10, width=32)
+
+
 EARLY = ("layer1.0", "layer1.1", "layer1.2", "layer2.2")
 SETTINGS = {
     "resnet20-16": Setting(lambda: CifarResNet(depth=20), 2, 8, "50% macs", EARLY),
@@ -111,10 +124,12 @@ SETTINGS = {
     ),
     "vgg16-32": Setting(vgg16, 1, 8, "13.6% macs, 5% params"),
     "vgg16-32-long": Setting(vgg16, 1, 40, "13.6% macs, 5% params"),
-    "mobilenet-photos": Setting(
-        lambda: MobileNetV1(num_classes=10), 2, 8, "50% macs", data="imagenette128",
-        train=8_000, held_out=1_469, amp=False,
-    ),
+    "mobilenet-photos": photos(lambda: MobileNetV1(num_classes=10), 2, "50% macs"),
+    "resnet18-photos": photos(half_resnet18, 2, "50% macs"),
+    "resnet18-photos-quarter": photos(half_resnet18, 2, "25% macs", other="resnet18-photos-16-quarter"),
+    "resnet18-photos-16-quarter": photos(half_resnet18, 8, "25% macs", other="resnet18-photos-quarter"),
+    "resnet18-photos-16-quarter-long": photos(half_resnet18, 8, "25% macs", epochs=40),
+    "resnet18-photos-16-quarter-longest": photos(half_resnet18, 8, "25% macs", epochs=160),
     "vit-32": Setting(lambda: ViT(10, embedding_size=128, num_layers=6, num_heads=4), 1, 8, "50% macs", adam=True),
     "vit-32-patch8": Setting(
         lambda: ViT(10, patch_size=8, embedding_size=128, num_layers=6, num_heads=4), 1, 8, "50% macs", adam=True
@@ -154,7 +169,10 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
         structure = apical.trace(model, (example,))
         if method in ("same-macs", "other-images"):
             assert learned is not None
-            return fixed(model, optimizer, example, learned["widths"], tuple(learned["skipped"]))
+            widths, skip = learned["widths"], tuple(learned["skipped"])
+            if method == "other-images":
+                widths = to_budget(structure, setting.budget, widths, skip)
+            return fixed(model, optimizer, example, widths, skip)
         if method.startswith("hand") and setting.hand is None:
             return fixed(model, optimizer, example, balanced_widths(structure, setting.budget), ())
         skip = setting.hand if method.startswith("hand") and setting.hand else ()
@@ -162,6 +180,16 @@ def maker(method: str, setting: Setting, seed: int, learned: dict[str, Any] | No
         return fixed(model, optimizer, example, uniform_keep(structure, budget, skip=skip), skip)
 
     return make
+
+
+def to_budget(
+    structure: apical.Structure, budget: str, widths: dict[str, int], skip: tuple[str, ...]
+) -> dict[str, int]:
+    """Widths in these proportions that cost the budget: with other images, a network has another share of the MACs."""
+    bound, limits = BoundBudget(Budget.of(budget), structure), Limits.of(structure, 1, 1)
+    wanted = [float(widths.get(group.name, group.size)) for group in structure.groups]
+    counts = fit(bound, limits, wanted, skip, 1.0, exact=True).counts
+    return {group.name: count for group, count in zip(structure.groups, counts, strict=True)}
 
 
 def balanced_widths(structure: apical.Structure, budget: str) -> dict[str, int]:
