@@ -170,6 +170,15 @@ def test_a_projected_lstm_changes_its_outputs_only(options: dict[str, Any]) -> N
     assert any("proj_size" in part.reason for part in structure.frozen)
 
 
+def test_the_last_states_of_both_directions_are_concatenated() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        _, (hidden, _) = m.rnn(x)
+        return m.fc(torch.cat([hidden[0], hidden[1]], 1))
+
+    rnn = nn.LSTM(3, 6, batch_first=True, bidirectional=True)
+    assert members_of(traced(Net(forward, rnn=rnn, fc=nn.Linear(12, 2)), SEQUENCE), "rnn")["fc.weight/1"] == 2
+
+
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTMCell, 4), (nn.GRUCell, 3), (nn.RNNCell, 1)])
 def test_cell_in_a_loop(kind: type[nn.RNNCellBase], gates: int) -> None:
     structure = traced(CellLoop(kind), SEQUENCE)

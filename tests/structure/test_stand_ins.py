@@ -24,7 +24,6 @@ from marks import slow
 from structure.contract import generic_
 from structure.expectations import traced
 from structure.nets import Net, conv, image, unit, vectors
-from zoo.sequences import BertOutput
 
 
 class Output(NamedTuple):
@@ -225,6 +224,17 @@ def test_decoder_layers_lose_either_attention() -> None:
     blocks = [b.name for b in traced(model, (torch.randn(2, 5, 8), torch.randn(2, 3, 8))).blocks]
     parts = {"encoder": ("self_attn", "linear2"), "decoder": ("self_attn", "multihead_attn", "linear2")}
     assert blocks == [f"{stack}.layers.0.{part}" for stack, names in parts.items() for part in names]
+
+
+class BertOutput(nn.Module):
+    """A projection, the addition, and the norm after it."""
+
+    def __init__(self, inner: int, width: int) -> None:
+        super().__init__()
+        self.dense, self.dropout, self.norm = nn.Linear(inner, width), nn.Dropout(0.1), nn.LayerNorm(width)
+
+    def forward(self, hidden: Tensor, given: Tensor) -> Tensor:
+        return self.norm(self.dropout(self.dense(hidden)) + given)
 
 
 class BertHeads(nn.Module):

@@ -74,13 +74,8 @@ def test_a_network_without_removable_parts_is_refused_with_reasons(name: str) ->
     check_untouched(before, model)
 
 
-@pytest.mark.parametrize("name", ["own_resnet20_zero_pad", "own_lstm_lm_2_tied", "small_unet"])
+@pytest.mark.parametrize("name", ["own_resnet20_zero_pad", "own_lstm_lm_2_tied", "own_unet"])
 def test_trace_is_deterministic(name: str) -> None:
     entry = ZOO[name]
     first, second = (timed_trace(entry.build(), entry.inputs(), entry.state_outputs)[0] for _ in range(2))
     assert first == second
-
-
-def test_names_are_unique_and_enough() -> None:
-    assert len(ZOO) >= 90
-    assert sum(not entry.slow for entry in ZOO.values()) >= 60
