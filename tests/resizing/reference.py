@@ -156,7 +156,7 @@ def train_steps(
 def snapshot(
     model: nn.Module, optimizers: Sequence[Optimizer] = (), store: DormantStore | None = None
 ) -> dict[str, Any]:
-    """What a trace or failed resize leaves alone: identities, values, attributes, hooks, generator, optimizer, store."""
+    """What a trace or failed resize leaves: identities, values, attributes, hooks, generator, optimizer, store."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     found: dict[str, Any] = {
         "tensor objects": [(n, id(t)) for n, t in tensors],

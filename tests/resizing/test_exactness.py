@@ -141,9 +141,8 @@ def test_a_walk_with_training_in_between(name: str, seed: int) -> None:
     reference.assert_matches(model, optimizer)
 
 
-def test_untouched_tensors_stay_the_same_objects() -> None:
+def test_untouched_tensors_stay_the_same_objects(structure: Structure) -> None:
     model = tiny_resnet()
-    structure = apical.trace(model, torch.zeros(IMAGES))
     before = dict(model.named_parameters())
     report = apical.resize_(model, structure, {"1.conv1": [0, 3]})
     changed = {c.name for c in report.changed}
@@ -156,9 +155,8 @@ def test_untouched_tensors_stay_the_same_objects() -> None:
         assert (parameter is before[name]) == (name not in changed)
 
 
-def test_what_is_returned_says_what_happened() -> None:
+def test_what_is_returned_says_what_happened(structure: Structure) -> None:
     model, store = tiny_resnet(), DormantStore()
-    structure = apical.trace(model, torch.zeros(IMAGES))
     report = apical.resize_(model, structure, {"1.conv1": [0, 3]}, ["3"], store=store)
     (change,) = [c for c in report.changed if c.name == "1.conv1.weight"]
     assert (change.before, change.after) == ((6, 8, 3, 3), (2, 8, 3, 3))
