@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import apical
 from apical.errors import TraceError
 from resizing.reference import assert_unchanged, snapshot
-from structure.nets import LanguageModel, Net, conv, head, image, tiny_resnet, tokens, unit
+from structure.nets import Net, conv, head, image, tiny_resnet, unit
 
 
 def photograph(model: nn.Module) -> dict[str, Any]:
@@ -100,12 +100,6 @@ def test_no_grad_and_inference_contexts() -> None:
     assert a == apical.trace(tiny_resnet(), image())
 
 
-def test_shared_storage_of_tied_weights_stays_shared() -> None:
-    model = LanguageModel(tied=True)
-    apical.trace(model, tokens(), state_outputs=(1,))
-    assert model.decoder.weight is model.embedding.weight
-
-
 def test_no_warnings_and_no_output(capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -142,11 +136,3 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.note()
         return x
-
-
-def test_deterministic() -> None:
-    torch.manual_seed(1)
-    model = tiny_resnet()
-    first = apical.trace(model, image())
-    torch.manual_seed(2)
-    assert apical.trace(model, image()) == first
