@@ -130,16 +130,11 @@ def test_the_same_seed_is_the_same_run_and_so_is_one_resumed_at_any_epoch(
     for epoch in range(EPOCHS):
         saves.append(whole.train(epoch, epoch + 1).saved())
     equal_runs(whole, Run(name, maker, options).train(0, EPOCHS))  # saving on the way changed nothing
+    if options.get("max_change") == LIVELY["max_change"]:
+        assert all(sum(r[what] for r in whole.grower.history) > 0 for what in ("died", "returned"))
     for epoch in resumed:
         torch.manual_seed(epoch)
         equal_runs(whole, Run(name, maker, options).load(saves[epoch]).train(epoch, EPOCHS))
-
-
-@pytest.mark.parametrize(("name", "options"), [("residual", LIVELY), ("lstm", LIVELY), ("gpt", CHANCE)])
-def test_the_lively_runs_lose_and_regain_units(name: str, options: dict[str, Any]) -> None:
-    history = Run(name, sgd, options).train(0, EPOCHS).grower.history
-    assert sum(r["died"] for r in history) > 0
-    assert sum(r["returned"] for r in history) > 0
 
 
 def test_the_run_of_the_papers_version_loses_and_regains_units_and_blocks() -> None:
@@ -153,11 +148,11 @@ def test_the_run_of_the_papers_version_loses_and_regains_units_and_blocks() -> N
 
 def test_a_state_can_be_loaded_into_a_run_that_went_on() -> None:
     """Rolling back to an earlier epoch, for instance after a loss that was not finite."""
-    run = Run("residual", sgd, LIVELY).train(0, 2)
+    run = Run("plain", sgd, LIVELY).train(0, 2)
     saved = run.saved()
     whole = copy.deepcopy(saved)
     run.train(2, 5).load(saved).train(2, EPOCHS)
-    equal_runs(run, Run("residual", sgd, LIVELY).load(whole).train(2, EPOCHS))
+    equal_runs(run, Run("plain", sgd, LIVELY).load(whole).train(2, EPOCHS))
 
 
 def test_another_seed_is_another_run() -> None:
@@ -279,15 +274,14 @@ def test_groups_of_other_sizes_are_refused() -> None:
         growers[1].load_state_dict(growers[0].state_dict())
 
 
-@pytest.mark.parametrize("maker", [sgd, adamw])
-def test_states_hold_nothing_that_lives_on(maker: Maker) -> None:
+def test_states_hold_nothing_that_lives_on() -> None:
     """A state that was taken does not change while training goes on, nor when it is loaded and trained on."""
-    run = Run("residual", maker, LIVELY).train(0, 2)
+    run = Run("residual", adamw, LIVELY).train(0, 2)
     state, weights = run.grower.state_dict(), copy.deepcopy(run.model.state_dict())
     before = copy.deepcopy(state)
     run.train(2, EPOCHS)
     same(state, before)
-    other = Run("residual", maker, LIVELY)
+    other = Run("residual", adamw, LIVELY)
     other.grower.load_state_dict(state)
     other.model.load_state_dict(weights)
     other.train(2, EPOCHS)

@@ -139,6 +139,9 @@ def test_any_json_as_a_table(data: Any) -> None:
         assert isinstance(DeviceTable.from_dict(data), DeviceTable)
 
 
+SHALLOW = ("CifarResNet", "--kwargs", '{"depth": 8}')
+
+
 def planned(*arguments: str) -> Any:
     return CliRunner().invoke(main, ["plan", *arguments])
 
@@ -243,12 +246,12 @@ def test_a_plan_does_not_touch_the_model() -> None:
         (["wikitext2-lstm", "--set", "data.path=mine"], "--images (windows) and --classes (size of the vocabulary)"),
         (["camvid-deeplabv3-small", "--input", "1x3x32x32"], "as large as --set data.crop=N says"),
         (["camvid-deeplabv3-small", "--set", "data.path=mine"], "--images 367 --classes 11"),
-        (["resnet20", "--input", "1x3x32x32", "--budget", "0.001% macs"], "budget"),
+        ([*SHALLOW, "--budget", "0.001% macs"], "budget"),
         (["resnet20", "--shard"], "add --processes"),
         (["resnet20", "--processes", "2", "--link-gb-per-s", "1"], "add --shard"),
         (["digits", "--no-weights"], "--no-weights is of a MODEL"),
         (["resnet20", "--no-weights", "--measure", "--images", "9"], "--no-weights is of a MODEL"),
-        (["resnet20", "--no-weights", "--budget", "2 ms"], "knows MACs and parameters only, got the budget 2 ms"),
+        ([*SHALLOW, "--no-weights", "--budget", "2 ms"], "knows MACs and parameters only, got the budget 2 ms"),
     ],
 )
 def test_wrong_input_is_named(arguments: list[str], message: str) -> None:
@@ -285,7 +288,7 @@ def test_a_gpt_on_the_usual_text_can_meet_its_budget() -> None:
     "arguments",
     [
         ["ptb-lstm-small", "--classes", "30", "--images", "40", "--set", "data.bptt=6"],
-        ["camvid-deeplabv3-small", "--classes", "4", "--images", "40", "--set", "data.crop=32"],
+        ["camvid-deeplabv3-small", "--classes", "4", "--images", "40", "--set=data.crop=32", "--set=model.width=8"],
     ],
 )
 def test_recipes_of_text_and_masks(arguments: list[str]) -> None:

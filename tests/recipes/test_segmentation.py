@@ -79,9 +79,9 @@ def test_everything_but_the_last_layers_grows(grown: TrainingResult) -> None:
 
 
 def test_inspect_names_what_is_frozen_and_groups_every_branch() -> None:
-    kwargs = json.dumps({"depth": 50, "num_classes": 5, "width": 4, "head_width": 8, "aux": True})
+    kwargs = json.dumps({"depth": 18, "num_classes": 5, "width": 4, "head_width": 8, "aux": True})
     result = CliRunner().invoke(
-        main, ["inspect", "apical.models:DeepLabV3", "--input", "1x3x33x49", "--kwargs", kwargs, "--json"]
+        main, ["inspect", "apical.models:DeepLabV3", "--input", "1x3x17x25", "--kwargs", kwargs, "--json"]
     )
     assert result.exit_code == 0, result.output
     content = json.loads(result.output)
@@ -94,7 +94,7 @@ def test_inspect_names_what_is_frozen_and_groups_every_branch() -> None:
 
 @pytest.mark.parametrize("method", [slow("dense"), "uniform"])
 def test_other_methods_run_too(method: str, folder: Path, tmp_path: Path) -> None:
-    result = do(tiny(folder, f"method={method}", "epochs=2"), tmp_path)
+    result = do(tiny(folder, f"method={method}", "epochs=1", "pictures=0"), tmp_path)
     assert result.summary["macs_fraction"] == 1 if method == "dense" else result.summary["macs_fraction"] <= 0.5
 
 
