@@ -308,7 +308,7 @@ def test_a_folder_of_classes_only_is_split_and_says_so(tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["test_samples"] == 4
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", [slow("onnx"), "pt2"])
 def test_export_writes_what_it_checked(kind: str, finished: Path, tmp_path: Path) -> None:
     if kind == "onnx":
         pytest.importorskip("onnxruntime")

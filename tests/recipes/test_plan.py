@@ -276,6 +276,7 @@ def test_a_recipe_knows_the_data_that_it_is_named_for(recipe: str) -> None:
     assert "vocab_size" in facts or len(facts["classes"]) > 1
 
 
+@pytest.mark.slow
 def test_a_gpt_on_the_usual_text_can_meet_its_budget() -> None:
     # of all 33,278 words its head alone would cost two thirds of the MACs
     result = planned("gpt-wikitext2")

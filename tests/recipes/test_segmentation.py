@@ -21,7 +21,6 @@ from apical.recipes import RunConfig, apply_settings, get_recipe, recipes
 from apical.recipes._task_kind import task_kind
 from apical.runs import load_run, load_serving, read_config
 from apical.training import Interrupted, TrainingResult
-from marks import slow
 from recipes.test_run import do
 from voc_folder import write_voc
 
@@ -92,7 +91,8 @@ def test_inspect_names_what_is_frozen_and_groups_every_branch() -> None:
     assert content["least_macs"] < 0.05 * content["macs"]
 
 
-@pytest.mark.parametrize("method", [slow("dense"), "uniform"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dense", "uniform"])
 def test_other_methods_run_too(method: str, folder: Path, tmp_path: Path) -> None:
     result = do(tiny(folder, f"method={method}", "epochs=1", "pictures=0"), tmp_path)
     assert result.summary["macs_fraction"] == 1 if method == "dense" else result.summary["macs_fraction"] <= 0.5

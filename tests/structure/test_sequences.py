@@ -148,7 +148,7 @@ def test_relu_rnn() -> None:
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("layers", "directions"), [slow(1, 1), slow(1, 2), (2, 2)])
 def test_a_frozen_hidden_unit_counts_in_each_direction_once_not_for_each_of_its_gates(
     kind: str, layers: int, directions: int
 ) -> None:
