@@ -262,7 +262,6 @@ def test_the_full_recipes_have_what_the_paper_says() -> None:
     for name in ("voc-deeplabv3-resnet101", "voc-deeplabv3-resnet50"):
         assert name in recipes()
         config = get_recipe(name)
-        assert RunConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
         assert config.training.schedule.name == "poly"
         assert (config.data.crop, config.data.scale, config.data.ignore_label) == (513, (0.5, 2.0), 255)
         with torch.device("meta"):
