@@ -66,7 +66,7 @@ counted on the smaller model.
 
 Families of transformers are on [a page of their own](coverage-families.md).
 
-`own_…` are networks of `apical.models`, then torchvision's, timm's, and small nets that each hold one trap.
+`own_…` are networks of `apical.models`, then torchvision's, timm's, and two small transformers.
 """
 
 

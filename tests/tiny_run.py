@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from apical.training import (
     Loaders,
-    Metric,
     OptimizerConfig,
     Progress,
     ScheduleConfig,
@@ -20,6 +19,7 @@ from apical.training import (
     TrainingResult,
     train,
 )
+from apical.training._progress import SilentProgress
 
 INPUTS, FULL = 6, 12
 
@@ -146,7 +146,7 @@ def tiny_config(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{**values, **changes})
 
 
-class Recorder:
+class Recorder(SilentProgress):
     """A progress display that keeps everything."""
 
     def __init__(self) -> None:
@@ -154,8 +154,6 @@ class Recorder:
         self.records: list[Any] = []
         self.steps = 0
         self.stopped = False
-
-    def start(self, epochs: int, run: str, metric: Metric) -> None: ...
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         self.steps += 1
@@ -165,8 +163,6 @@ class Recorder:
 
     def message(self, text: str) -> None:
         self.messages.append(text)
-
-    def summary(self, summary: Any) -> None: ...
 
     def stop(self) -> None:
         self.stopped = True

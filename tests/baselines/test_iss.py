@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apical.baselines import ISS, Comparator
 from apical.baselines._iss import unit_norms
-from apical.errors import BudgetError, CheckpointError, ConfigError
+from apical.errors import BudgetError, ConfigError
 from apical.models import LSTMLanguageModel
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -120,20 +120,6 @@ def test_the_weakest_units_leave_until_the_budget_is_met_and_the_penalty_ends(di
     before = model.decoder.weight.detach().clone()
     optimizer.step()
     assert torch.equal(model.decoder.weight, before)
-
-
-def test_a_saved_state_is_resumed_by_the_same_run_only() -> None:
-    model = language_model()
-    method, _ = iss(model, epochs=2, enforce_at=0.5)
-    method.end_epoch()
-    fresh = language_model()
-    resumed, _ = iss(fresh, epochs=2, enforce_at=0.5)
-    resumed.load_state_dict(method.state_dict())
-    assert resumed.subject.selection.keep == method.subject.selection.keep
-    fresh.load_state_dict(model.state_dict())
-    other, _ = iss(language_model(), epochs=2, enforce_at=0.5, strength=0.1)
-    with pytest.raises(CheckpointError, match="strength"):
-        other.load_state_dict(method.state_dict())
 
 
 def test_options_and_budgets_that_cannot_work_are_refused() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apical import models, trace
-from apical.baselines import Comparator, Dense, Uniform, uniform_keep
+from apical.baselines import Comparator, Uniform, uniform_keep
 from apical.budget import BoundBudget, Budget
 from apical.errors import BudgetError, CheckpointError
 from apical.growth._widths import Limits, fit
@@ -73,14 +73,3 @@ def test_uniform_rounds_as_the_grower_does() -> None:
     bound, sizes = BoundBudget(Budget("50% macs"), structure), [g.size for g in structure.groups]
     grown = fit(bound, Limits.of(structure, 8, 1), sizes, (), 1.0)
     assert list(uniform_keep(structure, "50% macs", 8).values()) == list(grown.counts) == [9, 24]
-
-
-def test_dense_changes_nothing_and_prices_itself() -> None:
-    model = net()
-    before = copy.deepcopy(model.state_dict())
-    method = Comparator(Dense(), model, None, IMAGE, "50% macs", 1)
-    record = method.end_epoch()
-    method.finish()
-    assert record["macs_fraction"] == record["params_fraction"] == 1
-    assert record["num_params"] == sum(p.numel() for p in model.parameters())
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -85,6 +85,11 @@ def test_networks_to_time_are_the_first_the_last_and_some_between() -> None:
 SMALL = ("model.width=4", "batch_size=4", "amp=none")
 
 
+@pytest.fixture(scope="module")
+def growth() -> Growth:
+    return simulated("cifar10-resnet20", SMALL, 4)
+
+
 def check_networks(growth: Growth) -> None:
     """What is timed for an epoch has the size that the epoch's record says."""
     for epoch in (0, len(growth.records) - 1):
@@ -108,8 +113,7 @@ def run_folder(folder: Path, growth: Growth, accuracy: float) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.run
-def test_settings_are_compared_seed_by_seed_with_the_first_one(tmp_path: Path) -> None:
-    growth = simulated("cifar10-resnet20", SMALL, 4)
+def test_settings_are_compared_seed_by_seed_with_the_first_one(growth: Growth, tmp_path: Path) -> None:
     runs = [run_folder(tmp_path / name, growth, accuracy) for name, accuracy in
             (("plain-seed0", 0.5), ("other-seed0", 0.6))]  # fmt: skip
     found = Findings("Settings")
@@ -129,17 +133,16 @@ def test_settings_are_compared_seed_by_seed_with_the_first_one(tmp_path: Path) -
         settings(Options(torch.device("cpu"), quick=True), Findings("None"))
 
 
-def test_seconds_of_a_run_whose_batch_changes(tmp_path: Path) -> None:
+def test_seconds_of_a_run_whose_batch_changes(growth: Growth, tmp_path: Path) -> None:
     """An epoch of half as many steps of twice the batch takes as long, if an example does."""
-    growth = recorded(run_folder(tmp_path / "a", simulated("cifar10-resnet20", SMALL, 4), 0.5), ())
+    growth = recorded(run_folder(tmp_path / "a", growth, 0.5), ())
     assert [growth.batch(epoch) for epoch in range(4)] == [8, 4, 4, 4]
     assert [growth.examples(epoch) for epoch in range(4)] == [32] * 4
     assert math.isclose(growth.seconds({0: 16.0, 1: 8.0, 3: 8.0}), 4 * 8 * 0.008)
     assert distinct(growth.records, 9)[0] == 0
 
 
-def test_networks_of_a_simulated_growth_and_of_a_runs_folder(tmp_path: Path) -> None:
-    growth = simulated("cifar10-resnet20", SMALL, 4)
+def test_networks_of_a_simulated_growth_and_of_a_runs_folder(growth: Growth, tmp_path: Path) -> None:
     assert growth.steps == 12_500
     assert growth.records[0]["macs"] < growth.records[-1]["macs"] < growth.structure.macs()
     check_networks(growth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical import Grower, Structure, models, trace
 from structure.nets import Attention, ExplicitAttention, Net, head, unit
+
+Maker = Callable[[nn.Module], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -159,3 +163,71 @@ def squares_of(grower: Grower) -> Tensor:
 def scores_of(grower: Grower) -> Tensor:
     """A copy of all scores of the paper's version."""
     return grower.state_dict()["components"]["values"]
+
+
+class Run:
+    """A model, its moving average, optimizer, scheduler and growth method, trained epoch by epoch."""
+
+    def __init__(
+        self, name: str, maker: Maker, method: Callable[[Any, Optimizer, list[nn.Module]], Any], steps: int = 3
+    ) -> None:
+        self.name, self.steps = name, steps
+        self.model = built(name)
+        self.optimizer = maker(self.model)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        self.method = method(self.model, self.optimizer, [self.average])
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 7)
+        self.records: list[dict[str, Any]] = []
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """In the order in which they are loaded: the method first, since it resizes the others."""
+        return {"method": self.method, "model": self.model, "optimizer": self.optimizer, "average": self.average,
+                "scheduler": self.scheduler}  # fmt: skip
+
+    def train(self, first: int, last: int) -> Run:
+        for epoch in range(first, last):
+            for i in range(self.steps):
+                step(self.model, self.optimizer, self.name, 100 * epoch + i)
+                self.average.update_parameters(self.model)
+                if isinstance(self.method, Grower):
+                    self.method.end_step()
+            self.scheduler.step()
+            self.records.append(dict(self.method.end_epoch()))
+        return self
+
+    def saved(self) -> bytes:
+        file = io.BytesIO()
+        torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
+        return file.getvalue()
+
+    def load(self, data: bytes) -> Run:
+        states = torch.load(io.BytesIO(data), weights_only=True)
+        for name, part in self.parts.items():
+            part.load_state_dict(states[name])
+        return self
+
+
+def without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: without_seconds(v) for k, v in value.items() if k != "restructure_seconds"}
+    return [without_seconds(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def same(a: Any, b: Any, where: str = "") -> None:
+    """Bitwise equality of nested containers."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b) or set(a) == set(b), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{i}]")
+    elif isinstance(a, Tensor):
+        assert a.dtype == b.dtype, where
+        assert a.shape == b.shape, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where

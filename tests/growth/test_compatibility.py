@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.checkpoint import checkpoint
 
 from apical import Grower
@@ -101,67 +100,6 @@ def test_accumulation_and_clipping() -> None:
     ends_at_budget(grower)
 
 
-def test_several_optimizers() -> None:
-    model = built("residual")
-    norms = [p for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
-    ids = {id(p) for p in norms}
-    optimizers = [
-        torch.optim.SGD([p for p in model.parameters() if id(p) not in ids], lr=0.05, momentum=0.9),
-        torch.optim.AdamW(norms, lr=0.01),
-    ]
-    grower = grown("residual", model, optimizers, epochs=EPOCHS, seed_style="small")
-    for epoch in range(EPOCHS):
-        for i in range(4):
-            was = snapshot(model)
-            model.zero_grad()
-            loss_of(model, "residual", 10 * epoch + i).backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            asleep = [n for n, p in model.named_parameters() if torch.equal(was[n], p)]
-            assert not asleep or i < 3  # newborn streams, then newborn blocks, then what is in them
-        grower.end_epoch()
-        held = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
-        assert sorted(held) == sorted(id(p) for p in model.parameters())
-        norms_now = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
-        assert {id(p) for p in optimizers[1].param_groups[0]["params"]} == norms_now
-    ends_at_budget(grower)
-
-
-def test_parameter_groups_keep_their_settings_and_schedules() -> None:
-    """Biases and norms without decay at twice the learning rate, under warm-up and cosine."""
-    model = built("residual")
-    decay = [p for p in model.parameters() if p.dim() > 1]
-    rest = [p for p in model.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decay, "weight_decay": 1e-3}, {"params": rest, "lr": 0.1, "weight_decay": 0.0}],
-        lr=0.05, momentum=0.9,
-    )  # fmt: skip
-    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=2)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    scheduler = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, cosine], [2])
-    grower = grown("residual", model, optimizer, epochs=EPOCHS, seed_style="small")
-    for epoch in range(EPOCHS):
-        step(model, optimizer, "residual", epoch)
-        grower.end_epoch()
-        scheduler.step()
-        first, second = optimizer.param_groups
-        assert second["lr"] == pytest.approx(2 * first["lr"])
-        assert (first["weight_decay"], second["weight_decay"]) == (1e-3, 0.0)
-        assert {id(p) for p in first["params"]} == {id(p) for p in model.parameters() if p.dim() > 1}
-        assert {id(p) for p in second["params"]} == {id(p) for p in model.parameters() if p.dim() <= 1}
-    ends_at_budget(grower)
-
-
-def test_channels_last_stays() -> None:
-    model = built("plain").to(memory_format=torch.channels_last)
-    optimizer = sgd(model)
-    grower = run(grown("plain", model, optimizer, epochs=EPOCHS), optimizer, "plain")
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            assert module.weight.is_contiguous(memory_format=torch.channels_last)
-    ends_at_budget(grower)
-
-
 @pytest.mark.parametrize("in_optimizer", [True, False])
 def test_frozen_parameters_are_resized_but_not_trained(in_optimizer: bool) -> None:
     """A stem that does not learn: its kept channels hold their weights, and its units are not measured."""
@@ -177,16 +115,6 @@ def test_frozen_parameters_are_resized_but_not_trained(in_optimizer: bool) -> No
     assert not any(p.requires_grad for p in model[0].parameters())
     assert all(p.requires_grad for p in model[1].parameters())
     assert (squares_of(grower)[:24] == 0).all()
-    ends_at_budget(grower)
-
-
-def test_shared_weights_stay_shared() -> None:
-    model = built("tied")
-    optimizer = adamw(model)
-    grower = run(grown("tied", model, optimizer, epochs=EPOCHS, seed_style="small", damping=0.0), optimizer, "tied")
-    assert model.decoder.weight is model.embedding.weight
-    assert model.decoder.weight.shape[1] < 24
-    assert sum(p is model.decoder.weight for g in optimizer.param_groups for p in g["params"]) == 1
     ends_at_budget(grower)
 
 
@@ -221,27 +149,6 @@ def test_gradient_checkpointing_gives_the_same_run() -> None:
         ends_at_budget(grower)
     assert histories[0] == histories[1]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-
-
-def test_moving_averages_grow_along() -> None:
-    """EMA with buffers, and SWA with its BatchNorm update at the end."""
-    model = built("residual")
-    optimizer = sgd(model)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
-    swa = AveragedModel(model)
-    grower = grown("residual", model, optimizer, epochs=EPOCHS, copies=[ema, swa], seed_style="small")
-    for epoch in range(EPOCHS):
-        for i in range(2):
-            step(model, optimizer, "residual", 10 * epoch + i)
-            ema.update_parameters(model)
-        grower.end_epoch()
-        swa.update_parameters(model)
-        shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (model, ema.module, swa.module)]
-        assert shapes[0] == shapes[1] == shapes[2]
-    grower.finish()
-    update_bn([CASES["residual"].inputs(i) for i in range(2)], swa)
-    assert outputs(ema.module, "residual").isfinite().all()
-    assert outputs(swa.module, "residual").isfinite().all()
 
 
 @pytest.mark.parametrize(

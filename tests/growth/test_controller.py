@@ -18,7 +18,6 @@ from apical.growth._schedule import with_times
 from apical.growth._scs import ScsController
 from apical.models import GPT, CifarResNet
 from apical.resizing._selection import Selection
-from marks import quick
 
 EPOCHS = 10
 AnyController = Controller | ScsController
@@ -165,25 +164,6 @@ def test_the_units_of_a_group_that_are_worth_the_least_leave_first(
             gone = sorted(set(before.keep[group.name]) - set(stayed))
             assert not gone or values[gone].max() <= values[stayed].min()
     assert all(len(present.keep[g.name]) < g.size for g in structure.groups)
-
-
-@pytest.mark.parametrize("config", quick([*CONFIGS, ScsConfig(seed=3)], [CONFIGS[0], CONFIGS[4]]), ids=str)
-def test_a_saved_controller_goes_on_as_the_first(model: nn.Module, structure: apical.Structure, config: Any) -> None:
-    budget = "50% macs, 40% params"
-    first = make(model, structure, config, budget)
-    present = step(first, 1, started(first))
-    second = make(model, structure, config, budget)
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    second.components.watched.fill_(True)
-    for done in (2, 3, 9):
-        a, b = step(first, done, present), step(second, done, present)
-        assert (a, first.target_load) == (b, second.target_load)
-        mine, theirs = first.state_dict(), second.state_dict()
-        assert mine.keys() == theirs.keys()
-        assert str(mine) == str(theirs)
-        for name, value in mine["components"].items():
-            assert torch.equal(value, theirs["components"][name]), name
-        present = a
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, ScsConfig(seed=3)], ids=str)

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from apical import DormantStore, Grower, resize_
 from apical.growth._growing_model import prepare_births_
-from growth.cases import begun, built, grown, loss_of, sgd, squares_of, structure_of
+from growth.cases import begun, built, grown, loss_of, sgd, squares_of
 from marks import slow
 
 EPOCHS = 20
@@ -121,23 +121,6 @@ def test_rows_of_an_orthogonal_weight_may_leave_and_the_others_stay_orthonormal(
     assert torch.allclose(weight @ weight.T, torch.eye(len(weight)), atol=1e-5)
 
 
-def test_computed_weights_stay_and_the_rest_grows() -> None:
-    """A parametrised layer and what feeds it keep their sizes, named with a reason; the layers beside it grow."""
-    torch.manual_seed(0)
-    parametrised = parametrizations.spectral_norm(nn.Linear(24, 24))
-    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), parametrised, nn.ReLU(), nn.Linear(24, 40), nn.ReLU(),
-                          nn.Linear(40, 4))  # fmt: skip
-    optimizer = sgd(model)
-    grower = Grower(model, optimizer, torch.zeros(8, 6), "80% macs", 4)
-    assert [g.name for g in grower.structure.groups] == ["4"]
-    assert {"0", "2.parametrizations.weight.0"} <= {f.name for f in grower.structure.frozen}
-    assert all(f.reason for f in grower.structure.frozen)
-    trained(grower, optimizer)
-    assert model[2].weight.shape == (24, 24)
-    assert model[4].out_features < 40
-    assert grower.history[-1]["macs_fraction"] <= 0.801
-
-
 def test_normed_weights_grow_and_newborn_units_leave_the_function_as_it_was() -> None:
     torch.manual_seed(0)
     norm = parametrizations.weight_norm
@@ -157,7 +140,3 @@ def test_normed_weights_grow_and_newborn_units_leave_the_function_as_it_was() ->
     prepare_births_(store, structure, born, born, (), preserving=True)
     resize_(twin, structure, {}, store=store)
     torch.testing.assert_close(twin(x), before)
-
-
-def test_the_structure_of_these_tests_is_whole() -> None:
-    assert not [f for f in structure_of("plain").frozen if "output" not in f.reason]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from apical import Grower, GrowthConfig, trace
+from apical import Grower, GrowthConfig
 from apical.baselines import Comparator, Uniform
 from apical.errors import ApicalError, BudgetError, CheckpointError, ConfigError, ResizeError, TraceError
 from apical.growth import ScsConfig
@@ -264,22 +264,6 @@ def test_the_papers_control_can_be_changed() -> None:
     assert (config.sampling, config.scores, config.birth, config.divisor) == ("budgeted", "random", "preserving", 8)
     with pytest.raises(ConfigError, match="birth"):
         ScsConfig.random(birth="loud")
-
-
-def test_tracing_errors_come_through() -> None:
-    model = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(TraceError, match="nothing in Sequential can be grown"):
-        Grower(model, sgd(model), torch.zeros(1, 4), "50% macs", 3)
-    with pytest.raises(TraceError, match="example"):
-        Grower(built("mlp"), sgd(model), torch.zeros(1, 5), "50% macs", 3)
-
-
-def test_a_structure_found_before_is_the_same_as_none() -> None:
-    models = [built("mlp"), built("mlp")]
-    with_it = Grower(models[0], sgd(models[0]), example("mlp"), "50% macs", 4, structure=structure_of("mlp"))
-    without = Grower(models[1], sgd(models[1]), [example("mlp")], "50% macs", 4)
-    assert with_it.structure == without.structure == trace(built("mlp"), example("mlp"))
-    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
 @pytest.fixture

@@ -151,6 +151,7 @@ def test_a_state_goes_on_in_a_grower_made_from_other_weights() -> None:
         assert first.state_dict()["keep"] == second.state_dict()["keep"]
 
 
+@pytest.mark.slow
 def test_deeplab_starts_from_its_strongest_channels() -> None:
     model, x = trained(DeepLabV3(18, num_classes=4, aux=True, width=8, head_width=16)), torch.randn(1, 3, 24, 24)
     structure = trace(model, x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from apical import Grower
 from apical.errors import CheckpointError, ResizeError
 from apical.growth import ScsConfig
-from growth.cases import adamw, built, grown, sgd, step
+from growth.cases import Maker, Run, adamw, built, grown, same, sgd, step, without_seconds
 from marks import quick, slow
 
 EPOCHS = 7
@@ -30,71 +28,11 @@ PAPER: dict[str, Any] = {  # blocks come and leave, too
     "config": ScsConfig(sampling="budgeted", birth="preserving", score_lr=20.0, seed_fraction=0.3, growth_end=0.9),
     "epochs": EPOCHS,
 }  # fmt: skip
-Maker = Callable[[nn.Module], Optimizer]
 
 
-class Run:
-    """A model, its moving average, optimizer, scheduler and Grower, trained epoch by epoch."""
-
-    def __init__(self, name: str, maker: Maker, options: dict[str, Any]) -> None:
-        self.name = name
-        self.model = built(name)
-        self.optimizer = maker(self.model)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-        self.grower = grown(name, self.model, self.optimizer, copies=[self.average], **options)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, EPOCHS)
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        """In the order in which they are loaded: the Grower first, since it resizes the others."""
-        return {"grower": self.grower, "model": self.model, "optimizer": self.optimizer, "average": self.average,
-                "scheduler": self.scheduler}  # fmt: skip
-
-    def train(self, first: int, last: int) -> Run:
-        for epoch in range(first, last):
-            for i in range(3):
-                step(self.model, self.optimizer, self.name, 100 * epoch + i)
-                self.average.update_parameters(self.model)
-                self.grower.end_step()
-            self.scheduler.step()
-            self.grower.end_epoch()
-        return self
-
-    def saved(self) -> bytes:
-        file = io.BytesIO()
-        torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
-        return file.getvalue()
-
-    def load(self, data: bytes) -> Run:
-        states = torch.load(io.BytesIO(data), weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(states[name])
-        return self
-
-
-def without_seconds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_seconds(v) for k, v in value.items() if k != "restructure_seconds"}
-    return [without_seconds(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def same(a: Any, b: Any, where: str = "") -> None:
-    """Bitwise equality of nested containers."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert list(a) == list(b) or set(a) == set(b), where
-        for key in a:
-            same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}[{i}]")
-    elif isinstance(a, Tensor):
-        assert a.dtype == b.dtype, where
-        assert a.shape == b.shape, where
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
+def begun(name: str, maker: Maker, options: dict[str, Any]) -> Run:
+    """A run of a Grower."""
+    return Run(name, maker, lambda model, optimizer, copies: grown(name, model, optimizer, copies=copies, **options))
 
 
 def equal_runs(a: Run, b: Run) -> None:
@@ -105,9 +43,8 @@ def equal_runs(a: Run, b: Run) -> None:
 
 
 CONFIGS: list[tuple[str, Maker, dict[str, Any]]] = [
-    ("residual", sgd, LIVELY),
+    ("residual", sgd, {**LIVELY, "budget": "50% macs, 40% params"}),
     ("residual", adamw, PAPER),
-    ("residual", sgd, {"epochs": EPOCHS, "budget": "50% macs, 40% params"}),
     ("gpt", adamw, CHANCE),
     ("lstm", sgd, LIVELY),
     ("tied", adamw, LIVELY),
@@ -121,29 +58,24 @@ IDS = [f"{name}-{maker.__name__}-{i}" for i, (name, maker, _) in enumerate(CONFI
 
 
 @pytest.mark.parametrize("resumed", [(1, 4), slow((0, 2, 3, 5, 6))], ids=str)
-@pytest.mark.parametrize(("name", "maker", "options"), quick(CONFIGS, [CONFIGS[i] for i in (0, 4, 7)]), ids=IDS)
+@pytest.mark.parametrize(("name", "maker", "options"), quick(CONFIGS, [CONFIGS[i] for i in (0, 3, 6)]), ids=IDS)
 def test_the_same_seed_is_the_same_run_and_so_is_one_resumed_at_any_epoch(
     name: str, maker: Maker, options: dict[str, Any], resumed: tuple[int, ...]
 ) -> None:
-    whole = Run(name, maker, options)
+    whole = begun(name, maker, options)
     saves = [whole.saved()]
     for epoch in range(EPOCHS):
         saves.append(whole.train(epoch, epoch + 1).saved())
-    equal_runs(whole, Run(name, maker, options).train(0, EPOCHS))  # saving on the way changed nothing
+    equal_runs(whole, begun(name, maker, options).train(0, EPOCHS))  # saving on the way changed nothing
+    if options.get("max_change") == LIVELY["max_change"]:
+        assert all(sum(r[what] for r in whole.method.history) > 0 for what in ("died", "returned"))
     for epoch in resumed:
         torch.manual_seed(epoch)
-        equal_runs(whole, Run(name, maker, options).load(saves[epoch]).train(epoch, EPOCHS))
-
-
-@pytest.mark.parametrize(("name", "options"), [("residual", LIVELY), ("lstm", LIVELY), ("gpt", CHANCE)])
-def test_the_lively_runs_lose_and_regain_units(name: str, options: dict[str, Any]) -> None:
-    history = Run(name, sgd, options).train(0, EPOCHS).grower.history
-    assert sum(r["died"] for r in history) > 0
-    assert sum(r["returned"] for r in history) > 0
+        equal_runs(whole, begun(name, maker, options).load(saves[epoch]).train(epoch, EPOCHS))
 
 
 def test_the_run_of_the_papers_version_loses_and_regains_units_and_blocks() -> None:
-    history = Run("residual", adamw, PAPER).train(0, EPOCHS).grower.history
+    history = begun("residual", adamw, PAPER).train(0, EPOCHS).method.history
     blocks = [set(r["skipped"]) for r in history]
     assert sum(r["died"] for r in history) > 0
     assert sum(r["returned"] for r in history) > 0
@@ -153,27 +85,27 @@ def test_the_run_of_the_papers_version_loses_and_regains_units_and_blocks() -> N
 
 def test_a_state_can_be_loaded_into_a_run_that_went_on() -> None:
     """Rolling back to an earlier epoch, for instance after a loss that was not finite."""
-    run = Run("residual", sgd, LIVELY).train(0, 2)
+    run = begun("plain", sgd, LIVELY).train(0, 2)
     saved = run.saved()
     whole = copy.deepcopy(saved)
     run.train(2, 5).load(saved).train(2, EPOCHS)
-    equal_runs(run, Run("residual", sgd, LIVELY).load(whole).train(2, EPOCHS))
+    equal_runs(run, begun("plain", sgd, LIVELY).load(whole).train(2, EPOCHS))
 
 
 def test_another_seed_is_another_run() -> None:
-    runs = [Run("plain", sgd, {"seed": s}).train(0, 3) for s in (0, 1)]
-    assert runs[0].grower.state_dict()["keep"] != runs[1].grower.state_dict()["keep"]
+    runs = [begun("plain", sgd, {"seed": s}).train(0, 3) for s in (0, 1)]
+    assert runs[0].method.state_dict()["keep"] != runs[1].method.state_dict()["keep"]
 
 
 @pytest.mark.parametrize("options", [LIVELY, PAPER], ids=["utilities", "scores"])
 def test_saving_within_an_epoch(options: dict[str, Any]) -> None:
     """Also with squares, or momentum of the scores, half gathered."""
-    runs = [Run("mlp", sgd, options).train(0, 2) for _ in range(2)]
+    runs = [begun("mlp", sgd, options).train(0, 2) for _ in range(2)]
     for i in range(2):
         step(runs[0].model, runs[0].optimizer, "mlp", i)
         step(runs[1].model, runs[1].optimizer, "mlp", i)
-        assert runs[1].grower.state_dict()["components"]["buffer"].any()
-        runs[1] = Run("mlp", sgd, options).load(runs[1].saved())
+        assert runs[1].method.state_dict()["components"]["buffer"].any()
+        runs[1] = begun("mlp", sgd, options).load(runs[1].saved())
     equal_runs(*(r.train(3, 5) for r in runs))
 
 
@@ -193,10 +125,10 @@ def foreign(grower: Grower) -> dict[str, Callable[[dict[str, Any]], Any]]:
 
 @pytest.mark.parametrize("kind", ["no state", "a list", "empty", "a model's", "incomplete"])
 def test_what_is_no_state_is_refused_before_anything_changes(kind: str) -> None:
-    run = Run("mlp", sgd, {})
+    run = begun("mlp", sgd, {})
     before = copy.deepcopy(run.model.state_dict())
     with pytest.raises(CheckpointError, match=r"no state of a Grower|incomplete: store is missing"):
-        run.grower.load_state_dict(foreign(run.grower)[kind](run.grower.state_dict()))
+        run.method.load_state_dict(foreign(run.method)[kind](run.method.state_dict()))
     same(run.model.state_dict(), before)
 
 
@@ -215,11 +147,11 @@ def test_what_is_no_state_is_refused_before_anything_changes(kind: str) -> None:
 def test_states_of_other_runs_are_refused_before_anything_changes(
     name: str, options: dict[str, Any], message: str
 ) -> None:
-    state = Run("mlp", sgd, {}).train(0, 2).grower.state_dict()
-    other = Run(name, sgd, options)
+    state = begun("mlp", sgd, {}).train(0, 2).method.state_dict()
+    other = begun(name, sgd, options)
     before = copy.deepcopy(other.model.state_dict())
     with pytest.raises(CheckpointError, match=message):
-        other.grower.load_state_dict(state)
+        other.method.load_state_dict(state)
     same(other.model.state_dict(), before)
     other.train(0, 2)
 
@@ -242,28 +174,28 @@ def test_states_of_other_runs_are_refused_before_anything_changes(
     ],
 )
 def test_a_state_that_was_changed_is_refused_in_words(name: str, value: Any) -> None:
-    run = Run("mlp", sgd, {}).train(0, 2)
-    state = run.grower.state_dict()
+    run = begun("mlp", sgd, {}).train(0, 2)
+    state = run.method.state_dict()
     if name == "identity":
         value = {**state["identity"], **value}
     with pytest.raises((CheckpointError, ResizeError)):
-        run.grower.load_state_dict({**state, name: value})
+        run.method.load_state_dict({**state, name: value})
 
 
 @pytest.mark.parametrize("optimizers", [sgd, adamw])
 def test_an_optimizers_state_that_is_loaded_before_the_growers_is_refused_in_words(optimizers: Any) -> None:
-    def begun() -> tuple[nn.Module, Optimizer, Grower]:
+    def fresh() -> tuple[nn.Module, Optimizer, Grower]:
         model = built("mlp")
         optimizer = optimizers(model)
         return model, optimizer, grown("mlp", model, optimizer)
 
-    model, optimizer, grower = begun()
+    model, optimizer, grower = fresh()
     for _ in range(3):
         step(model, optimizer, "mlp", 0)
         grower.end_epoch()
     states = [copy.deepcopy(part.state_dict()) for part in (grower, model, optimizer)]
     step(model, optimizer, "mlp", 1)
-    model, optimizer, grower = begun()
+    model, optimizer, grower = fresh()
     optimizer.load_state_dict(states[2])
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CheckpointError, match=r"before the Grower's: .* load the Grower's state first"):
@@ -279,25 +211,24 @@ def test_groups_of_other_sizes_are_refused() -> None:
         growers[1].load_state_dict(growers[0].state_dict())
 
 
-@pytest.mark.parametrize("maker", [sgd, adamw])
-def test_states_hold_nothing_that_lives_on(maker: Maker) -> None:
+def test_states_hold_nothing_that_lives_on() -> None:
     """A state that was taken does not change while training goes on, nor when it is loaded and trained on."""
-    run = Run("residual", maker, LIVELY).train(0, 2)
-    state, weights = run.grower.state_dict(), copy.deepcopy(run.model.state_dict())
+    run = begun("residual", adamw, LIVELY).train(0, 2)
+    state, weights = run.method.state_dict(), copy.deepcopy(run.model.state_dict())
     before = copy.deepcopy(state)
     run.train(2, EPOCHS)
     same(state, before)
-    other = Run("residual", maker, LIVELY)
-    other.grower.load_state_dict(state)
+    other = begun("residual", adamw, LIVELY)
+    other.method.load_state_dict(state)
     other.model.load_state_dict(weights)
     other.train(2, EPOCHS)
     same(state, before)
 
 
 def test_dormant_values_of_another_shape_are_refused() -> None:
-    run = Run("mlp", sgd, {}).train(0, 2)
-    state = run.grower.state_dict()
+    run = begun("mlp", sgd, {}).train(0, 2)
+    state = run.method.state_dict()
     key = next(k for k, v in state["store"]["full"].items() if v.dim())
     state["store"]["full"][key] = state["store"]["full"][key][:-1]
     with pytest.raises(ResizeError, match=rf"{re.escape(key)} of the saved store has shape .*, expected "):
-        run.grower.load_state_dict(state)
+        run.method.load_state_dict(state)

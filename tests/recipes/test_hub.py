@@ -82,6 +82,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     return found
 
 
+@pytest.fixture
+def without_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a network that cannot be exported, which takes longest."""
+    monkeypatch.setattr(hub, "_write_program", lambda *_: False)
+
+
 def test_a_pushed_run_with_bits_comes_back_packed_and_the_same(with_bits: Path, server: Server) -> None:
     push_to_hub(with_bits, "me/bits")
     model, (ours, full, example) = from_pretrained("me/bits"), load_run(with_bits)
@@ -124,6 +130,7 @@ def command(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["push", *map(str, arguments)], catch_exceptions=False)
 
 
+@pytest.mark.usefixtures("without_program")
 def test_the_command(finished: Path, server: Server, tmp_path: Path) -> None:
     looked = command(finished, "me/a", "--out", tmp_path / "look")
     assert "nothing was uploaded" in looked.output
@@ -131,6 +138,7 @@ def test_the_command(finished: Path, server: Server, tmp_path: Path) -> None:
     assert "pushed https://hub/me/b" in command(finished, "me/b").output
 
 
+@pytest.mark.usefixtures("without_program")
 @pytest.mark.parametrize("error", [ValueError("not JSON"), ConnectionError("no network")])
 def test_a_hub_that_refuses_is_quoted(error: Exception, finished: Path, server: Server) -> None:
     server.error = error
@@ -150,6 +158,7 @@ def rewritten(run_folder: Path, name: str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.usefixtures("without_program")
 def test_only_whole_paths_are_named_by_their_last_part(finished: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(finished, own)
@@ -164,6 +173,7 @@ def test_only_whole_paths_are_named_by_their_last_part(finished: Path, tmp_path:
     assert summary["command"].endswith("--out own")
 
 
+@pytest.mark.usefixtures("without_program")
 def test_the_card_shows_text_as_it_is(finished: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(finished, own)
@@ -199,9 +209,8 @@ def test_code_of_ones_own_is_called_only_if_trusted_and_replaced_by_the_program_
     (tmp_path / "own_hub_net.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = ["data.path=synthetic", *TINY[:3], TINY[5]]
-    config = get_recipe("digits")
-    config = apply_settings(config, [*settings, "model.name=own_hub_net:build"])
-    config = without_options(config)
+    config = apply_settings(get_recipe("digits"), [*settings, "model.name=own_hub_net:build"])
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
     run(config, tmp_path / "run", progress=make_progress("quiet"), trust_code=True)
     share = hub.write_share(tmp_path / "run", tmp_path / "share", "me/own", trust_code=True)
     assert "trust_code=True" in (share / "README.md").read_text()
@@ -218,11 +227,6 @@ def test_code_of_ones_own_is_called_only_if_trusted_and_replaced_by_the_program_
 
     mine = from_pretrained(share, model=CifarResNet(depth=8, width=4, num_classes=10))
     torch.testing.assert_close(mine(example), built(example))
-
-
-def without_options(config: Any) -> Any:
-
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, options={}))
 
 
 def test_what_save_wrote_is_loaded_with_the_model_at_hand(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_every_recipe_is_complete(recipe: str, corpus: Path) -> None:
         assert ends[1] == pytest.approx(ends[0])
 
 
-@pytest.mark.parametrize("method", ["grown", slow("dense"), slow("uniform"), "iss"])
+@pytest.mark.parametrize("method", ["grown", slow("dense"), slow("uniform"), slow("iss")])
 def test_every_method_leaves_a_whole_run_folder(method: str, corpus: Path, tmp_path: Path) -> None:
     result = do(tiny(corpus, f"method={method}", "epochs=4"), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -178,14 +178,6 @@ def test_a_pipe_is_no_table_to_go_on_in(tmp_path: Path) -> None:
         logger_factory("csv")(tmp_path, {})
 
 
-def test_a_run_writes_csv(tmp_path: Path) -> None:
-    tiny_run(tmp_path / "run", logger_factory("csv"))
-    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
-    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert [float(row["train/loss"]) for row in rows] == [record["train_loss"] for record in history]
-    assert rows[-1]["test/accuracy"]
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow's own, of SQLAlchemy
 def test_mlflow_has_curves_settings_and_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apical.errors import CheckpointError, ConfigError
+from apical.errors import ConfigError
 from apical.recipes import apply_settings, get_recipe
 from apical.recipes._settings import reproducing_command, setting_types
 from apical.runs import methods, read_config, run
@@ -113,10 +113,3 @@ def test_a_final_architecture_of_another_model_is_refused(tmp_path: Path) -> Non
     (tmp_path / "source" / "summary.json").write_text("{}")
     with pytest.raises(ConfigError, match="does not say widths, epochs, train_macs_vs_final"):
         do(tiny("method=final-same-epochs", f"method.run={tmp_path / 'source'}"), tmp_path / "b")
-
-
-def test_a_run_with_other_options_is_not_resumed(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny("method=l1"), tmp_path, progress=StopAfter(1))
-    with pytest.raises(CheckpointError):
-        do(tiny("method=l1", "method.prune_at=0.75"), tmp_path, resume=True)

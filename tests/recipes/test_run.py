@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import apical
-from apical.errors import ApicalError, CheckpointError, ConfigError
+from apical.errors import ApicalError, ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.recipes._task_kind import task_kind
 from apical.runs import load_run, methods, read_config, run
-from apical.training import Metric, Progress, TrainingResult, make_progress
+from apical.training import Progress, TrainingResult, make_progress
+from apical.training._progress import SilentProgress
 from marks import slow
 from tiny_run import assert_same_run
 
@@ -109,25 +110,15 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     assert any(a[name].shape != c[name].shape or not torch.equal(a[name], c[name]) for name in a if name in c)
 
 
-class StopAfter:
+class StopAfter(SilentProgress):
     """A progress display that stops the run by an exception after an epoch, as a killed process would."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def start(self, epochs: int, run: str, metric: Metric) -> None: ...
-
-    def step(self, epoch: int, step: int, steps: int) -> None: ...
-
     def epoch(self, record: Any) -> None:
         if record["epoch"] == self.epochs:
             raise KeyboardInterrupt
-
-    def message(self, text: str) -> None: ...
-
-    def summary(self, summary: Any) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def resumed_as_whole(config: RunConfig, folder: Path, progress: Progress | None = None) -> TrainingResult:
@@ -142,17 +133,6 @@ def resumed_as_whole(config: RunConfig, folder: Path, progress: Progress | None 
 @pytest.mark.parametrize("method", ["grown", slow("uniform")])
 def test_a_resumed_run_ends_as_if_it_had_not_been_stopped(method: str, tmp_path: Path) -> None:
     resumed_as_whole(tiny(f"method={method}", "ema_decay=0.9", "validation_fraction=0.2"), tmp_path)
-
-
-def test_a_folder_that_holds_a_run_is_not_touched(tmp_path: Path) -> None:
-    do(tiny("epochs=1", "method=dense"), tmp_path)
-    before = (tmp_path / "summary.json").read_bytes()
-    with pytest.raises(CheckpointError, match="already holds a run"):
-        do(tiny("epochs=1", "method=dense"), tmp_path)
-    with pytest.raises(CheckpointError):
-        do(tiny("epochs=1", "method=dense", "lr=0.01"), tmp_path, resume=True)
-    assert (tmp_path / "summary.json").read_bytes() == before
-    assert do(tiny("epochs=1", "method=dense", "lr=0.01"), tmp_path, overwrite=True).summary["epochs"] == 1
 
 
 def test_wrong_methods_and_folders_are_named(tmp_path: Path) -> None:

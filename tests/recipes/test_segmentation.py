@@ -21,7 +21,6 @@ from apical.recipes import RunConfig, apply_settings, get_recipe, recipes
 from apical.recipes._task_kind import task_kind
 from apical.runs import load_run, load_serving, read_config
 from apical.training import Interrupted, TrainingResult
-from marks import slow
 from recipes.test_run import do
 from voc_folder import write_voc
 
@@ -79,9 +78,9 @@ def test_everything_but_the_last_layers_grows(grown: TrainingResult) -> None:
 
 
 def test_inspect_names_what_is_frozen_and_groups_every_branch() -> None:
-    kwargs = json.dumps({"depth": 50, "num_classes": 5, "width": 4, "head_width": 8, "aux": True})
+    kwargs = json.dumps({"depth": 18, "num_classes": 5, "width": 4, "head_width": 8, "aux": True})
     result = CliRunner().invoke(
-        main, ["inspect", "apical.models:DeepLabV3", "--input", "1x3x33x49", "--kwargs", kwargs, "--json"]
+        main, ["inspect", "apical.models:DeepLabV3", "--input", "1x3x17x25", "--kwargs", kwargs, "--json"]
     )
     assert result.exit_code == 0, result.output
     content = json.loads(result.output)
@@ -92,9 +91,10 @@ def test_inspect_names_what_is_frozen_and_groups_every_branch() -> None:
     assert content["least_macs"] < 0.05 * content["macs"]
 
 
-@pytest.mark.parametrize("method", [slow("dense"), "uniform"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dense", "uniform"])
 def test_other_methods_run_too(method: str, folder: Path, tmp_path: Path) -> None:
-    result = do(tiny(folder, f"method={method}", "epochs=2"), tmp_path)
+    result = do(tiny(folder, f"method={method}", "epochs=1", "pictures=0"), tmp_path)
     assert result.summary["macs_fraction"] == 1 if method == "dense" else result.summary["macs_fraction"] <= 0.5
 
 
@@ -262,7 +262,6 @@ def test_the_full_recipes_have_what_the_paper_says() -> None:
     for name in ("voc-deeplabv3-resnet101", "voc-deeplabv3-resnet50"):
         assert name in recipes()
         config = get_recipe(name)
-        assert RunConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
         assert config.training.schedule.name == "poly"
         assert (config.data.crop, config.data.scale, config.data.ignore_label) == (513, (0.5, 2.0), 255)
         with torch.device("meta"):

@@ -156,7 +156,7 @@ def train_steps(
 def snapshot(
     model: nn.Module, optimizers: Sequence[Optimizer] = (), store: DormantStore | None = None
 ) -> dict[str, Any]:
-    """Everything a failed resize must leave as it was: object identities, values, attributes, optimizer, store."""
+    """What a trace or failed resize leaves: identities, values, attributes, hooks, generator, optimizer, store."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     found: dict[str, Any] = {
         "tensor objects": [(n, id(t)) for n, t in tensors],
@@ -169,7 +169,9 @@ def snapshot(
             if not k.startswith("_") and isinstance(v, (int, float, str, tuple))
         ],
         "names of attributes": [(n, sorted(vars(m))) for n, m in model.named_modules()],
+        "hooks": [(n, k, list(v)) for n, m in model.named_modules() for k, v in vars(m).items() if "hooks" in k],
         "text": str(model),
+        "random": torch.get_rng_state(),
     }  # fmt: skip
     for i, optimizer in enumerate(optimizers):
         found[f"optimizer {i}"] = [

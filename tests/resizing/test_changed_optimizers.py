@@ -15,10 +15,9 @@ from apical import DormantStore, Grower
 from apical.errors import ResizeError
 from apical.growth import ScsConfig
 from resizing.reference import assert_unchanged, equal_trees, snapshot, train_steps
-from structure.nets import image, tiny_resnet
+from structure.nets import image, tiny_resnet, tiny_structure
 
 SHAPE = (4, 3, 8, 8)
-STRUCTURE = apical.trace(tiny_resnet(), image())
 
 
 def held(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
@@ -51,7 +50,7 @@ def resize(
     skip: Sequence[str],
     keep: dict[str, list[int]] | None = None,
 ) -> None:
-    apical.resize_(model, STRUCTURE, keep or {}, skip, optimizer=optimizer, store=store)
+    apical.resize_(model, tiny_structure(), keep or {}, skip, optimizer=optimizer, store=store)
 
 
 # ---- the same optimizer, with other parameters -----------------------------------------------------------------------
@@ -219,7 +218,7 @@ def test_groups_that_do_not_tell_where_a_block_goes_are_refused() -> None:
 def test_an_optimizer_made_while_a_block_was_away_gets_it() -> None:
     model, store = tiny_resnet(), DormantStore()
     model[1].requires_grad_(False)
-    apical.resize_(model, STRUCTURE, {}, ["1", "3"], store=store)
+    apical.resize_(model, tiny_structure(), {}, ["1", "3"], store=store)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     resize(model, optimizer, store, ["1", "3"], {"3.conv1": [0]})
     resize(model, optimizer, store, [])

@@ -141,20 +141,8 @@ def test_a_walk_with_training_in_between(name: str, seed: int) -> None:
     reference.assert_matches(model, optimizer)
 
 
-def test_without_a_store_one_resize_is_the_same() -> None:
-    one, two = tiny_resnet(), nn.Module()
-    two = copy.deepcopy(one)
-    structure = apical.trace(one, torch.zeros(IMAGES))
-    keep = random_keep(structure, 0)
-    apical.resize_(one, structure, keep, ["1"])
-    apical.resize_(two, structure, keep, ["1"], store=DormantStore())
-    assert str(one) == str(two)
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-
-
-def test_untouched_tensors_stay_the_same_objects() -> None:
+def test_untouched_tensors_stay_the_same_objects(structure: Structure) -> None:
     model = tiny_resnet()
-    structure = apical.trace(model, torch.zeros(IMAGES))
     before = dict(model.named_parameters())
     report = apical.resize_(model, structure, {"1.conv1": [0, 3]})
     changed = {c.name for c in report.changed}
@@ -167,9 +155,8 @@ def test_untouched_tensors_stay_the_same_objects() -> None:
         assert (parameter is before[name]) == (name not in changed)
 
 
-def test_what_is_returned_says_what_happened() -> None:
+def test_what_is_returned_says_what_happened(structure: Structure) -> None:
     model, store = tiny_resnet(), DormantStore()
-    structure = apical.trace(model, torch.zeros(IMAGES))
     report = apical.resize_(model, structure, {"1.conv1": [0, 3]}, ["3"], store=store)
     (change,) = [c for c in report.changed if c.name == "1.conv1.weight"]
     assert (change.before, change.after) == ((6, 8, 3, 3), (2, 8, 3, 3))
@@ -197,19 +184,3 @@ def test_positions_in_every_form() -> None:
         assert torch.equal(model[0].weight, template[0].weight[[1, 5]])
         assert torch.equal(model[2].weight, template[2].weight[:, [1, 5]])
     assert len(texts) == 1
-
-
-def test_attributes_are_true() -> None:
-    model = mobile_net()
-    structure = apical.trace(model, torch.zeros(IMAGES))
-    keep = {g.name: [0, g.size - 1] for g in structure.groups}
-    apical.resize_(model, structure, keep)
-    shapes = [(m.in_channels, m.out_channels, m.groups) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    rows = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    assert [(i // g, o) for i, o, g in shapes] == [(w[1], w[0]) for w in rows]
-    assert all(m.num_features == len(m.weight) for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    rnn = recurrent("LSTM", 2, True)
-    structure = apical.trace(rnn, torch.zeros(SEQUENCES))
-    apical.resize_(rnn, structure, {"rnn": [0, 4], "up": [2]})
-    assert "LSTM(1, 2, num_layers=2, batch_first=True, bidirectional=True)" in str(rnn)
-    assert rnn(torch.zeros(SEQUENCES)).shape == (2, 5, 2)

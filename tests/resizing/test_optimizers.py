@@ -63,11 +63,6 @@ OPTIMIZERS: dict[str, Make] = {
 OFTEN = ("adamw_foreach", "sgd_fused", "adamw_fused")  # of those that torch computes in another way
 
 
-@pytest.fixture(scope="module")
-def structure() -> Structure:
-    return apical.trace(tiny_resnet(), torch.zeros(SHAPE))
-
-
 @pytest.mark.parametrize("kind", quick(OPTIMIZERS, lambda kind: "_f" not in kind or kind in OFTEN))
 def test_moves_as_a_fresh_run_from_the_same_state(structure: Structure, kind: str) -> None:
     """Shrink with a block dropped, train, regrow with the block back, train: each time against a fresh run."""

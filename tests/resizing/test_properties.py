@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 import apical
-from apical import DormantStore
 from apical.errors import TraceError
-from resizing.reference import Reference, train_steps
-from structure.contract import check_contract, generic_, random_keep, random_skip
+from structure.contract import check_contract, generic_
 from structure.nets import (
     Attention,
     Net,
@@ -26,7 +24,6 @@ from structure.nets import (
     ZeroPadShortcut,
     conv,
     head,
-    recurrent,
     unit,
 )
 
@@ -248,41 +245,3 @@ def test_sequence_networks(model: nn.Module, seed: int) -> None:
 
 
 # ---- walks ----------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=EXAMPLES // 2)
-@given(
-    model=image_nets(),
-    seeds=st.lists(st.integers(0, 1000), min_size=1, max_size=4),
-    kind=st.sampled_from(["SGD", "Adam", "RMSprop"]),
-)
-def test_walks_with_training(model: nn.Module, seeds: list[int], kind: str) -> None:
-    """Any walk through sizes is what full-size arrays with positions say, optimizer state included."""
-    try:
-        structure = apical.trace(model, torch.zeros(2, 3, SIZE, SIZE))
-    except TraceError:
-        return
-    options: dict[str, Any] = {"lr": 0.01, **({} if kind == "Adam" else {"momentum": 0.9})}
-    optimizer = getattr(optim, kind)(model.parameters(), **options)
-    store, reference = DormantStore(), Reference.of(structure, model, optimizer)
-    for seed in seeds:
-        train_steps(model, optimizer, 1, (2, 3, SIZE, SIZE), seed=seed)
-        reference.pull(model, optimizer)
-        keep, skip = random_keep(structure, seed), random_skip(structure, seed)
-        apical.resize_(model, structure, keep, skip, optimizer=optimizer, store=store)
-        reference.choose(keep, skip)
-        reference.assert_matches(model, optimizer)
-    apical.resize_(model, structure, {}, optimizer=optimizer, store=store)
-    reference.choose({}, ())
-    reference.assert_matches(model, optimizer)
-
-
-def test_the_nets_of_the_helpers_are_what_they_should_be() -> None:
-    """The zero-pad stage pads, the recurrent helper recurs: the strategies above test something."""
-    assert zero_pad(4, 2, 3)(torch.zeros(1, 4, 8, 8)).shape == (1, 6, 8, 8)
-    assert recurrent("GRU")(torch.zeros(2, 5, 3)).shape == (2, 5, 2)
-    torch.manual_seed(0)
-    structure = apical.trace(
-        nn.Sequential(unit(3, 4), Branches(4, 3, 2, "cat"), Twice(8), head(8)), torch.zeros(2, 3, 8, 8)
-    )
-    assert len(structure.groups) >= 3

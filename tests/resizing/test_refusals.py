@@ -16,7 +16,7 @@ import apical
 from apical import DormantStore, Structure
 from apical.errors import ApicalError, ResizeError
 from resizing.reference import assert_unchanged, snapshot, train_steps
-from structure.nets import Residual, head, image, tiny_resnet, unit
+from structure.nets import Residual, head, image, tiny_resnet, tiny_structure, unit
 
 SHAPE = (4, 3, 8, 8)
 
@@ -43,18 +43,15 @@ class Scene:
         assert_unchanged(before, self.photograph())
 
 
-STRUCTURE = apical.trace(tiny_resnet(), image())
-
-
 @pytest.fixture(params=["full", "resized"])
 def scene(request: pytest.FixtureRequest) -> Scene:
     model = tiny_resnet()
     optimizer, store = optim.SGD(model.parameters(), lr=0.1, momentum=0.9), DormantStore()
     train_steps(model, optimizer, 1, SHAPE, seed=0)
     if request.param == "resized":
-        apical.resize_(model, STRUCTURE, {"1.conv1": [0, 4]}, ["3"], optimizer=optimizer, store=store)
+        apical.resize_(model, tiny_structure(), {"1.conv1": [0, 4]}, ["3"], optimizer=optimizer, store=store)
         train_steps(model, optimizer, 1, SHAPE, seed=1)
-    return Scene(model, optimizer, STRUCTURE, store)
+    return Scene(model, optimizer, tiny_structure(), store)
 
 
 # name -> (keep, skip, message)
@@ -134,7 +131,7 @@ def test_impossible_arguments(scene: Scene, name: str) -> None:
 
 def test_an_optimizer_that_missed_an_earlier_resize(scene: Scene) -> None:
     """It holds parameters that left the model, which nobody can map any more."""
-    apical.resize_(scene.model, STRUCTURE, {"1.conv1": [1]}, store=scene.store)
+    apical.resize_(scene.model, tiny_structure(), {"1.conv1": [1]}, store=scene.store)
     scene.refuses("(?i)optimizer.*no longer|not.*model's parameters|earlier resize", {"1.conv1": [0]})
 
 
@@ -159,7 +156,7 @@ def test_a_module_compiled_in_place(scene: Scene) -> None:
     if scene.store.selection is not None:
         pytest.skip("once is enough")
     scene.model.compile(backend="eager")
-    apical.resize_(scene.model, STRUCTURE, {"1.conv1": [0]}, optimizer=scene.optimizer, store=scene.store)
+    apical.resize_(scene.model, tiny_structure(), {"1.conv1": [0]}, optimizer=scene.optimizer, store=scene.store)
     expected = copy.deepcopy(scene.model)
     expected._compiled_call_impl = None
     for m in (scene.model, expected):
@@ -192,7 +189,7 @@ def test_hooks_on_tensors(scene: Scene) -> None:
     handle = scene.model[1].conv1.weight.register_post_accumulate_grad_hook(lambda p: None)
     scene.refuses(r"1\.conv1\.weight has hooks", {"1.conv1": [0]})
     handle.remove()
-    apical.resize_(scene.model, STRUCTURE, {"1.conv1": [0]}, optimizer=scene.optimizer, store=scene.store)
+    apical.resize_(scene.model, tiny_structure(), {"1.conv1": [0]}, optimizer=scene.optimizer, store=scene.store)
 
 
 # ---- stores ---------------------------------------------------------------------------------------------------------
@@ -200,12 +197,12 @@ def test_hooks_on_tensors(scene: Scene) -> None:
 
 def test_resized_before_without_a_store() -> None:
     model = tiny_resnet()
-    apical.resize_(model, STRUCTURE, {"1.conv1": [0, 1]})
+    apical.resize_(model, tiny_structure(), {"1.conv1": [0, 1]})
     before = snapshot(model)
     for store in (None, DormantStore()):
         for keep in ({}, {"1.conv1": [0, 1]}, {"3.conv1": [0]}):
             with pytest.raises(ResizeError, match=r"1\.conv1\.weight has shape .*(DormantStore|the store) of"):
-                apical.resize_(model, STRUCTURE, keep, store=store)
+                apical.resize_(model, tiny_structure(), keep, store=store)
     assert_unchanged(before, snapshot(model))
 
 

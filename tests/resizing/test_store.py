@@ -15,10 +15,9 @@ from apical import DormantStore, Structure
 from apical.errors import ResizeError
 from resizing.reference import equal_trees, train_steps
 from structure.contract import random_keep
-from structure.nets import image, tiny_resnet
+from structure.nets import image, tiny_resnet, tiny_structure
 
 SHAPE = (4, 3, 8, 8)
-STRUCTURE = apical.trace(tiny_resnet(), image())
 
 
 class Run:
@@ -33,10 +32,10 @@ class Run:
     def epoch(self, i: int) -> None:
         train_steps(self.model, self.optimizer, 2, SHAPE, seed=i)
         skip = [["3"], [], ["1", "3"], ["1"], []][i % 5]
-        self.resize(random_keep(STRUCTURE, i), skip)
+        self.resize(random_keep(tiny_structure(), i), skip)
 
     def resize(self, keep: Any, skip: Any) -> None:
-        apical.resize_(self.model, STRUCTURE, keep, skip, optimizer=self.optimizer, store=self.store)
+        apical.resize_(self.model, tiny_structure(), keep, skip, optimizer=self.optimizer, store=self.store)
 
     def same_as(self, other: Run) -> bool:
         return (
@@ -106,9 +105,9 @@ def test_values_wait_on_the_device_that_was_asked_for() -> None:
     store = DormantStore(device="cpu")
     model = tiny_resnet()
     before = copy.deepcopy(model.state_dict())
-    apical.resize_(model, STRUCTURE, {"1.conv1": [0]}, ["3"], store=store)
+    apical.resize_(model, tiny_structure(), {"1.conv1": [0]}, ["3"], store=store)
     assert {t.device.type for t in store.state_dict()["full"].values()} == {"cpu"}
-    apical.resize_(model, STRUCTURE, {}, store=store)
+    apical.resize_(model, tiny_structure(), {}, store=store)
     assert equal_trees(dict(before), dict(model.state_dict()))
 
 
@@ -187,7 +186,7 @@ def test_a_run_resumes_on_a_gpu_from_a_file_on_the_host(options: dict[str, bool]
 
 def test_it_holds_only_what_ever_changed() -> None:
     store, model = DormantStore(), tiny_resnet()
-    apical.resize_(model, STRUCTURE, {"1.conv1": [0]}, store=store)
+    apical.resize_(model, tiny_structure(), {"1.conv1": [0]}, store=store)
     names = {k for k in store.state_dict()["full"] if not k.startswith("optimizer")}
     assert names == {
         "1.conv1.weight",
@@ -199,7 +198,7 @@ def test_it_holds_only_what_ever_changed() -> None:
 def test_selection_says_what_is_present() -> None:
     store, model = DormantStore(), tiny_resnet()
     assert store.selection is None
-    apical.resize_(model, STRUCTURE, {"1.conv1": [0, 3]}, ["3"], store=store)
+    apical.resize_(model, tiny_structure(), {"1.conv1": [0, 3]}, ["3"], store=store)
     assert store.selection is not None
     assert store.selection.keep["1.conv1"] == (0, 3)
     assert store.selection.keep["2.conv2"] == tuple(range(12))
@@ -209,7 +208,7 @@ def test_selection_says_what_is_present() -> None:
 def test_values_that_are_changed_in_the_store_come_back_changed() -> None:
     """As a birth does that lets readers start from zero."""
     store, model = DormantStore(), tiny_resnet()
-    apical.resize_(model, STRUCTURE, {"1.conv1": [0, 3]}, store=store)
+    apical.resize_(model, tiny_structure(), {"1.conv1": [0, 3]}, store=store)
     held = store.full("1.conv2.weight")
     assert held is not None
     with torch.no_grad():
@@ -217,7 +216,7 @@ def test_values_that_are_changed_in_the_store_come_back_changed() -> None:
     x = image()[0]
     model.eval()
     expected = model(x)
-    apical.resize_(model, STRUCTURE, {}, store=store)
+    apical.resize_(model, tiny_structure(), {}, store=store)
     assert torch.allclose(model(x), expected, atol=1e-6)
     assert bool((model[1].conv2.weight[:, [1, 2, 4, 5]] == 0).all())
     assert bool((model[1].conv1.weight[[1, 2, 4, 5]] != 0).all())
@@ -225,8 +224,8 @@ def test_values_that_are_changed_in_the_store_come_back_changed() -> None:
 
 def test_an_equal_structure_that_was_read_from_json_fits() -> None:
     store, model = DormantStore(), tiny_resnet()
-    apical.resize_(model, STRUCTURE, {"1.conv1": [0, 3]}, store=store)
-    again = Structure.from_dict(STRUCTURE.to_dict())
+    apical.resize_(model, tiny_structure(), {"1.conv1": [0, 3]}, store=store)
+    again = Structure.from_dict(tiny_structure().to_dict())
     apical.resize_(model, again, {}, store=store)
     assert str(model) == str(tiny_resnet())
 
@@ -239,7 +238,7 @@ def test_a_store_that_never_held_a_tensor_says_so() -> None:
     empty.load_state_dict({"full": {}, "other": {}, "order": {}})
     before = copy.deepcopy(run.model.state_dict())
     with pytest.raises(ResizeError, match=r"never held|DormantStore"):
-        apical.resize_(run.model, STRUCTURE, {}, optimizer=run.optimizer, store=empty)
+        apical.resize_(run.model, tiny_structure(), {}, optimizer=run.optimizer, store=empty)
     assert equal_trees(dict(before), dict(run.model.state_dict()))
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import apical
 from apical.baselines import Comparator, Dense
 from apical.errors import LoadError, ResizeError, SaveError
-from structure.nets import LanguageModel, image, tiny_resnet, tokens
+from structure.nets import LanguageModel, image, tiny_resnet, tiny_structure, tokens
 
 
 class Heads(nn.Module):
@@ -34,7 +34,7 @@ class Heads(nn.Module):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, apical.Structure]:
     file = tmp_path_factory.mktemp("structure") / "structure.json"
-    structure = apical.trace(tiny_resnet(), image())
+    structure = tiny_structure()
     apical.save_structure(structure, file)
     return file, structure
 

@@ -23,11 +23,6 @@ SHAPE = (4, 3, 8, 8)
 KEEP = {"1.conv1": [1, 4], "2.conv2": [0, 2, 3, 9], "0.0": [1, 2, 5, 7]}
 
 
-@pytest.fixture(scope="module")
-def structure() -> Structure:
-    return apical.trace(tiny_resnet(), torch.zeros(SHAPE))
-
-
 def momentum(model: nn.Module) -> optim.SGD:
     return optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from apical import Structure, trace
 
 
 class Net(nn.Module):
@@ -178,6 +181,13 @@ def tiny_resnet() -> nn.Module:
         unit(3, 8), Residual(8, 8, 6), Residual(8, 12, 10, stride=2), Residual(12, 12, 7),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
     )  # fmt: skip
+
+
+@cache
+def tiny_structure() -> Structure:
+    """Its structure, traced once."""
+    with torch.random.fork_rng():
+        return trace(tiny_resnet(), image())
 
 
 def head(i: int, o: int = 2) -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from marks import slow
+from marks import quick, slow
 from structure.expectations import groups_of, members_of, reasons_of, traced
 from structure.nets import Net, vectors
 
@@ -197,8 +197,10 @@ BIASES: dict[str, Callable[[Any, int], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "matmul"])
-@pytest.mark.parametrize("name", BIASES)
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [*((name, "sdpa") for name in BIASES), *quick([(name, "matmul") for name in BIASES], [("parameter", "matmul")])],
+)
 def test_a_bias_of_each_head_goes_with_its_head(name: str, kernel: str) -> None:
     structure = traced(biased(BIASES[name], kernel), INPUTS)
     assert structure.group("qkv").size == 4

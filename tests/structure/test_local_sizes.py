@@ -230,18 +230,25 @@ def test_bounds_of_slices_follow() -> None:
     assert {g.name: g.size for g in structure.groups} == {"0.first": 8, "0.second": 7, "0.last": 5}
 
 
-def test_what_was_a_function_is_a_method_of_resized_modules_only(tmp_path: Path) -> None:
-    models = built(InFunction()), built(InFunction())
-    structure = apical.trace(models[0], SEQUENCE)
-    before = models[1](*SEQUENCE)
-    apical.resize_(models[0], structure, {"0.qkv": [0, 3]})
-    small = models[0](*SEQUENCE)
-    assert torch.equal(models[1](*SEQUENCE), before)
-    assert torch.equal(pickle.loads(pickle.dumps(models[0]))(*SEQUENCE), small)
-    assert torch.equal(torch.export.export(models[0], SEQUENCE).module()(*SEQUENCE), small)
-    loaded = apical.load(built(InFunction()), apical.save(models[0], tmp_path / "small"))
-    assert torch.equal(loaded(*SEQUENCE), small)
-    assert type(models[1][0]) is InFunction
+@pytest.mark.parametrize("layer", [InputWidth, InFunction])
+def test_a_resized_module_is_copied_saved_and_exported_and_another_is_as_it_was(
+    layer: type[nn.Module], tmp_path: Path
+) -> None:
+    """What was a function is a method of resized modules only, which are still of the user's class."""
+    model, other = built(layer()), built(layer())
+    before = other(*SEQUENCE)
+    apical.resize_(model, apical.trace(model, SEQUENCE), {"0.qkv": [0, 3]})
+    small = model(*SEQUENCE)
+    loaded = apical.load(built(layer()), apical.save(model, tmp_path / "small"))
+    again = apical.load(built(layer()), apical.save(loaded, tmp_path / "again"))
+    exported = torch.export.export(model, SEQUENCE).module()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), exported, loaded, again):
+        assert torch.equal(twin(*SEQUENCE), small)
+    assert torch.equal(other(*SEQUENCE), before)
+    assert type(other[0]) is layer
+    assert isinstance(model[0], layer)
+    assert str(model[0]).startswith(f"{layer.__name__}(")
+    assert model(torch.randn(3, 7, 12)).shape == (3, 7, 2), "any batch and length"
 
 
 def test_constants_in_a_view_follow() -> None:
@@ -264,35 +271,6 @@ def narrow() -> nn.Module:
     model = built(InputWidth())
     apical.resize_(model, apical.trace(model, SEQUENCE), {"0.qkv": [0, 3]})
     return model
-
-
-def test_a_resized_module_is_still_of_the_users_class() -> None:
-    model, full = narrow(), built(InputWidth())
-    assert isinstance(model[0], InputWidth)
-    assert type(full[0]) is InputWidth, "another model of the class is as it was"
-    assert str(model[0]).startswith("InputWidth(")
-    x = torch.randn(3, 7, 12)
-    assert model(x).shape == (3, 7, 2), "any batch and length"
-
-
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copied", "pickled"])
-def test_a_resized_module_is_copied_and_pickled(way: Any) -> None:
-    model = narrow()
-    assert torch.equal(way(model)(*SEQUENCE), model(*SEQUENCE))
-
-
-def test_a_resized_module_is_exported() -> None:
-    model = narrow()
-    exported = torch.export.export(model, SEQUENCE).module()
-    assert torch.equal(exported(*SEQUENCE), model(*SEQUENCE))
-
-
-def test_a_resized_module_is_saved_and_loaded(tmp_path: Path) -> None:
-    model = narrow()
-    loaded = apical.load(built(InputWidth()), apical.save(model, tmp_path / "small"))
-    assert torch.equal(loaded(*SEQUENCE), model(*SEQUENCE))
-    again = apical.load(built(InputWidth()), apical.save(loaded, tmp_path / "again"))
-    assert torch.equal(again(*SEQUENCE), model(*SEQUENCE))
 
 
 def test_a_folder_does_not_fit_a_class_of_other_code(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from apical.structure import NarrowMultiheadAttention
 from marks import slow
 from structure.expectations import groups_of, traced
 from structure.nets import Net, vectors
-from zoo.sequences import EncoderClassifier
 
 OPTIONS: list[dict[str, Any]] = [
     {}, {"bias": False}, {"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 6, "vdim": 5}, {"batch_first": False},
@@ -76,6 +75,21 @@ def test_torchs_class_returns_with_the_last_head() -> None:
     apical.resize_(net, structure, {}, store=store)
     assert type(net.mha) is nn.MultiheadAttention
     assert str(net) == text
+
+
+class EncoderClassifier(nn.Module):
+    """``nn.TransformerEncoder`` over token embeddings with a learned position table."""
+
+    def __init__(self, *, norm_first: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(13, 16)
+        self.position = nn.Parameter(torch.zeros(1, 7, 16))
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, norm_first=norm_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc(self.encoder(self.embedding(tokens) + self.position).mean(1))
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

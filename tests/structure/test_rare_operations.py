@@ -142,6 +142,9 @@ CASES: dict[str, Case] = {
     # Fourier transforms are linear maps along some dimensions, and tie nothing along the others
     "frequencies of pixels": images(lambda m, h: torch.fft.irfft2(torch.fft.rfft2(h) * m.keep, s=h.shape[-2:]), ALL,
                                     keep=torch.rand(8, 5)),
+    "a learned filter of frequencies": images(
+        lambda m, h: torch.fft.irfft2(torch.fft.rfft2(h) * torch.view_as_complex(m.keep), s=h.shape[-2:]), ALL,
+        keep=parameter(6, 8, 5, 2)),
     "frequencies of rows": images(lambda m, h: torch.fft.ifft(torch.fft.fft(h, dim=2), dim=2).real, ALL),
     "frequencies of everything": images(lambda m, h: torch.fft.fftn(h).real, {}),
     "frequencies of channels": sequences(lambda m, h: torch.fft.fft(h).real, {}),

@@ -78,6 +78,11 @@ CASES: dict[str, Case] = {
         lambda: S(unit(3, 12), nn.ChannelShuffle(3), unit(12, 8), conv(8, 2)), image(),
         {"0.0": (4, "inner", "0.1.weight 0.1.bias"), "2.0": (8, "inner", "2.1.weight 2.1.bias")}, {"3": OUTPUT},
     ),
+    "channel_shuffle_between_grouped_convolutions": (
+        lambda: S(unit(3, 12), unit(12, 36, 1, groups=3), nn.ChannelShuffle(3), unit(36, 18, 1, groups=3), unit(18, 8),
+                  conv(8, 2)), image(),
+        {"4.0": (8, "inner", "4.1.weight 4.1.bias")}, {"0.0": "all its channels must go together", "5": OUTPUT},
+    ),
     "chunk_gate": (
         lambda: Net(lambda m, x: m.last((p := m.a(x).chunk(2, 1))[0] * torch.sigmoid(p[1])), a=conv(3, 12),
                     last=conv(6, 2)), image(),

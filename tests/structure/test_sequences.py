@@ -148,7 +148,7 @@ def test_relu_rnn() -> None:
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("layers", "directions"), [slow(1, 1), slow(1, 2), (2, 2)])
 def test_a_frozen_hidden_unit_counts_in_each_direction_once_not_for_each_of_its_gates(
     kind: str, layers: int, directions: int
 ) -> None:
@@ -168,6 +168,15 @@ def test_a_projected_lstm_changes_its_outputs_only(options: dict[str, Any]) -> N
     assert outputs["rnn.weight_hr_l0"] == outputs["rnn.weight_hh_l0/1"] == 1
     assert {a.attribute for a in structure.attributes if a.module == "rnn"} == {"proj_size", "input_size"}
     assert any("proj_size" in part.reason for part in structure.frozen)
+
+
+def test_the_last_states_of_both_directions_are_concatenated() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        _, (hidden, _) = m.rnn(x)
+        return m.fc(torch.cat([hidden[0], hidden[1]], 1))
+
+    rnn = nn.LSTM(3, 6, batch_first=True, bidirectional=True)
+    assert members_of(traced(Net(forward, rnn=rnn, fc=nn.Linear(12, 2)), SEQUENCE), "rnn")["fc.weight/1"] == 2
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTMCell, 4), (nn.GRUCell, 3), (nn.RNNCell, 1)])

@@ -101,14 +101,6 @@ def test_killed_in_any_epoch_and_resumed_is_bit_identical(tmp_path: Path, varian
         assert_same_run(whole, tiny_train(folder, config, resume=True))
 
 
-def test_killed_again_and_again(tmp_path: Path) -> None:
-    whole = tiny_train(tmp_path / "whole")
-    for epoch in (1, 2, 2, 3, 4):
-        with pytest.raises(Killed):
-            tiny_train(tmp_path / "run", hook=kill_at(epoch, 2), resume=(tmp_path / "run").exists())
-    assert_same_run(whole, tiny_train(tmp_path / "run", resume=True))
-
-
 def test_a_finished_run_resumes_to_the_same_end(tmp_path: Path) -> None:
     first = tiny_train(tmp_path)
     assert_same_run(first, tiny_train(tmp_path, resume=True))

@@ -5,15 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from structure.nets import LanguageModel
-
-from . import handmade, own, sequences, vision
+from . import own, sequences, vision
 
 Build = Callable[[], nn.Module]
 Shape = tuple[int, ...]
@@ -23,9 +19,9 @@ Shape = tuple[int, ...]
 class ZooModel:
     """A network of the zoo.
 
-    ``tags`` name its origin ("torchvision", "timm", "own", "trap", "sequence") and its cost ("fast", "slow"); "refused"
-    marks a network in which nothing can be removed.
-    ``shape`` is the shape of its only input, batch of two included; ``vocabulary`` is set for integer inputs.
+    ``tags`` name its origin ("torchvision", "timm", "own", "sequence") and "slow" a large one; "refused" marks one
+    in which nothing can be removed.
+    ``shape`` is the shape of its only input, batch of two included; ``vocabulary`` is set for token indices.
     ``state_outputs`` are the positions of outputs that carry a recurrent state.
     """
 
@@ -33,7 +29,6 @@ class ZooModel:
     builder: Build
     shape: Shape
     tags: frozenset[str]
-    input_domain: Literal["real", "ints"] = "real"
     vocabulary: int = 0
     state_outputs: tuple[int | str, ...] = ()
 
@@ -47,7 +42,7 @@ class ZooModel:
     def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
         """Example inputs in float32, or token indices."""
         generator = torch.Generator().manual_seed(seed)
-        if self.input_domain == "ints":
+        if self.vocabulary:
             return (torch.randint(self.vocabulary, self.shape, generator=generator),)
         return (torch.randn(self.shape, generator=generator),)
 
@@ -59,19 +54,13 @@ class ZooModel:
 
 def image(name: str, builder: Build, size: int, *tags: str) -> ZooModel:
     """A network on two RGB images of ``size`` pixels."""
-    speed = set() if "slow" in tags else {"fast"}
-    return ZooModel(name, builder, (2, 3, size, size), frozenset(tags) | speed)
+    return ZooModel(name, builder, (2, 3, size, size), frozenset(tags))
 
 
 def tokens(name: str, builder: Build, length: int, vocabulary: int, *tags: str) -> ZooModel:
     """A network on two sequences of token indices; a language model with a state returns it second."""
     state = (1,) if "stateful" in tags else ()
-    return ZooModel(name, builder, (2, length), frozenset(tags) | {"fast", "sequence"}, "ints", vocabulary, state)
-
-
-def real(name: str, builder: Build, shape: Shape, *tags: str) -> ZooModel:
-    """A network on a real tensor of any shape."""
-    return ZooModel(name, builder, shape, frozenset(tags) | {"fast"})
+    return ZooModel(name, builder, (2, length), frozenset(tags) | {"sequence"}, vocabulary, state)
 
 
 def torchvision_zoo() -> list[ZooModel]:
@@ -90,70 +79,10 @@ def timm_zoo() -> list[ZooModel]:
     ]
 
 
-def trap_zoo() -> list[ZooModel]:
-    """Handmade nets, each around one trap."""
-    images: dict[str, tuple[Build, int]] = {
-        "spatial_gate": (handmade.SpatialGate, 8),
-        "pixel_shuffle": (handmade.PixelShuffleNet, 8),
-        "channel_shuffle": (partial(handmade.ChannelShuffleNet, grouped=False), 8),
-        "channel_shuffle_grouped": (partial(handmade.ChannelShuffleNet, grouped=True), 8),
-        "grouped_conv": (handmade.GroupedConv, 8),
-        "transposed_conv": (handmade.TransposedConv, 16),
-        "cat_split_chunk_stack": (handmade.CatSplitChunkStack, 8),
-        "flatten_linear": (handmade.FlattenLinear, 16),
-        "shared_conv": (handmade.SharedConv, 8),
-        "shared_head": (handmade.SharedHead, 16),
-        "lambda_zero_pad": (handmade.LambdaResNet, 16),
-        "norm_zoo": (handmade.NormZoo, 8),
-        "small_unet": (handmade.SmallUNet, 16),
-        "global_filter": (handmade.GlobalFilter, 8),
-        "auxiliary_head": (handmade.AuxiliaryHead, 8),
-    }
-    return [
-        *(image(name, builder, size, "trap") for name, (builder, size) in images.items()),
-        real("conv1d", handmade.Conv1dNet, (2, 2, 24), "trap"),
-        real("conv3d", handmade.Conv3dNet, (2, 1, 4, 8, 8), "trap"),
-        real("no_norm_mlp", handmade.NoNormMlp, (2, 6), "trap"),
-    ]
-
-
 def sequence_zoo() -> list[ZooModel]:
-    """Recurrent nets and transformers over sequences."""
-    recurrent = partial(partial, sequences.RecurrentClassifier)
-    real_nets: dict[str, Build] = {
-        "gru": recurrent(nn.GRU),
-        "gru_2": recurrent(nn.GRU, 2),
-        "rnn": recurrent(nn.RNN),
-        "lstm_bidirectional": recurrent(nn.LSTM, bidirectional=True),
-        "lstm_bidirectional_2": recurrent(nn.LSTM, 2, bidirectional=True),
-    }
-    cells: dict[str, Build] = {
-        "lstm_cell_loop": partial(sequences.CellLoop, nn.LSTMCell),
-        "gru_cell_loop": partial(sequences.CellLoop, nn.GRUCell),
-        "rnn_cell_loop": partial(sequences.CellLoop, nn.RNNCell),
-        "lstm_cell_fixed_state": partial(sequences.CellLoop, nn.LSTMCell, state_size=10),
-    }
-
-    def lm(layers: int, *, tied: bool = False) -> nn.Module:
-        return LanguageModel(tied=tied, width=12, hidden=12 if tied else 16, vocabulary=23, layers=layers)
-
+    """Transformers in which parts meet that `tests/structure` has one by one."""
     return [
-        *(real(name, builder, (2, 6, 5), "sequence") for name, builder in real_nets.items()),
-        *(real(name, builder, (2, 5, 6), "sequence") for name, builder in cells.items()),
-        tokens("lstm_lm_1", partial(lm, 1), 6, 23, "stateful"),
-        tokens("lstm_lm_2", partial(lm, 2), 6, 23, "stateful"),
-        tokens("lstm_lm_1_tied", partial(lm, 1, tied=True), 6, 23, "stateful"),
-        tokens("lstm_lm_2_tied", partial(lm, 2, tied=True), 6, 23, "stateful"),
-        tokens("lstm_lm_2_state_kept", partial(lm, 2), 6, 23),
-        tokens("lstm_lm_stacked", sequences.StackedLstmLM, 6, 19),
-        tokens("lstm_last_state", sequences.LastStateClassifier, 6, 17),
-        tokens("transformer_post_norm", partial(sequences.EncoderClassifier, norm_first=False), 7, 13),
-        tokens("transformer_pre_norm", partial(sequences.EncoderClassifier, norm_first=True), 7, 13),
-        tokens("small_gpt", sequences.SmallGpt, 7, 19),
-        tokens("small_bert", sequences.SmallBert, 7, 13),
         tokens("small_llama", sequences.SmallLlama, 7, 19),
-        tokens("multi_query", sequences.MultiQuery, 7, 13),
-        tokens("small_mamba", sequences.SmallMamba, 5, 13),
         tokens("stacked_experts", sequences.StackedExperts, 7, 13),
     ]
 
@@ -170,7 +99,7 @@ def own_zoo() -> list[ZooModel]:
 
 def all_models() -> dict[str, ZooModel]:
     """The whole table by name; a name that occurs twice is an error."""
-    entries = [*own_zoo(), *torchvision_zoo(), *timm_zoo(), *trap_zoo(), *sequence_zoo()]
+    entries = [*own_zoo(), *torchvision_zoo(), *timm_zoo(), *sequence_zoo()]
     table: dict[str, ZooModel] = {}
     for entry in entries:
         if entry.name in table:

@@ -10,9 +10,10 @@ import pytest
 from apical.errors import TraceError
 from apical.structure import Structure
 from apical.structure._cost import lies_in
+from resizing.reference import assert_unchanged, snapshot
 from structure.contract import Keep, check_contract, doubled, random_keep, random_skip
 
-from .checks import Snapshot, check_untouched, mix_flags_, timed_trace
+from .checks import mix_flags_, timed_trace
 from .models import ZOO, ZooModel
 from .randomise import randomise_
 
@@ -57,9 +58,9 @@ def test_contract(name: str, request: pytest.FixtureRequest) -> None:
     inputs = doubled(entry.inputs())
     model = randomise_(entry.build(), inputs, seed=1)
     mix_flags_(model)
-    before = Snapshot.of(model)
+    before = snapshot(model)
     structure, _ = timed_trace(model, inputs, entry.state_outputs)
-    check_untouched(before, model)
+    assert_unchanged(before, snapshot(model))
     large = entry.slow or entry.tags & {"torchvision", "timm"} or request.config.option.markexpr
     choices = _choices(structure)[: 2 if large else 3]  # two for the larger networks, and on every change for all
     check_contract(model.eval(), structure, inputs, choices, entry.state_outputs)
@@ -68,19 +69,7 @@ def test_contract(name: str, request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize("name", _named(refused=True))
 def test_a_network_without_removable_parts_is_refused_with_reasons(name: str) -> None:
     model = ZOO[name].build()
-    before = Snapshot.of(model)
+    before = snapshot(model)
     with pytest.raises(TraceError, match="nothing in"):
         timed_trace(model, ZOO[name].inputs())
-    check_untouched(before, model)
-
-
-@pytest.mark.parametrize("name", ["own_resnet20_zero_pad", "own_lstm_lm_2_tied", "small_unet"])
-def test_trace_is_deterministic(name: str) -> None:
-    entry = ZOO[name]
-    first, second = (timed_trace(entry.build(), entry.inputs(), entry.state_outputs)[0] for _ in range(2))
-    assert first == second
-
-
-def test_names_are_unique_and_enough() -> None:
-    assert len(ZOO) >= 90
-    assert sum(not entry.slow for entry in ZOO.values()) >= 60
+    assert_unchanged(before, snapshot(model))

@@ -53,7 +53,7 @@ def frames(run: RunRecord) -> Frames | None:
 
 
 def _words(run: RunRecord, index: int, blocks: Sequence[str]) -> str:
-    record, metric = run.history[index], run.metric
+    record = run.history[index]
     parts = [f"epoch {index + 1} of {max(run.epochs, len(run.history))}"]
     for name, label in (("macs_fraction", "MACs"), ("params_fraction", "parameters")):
         if isinstance(record.get(name), (int, float)):
@@ -61,10 +61,9 @@ def _words(run: RunRecord, index: int, blocks: Sequence[str]) -> str:
     if blocks:
         there = len(blocks) - len(set(record.get("skipped") or ()) & set(blocks))
         parts.append(f"{there} of {len(blocks)} blocks")
-    judged = record.get(f"eval_{metric['name']}")
+    judged = record.get(f"eval_{run.metric['name']}")
     if isinstance(judged, (int, float)):
-        number = metric["pattern"].format(metric["scale"] * judged)
-        parts.append(f"{run.evaluated_on} {run.metric_label} {number}{metric['unit']}")
+        parts.append(f"{run.evaluated_on} {run.metric_label} {run.judged(judged)}")
     return ", ".join(parts)
 
 
@@ -140,16 +139,7 @@ def _extremes(shown: Frames) -> str:
 
 
 def _json(shown: Frames) -> str:
-    content: dict[str, Any] = {
-        "bars": BARS,
-        "groups": shown.groups,
-        "full": shown.full,
-        "widths": shown.widths,
-        "blocks": shown.blocks,
-        "present": [[int(there) for there in row] for row in shown.present],
-        "texts": shown.texts,
-        "epochs": shown.epochs,
-    }
+    content = {"bars": BARS, **vars(shown)}
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

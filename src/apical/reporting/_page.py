@@ -78,24 +78,21 @@ def _state(run: RunRecord) -> str:
 
 def _headline(run: RunRecord) -> str:
     """The result in one number and a sentence."""
-    name, metric = f"test_{run.metric['name']}", run.metric
+    name = f"test_{run.metric['name']}"
     source, judged = run.summary, f"{run.summary.get('test_split') or 'test'} {run.metric_label}"
     if not isinstance(source.get(name), (int, float)):
         source = run.history[-1] if run.history else {}
-        name, judged = (
-            f"eval_{run.metric['name']}",
-            f"{run.evaluated_on} {run.metric_label}{'' if run.summary else ' so far'}",
-        )
+        name = f"eval_{run.metric['name']}"
+        judged = f"{run.evaluated_on} {run.metric_label}{'' if run.summary else ' so far'}"
     if not isinstance(source.get(name), (int, float)):
         return ""
-    number = f"{metric['pattern'].format(metric['scale'] * source[name])}{metric['unit']}"
     shares = [
         f"{100 * source[key]:.1f} % of the full model's {what}"
         for key, what in (("macs_fraction", "MACs"), ("params_fraction", "parameters"))
         if isinstance(source.get(key), (int, float))
     ]
     with_what = f", with {' and '.join(shares)}" if shares else ""
-    return f'<p class="lead"><b>{number}</b> {escape(judged)}{with_what}</p>'
+    return f'<p class="lead"><b>{run.judged(source[name])}</b> {escape(judged)}{with_what}</p>'
 
 
 _FIGURES: tuple[tuple[str, str, str], ...] = (

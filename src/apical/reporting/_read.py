@@ -86,6 +86,10 @@ class RunRecord:
         """The name, for people, of what the run is judged by."""
         return metric_label(self.metric)
 
+    def judged(self, value: float) -> str:
+        """A value of what the run is judged by, as pages write it."""
+        return f"{self.metric['pattern'].format(self.metric['scale'] * value)}{self.metric['unit']}"
+
     def settings(self) -> list[tuple[str, str]]:
         """The config line by line, as (dotted name, JSON)."""
         told = {name: value for name, value in self.config.items() if name not in ("versions", "input")}

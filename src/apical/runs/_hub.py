@@ -176,12 +176,12 @@ def card(run: RunRecord, repo: str, *, program: bool, picture: bool) -> str:
 
 def _table(run: RunRecord) -> list[str]:
     """Cost and accuracy."""
-    summary, full, metric = run.summary, run.template, run.metric
+    summary, full = run.summary, run.template
     rows = []
-    judged = summary.get(f"test_{metric['name']}")
+    judged = summary.get(f"test_{run.metric['name']}")
     if isinstance(judged, (int, float)):
-        shown = f"{metric['pattern'].format(metric['scale'] * judged)}{metric['unit']}"
-        rows.append((_literal(f"{summary.get('test_split') or 'test'} {run.metric_label}"), _literal(shown), ""))
+        split = summary.get("test_split") or "test"
+        rows.append((_literal(f"{split} {run.metric_label}"), _literal(run.judged(judged)), ""))
     for name, label in (("macs", "MACs of an example"), ("num_params", "parameters")):
         if isinstance(summary.get(name), int) and isinstance(full.get(name), int):
             share = f"{summary[name]:,} ({100 * summary[name] / max(1, full[name]):.1f} %)"
