@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit, explained
 from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of, roles
-from apical.resizing._dry_run import confirm, screen
+from apical.resizing._dry_run import bound, confirm, screen
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, Kind, LocalSize, local_sizes, quotients
 from apical.resizing._resize import resize_
@@ -243,6 +243,7 @@ def settled(proposed: Structure, bed: Testbed, quick: Testbed | None) -> Structu
         bed: what is compared on.
         quick: the same with smaller inputs.
     """
+    proposed = bound(proposed, bed, quick)
     screened = screen(proposed, bed, quick)
     # groups that break something may need no more than an attribute that follows them
     extra, told = _following(proposed, screened.left, quick or bed)
