@@ -36,6 +36,7 @@ Step = tuple[AttributeAxis, ...]  # attributes that are tried together: one, two
 
 
 Form = tuple[str, str, bool, bool]  # `_form`
+Recipe = tuple[tuple[str, Form], ...]  # `_recipe`
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,13 @@ class _Bench:
                 found[each] = None
         return list(found)
 
-    def analogous(self, found: Step) -> Step:
+    def analogous(self, recipe: Recipe) -> Step:
         """What follows another group, in the layers that this one passes through; empty if some of it has no place."""
         known = {(a.module, a.attribute) for a in self.structure.attributes}
         modules = [p for p, _ in self.twin.named_modules()]
         result: list[AttributeAxis] = []
-        for kind, name, form in dict.fromkeys((kind_of(a.module), a.attribute, _form(a)) for a in found):
-            places = [(p, self._value(p, name)) for p in modules if kind_of(p) == kind and self._passes(p)]
+        for name, form in recipe:
+            places = [(p, self._value(p, name)) for p in modules if kind_of(p) == form[0] and self._passes(p)]
             alike = [AttributeAxis(p, name, axis) for p, value in places if value for axis in self._axes(value)]
             alike = [axis for axis in alike if _form(axis) == form]
             if not alike:
@@ -298,9 +299,9 @@ def _attributes(
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
         in_vain = any(not found[g.name] for g in alike if g.name in found)
         # then what was found for others: heads of another width, keys beside queries
-        others = dict.fromkeys(bench.analogous(step) for step in found.values() if step) if not in_vain else ()
-        agreed = (k for k in others if k and all(bench.run([k], which).agreed for which in (0, 1)))
-        ready = ready or next(agreed, None)
+        recipes = dict.fromkeys(_recipe(step) for step in found.values() if step and not (ready or in_vain))
+        others = (step for recipe in recipes if (step := bench.analogous(recipe)))
+        ready = ready or next((k for k in others if all(bench.run([k], which).agreed for which in (0, 1))), None)
         result = ready or (() if in_vain else _search(bench, frozenset(map(_form, chain(*found.values())))))
         found[group.name] = result
         if not result:
@@ -395,6 +396,11 @@ def _form(axis: AttributeAxis) -> Form:
     """What an attribute of a layer has in common with that of another number, also of another width."""
     counted = any(n for _, n in axis.axis.counts)
     return kind_of(axis.module), kind_of(axis.attribute), counted, counted and axis.axis.base == 0
+
+
+def _recipe(step: Step) -> Recipe:
+    """What follows in layers of each kind, and how."""
+    return tuple(dict.fromkeys((axis.attribute, _form(axis)) for axis in step))
 
 
 def _transferred(axes: Step, source: str, bench: _Bench) -> Step:
