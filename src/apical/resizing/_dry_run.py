@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 from apical.resizing._disagreement import Count, disagreement, keep_half, keep_odd, kind_of, roles
 from apical.resizing._gates import gated_copy
@@ -37,20 +37,18 @@ def screen(structure: Structure, bed: Testbed, quick: Testbed | None) -> Screene
     """Look for what the dry run refutes, on the small inputs if there are any.
 
     Args:
-        structure: with proposed groups and blocks.
+        structure: with proposed groups, and blocks that say what stands in for them (`bound`).
         bed: what everything that stays is compared on.
         quick: the same with smaller inputs, to find there first what must go, and witnesses of it are tried again.
     """
-    structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
-    # what a block leaves behind when it goes (its input, zeros, a tuple with both) is seen in a run
-    structure = _bound(structure, bed, quick)
     refuted: Refuted = {}
     small = quick or bed
     # all parts at once, each without some of its units; where that differs, halving finds out which
     _refute_all(structure, small, refuted, [*structure.groups, *structure.blocks])
     # a part that changed nothing has proved nothing: it is tried apart from those that hide it
+    other = lru_cache(maxsize=1)(partial(redrawn, small))
     for parts in (structure.groups, structure.blocks):
-        _look_closer(structure, small, refuted, parts)
+        _look_closer(structure, small, refuted, parts, other)
     if quick:
         _readmit(
             structure, replace(bed, modes=quick.modes, same_modes=quick.same_modes), refuted, quick.narrow is not None
@@ -66,23 +64,25 @@ def confirm(screened: Screened, bed: Testbed) -> Structure:
     return without(screened.structure, refuted)
 
 
-def _bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structure:
-    """The structure with what stands in for its blocks, seen on the small inputs where all of it is the block's input.
+def bound(structure: Structure, bed: Testbed, quick: Testbed | None) -> Structure:
+    """The structure with what stands in for its blocks, seen in a run: a block's input, zeros, a tuple with both.
 
-    That does not depend on a size; all else is seen on the example itself.
+    On the small inputs where it is the block's input, which does not depend on a size; all else is seen on the example
+    itself.
     """
+    structure = replace(structure, notes=(*structure.notes, *([bed.note] if bed.note else [])))
     small = (quick or bed).narrow or quick or bed
-    bound = bind_blocks(structure, small.model, small.example.run, gated_copy, min(small.tolerance, ROUGH))
+    found = bind_blocks(structure, small.model, small.example.run, gated_copy, min(small.tolerance, ROUGH))
     if quick is None:
-        return bound
-    plain = {b.name: b for b in bound.blocks if b.returns is None and not b.feeders}
+        return found
+    plain = {b.name: b for b in found.blocks if b.returns is None and not b.feeders}
     rest = replace(structure, blocks=tuple(b for b in structure.blocks if b.name not in plain))
     if not rest.blocks:
-        return bound
+        return found
     bed = bed.rough or bed
     rest = bind_blocks(rest, bed.model, bed.example.run, gated_copy, bed.tolerance)
-    found = plain | {b.name: b for b in rest.blocks}
-    return replace(rest, blocks=tuple(found[b.name] for b in structure.blocks if b.name in found))
+    blocks = plain | {b.name: b for b in rest.blocks}
+    return replace(rest, blocks=tuple(blocks[b.name] for b in structure.blocks if b.name in blocks))
 
 
 def _readmit(structure: Structure, bed: Testbed, refuted: Refuted, clearly: bool) -> None:
@@ -111,27 +111,34 @@ def _readmit(structure: Structure, bed: Testbed, refuted: Refuted, clearly: bool
                 del refuted[key_of(part)]
 
 
-def _look_closer(structure: Structure, bed: Testbed, refuted: Refuted, parts: Sequence[Part], draws: int = 0) -> None:
+def _look_closer(
+    structure: Structure, bed: Testbed, refuted: Refuted, parts: Sequence[Part], other: Callable[[int], Testbed]
+) -> None:
     """Compare apart those of some parts of which nothing was seen while all of these were reduced.
 
-    Where nothing is seen even then, other weights are tried.
+    On other weights where these show all of them at once, or where the same ones show nothing even then.
 
     Args:
         structure: with all parts.
         bed: what the parts were compared on.
         refuted: why, by part; added to.
         parts: those that were compared.
-        draws: how often weights were drawn anew.
+        other: the testbed with weights that are drawn anew, by how often.
     """
-    parts = [p for p in parts if key_of(p) not in refuted]
-    hidden = unseen(structure, bed, parts, keep_half) if parts else []
-    if len(hidden) == len(parts):  # they hide one another, or the weights hide them
-        if not hidden or draws == REDRAWS:
-            return
-        draws += 1
-        bed = redrawn(bed, draws)
-    _refute_all(structure, bed, refuted, hidden)
-    _look_closer(structure, bed, refuted, hidden, draws)
+    compared = [p for p in parts if key_of(p) not in refuted]
+    hidden = unseen(structure, bed, compared, keep_half) if compared else []
+    draws = 0
+    while hidden:
+        left = unseen(structure, bed, hidden, keep_half)
+        if left and draws < REDRAWS:
+            new = other(draws + 1)
+            left_by_new = unseen(structure, new, hidden, keep_half)
+            if not left_by_new or len(left) == len(hidden):
+                draws, bed, left = draws + 1, new, left_by_new
+        elif len(left) == len(hidden):
+            return  # nothing shows them
+        _refute_all(structure, bed, refuted, hidden)
+        hidden = [p for p in left if key_of(p) not in refuted]
 
 
 def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted, parts: Sequence[Part]) -> None:
@@ -144,18 +151,25 @@ def _refute_all(structure: Structure, bed: Testbed, refuted: Refuted, parts: Seq
 
     def differs(candidates: Sequence[Part], count: Count, narrow: bool = False) -> str | None:
         asked = narrow, count, tuple(map(key_of, candidates))
+        if narrow and compared.get((False, *asked[1:]), "") is None:
+            return None  # it agrees in float64
         if asked not in compared:
             used = bed.narrow if narrow and bed.narrow else bed
             compared[asked] = disagreement(structure, used, candidates, count) if candidates else None
         return compared[asked]
 
-    groups = [p for p in parts if isinstance(p, ChannelGroup) and key_of(p) not in refuted]
-    left = [p for p in parts if key_of(p) not in refuted]
-    first = groups if len(groups) < len(left) else left  # groups inside blocks with every block present
-    if differs(first, keep_half) is None and differs(left, keep_odd) is None:
+    def agree() -> bool:
+        left = [p for p in parts if key_of(p) not in refuted]
+        groups = [p for p in left if isinstance(p, ChannelGroup)]
+        first = groups if len(groups) < len(left) else left  # groups inside blocks with every block present
+        return differs(first, keep_half) is None and differs(left, keep_odd) is None
+
+    if agree():
         return  # nothing to look for
     if bed.narrow:
         _search(partial(differs, narrow=True), refuted, parts)
+        if agree():
+            return
     if not _search(differs, refuted, parts):
         refuted.update({key_of(p): TOGETHER for p in parts if key_of(p) not in refuted})
 
@@ -195,10 +209,9 @@ def _search(differs: Callable[[Sequence[Part], Count], str | None], refuted: Ref
                 return True
         return False
 
-    if blocks:  # groups inside blocks with every block present, then the blocks
-        settled(groups, keep_half)
-        settled(blocks, keep_half)
-    return settled(parts, keep_half) and settled(parts, keep_odd)
+    # groups inside blocks with every block present, then the blocks, then all
+    apart = [settled(groups, keep_half), settled(blocks, keep_half)]
+    return settled(parts, keep_odd) and all(apart)
 
 
 def _kinds(parts: Sequence[Part]) -> dict[str, list[Part]]:

@@ -20,14 +20,14 @@ from torch.overrides import TorchFunctionMode
 from apical.resizing._copying import sharing_copy
 from apical.resizing._culprit import Culprit, culprit, explained
 from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_of, roles
-from apical.resizing._dry_run import confirm, screen
+from apical.resizing._dry_run import bound, confirm, screen
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, Kind, LocalSize, local_sizes, quotients
 from apical.resizing._resize import resize_
 from apical.resizing._testbed import Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
 from apical.structure._cost import lies_in
-from apical.structure._local_sizes import can_have, is_local
+from apical.structure._local_sizes import can_have, is_local, method_named_in
 from apical.structure._sizes import integers, stated
 
 MAX_TRIALS = 60
@@ -36,6 +36,7 @@ Step = tuple[AttributeAxis, ...]  # attributes that are tried together: one, two
 
 
 Form = tuple[str, str, bool, bool]  # `_form`
+Recipe = tuple[tuple[str, Form], ...]  # `_recipe`
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,7 @@ class _Bench:
         new = [size for size in (*((*own, None) for own in stating), *inside) if size[:2] not in known]
         yield from self._at_once(new, {(s.module, s.attribute): s.kind for s in local})
         for path, name, value, now in new:
-            axes = [] if now in (None, value) else [SizeAxis(value, ((self.index, 0),))]  # must not have followed
-            if (axis := self._in_proportion(value)) is not None:
-                axes.append(axis)
-            axes += [SizeAxis(value - n * self.group.size, ((self.index, n),)) for n in self._shares(value)]
+            axes = self._axes(value)[now in (None, value) :]  # the first where it must not have followed
             everywhere = self._alike(path, name, value)
             for axis in axes:
                 yield tuple(AttributeAxis(p, name, axis) for p in everywhere)
@@ -168,6 +166,12 @@ class _Bench:
                 cut |= dict.fromkeys(AttributeAxis(p, name, axis) for p in everywhere)
         yield from (tuple(step) for step in (kept, cut) if step)
 
+    def _axes(self, value: int) -> list[SizeAxis]:
+        """How a size may follow the group: not at all, in proportion, or as one that others lie on too."""
+        axes = [SizeAxis(value, ((self.index, 0),)), self._in_proportion(value)]
+        axes += [SizeAxis(value - n * self.group.size, ((self.index, n),)) for n in self._shares(value)]
+        return [axis for axis in axes if axis is not None]
+
     def _in_proportion(self, value: int) -> SizeAxis | None:
         """The size as so much for each unit: a share of what a unit owns in a tensor, or several times that.
 
@@ -187,6 +191,27 @@ class _Bench:
             if parts and not rest and not uneven and each * self.group.size < value:
                 found[each] = None
         return list(found)
+
+    def analogous(self, recipe: Recipe) -> Step:
+        """What follows another group, in the layers that this one passes through; empty if some of it has no place."""
+        known = {(a.module, a.attribute) for a in self.structure.attributes}
+        modules = [p for p, _ in self.twin.named_modules()]
+        result: list[AttributeAxis] = []
+        for name, form in recipe:
+            places = [(p, self._value(p, name)) for p in modules if kind_of(p) == form[0] and self._passes(p)]
+            alike = [AttributeAxis(p, name, axis) for p, value in places if value for axis in self._axes(value)]
+            alike = [axis for axis in alike if _form(axis) == form]
+            if not alike:
+                return ()
+            result += [axis for axis in alike if (axis.module, name) not in known]
+        return tuple(result)
+
+    def _value(self, path: str, name: str) -> int | None:
+        """What an attribute says, or a size in the code, in the full model."""
+        module = self.twin.get_submodule(path)
+        if not is_local(name):
+            return integers(module).get(name)
+        return self.full.of(LocalSize(path, method_named_in(name), name)) if can_have(module, name) else None
 
     def _around(self) -> list[str]:
         """The modules that hold the group's tensors, and those around these, the innermost first."""
@@ -219,6 +244,7 @@ def settled(proposed: Structure, bed: Testbed, quick: Testbed | None) -> Structu
         bed: what is compared on.
         quick: the same with smaller inputs.
     """
+    proposed = bound(proposed, bed, quick)
     screened = screen(proposed, bed, quick)
     # groups that break something may need no more than an attribute that follows them
     extra, told = _following(proposed, screened.left, quick or bed)
@@ -272,6 +298,10 @@ def _attributes(
         known = [_transferred(found[g.name], g.name, bench) for g in alike if g.name in found]
         ready = next((k for k in known if k and bench.run([k]).agreed), None)
         in_vain = any(not found[g.name] for g in alike if g.name in found)
+        # then what was found for others: heads of another width, keys beside queries
+        recipes = dict.fromkeys(_recipe(step) for step in found.values() if step and not (ready or in_vain))
+        others = (step for recipe in recipes if (step := bench.analogous(recipe)))
+        ready = ready or next((k for k in others if all(bench.run([k], which).agreed for which in (0, 1))), None)
         result = ready or (() if in_vain else _search(bench, frozenset(map(_form, chain(*found.values())))))
         found[group.name] = result
         if not result:
@@ -305,6 +335,8 @@ def _all_alike(bench: _Bench, alike: Sequence[ChannelGroup], axes: Step) -> dict
     everywhere = tuple(dict.fromkeys(chain(*found.values())))
     structure = replace(proposed, attributes=(*proposed.attributes, *everywhere))
     groups = [g for g in alike if g.name in found]
+    if len(groups) == 1:  # it has agreed
+        return found
     return found if disagreement(structure, bench.bed, groups, keep_half) is None else {}
 
 
@@ -364,6 +396,11 @@ def _form(axis: AttributeAxis) -> Form:
     """What an attribute of a layer has in common with that of another number, also of another width."""
     counted = any(n for _, n in axis.axis.counts)
     return kind_of(axis.module), kind_of(axis.attribute), counted, counted and axis.axis.base == 0
+
+
+def _recipe(step: Step) -> Recipe:
+    """What follows in layers of each kind, and how."""
+    return tuple(dict.fromkeys((axis.attribute, _form(axis)) for axis in step))
 
 
 def _transferred(axes: Step, source: str, bench: _Bench) -> Step:

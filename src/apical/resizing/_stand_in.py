@@ -109,8 +109,8 @@ def bind_blocks(
 ) -> Structure:  # fmt: skip
     """The structure whose blocks say what their stand-ins return; blocks that cannot say it stay, with a note.
 
-    Every block is called once with its gate at zero. Neighbours are not at zero together, so that a block's input
-    is told from that of the block before it.
+    Every block is called once with its gate at zero, but for those of several modules, of which only shapes are asked.
+    Neighbours are not at zero together, so that a block's input is told from that of the block before it.
 
     Args:
         structure: with proposed blocks.
@@ -121,10 +121,12 @@ def bind_blocks(
     """
     found: dict[str, SkippableBlock] = {}
     problems: dict[str, str] = {}
-    for part in (structure.blocks[::2], structure.blocks[1::2]):
-        if part:
-            with gated(model, structure, {}, tuple(b.name for b in part)) as twin:
-                _observe(twin, part, run, tolerance, found, problems)
+    several = [b for b in structure.blocks if b.feeders]
+    plain = [b for b in structure.blocks if not b.feeders]
+    for zero, others in ((plain[::2], several), (plain[1::2], [])):
+        if zero or others:
+            with gated(model, structure, {}, tuple(b.name for b in zero)) as twin:
+                _observe(twin, [*zero, *others], run, tolerance, found, problems)
     for block in structure.blocks:
         if block.name not in found:
             problems.setdefault(block.name, "it is not called as a module")

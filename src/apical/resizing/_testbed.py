@@ -131,9 +131,10 @@ def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | 
         if all_double:
             twin.double()
         before = versions(twin)
-        small = next((e for e in _smaller(trial) if _runs(sharing_copy(twin), e)), None)
+        small = next((e for e in _smaller(trial) if _numbers(sharing_copy(twin), e) is not None), None)
         rough = _in_float32(twin, trial, example, types) if small else None
-        if rough is not None or _runs(twin, trial):  # large images take long in float64, and may never have to
+        # large images take long in float64, and may never have to
+        if rough is not None or _numbers(twin, trial) is not None:
             keep_apart_(twin, before)
             bed = Testbed(twin, trial, 1e-10, rough=rough)
             return bed, replace(bed, example=small, rough=None) if small else None
@@ -142,7 +143,7 @@ def _evaluating(model: nn.Module, example: Example) -> tuple[Testbed, Testbed | 
     before = versions(twin)
     keep_apart_(twin, before)
     bed = Testbed(twin, example, 1e-3)
-    small = next((e for e in _smaller(example) if _runs(sharing_copy(twin), e)), None)
+    small = next((e for e in _smaller(example) if _numbers(sharing_copy(twin), e) is not None), None)
     return bed, replace(bed, example=small) if small else None
 
 
@@ -154,10 +155,12 @@ def redrawn(bed: Testbed, seed: int) -> Testbed:
     twin = sharing_copy(bed.model, dict(bed.model.named_parameters(remove_duplicate=False)))
     _disturbed(twin, share=1.0, seed=seed)
     hooks = [m.register_forward_pre_hook(_remember) for m in twin.modules() if isinstance(m, _BatchNorm)]
-    runs = _runs(twin, bed.example)
+    found = _numbers(twin, bed.example)
     for hook in hooks:
         hook.remove()
-    return _with_narrow(replace(bed, model=twin, rough=None, narrow=None, outputs=None)) if runs else bed
+    if found is None:
+        return bed
+    return _with_narrow(replace(bed, model=twin, rough=None, narrow=None, outputs=found))
 
 
 @torch.no_grad()
@@ -169,12 +172,13 @@ def _remember(norm: _BatchNorm, args: tuple[Tensor, ...]) -> None:
         norm.running_var.copy_(values.var(1, correction=0))
 
 
-def _runs(model: nn.Module, example: Example) -> bool:
-    """Whether a call of a copy returns numbers; if not, it insists on its dtype, range or size, whatever it raises."""
+def _numbers(model: nn.Module, example: Example) -> list[Tensor] | None:
+    """What a call of a copy returns, if it is numbers; else it insists on its dtype, range or size."""
     try:
-        return all(bool(t.isfinite().all()) for t in example.run(model) if t.is_floating_point())
+        found = example.run(model)
+        return found if all(bool(t.isfinite().all()) for t in found if t.is_floating_point()) else None
     except Exception:  # noqa: BLE001 (any error of the user's forward pass)
-        return False
+        return None
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

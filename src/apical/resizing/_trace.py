@@ -19,7 +19,7 @@ from apical.structure import Call, ExampleInputs, HandGroups, Structure
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
 from apical.structure._quiet import quiet_rng
-from apical.structure._running import analysis_copy, check_runs, make_traceable_
+from apical.structure._running import analysis_copy, make_traceable_
 from apical.structure._types import by_reason, reason_in_words
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
@@ -117,8 +117,6 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
     changed = make_traceable_(twin)
     if groups is None:
         structure = propose(twin, call.args, call.kwargs, states, streams == "resize")
-        # what exports need not run: of inputs in half precision, say, the graph is made all the same
-        check_runs(twin, call.args, call.kwargs)
     else:
         structure = describe(twin, call.args, call.kwargs, groups)
     structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))

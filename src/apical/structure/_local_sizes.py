@@ -196,6 +196,11 @@ def is_local(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def method_named_in(name: str) -> str:
+    """The method, or function, that an attribute stands for an argument in."""
+    return name.removeprefix("size_in_").rsplit("_", 3)[0]
+
+
 def can_have(module: nn.Module, name: str) -> bool:
     """Whether the code of a module has the argument that an attribute stands for."""
     return _place(original_class(type(module)), name) is not None

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from apical.errors import TraceError
 from apical.structure._quiet import quiet_rng
-from apical.structure._running import export_graph, first_line, own
+from apical.structure._running import check_runs, export_graph, first_line, own
 from apical.structure._steady import steady, steady_training
 
 MAX_NAMES = 8
@@ -37,7 +37,8 @@ def training_graph(
         it reads are read in eval mode (so that nothing hangs on what was not seen).
 
     Raises:
-        TraceError: training mode cannot be followed, and there are parameters that only it can read.
+        TraceError: training mode cannot be followed, and there are parameters that only it can read; or the model does
+            not run on the inputs at all.
     """
     operations: list[Operation] | None = None
     try:
@@ -47,6 +48,8 @@ def training_graph(
         with steady_training(model):
             return export_graph(model, args, kwargs)
     except Exception as error:
+        # what exports need not run: of inputs in half precision, say, the graph is made all the same
+        check_runs(model, args, kwargs)
         first = str(error) if isinstance(error, TraceError) else first_line(error)
         read = {name for _, operands in (operations or ())[:-1] for name, _ in operands}  # the last are the outputs
         unread = [name for name in _unread(program) if operations is None or name in read]
