@@ -128,6 +128,7 @@ def test_a_keyword_that_does_not_exist_names_those_that_do() -> None:
         Budget(flops=0.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.attack
 @given(st.text(max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -81,6 +82,7 @@ def load_anything(folder: Path, model: nn.Module, intact: nn.Module | None) -> N
             assert_same_model(model, intact, image())
 
 
+@pytest.mark.attack
 @settings(max_examples=8 * settings().max_examples)
 @given(mutate=mutations(), signed=st.booleans())
 def test_any_edit_of_the_architecture(
@@ -97,6 +99,7 @@ def test_any_edit_of_the_architecture(
     load_anything(tmp_path, tiny_resnet(), None if signed else intact)
 
 
+@pytest.mark.attack
 @settings(max_examples=4 * settings().max_examples)
 @given(
     name=st.sampled_from([ARCHITECTURE, WEIGHTS]),

@@ -45,6 +45,7 @@ def saved() -> dict[str, Any]:
     return {kind: trained(kind, 2)[2].state_dict() for kind in KINDS}
 
 
+@pytest.mark.attack
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", quick(KINDS, ["blocks", "bits"]))
 @settings(phases=[Phase.explicit, Phase.generate])

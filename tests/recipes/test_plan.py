@@ -144,6 +144,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.attack
 @given(JSON)
 def test_any_json_as_a_table(data: Any) -> None:
     with contextlib.suppress(ApicalError):

@@ -35,6 +35,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.attack
 @settings(max_examples=4 * settings().max_examples, phases=[Phase.explicit, Phase.generate])  # shrinking costs runs
 @given(CHANGES)
 def test_any_change_of_the_state(stopped: Path, tmp_path: Path, changed: tuple[int, str, Any]) -> None:
