@@ -36,7 +36,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.attack
-@settings(max_examples=4 * settings().max_examples, phases=[Phase.explicit, Phase.generate])  # shrinking costs runs
+@settings(max_examples=2 * settings().max_examples, phases=[Phase.explicit, Phase.generate])  # shrinking costs runs
 @given(CHANGES)
 def test_any_change_of_the_state(stopped: Path, tmp_path: Path, changed: tuple[int, str, Any]) -> None:
     shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -200,16 +200,26 @@ def _require_close(kind: str, path: Path, difference: float, tolerance: float) -
 
 def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: Call) -> float:
     with torch.no_grad():
-        expected = inputs.run(model)
+        try:
+            expected = inputs.run(model)
+        except Exception as error:
+            raise ExportError(
+                f"the model itself does not run on inputs {_described(inputs)}: {_first_line(error)}. Pass "
+                "example_inputs with which it runs on the CPU in eval mode."
+            ) from error
         try:
             got = inputs.run(run)
         except Exception as error:
-            shapes = [tuple(value.shape) for value in inputs.tensors()]
             raise ExportError(
-                f"the {kind} file does not run on inputs of shapes {shapes}: "
+                f"the {kind} file does not run on inputs {_described(inputs)}: "
                 f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None."
             ) from error
     return largest_difference(expected, got)
+
+
+def _described(inputs: Call) -> str:
+    """Shape and dtype of each tensor."""
+    return ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in inputs.tensors())
 
 
 def with_batch(inputs: Call, size: int, batch_dim: int) -> Call:
