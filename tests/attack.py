@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-SECONDS, BYTES = 10, 4 * 2**30  # that one input may take, and may add to what the process has allocated
+SECONDS, WAIT, BYTES = 10, 120, 4 * 2**30  # of the processor, and in all; what may be added to what is allocated
 KEY = "attack inputs"
 
 
@@ -22,11 +22,13 @@ def limited() -> Iterator[None]:
     """Fails what takes too long (through any `except Exception`), and refuses memory beyond the limit."""
 
     def late(*_: object) -> None:
-        pytest.fail(f"this input took more than {SECONDS} s")
+        pytest.fail(f"this input took more than {SECONDS} s of the processor, or {WAIT} s in all")
 
     pages, (soft, hard) = Path("/proc/self/statm"), resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    kinds = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, WAIT)}
+    before = {number: signal.signal(number, late) for number in kinds}
+    for timer, seconds in kinds.values():
+        signal.setitimer(timer, seconds)
     if pages.exists():  # Linux tells what is allocated
         limit = int(pages.read_text().split()[0]) * resource.getpagesize() + BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -34,8 +36,9 @@ def limited() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in kinds.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def watch(item: pytest.Item) -> None:

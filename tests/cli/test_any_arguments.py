@@ -70,7 +70,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.attack
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=2 * settings().max_examples, phases=[Phase.explicit, Phase.generate])
+@settings(phases=[Phase.explicit, Phase.generate])
 @given(command_lines())
 def test_any_words(place: Path, words: list[str]) -> None:
     for found in (place / "here").iterdir():
