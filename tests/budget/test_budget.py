@@ -123,6 +123,13 @@ def test_a_share_and_an_amount_of_the_same_both_hold() -> None:
     assert str(Budget("50% macs, 30M macs")) == "50% macs, 30,000,000 macs"
 
 
+@pytest.mark.parametrize("count", [10**400, -(10**400)])
+def test_a_count_beyond_all_numbers_is_refused_in_few_words(count: int) -> None:
+    with pytest.raises(BudgetError, match="macs is more than any network has, got .{1,80}; write") as caught:
+        Budget(macs=count)
+    assert len(str(caught.value)) < 400
+
+
 def test_a_keyword_that_does_not_exist_names_those_that_do() -> None:
     with pytest.raises(BudgetError, match=r"no 'flops', expected macs, params, .*two FLOPs"):
         Budget(flops=0.5)  # type: ignore[arg-type]

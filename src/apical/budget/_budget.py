@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NoReturn
 
-from apical._checks import shown
+from apical._checks import LARGEST, shown
 from apical.errors import BudgetError
 
 Kind = Literal["macs", "params", "latency", "size", "bitops"]
@@ -97,6 +97,8 @@ class Budget:
         for name, number in numbers.items():
             if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
                 raise BudgetError(f"{name} must be a number, got {shown(number)}; {FORMS}")
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise BudgetError(f"{name} is more than any network has, got {shown(number)}; {FORMS}")
         targets = [] if text is None else [_parse(part) for part in _parts(text)]
         targets += [Target("macs", macs, macs <= 1)] if macs is not None else []
         targets += [Target("params", params, params <= 1)] if params is not None else []
