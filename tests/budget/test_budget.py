@@ -125,7 +125,7 @@ def test_a_share_and_an_amount_of_the_same_both_hold() -> None:
 
 @pytest.mark.parametrize("count", [10**400, -(10**400)])
 def test_a_count_beyond_all_numbers_is_refused_in_few_words(count: int) -> None:
-    with pytest.raises(BudgetError, match="macs is more than any network has, got .{1,80}; write") as caught:
+    with pytest.raises(BudgetError, match=r"macs is more than any network has, got .{1,80}; write") as caught:
         Budget(macs=count)
     assert len(str(caught.value)) < 400
 
