@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from apical import Grower, GrowthConfig, resize_
-from apical.baselines import L1, Comparator
+from apical.baselines import L1, Comparator, Taylor
 from apical.errors import ApicalError
 from apical.growth import BitConfig, ScsConfig
 from growth.cases import built, example, sgd, step, structure_of
@@ -117,18 +117,19 @@ TORCH = ("step", "the model's state", "the optimizer's state", "a copy of anothe
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("way", ["grown", "steps", "bits", "l1"])
+@pytest.mark.parametrize("way", ["grown", "steps", "bits", "l1", "taylor"])
 @settings(SETTINGS, max_examples=settings().max_examples // 2)
 @given(names=st.lists(st.sampled_from(sorted(ACTIONS)), min_size=2, max_size=8))
 def test_any_order_of_calls(way: str, names: list[str]) -> None:
     model = built("mlp")
     optimizer = sgd(model)
-    make = partial(Grower, structure=structure_of("mlp")) if way != "l1" else partial(Comparator, L1(prune_at=0.25))
+    rule = {"l1": L1(prune_at=0.25), "taylor": Taylor()}.get(way)
+    make: Any = Grower if rule is None else partial(Comparator, rule)
     options = {"steps": {"interval_unit": "steps", "steps_per_epoch": 2}}.get(way, {})
     budget = "50% macs, 20% size" if way == "bits" else "50% macs"
-    method = make(model, optimizer, example("mlp"), budget, 4, **options)
+    method = make(model, optimizer, example("mlp"), budget, 4, structure=structure_of("mlp"), **options)
     for name in ["step", *names]:
-        if way == "l1" and name.startswith(OF_A_GROWER):
+        if rule is not None and name.startswith(OF_A_GROWER):
             continue
         try:
             ACTIONS[name](model, optimizer, method)

@@ -61,6 +61,18 @@ def test_a_packed_archive_is_refused(stopped: Path, tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
+def test_one_number_that_stands_for_millions_is_refused(stopped: Path, tmp_path: Path) -> None:
+    """Written out, as a record of the history is, it would fill the memory."""
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+    path = tmp_path / "run" / "checkpoint.pt"
+    payload = torch.load(path, weights_only=True)
+    payload["state"]["history"][0]["odd"] = torch.zeros(1).expand(2**10, 2**10)
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match=r"a tensor in it says to be larger than the file"):
+        tiny_train(tmp_path / "run", tiny_config(ema_decay=0.5), resume=True)
+
+
 def test_no_more_epochs_than_the_run_has(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     path = tmp_path / "run" / "checkpoint.pt"

@@ -147,7 +147,13 @@ class Comparator:
 
     @undisturbed()
     def end_epoch(self) -> dict[str, Any]:
-        """Record the epoch's network; change it if the rule says so."""
+        """Record the epoch's network; change it if the rule says so.
+
+        Raises:
+            ResizeError: the model is not as the comparator left it, or cannot be resized as it is now.
+        """
+        if self._epoch < self._last:
+            self.subject.check_shapes()
         record = self.subject.record()
         self._epoch += 1
         if self._epoch <= self._last:
