@@ -150,6 +150,17 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         export_onnx(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2), tmp_path / "a.onnx")
 
 
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [(torch.zeros(0, 2), r"input 0 has shape \(0, 2\), no example along dimension 0"),
+     (torch.ones(2, 2).double(), r"the model itself does not run on inputs \(2, 2\) torch\.float64")],
+)  # fmt: skip
+def test_inputs_on_which_the_model_itself_does_not_run_are_named(inputs: Tensor, match: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=match):
+        export_pt2(nn.Linear(2, 3), inputs, tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_difference_counts_shapes_nan_and_scale() -> None:
     one = torch.ones(2)
     assert largest_difference(one, torch.ones(3)) == float("inf")

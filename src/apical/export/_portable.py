@@ -131,6 +131,11 @@ def frozen_twin(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int 
                     f"input {number} has shape {tuple(value.shape)} and no dimension {batch_dim} that could be the "
                     "batch; pass another batch_dim, or None to fix all sizes"
                 )
+            if not value.shape[batch_dim]:
+                raise ExportError(
+                    f"input {number} has shape {tuple(value.shape)}, no example along dimension {batch_dim}; pass one "
+                    "example or more"
+                )
     twin = copy.deepcopy(model).cpu().eval()
     make_traceable_(twin)
     return twin, call.map(lambda value: value.detach().cpu())
