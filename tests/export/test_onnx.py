@@ -17,6 +17,7 @@ from apical import Structure, models, resize_, trace
 from apical.errors import ApicalError, ExportError
 from apical.export import export_onnx, export_pt2
 from apical.export._portable import largest_difference
+from apical.quantize import QuantizedTensor
 from marks import quick
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -148,6 +149,17 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         export_pt2(nn.Linear(2, 2), (3,), tmp_path / "a.pt2")  # type: ignore[arg-type]
     with pytest.raises(ApicalError, match=r"pass the inner \.module"):
         export_onnx(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2), tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    ("quantized", "match"),
+    [({"none": QuantizedTensor(3, 0.5)}, "quantized names 'none', which is no parameter of this Linear"),
+     (3, "quantized must be a mapping such as")],
+)  # fmt: skip
+def test_quantized_weights_that_are_not_there_are_named(quantized: Any, match: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=match):
+        export_onnx(nn.Linear(2, 3), torch.ones(1, 2), tmp_path / "net.onnx", quantized=quantized)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
