@@ -164,7 +164,8 @@ def test_quantized_weights_that_are_not_there_are_named(quantized: Any, match: s
 
 @pytest.mark.parametrize(
     ("inputs", "match"),
-    [(torch.zeros(0, 2), r"input 0 has shape \(0, 2\), no example along dimension 0"),
+    [(torch.zeros(1, 2, device="meta"), "on the meta device, without values"),
+     (torch.zeros(0, 2), r"input 0 has shape \(0, 2\), no example along dimension 0"),
      (torch.ones(2, 2).double(), r"the model itself does not run on inputs \(2, 2\) torch\.float64")],
 )  # fmt: skip
 def test_inputs_on_which_the_model_itself_does_not_run_are_named(inputs: Tensor, match: str, tmp_path: Path) -> None:

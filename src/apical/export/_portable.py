@@ -124,6 +124,8 @@ def frozen_twin(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int 
     kinds = [type(value).__name__ for value in pytree.tree_leaves((call.args, dict(call.kwargs)))]
     if not leaves or len(leaves) + len(options) < len(kinds):
         raise ExportError(f"example_inputs must be a tensor or a tuple or dict of tensors, got {kinds}")
+    if any(value.is_meta for value in (*leaves, *model.parameters(), *model.buffers())):
+        raise ExportError("the model or example_inputs are on the meta device, without values; pass those with values")
     if batch_dim is not None:
         for number, value in enumerate(leaves):
             if not -value.ndim <= batch_dim < value.ndim:
