@@ -151,6 +151,12 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         export_onnx(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2), tmp_path / "a.onnx")
 
 
+def test_a_file_that_cannot_be_read_back_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"udcff.* cannot be read back"):
+        export_pt2(nn.Linear(2, 3), torch.ones(1, 2), tmp_path / "\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("quantized", "match"),
     [({"none": QuantizedTensor(3, 0.5)}, "quantized names 'none', which is no parameter of this Linear"),

@@ -187,7 +187,14 @@ def write_checked(
     """Write aside, read back, compare, and only then move into place."""
     with _aside(path) as aside:
         write(aside)
-        run = load(aside)
+        try:
+            run = load(aside)
+        except OSError:
+            raise
+        except Exception as error:  # torch's and onnxruntime's readers raise anything, for odd names of files, too
+            raise ExportError(
+                f"the {kind} file {ascii(str(path))} cannot be read back: {_first_line(error)}"
+            ) from error
         sizes = _batch_sizes(inputs, batch_dim)
         worst = 0.0
         for number, size in enumerate(sizes or (0,)):
