@@ -192,9 +192,7 @@ def write_checked(
         except OSError:
             raise
         except Exception as error:  # torch's and onnxruntime's readers raise anything, for odd names of files, too
-            raise ExportError(
-                f"the {kind} file {ascii(str(path))} cannot be read back: {_first_line(error)}"
-            ) from error
+            raise ExportError(f"the {kind} file {str(path)!a} cannot be read back: {_first_line(error)}") from error
         sizes = _batch_sizes(inputs, batch_dim)
         worst = 0.0
         for number, size in enumerate(sizes or (0,)):
