@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import attack
 from fork_server import ForkServer, fork_server
 from traced_once import trace_once
 
@@ -66,8 +68,28 @@ def server() -> Iterator[ForkServer]:
         yield running
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A test's number of inputs goes into its report."""
+    try:
+        return (yield)
+    finally:
+        attack.take_count(item)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Of an attack, the inputs of each test."""
+    if not settings().derandomize:
+        reports = [r for status in ("passed", "failed") for r in terminalreporter.stats.get(status, ())]
+        terminalreporter.write_line("\n".join(attack.lines_of(reports)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is no CUDA device."""
+    """Tests marked `attack` are watched in an attack; those marked `gpu`, skipped where there is no CUDA device."""
+    if not settings().derandomize:
+        for item in items:
+            if "attack" in item.keywords:
+                attack.watch(item)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

@@ -100,6 +100,8 @@ class TinyGrower:
         return {"width": self.width}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not 1 <= state["width"] <= FULL:  # as a Grower does, and before anything is allocated
+            raise ValueError(f"a width of {state['width']}, expected 1 to {FULL}")
         self._resize_all(state["width"])
 
     def _resize_all(self, width: int) -> None:

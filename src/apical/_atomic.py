@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TRIES = 100
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp(\..*)?", re.DOTALL)  # a name that `new_aside` gives
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # what drives say that cannot flush folders
 
 
@@ -92,6 +94,11 @@ def make_folder(path: Path) -> None:
 def asides(path: Path) -> list[Path]:
     """What was written aside for `path` and is still there: somebody is writing it, or died before it was moved."""
     return sorted(path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"))
+
+
+def asides_in(folder: Path) -> list[Path]:
+    """What was written aside for any file of a folder, and is still there."""
+    return sorted(path for path in folder.iterdir() if _ASIDE.fullmatch(path.name))
 
 
 def flush_to_disk(path: Path) -> None:

@@ -6,9 +6,10 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from apical.errors import ConfigError
+from apical.errors import ApicalError, CheckpointError, ConfigError
 
 T = TypeVar("T")
 LARGEST = 2**63 - 1  # what torch, files and clocks can count to
@@ -19,6 +20,25 @@ def check(where: str, rules: Mapping[str, bool]) -> None:
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise ConfigError(f"{where}: " + "; ".join(broken))
+
+
+@contextmanager
+def changed_since(what: str, mend: str) -> Iterator[None]:
+    """Whatever goes wrong with a saved state is said as such: a changed one can be wrong in many ways.
+
+    Args:
+        what: the state, in words.
+        mend: what to do, as what it was loaded into is half restored.
+    """
+    try:
+        yield
+    except ApicalError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{what} does not fit ({type(error).__name__}: {error}): it was changed since it was saved, or written by "
+            f"another version. {mend}; these are half restored."
+        ) from error
 
 
 def build(kind: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -123,18 +123,39 @@ def test_a_share_and_an_amount_of_the_same_both_hold() -> None:
     assert str(Budget("50% macs, 30M macs")) == "50% macs, 30,000,000 macs"
 
 
+@pytest.mark.parametrize("count", [10**400, -(10**400)])
+def test_a_count_beyond_all_numbers_is_refused_in_few_words(count: int) -> None:
+    with pytest.raises(BudgetError, match=r"macs is more than any network has, got .{1,80}; write") as caught:
+        Budget(macs=count)
+    assert len(str(caught.value)) < 400
+
+
 def test_a_keyword_that_does_not_exist_names_those_that_do() -> None:
     with pytest.raises(BudgetError, match=r"no 'flops', expected macs, params, .*two FLOPs"):
         Budget(flops=0.5)  # type: ignore[arg-type]
 
 
-@given(st.text(max_size=30))
-def test_any_text_is_read_or_refused(text: str) -> None:
+PIECES = [
+    "50", "%", " ", "macs", "params", "ms", "size", "bitops", "B", "M", "k", ",", "+", " and ", ".", "e9", "-", "_",
+    "0", "1e999", "nan", "\u00b2", "latency", "\n",
+]  # fmt: skip
+
+
+@pytest.mark.attack
+@given(
+    text=st.text(max_size=30) | st.lists(st.sampled_from(PIECES), max_size=9).map("".join) | st.none(),
+    named=st.dictionaries(
+        st.sampled_from(["macs", "params", "latency", "latency_ms", "size", "bitops"]),
+        st.floats() | st.integers() | st.sampled_from([None, True, "1", [], 10**400]), max_size=2,
+    ),
+)  # fmt: skip
+def test_any_budget_is_read_or_refused(text: str | None, named: dict[str, Any]) -> None:
     try:
-        budget = Budget(text)
+        budget = Budget(text, **named)
     except BudgetError:
         return
-    assert all(t.amount > 0 for t in budget.targets)
+    assert all(0 < t.amount < float("inf") for t in budget.targets)
+    assert str(budget)
 
 
 @pytest.mark.parametrize(

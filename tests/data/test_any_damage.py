@@ -123,6 +123,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.attack
 @pytest.mark.filterwarnings("ignore")  # of the image library, about what it can make of a damaged file
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=2 * settings().max_examples, phases=[Phase.explicit, Phase.generate])

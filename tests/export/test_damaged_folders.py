@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from export.folders import (
     small_resnet,
     structure_of,
 )
-from structure.nets import LanguageModel, Residual, tiny_resnet, unit
+from structure.nets import LanguageModel, Residual, image, tiny_resnet, unit
 
 
 def test_the_folder_of_these_tests_loads(folder: Path) -> None:
@@ -331,3 +332,15 @@ def test_a_folder_that_hides_its_stand_ins(folder: Path) -> None:
 def test_damaged_stand_ins(folder: Path, stand_ins: Any) -> None:
     edit(folder, lambda d: d.update(version=2, stand_ins=stand_ins), signed=True)
     refused(folder, "damaged|where it removes nothing")
+
+
+def test_packed_weights_do_not_depend_on_the_order_of_an_object(packed: Path, tmp_path: Path) -> None:
+    """Which other programs change when they write JSON, and which no digest covers."""
+    data = json.loads((packed / ARCHITECTURE).read_text())
+    shutil.copy(packed / WEIGHTS, tmp_path / WEIGHTS)
+    data["tensors"] = dict(reversed(data["tensors"].items()))
+    (tmp_path / ARCHITECTURE).write_text(json.dumps(data))
+    whole, other = (apical.load(tiny_resnet(), folder) for folder in (packed, tmp_path))
+    assert_same_model(whole, other, image())
+    edit(tmp_path, lambda content: content["packed"].pop(), signed=True)
+    refused(tmp_path, "packed must name every tensor once")

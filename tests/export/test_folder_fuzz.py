@@ -6,9 +6,11 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -69,6 +71,12 @@ def mutations(draw: st.DrawFn) -> Callable[[Any], None]:
     return mutate
 
 
+@cache
+def whole(folder: Path) -> nn.Module:
+    """What an undamaged folder holds."""
+    return apical.load(tiny_resnet(), folder)
+
+
 def load_anything(folder: Path, model: nn.Module, intact: nn.Module | None) -> None:
     """A `LoadError` and the model as it was; or a model, which must be the intact one if there is one to compare."""
     before = snapshot(model)
@@ -81,13 +89,16 @@ def load_anything(folder: Path, model: nn.Module, intact: nn.Module | None) -> N
             assert_same_model(model, intact, image())
 
 
-@settings(max_examples=8 * settings().max_examples)
+@pytest.mark.attack
+@pytest.mark.parametrize("saved", ["original", "packed"])
+@settings(max_examples=4 * settings().max_examples)
 @given(mutate=mutations(), signed=st.booleans())
 def test_any_edit_of_the_architecture(
-    original: Path, tmp_path: Path, mutate: Callable[[Any], None], signed: bool
+    request: pytest.FixtureRequest, tmp_path: Path, saved: str, mutate: Callable[[Any], None], signed: bool
 ) -> None:
     """With a right digest too, nothing but a `LoadError` may come out; without one, nothing wrong may load."""
-    intact = apical.load(tiny_resnet(), original)
+    original = request.getfixturevalue(saved)
+    intact = whole(original)
     data = json.loads((original / ARCHITECTURE).read_text())
     mutate(data)
     if signed:
@@ -97,7 +108,9 @@ def test_any_edit_of_the_architecture(
     load_anything(tmp_path, tiny_resnet(), None if signed else intact)
 
 
-@settings(max_examples=4 * settings().max_examples)
+@pytest.mark.attack
+@pytest.mark.parametrize("saved", ["original", "packed"])
+@settings(max_examples=2 * settings().max_examples)
 @given(
     name=st.sampled_from([ARCHITECTURE, WEIGHTS]),
     edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
@@ -105,9 +118,11 @@ def test_any_edit_of_the_architecture(
     signed=st.booleans(),
 )
 def test_any_damage_to_the_bytes(
-    original: Path, tmp_path: Path, name: str, edits: list[tuple[float, int]], end: float, signed: bool
-) -> None:
-    intact = apical.load(tiny_resnet(), original)
+    request: pytest.FixtureRequest, tmp_path: Path, saved: str, name: str, edits: list[tuple[float, int]], end: float,
+    signed: bool,
+) -> None:  # fmt: skip
+    original = request.getfixturevalue(saved)
+    intact = whole(original)
     for file in (ARCHITECTURE, WEIGHTS):
         shutil.copy(original / file, tmp_path / file)
     damaged = bytearray((original / name).read_bytes())

@@ -17,6 +17,7 @@ from apical import Structure, models, resize_, trace
 from apical.errors import ApicalError, ExportError
 from apical.export import export_onnx, export_pt2
 from apical.export._portable import largest_difference
+from apical.quantize import QuantizedTensor
 from marks import quick
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -148,6 +149,35 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         export_pt2(nn.Linear(2, 2), (3,), tmp_path / "a.pt2")  # type: ignore[arg-type]
     with pytest.raises(ApicalError, match=r"pass the inner \.module"):
         export_onnx(nn.DataParallel(nn.Linear(2, 2)), torch.ones(1, 2), tmp_path / "a.onnx")
+
+
+def test_a_file_that_cannot_be_read_back_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"udcff.* cannot be read back"):
+        export_pt2(nn.Linear(2, 3), torch.ones(1, 2), tmp_path / "\udcff")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("quantized", "match"),
+    [({"none": QuantizedTensor(3, 0.5)}, "quantized names 'none', which is no parameter of this Linear"),
+     (3, "quantized must be a mapping such as")],
+)  # fmt: skip
+def test_quantized_weights_that_are_not_there_are_named(quantized: Any, match: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=match):
+        export_onnx(nn.Linear(2, 3), torch.ones(1, 2), tmp_path / "net.onnx", quantized=quantized)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "match"),
+    [(torch.zeros(1, 2, device="meta"), "on the meta device, without values"),
+     (torch.zeros(0, 2), r"input 0 has shape \(0, 2\), no example along dimension 0"),
+     (torch.ones(2, 2).double(), r"the model itself does not run on inputs \(2, 2\) torch\.float64")],
+)  # fmt: skip
+def test_inputs_on_which_the_model_itself_does_not_run_are_named(inputs: Tensor, match: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=match):
+        export_pt2(nn.Linear(2, 3), inputs, tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_difference_counts_shapes_nan_and_scale() -> None:

@@ -15,11 +15,11 @@ from torch.optim import SGD, Optimizer
 
 import apical
 from apical import Grower
-from apical.baselines import L1, Comparator, Uniform
+from apical.baselines import L1, Comparator, Taylor, Uniform
 from apical.errors import CheckpointError, ConfigError, ResizeError, TrainingError
 from apical.growth import ScsConfig
 from apical.resizing._undisturbed import undisturbed
-from growth.cases import begun, built, example, grown, loss_of, run, sgd, step
+from growth.cases import begun, built, example, grown, loss_of, run, sgd, step, structure_of
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -198,6 +198,16 @@ def test_ctrl_c_within_end_epoch_waits_for_its_end(way: str, point: str, monkeyp
     assert records[0][1:] == records[1]
     assert same(*final)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("rule", [L1(prune_at=0.25), Taylor()])
+def test_a_model_that_was_resized_behind_its_comparator_is_refused_by_name(rule: Any) -> None:
+    model = built("mlp")
+    optimizer = sgd(model)
+    method = Comparator(rule, model, optimizer, example("mlp"), "50% macs", 4, structure=structure_of("mlp"))
+    apical.resize_(model, structure_of("mlp"), {"0": [0, 1]}, optimizer=optimizer)
+    with pytest.raises(ResizeError, match=r"0\.weight has shape \(2, 6\), expected \(64, 6\).*Only its comparator"):
+        method.end_epoch()
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:

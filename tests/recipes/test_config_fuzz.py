@@ -29,6 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.attack
 @settings(max_examples=3 * settings().max_examples, phases=[Phase.explicit, Phase.generate])
 @given(mutate=mutations(), name=st.sampled_from(["digits", "imagenet-resnet50", "cifar10-vgg16"]))
 def test_any_edit_of_a_config(tmp_path: Path, mutate: Any, name: str) -> None:
@@ -43,6 +44,7 @@ def test_any_edit_of_a_config(tmp_path: Path, mutate: Any, name: str) -> None:
     assert RunConfig.from_mapping(json.loads(json.dumps(config.to_mapping()))) == config
 
 
+@pytest.mark.attack
 @settings(phases=[Phase.explicit, Phase.generate])
 @given(st.binary(max_size=200) | st.text(max_size=60).map(str.encode) | st.just(b"[" * 100_000))
 def test_any_bytes_as_a_config(tmp_path: Path, content: bytes) -> None:
@@ -80,6 +82,7 @@ def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(finished:
 ABSURD = [-1, 0, 10**5, 2**31, 2**63, 10**30, 1e300, True, "3", None, [], {}, [3, 8], [1] * 4000]
 
 
+@pytest.mark.attack
 @settings(max_examples=2 * settings().max_examples, phases=[Phase.explicit, Phase.generate])
 @given(where=st.integers(0, 10**6), value=st.sampled_from(ABSURD))
 def test_absurd_sizes_in_a_run_folder(finished: Path, tmp_path: Path, where: int, value: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from apical.runs import run
 from apical.runs._plan import activation_bytes, data_facts, plan_model, plan_recipe, price
 from apical.runs._prices import Conditions
 from apical.training import make_progress
+from export.test_folder_fuzz import mutations
 from marks import slow
 
 TINY = ["data.path=synthetic", "limit=64", "batch_size=16", "epochs=6", "model.depth=8", "model.width=8"]
@@ -133,10 +136,19 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@given(JSON)
-def test_any_json_as_a_table(data: Any) -> None:
+TABLE = {"device": "d", "model": "m", "batch_size": 8, "points": [[1e6, 0.01], [3e6, 0.02]], "allreduce_gb_per_s": 1.0}
+
+
+@pytest.mark.attack
+@given(JSON, st.none() | mutations(), st.floats(0, 1e30))
+def test_any_json_as_a_table(data: Any, mutate: Callable[[Any], None] | None, macs: float) -> None:
+    if mutate is not None:
+        data = copy.deepcopy(TABLE)
+        mutate(data)
     with contextlib.suppress(ApicalError):
-        assert isinstance(DeviceTable.from_dict(data), DeviceTable)
+        table = DeviceTable.from_dict(data)
+        assert table.step_seconds(macs) >= 0
+        assert DeviceTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
 
 
 SHALLOW = ("CifarResNet", "--kwargs", '{"depth": 8}')

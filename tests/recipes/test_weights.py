@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from apical.cli import main
-from apical.errors import ConfigError
+from apical.errors import ApicalError, ConfigError
 from apical.models import DeepLabV3, ResNet
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.runs import run
 from apical.runs._weights import load_initial_weights_, read_weights
 from apical.training import TrainingResult, make_progress
+from changed_tree import CHANGES, change
+from data.test_any_damage import DAMAGES, damage
 
 
 def deeplab(classes: int = 4, aux: bool = True, width: int = 4) -> DeepLabV3:
@@ -141,6 +146,51 @@ def test_pipes_and_numbered_tensors_are_no_weights(tmp_path: Path) -> None:
     for name in ("pipe.pt", "numbered.pt"):
         with pytest.raises(ConfigError, match=name):
             read_weights(tmp_path / name)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+
+
+def write(content: Any, path: Path, kind: str) -> None:
+    """In one of the formats that people have; safetensors holds tensors only."""
+    if kind == "safetensors":
+        tensors = {str(k): v.contiguous() for k, v in content.items() if isinstance(v, Tensor) and v.numel() < 10**7}
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+    else:
+        wrapped = {"state_dict": content} if kind == "wrapped" else content
+        torch.save(wrapped, path, _use_new_zipfile_serialization=kind != "legacy")
+
+
+@pytest.mark.attack
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=3 * settings().max_examples, phases=[Phase.explicit, Phase.generate])
+@given(
+    kind=st.sampled_from(["safetensors", "zip", "legacy", "wrapped"]),
+    changes=st.lists(CHANGES, max_size=2),
+    damages=st.lists(
+        st.tuples(st.sampled_from(DAMAGES), st.just(0), st.floats(0, 1), st.integers(0, 9999)), max_size=2
+    ),
+)
+def test_any_damage_to_weights(tmp_path: Path, kind: str, changes: list[Any], damages: list[Any]) -> None:
+    """They are loaded as a whole or not at all."""
+    folder, model = tmp_path / "weights", small()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    path = folder / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    content = dict(small().state_dict())
+    for one in changes:
+        change(content, *one)
+    write(content, path, kind)
+    for one in damages:
+        damage(folder, *one)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        load_initial_weights_(model, path, 5)
+    except ApicalError:
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(torch.zeros(1, 3, 4, 4))
 
 
 def train(*arguments: str, status: int = 0) -> str:

@@ -8,33 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from data.layout_writers import encode, random_images, write_parquet
 from fork_server import ForkServer
 from marks import slow
-from photo_folder import write_image_folder
-from recipes.within_epoch_cases import CASES
+from recipes.within_epoch_cases import CASES, write_data
 from tiny_run import timeless
-from voc_folder import write_voc
 
 SERVED = "recipes.within_epoch_cases"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What each case reads."""
-    root = tmp_path_factory.mktemp("data")
-    pytest.importorskip("PIL")
-    write_image_folder(root / "folder", 8, sizes=((12, 12), (14, 11)))
-    for split, count in (("train", 20), ("validation", 4)):
-        content = [encode(image) for image in random_images(count)]
-        path = root / "parquet" / "data" / f"{split}-00000-of-00001.parquet"
-        write_parquet(path, content, [number % 3 for number in range(count)], row_group_size=3)
-    write_voc(root / "masks", {"train": 16, "val": 4, "test": 4})
-    (root / "text").mkdir()
-    for split, lines in (("train", 120), ("valid", 20), ("test", 20)):
-        words = [f"a w{number % 7} b w{number * number % 5} ." for number in range(lines)]
-        (root / "text" / f"{split}.txt").write_text("\n".join(words) + "\n")
-    return {name: root / name for name in CASES}
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def ended(server: ForkServer, folder: Path, case: str, data: Path, what: str, count: int) -> list[dict[str, Any]]:

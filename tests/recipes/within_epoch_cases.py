@@ -7,13 +7,17 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.export._trace  # what tracing imports, once for all that are forked
 
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.runs import read_config, run
 from apical.training import Interrupted, _run, processes
+from data.layout_writers import encode, random_images, write_parquet
+from photo_folder import write_image_folder
 from tiny_run import Recorder
+from voc_folder import write_voc
 
 PHOTOS = ("model.name=resnet20", "model.width=4", "image_size=8", "resize=10", "memory_gb=0",
           "batch_size=4", "amp=none", "flip=true", "random_resized_crop=true")  # fmt: skip
@@ -29,6 +33,22 @@ CASES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "masks": ("camvid-deeplabv3-small", (*MASKS, "workers=2"), 2),
     "text": ("ptb-lstm-small", TEXT, 13),
 }
+
+
+def write_data(root: Path) -> dict[str, Path]:
+    """What each case reads."""
+    pytest.importorskip("PIL")
+    write_image_folder(root / "folder", 8, sizes=((12, 12), (14, 11)))
+    for split, count in (("train", 20), ("validation", 4)):
+        content = [encode(image) for image in random_images(count)]
+        path = root / "parquet" / "data" / f"{split}-00000-of-00001.parquet"
+        write_parquet(path, content, [number % 3 for number in range(count)], row_group_size=3)
+    write_voc(root / "masks", {"train": 16, "val": 4, "test": 4})
+    (root / "text").mkdir()
+    for split, lines in (("train", 120), ("valid", 20), ("test", 20)):
+        words = [f"a w{number % 7} b w{number * number % 5} ." for number in range(lines)]
+        (root / "text" / f"{split}.txt").write_text("\n".join(words) + "\n")
+    return {name: root / name for name in CASES}
 
 
 class StopAt(Recorder):

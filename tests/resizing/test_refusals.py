@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import nn, optim
 
 import apical
@@ -86,6 +88,30 @@ CHOICES: dict[str, tuple[Any, Any, str]] = {
 def test_impossible_choices(scene: Scene, name: str) -> None:
     keep, skip, message = CHOICES[name]
     scene.refuses(message, keep, skip)
+
+
+POSITIONS: list[Any] = [
+    *(value[0][name] for value in CHOICES.values() if isinstance(value[0], dict) for name in value[0]), [0], [0, 1],
+    range(3), (1, 3), [5], torch.tensor([0, 4]), {0: 1}, {0, 2}, iter([0, 1]), [10**30], [float("nan")], None,
+]  # fmt: skip
+NAMES: list[Any] = ["0.0", "1.conv1", "2.conv1", "2.conv2", "3.conv1", "1", "3", "x", 3, None]  # groups, blocks, others
+
+
+@pytest.mark.attack
+@pytest.mark.filterwarnings("ignore")
+@settings(phases=[Phase.explicit, Phase.generate])
+@given(
+    keep=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(POSITIONS), max_size=4),
+    skip=st.lists(st.sampled_from(NAMES), max_size=2) | st.sampled_from([None, 3, "3", ("3", "3"), {"3": 1}, b"3"]),
+)  # fmt: skip
+def test_any_choice(scene: Scene, keep: Any, skip: Any) -> None:
+    before, model = scene.photograph(), scene.model
+    keep = {name: copy.copy(kept) for name, kept in keep.items()}  # an iterator is used up
+    try:
+        apical.resize_(model, scene.structure, keep, skip, optimizer=scene.optimizer, store=scene.store)
+    except ApicalError:
+        assert_unchanged(before, scene.photograph())
+    train_steps(model, scene.optimizer, 1, SHAPE, seed=3)
 
 
 def test_all_problems_are_named_at_once(scene: Scene) -> None:

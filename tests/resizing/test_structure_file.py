@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import apical
 from apical.baselines import Comparator, Dense
-from apical.errors import LoadError, ResizeError, SaveError
-from structure.nets import LanguageModel, image, tiny_resnet, tiny_structure, tokens
+from apical.errors import ApicalError, LoadError, ResizeError, SaveError
+from apical.resizing._structure_file import _digest
+from data.test_any_damage import DAMAGES, damage
+from export.test_folder_fuzz import mutations
+from resizing.reference import assert_unchanged, snapshot
+from structure.nets import LanguageModel, Residual, image, tiny_resnet, tiny_structure, tokens
 
 
 class Heads(nn.Module):
@@ -107,8 +117,6 @@ def test_damage_is_told_from_other_files(saved: tuple[Path, apical.Structure], t
 
 
 def test_a_forged_file_cannot_point_outside(saved: tuple[Path, apical.Structure], tmp_path: Path) -> None:
-    from apical.resizing._structure_file import _digest
-
     file, model = tmp_path / "c.json", tiny_resnet()
     whole = json.loads(saved[0].read_text())
 
@@ -144,8 +152,6 @@ def test_a_forged_group_that_lacks_a_tensor_is_refused_before_anything_changes(
     saved: tuple[Path, apical.Structure], tmp_path: Path
 ) -> None:
     """Its names and shapes fit; that the smaller model does not run is seen in a run only."""
-    from apical.resizing._structure_file import _digest
-
     data = json.loads(saved[0].read_text())
     for group in data["structure"]["groups"]:
         group["members"] = [m for m in group["members"] if not m["tensor"].endswith("running_mean")]
@@ -159,6 +165,61 @@ def test_a_forged_group_that_lacks_a_tensor_is_refused_before_anything_changes(
         apical.Grower(model, optimizer, image(), "50% macs", epochs=2, structure=structure)
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def use(file: Path) -> None:
+    """Load a structure and grow by it; whatever is refused leaves the model as it was."""
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = snapshot(model)
+    try:
+        structure = apical.load_structure(file, model)
+        grower = apical.Grower(model, optimizer, torch.zeros(2, 3, 4, 4), "50% macs", epochs=2, structure=structure)
+    except ApicalError:
+        assert_unchanged(before, snapshot(model))
+        return
+    model(torch.zeros(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    with suppress(ApicalError):
+        grower.end_epoch()
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), Residual(8, 8, 6), nn.Flatten(),
+                         nn.Linear(128, 3))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("small") / "structure.json"
+    apical.save_structure(apical.trace(small(), torch.zeros(2, 3, 4, 4)), file)
+    use(file)
+    return file
+
+
+@pytest.mark.attack
+@pytest.mark.filterwarnings("ignore")
+@settings(phases=[Phase.explicit, Phase.generate])
+@given(mutate=mutations(), signed=st.sampled_from([True, True, True, False]))
+def test_any_edit_of_a_structure(small_file: Path, tmp_path: Path, mutate: Callable[[Any], None], signed: bool) -> None:
+    data = json.loads(small_file.read_text())
+    mutate(data["structure"] if signed else data)
+    if signed:
+        data["sha256"] = _digest(data["structure"])
+    (tmp_path / "structure.json").write_text(json.dumps(data))
+    use(tmp_path / "structure.json")
+
+
+@pytest.mark.attack
+@settings(phases=[Phase.explicit, Phase.generate])
+@given(st.lists(st.tuples(st.sampled_from(DAMAGES), st.just(0), st.floats(0, 1), st.integers(0, 9999)), min_size=1))
+def test_any_damage_to_a_structure(small_file: Path, tmp_path: Path, damages: list[Any]) -> None:
+    shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+    shutil.copytree(small_file.parent, tmp_path / "damaged")
+    for one in damages:
+        damage(tmp_path / "damaged", *one)
+    use(tmp_path / "damaged" / small_file.name)
 
 
 class Helped(nn.Module):

@@ -17,9 +17,14 @@ from torch import Tensor, nn
 
 from apical.errors import ApicalError
 from apical.growth import ScsConfig
+from apical.recipes import apply_settings, get_recipe
 from apical.resizing._install import Installation
-from apical.training import Interrupted, Loaders, OptimizerConfig, TrainingConfig, train
+from apical.runs import read_config
+from apical.runs import run as run_config
+from apical.training import Interrupted, Loaders, OptimizerConfig, TrainingConfig, processes, train
 from apical.training._progress import QuietProgress
+from recipes.sharded_cases import TEXT as DIVIDED
+from recipes.within_epoch_cases import CASES
 from training.parallel_cases import Net, grower, loader
 
 EPOCHS = 24
@@ -80,6 +85,42 @@ def run(folder: str, keep: str | None = None, kind: str = "moving average") -> i
     if keep is not None:
         content = {"model": result.model.state_dict(), "history": result.history, "summary": result.summary}
         torch.save(content, keep)
+    return 0
+
+
+# Of recipes and of several processes: the recipe, its settings, what it reads, and in how many processes.
+RECIPES: dict[str, tuple[str, tuple[str, ...], str, int]] = {
+    "images": (*CASES["folder"][:2], "folder", 1),
+    "read by workers": (*CASES["parquet"][:2], "parquet", 1),
+    "segmentation": (*CASES["masks"][:2], "masks", 1),
+    "text": (*CASES["text"][:2], "text", 1),
+    "images in two processes": (*CASES["folder"][:2], "folder", 2),
+    "text in two processes": (*CASES["text"][:2], "text", 2),
+    "divided by two processes": ("gpt-wikitext2", (*DIVIDED, "training.shard=true"), "text", 2),
+}
+
+
+def go(folder: str, keep: str | None, name: str, data: str, point: str | None = None, number: int = 0) -> int:
+    """Any of the runs, started or resumed; its first process dies at the given call of a function."""
+    if point is not None and processes().first:
+        on_call(*POINTS[point][:2], number, POINTS[point][2])
+    if name in KINDS:
+        return run(folder, keep and f"{keep}-0", name)
+    recipe, options, layout, _ = RECIPES[name]
+    if name.startswith("divided"):
+        torch.set_default_dtype(torch.float64)
+    out, resume = Path(folder), (Path(folder) / "config.json").exists()
+    begun = read_config(out) if resume else apply_settings(
+        get_recipe(recipe), ["device=cpu", "epochs=3", *options, f"data.path={Path(data) / layout}"]
+    )  # fmt: skip
+    try:
+        result = run_config(begun, out, resume=resume, progress=QuietProgress(sys.stdout))
+    except ApicalError as error:
+        print(f"{type(error).__name__}: {error}")
+        return 2
+    if keep is not None:
+        content = {"model": result.model.state_dict(), "history": result.history, "summary": result.summary}
+        torch.save(content, f"{keep}-{processes().rank}")
     return 0
 
 

@@ -81,6 +81,7 @@ def test_a_checkpoint_whose_other_files_are_damaged_counts_as_torn(tmp_path: Pat
         load_checkpoint(tmp_path, damage=lambda _: "gone")
 
 
+@pytest.mark.attack
 @given(st.binary(max_size=300))
 def test_no_bytes_at_all_crash_the_reader(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)

@@ -35,7 +35,8 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=4 * settings().max_examples, phases=[Phase.explicit, Phase.generate])  # shrinking costs runs
+@pytest.mark.attack
+@settings(max_examples=2 * settings().max_examples, phases=[Phase.explicit, Phase.generate])  # shrinking costs runs
 @given(CHANGES)
 def test_any_change_of_the_state(stopped: Path, tmp_path: Path, changed: tuple[int, str, Any]) -> None:
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -58,6 +59,18 @@ def test_a_packed_archive_is_refused(stopped: Path, tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", b"\0" * 10**7)
     with pytest.raises(CheckpointError, match=r"is torn .*packed"):
         load_checkpoint(tmp_path)
+
+
+def test_one_number_that_stands_for_millions_is_refused(stopped: Path, tmp_path: Path) -> None:
+    """Written out, as a record of the history is, it would fill the memory."""
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.prev.pt").unlink()
+    path = tmp_path / "run" / "checkpoint.pt"
+    payload = torch.load(path, weights_only=True)
+    payload["state"]["history"][0]["odd"] = torch.zeros(1).expand(2**10, 2**10)
+    torch.save(payload, path)
+    with pytest.raises(CheckpointError, match=r"a tensor in it says to be larger than the file"):
+        tiny_train(tmp_path / "run", tiny_config(ema_decay=0.5), resume=True)
 
 
 def test_no_more_epochs_than_the_run_has(stopped: Path, tmp_path: Path) -> None:

@@ -6,19 +6,22 @@ import random
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from apical.errors import CheckpointError
 from apical.training import _run_folder as folders
 from apical.training._run_folder import RunFolder
 from fork_server import Ended, ForkServer
 from marks import quick, slow
+from recipes.within_epoch_cases import write_data
 from tiny_run import timeless
-from training.kill_cases import EPOCHS, KINDS, NO_SPACE, POINTS
+from training.kill_cases import EPOCHS, KINDS, NO_SPACE, POINTS, RECIPES
 
 SERVED = "training.kill_cases"
 
@@ -51,13 +54,16 @@ def assert_ends_as(whole: dict[str, Any], server: ForkServer, folder: Path, kind
     """Resumed to its end, the run is the undisturbed one, bit for bit, and its folder is tidy."""
     end = call(server, "run", folder, str(folder.parent / "end.pt"), kind)
     assert end.code == 0, end.output
-    found = torch.load(folder.parent / "end.pt")
+    assert_same_end(whole, torch.load(folder.parent / "end.pt"))
+    assert not list(folder.glob(".*")), "what the killed processes were writing is swept away"
+
+
+def assert_same_end(whole: dict[str, Any], found: dict[str, Any]) -> None:
     assert list(found["model"]) == list(whole["model"])
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, found["model"][name]), name
     assert timeless(found["history"]) == timeless(whole["history"])
     assert found["summary"]["test_loss"] == whole["summary"]["test_loss"]
-    assert not list(folder.glob(".*")), "what the killed processes were writing is swept away"
 
 
 def epochs_of(folder: Path) -> int:
@@ -103,6 +109,62 @@ def test_killed_at_twenty_random_moments(server: ForkServer, tmp_path: Path, kin
     for ended in range(number + 1):
         assert_ends_as(undisturbed, server, tmp_path / str(ended) / "run", kind)
     assert len(set(reached)) > 1, f"the runs were killed after epochs {reached}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the recipes read."""
+    root = tmp_path_factory.mktemp("data")
+    write_data(root)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.attack
+@pytest.mark.parametrize("name", [*KINDS, *RECIPES])
+def test_killed_at_any_moment(
+    server: ForkServer, data: Path, tmp_path: Path, pytestconfig: pytest.Config, name: str
+) -> None:
+    """In an attack sixty times in all, elsewhere once each: after a random while, or in the middle of a restructuring
+    or of a save; of several processes all die. Resumed, each run ends as one that nothing disturbed.
+    """
+    count = RECIPES[name][3] if name in RECIPES else 1
+    wanted = 1 if settings().derandomize else 6 if count == 1 else 2
+
+    def go(run: Path, *how: Any, seconds: Sequence[float] = ()) -> list[Ended]:
+        run.parent.mkdir(exist_ok=True)
+        signals = {rank: (int(signal.SIGKILL), after) for rank, after in enumerate(seconds)}
+        return server.run(f"{SERVED}:go", str(run), str(run.parent / "end"), name, str(data), *how, count=count,
+                          folder=run.parent, timeout=400, signals=signals)  # fmt: skip
+
+    def to_its_end(run: Path) -> list[dict[str, Any]]:
+        ends = go(run)
+        assert [end.code for end in ends] == [0] * count, "\n".join(end.output for end in ends)
+        return [torch.load(run.parent / f"end-{rank}") for rank in range(count)]
+
+    started = time.monotonic()
+    undisturbed = to_its_end(tmp_path / "whole" / "run")
+    took = time.monotonic() - started
+    seed = pytestconfig.getoption("hypothesis_seed") or 7
+    draw, kills, number = random.Random(f"{seed} {name}"), [], 0
+    while len(kills) < wanted:
+        run = tmp_path / str(number) / "run"
+        how: tuple[Any, ...] = ()
+        after = draw.uniform(0.02, 0.95) * took
+        if draw.random() < 0.5:
+            how, after = (draw.choice(list(POINTS)), draw.randint(1, 12)), 2 * took + 5
+        ends = go(run, *how, seconds=[after + draw.uniform(0, 0.05) for _ in range(count)])
+        if all(end.code == 0 for end in ends):  # it came to its end before: on with another one
+            number += 1
+            continue
+        assert ends[0].code == -signal.SIGKILL, "\n".join(end.output for end in ends)
+        kills.append((*how, round(after / took, 2), epochs_of(run)))
+    print(f"{name}: killed {kills}, {number + 1} runs")
+    for ended in range(number + 1):
+        run = tmp_path / str(ended) / "run"
+        for mine, theirs in zip(undisturbed, to_its_end(run), strict=True):
+            assert_same_end(mine, theirs)
+        assert not list(run.glob(".*")), "what the killed processes were writing is swept away"
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,20 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path: Path) ->
     assert_same_run(first, tiny_train(tmp_path, overwrite=True))
 
 
-@pytest.mark.parametrize("name", ["config.json", "history.jsonl", ".summary.json.0.tmp.json"])
+def test_what_a_killed_process_was_writing_is_swept_whatever_it_was(tmp_path: Path) -> None:
+    tiny_train(tmp_path, tiny_config(epochs=1))
+    kept = [tmp_path / name for name in (".hidden", "notes.tmp", ".report.html.tmp")]
+    left = [
+        tmp_path / f".{name}.0123456789ab.tmp{Path(name).suffix}" for name in ("template.json", "report.html", "RUNS")
+    ]
+    for file in [*kept, *left]:
+        file.write_text("half")
+    tiny_train(tmp_path, tiny_config(epochs=1), resume=True)
+    assert all(file.exists() for file in kept)
+    assert not any(file.exists() for file in left)
+
+
+@pytest.mark.parametrize("name", ["config.json", "history.jsonl", ".summary.json.0123456789ab.tmp.json"])
 def test_a_folder_where_a_file_of_the_run_should_be_is_named(tmp_path: Path, name: str) -> None:
     tiny_train(tmp_path, tiny_config(epochs=1))
     (tmp_path / name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from apical._checks import fits, shown
+from apical._checks import changed_since, fits, shown
 from apical.baselines._subject import Subject
 from apical.budget import Budget
 from apical.budget._rounding import warn_of_idle_divisor
@@ -147,7 +147,13 @@ class Comparator:
 
     @undisturbed()
     def end_epoch(self) -> dict[str, Any]:
-        """Record the epoch's network; change it if the rule says so."""
+        """Record the epoch's network; change it if the rule says so.
+
+        Raises:
+            ResizeError: the model is not as the comparator left it, or cannot be resized as it is now.
+        """
+        if self._epoch < self._last:
+            self.subject.check_shapes()
         record = self.subject.record()
         self._epoch += 1
         if self._epoch <= self._last:
@@ -177,17 +183,23 @@ class Comparator:
         """Restore them; load the state dicts of model and optimizer after this.
 
         Raises:
-            CheckpointError: the state belongs to another model, another rule or other options.
+            CheckpointError: the state belongs to another model, another rule or other options; or it was changed since
+                it was saved, and model and comparator are then to be made anew.
         """
-        mine, saved = self.state_dict(), [state.get(name) for name in ("rule", "options")]
-        if saved != [mine["rule"], mine["options"]]:
-            raise CheckpointError(
-                f"the saved run went by the rule {saved[0]} with the options {saved[1]}, this one goes by {self.rule}"
-            )
-        self.subject.load_state_dict(state)
-        self._epoch = state["epoch"]
-        self._generator.set_state(state["generator"])
-        self._begin_epoch()
+        with changed_since("the saved state of a comparator", "Build model, optimizer and comparator anew"):
+            mine, saved = self.state_dict(), [state.get(name) for name in ("rule", "options")]
+            if saved != [mine["rule"], mine["options"]]:
+                raise CheckpointError(
+                    f"the saved run went by the rule {saved[0]} with the options {saved[1]}, this one goes by "
+                    f"{self.rule}"
+                )
+            epoch = state["epoch"]
+            if not fits(epoch, int) or epoch < 0:
+                raise CheckpointError(f"the saved state has the epoch {shown(epoch)}, expected a number of epochs")
+            self.subject.load_state_dict(state)
+            self._epoch = epoch
+            self._generator.set_state(state["generator"])
+            self._begin_epoch()
 
     def _listen(self, optimizer: Optimizer | None) -> list[RemovableHandle]:
         before, after = self._course.before_step, self._course.after_step

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from apical._checks import shown
 from apical.errors import CheckpointError, ConfigError
 from apical.resizing import DormantStore, resize_, trace
-from apical.resizing._guards import SHRUNK, check_arguments, refuse_shrunk
+from apical.resizing._guards import SHRUNK, check_arguments, check_matches, refuse_shrunk
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._install import lookup
 from apical.resizing._optimizer import check_kinds
@@ -84,6 +84,15 @@ class Subject:
         if self.selection != Selection.full(self.structure):
             SHRUNK.add(self.model)
         self._rows.clear()
+
+    def check_shapes(self) -> None:
+        """Refuse a model that somebody else has resized.
+
+        Raises:
+            ResizeError: naming what has another shape.
+        """
+        advice = "Only its comparator may resize it; build model, optimizer and comparator anew."
+        check_matches(self.model, self._template, self.selection, "the model", advice)
 
     def record(self) -> dict[str, Any]:
         """Cost, widths and blocks of the present network."""

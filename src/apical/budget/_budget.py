@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import combinations
+from math import inf
 from typing import Literal, NoReturn
 
-from apical._checks import shown
+from apical._checks import LARGEST, shown
 from apical.errors import BudgetError
 
 Kind = Literal["macs", "params", "latency", "size", "bitops"]
@@ -97,6 +98,8 @@ class Budget:
         for name, number in numbers.items():
             if number is not None and (isinstance(number, bool) or not isinstance(number, (int, float))):
                 raise BudgetError(f"{name} must be a number, got {shown(number)}; {FORMS}")
+            if number is not None and LARGEST < abs(number) < inf:
+                raise BudgetError(f"{name} is more than any network has, got {shown(number)}; {FORMS}")
         targets = [] if text is None else [_parse(part) for part in _parts(text)]
         targets += [Target("macs", macs, macs <= 1)] if macs is not None else []
         targets += [Target("params", params, params <= 1)] if params is not None else []
@@ -110,7 +113,7 @@ class Budget:
                     f"no network costs only {target.amount:g} {target.kind}; did you mean "
                     f"'{100 * target.amount:g}% {target.kind}'? {FORMS[0].upper()}{FORMS[1:]}"
                 )
-            if not 0 < target.amount < float("inf"):
+            if not 0 < target.amount < inf:
                 raise BudgetError(f"a budget must be positive and finite, got {target}; {FORMS}")
             if target.relative and target.amount > 1:
                 raise BudgetError(

@@ -56,7 +56,7 @@ class Architecture:
             stand_ins = {path: returns.to_dict() for path, returns in self.stand_ins.items()}
             data |= {"version": VERSION_WITH_STAND_INS, "stand_ins": stand_ins}
         if self.quantized:
-            data |= {"version": VERSION_PACKED, "quantized": dict(self.quantized)}
+            data |= {"version": VERSION_PACKED, "quantized": dict(self.quantized), "packed": list(self.tensors)}
         return json.dumps({**data, "sha256": digest(data)}, indent=1) + "\n"
 
 
@@ -105,9 +105,15 @@ def read_architecture(path: Path) -> tuple[Architecture, str]:
 
 
 def _parse(data: Mapping[str, Any]) -> Architecture:
+    tensors = {_text(name): _tensor(name, t) for name, t in data["tensors"].items()}
+    # Packed weights are told apart by their order, and JSON's objects have none. Before this list was written, theirs
+    # was taken.
+    order = [_text(name) for name in data.get("packed", tensors)]
+    if sorted(order) != sorted(tensors):
+        raise ValueError("packed must name every tensor once")
     return Architecture(
         model=_text(data["model"]),
-        tensors={_text(name): _tensor(name, t) for name, t in data["tensors"].items()},
+        tensors={name: tensors[name] for name in order},
         aliases={_text(a): _text(n) for a, n in data["aliases"].items()},
         removed=tuple(_text(p) for p in data["removed"]),
         attributes={

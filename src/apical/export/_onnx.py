@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from apical._checks import shown
 from apical._optional import import_optional
 from apical.errors import ExportError
 from apical.export._portable import TOLERANCE, Equivalence, frozen_twin, trace_program, write_checked
@@ -72,6 +73,7 @@ def export_onnx(
     """
     runtime = _import_all()
     frozen, inputs = frozen_twin(model, example_inputs, batch_dim)
+    _check_quantized(quantized, frozen)
     program = trace_program(frozen, inputs, batch_dim)
     num_inputs = len(inputs.tensors())
     names = _default_names(inputs) if input_names is None else list(input_names)
@@ -97,6 +99,14 @@ def export_onnx(
         partial(_session, runtime),
         f"onnxruntime {runtime.__version__}",
     )
+
+
+def _check_quantized(quantized: Any, model: nn.Module) -> None:
+    if not isinstance(quantized or {}, Mapping):
+        raise ExportError(f"quantized must be a mapping such as Grower.quantized, got {shown(quantized)}")
+    absent = [name for name in quantized or () if name not in dict(model.named_parameters(remove_duplicate=False))]
+    if absent:
+        raise ExportError(f"quantized names {shown(absent[0])}, which is no parameter of this {type(model).__name__}")
 
 
 def _default_names(inputs: Call) -> list[str]:

@@ -124,12 +124,19 @@ def frozen_twin(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int 
     kinds = [type(value).__name__ for value in pytree.tree_leaves((call.args, dict(call.kwargs)))]
     if not leaves or len(leaves) + len(options) < len(kinds):
         raise ExportError(f"example_inputs must be a tensor or a tuple or dict of tensors, got {kinds}")
+    if any(value.is_meta for value in (*leaves, *model.parameters(), *model.buffers())):
+        raise ExportError("the model or example_inputs are on the meta device, without values; pass those with values")
     if batch_dim is not None:
         for number, value in enumerate(leaves):
             if not -value.ndim <= batch_dim < value.ndim:
                 raise ExportError(
                     f"input {number} has shape {tuple(value.shape)} and no dimension {batch_dim} that could be the "
                     "batch; pass another batch_dim, or None to fix all sizes"
+                )
+            if not value.shape[batch_dim]:
+                raise ExportError(
+                    f"input {number} has shape {tuple(value.shape)}, no example along dimension {batch_dim}; pass one "
+                    "example or more"
                 )
     twin = copy.deepcopy(model).cpu().eval()
     make_traceable_(twin)
@@ -180,7 +187,12 @@ def write_checked(
     """Write aside, read back, compare, and only then move into place."""
     with _aside(path) as aside:
         write(aside)
-        run = load(aside)
+        try:
+            run = load(aside)
+        except OSError:
+            raise
+        except Exception as error:  # torch's and onnxruntime's readers raise anything, for odd names of files, too
+            raise ExportError(f"the {kind} file {str(path)!a} cannot be read back: {_first_line(error)}") from error
         sizes = _batch_sizes(inputs, batch_dim)
         worst = 0.0
         for number, size in enumerate(sizes or (0,)):
@@ -200,16 +212,26 @@ def _require_close(kind: str, path: Path, difference: float, tolerance: float) -
 
 def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: Call) -> float:
     with torch.no_grad():
-        expected = inputs.run(model)
+        try:
+            expected = inputs.run(model)
+        except Exception as error:
+            raise ExportError(
+                f"the model itself does not run on inputs {_described(inputs)}: {_first_line(error)}. Pass "
+                "example_inputs with which it runs on the CPU in eval mode."
+            ) from error
         try:
             got = inputs.run(run)
         except Exception as error:
-            shapes = [tuple(value.shape) for value in inputs.tensors()]
             raise ExportError(
-                f"the {kind} file does not run on inputs of shapes {shapes}: "
+                f"the {kind} file does not run on inputs {_described(inputs)}: "
                 f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None."
             ) from error
     return largest_difference(expected, got)
+
+
+def _described(inputs: Call) -> str:
+    """Shape and dtype of each tensor."""
+    return ", ".join(f"{tuple(value.shape)} {value.dtype}" for value in inputs.tensors())
 
 
 def with_batch(inputs: Call, size: int, batch_dim: int) -> Call:

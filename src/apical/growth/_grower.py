@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from apical._checks import shown
+from apical._checks import changed_since, shown
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.budget._budget import BIT_KINDS, Kind
 from apical.budget._rounding import warn_of_idle_divisor
@@ -46,7 +46,7 @@ from apical.growth._record import (
     shown_in_words,
 )
 from apical.growth._restructuring import Restructuring
-from apical.growth._saved import changed_since, check_identity, identity, refuse_early_optimizer_state
+from apical.growth._saved import check_identity, identity, refuse_early_optimizer_state
 from apical.growth._schedule import adopted_divisor, choose_divisor, with_times
 from apical.growth._scs import ScsConfig
 from apical.quantize import QuantizedTensor
@@ -490,7 +490,7 @@ class Grower:
                 and Grower are then to be made anew.
         """
         self._growing.settle()
-        with changed_since():
+        with changed_since("the saved growth state", "Build model, optimizer and Grower anew"):
             # the saved divisor counts, not the one that was measured when this Grower was made
             config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
             check_identity(self._identity(config), state, self._method.SAVED)

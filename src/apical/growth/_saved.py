@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.budget import Budget
-from apical.errors import ApicalError, CheckpointError
+from apical.errors import CheckpointError
 from apical.growth._config import GrowthConfig
 from apical.growth._scs import ScsConfig
 from apical.structure import Structure
@@ -70,20 +69,6 @@ def refuse_early_optimizer_state(model: nn.Module, optimizers: Sequence[Optimize
                         f"{tuple(parameter.shape)}, as in the seed. Build model, optimizer and Grower anew, and load "
                         "the Grower's state first, then those of the model and the optimizer."
                     )
-
-
-@contextmanager
-def changed_since() -> Iterator[None]:
-    """Whatever goes wrong with a saved state is said as such: a changed one can be wrong in many ways."""
-    try:
-        yield
-    except ApicalError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"the saved growth state does not fit ({type(error).__name__}: {error}): it was changed since it was "
-            "saved, or written by another version. Build model, optimizer and Grower anew; these are half restored."
-        ) from error
 
 
 def _shown(groups: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apical.reporting._comparison import Comparison, Difference, MeanStd, MethodRow, cost_curve, rows
+from apical.reporting._read import showing
 from apical.reporting._style import COLOURS
 from apical.reporting._svg import Series, line_chart
 from apical.reporting._tables import page, write_page
@@ -22,14 +23,15 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> tuple[Path, 
         The three files.
 
     Raises:
-        DataError: one cannot be written.
+        DataError: one cannot be written, or a run's folder holds values that apical does not write.
     """
-    lines = rows(comparison)
-    content = {
-        "compare.json": json.dumps(_plain(comparison, lines), indent=2, allow_nan=False) + "\n",
-        "compare.md": render_markdown(comparison, lines),
-        "compare.html": render_page(comparison, lines),
-    }
+    with showing(*(run.record for run in comparison.runs)):
+        lines = rows(comparison)
+        content = {
+            "compare.json": json.dumps(_plain(comparison, lines), indent=2, allow_nan=False) + "\n",
+            "compare.md": render_markdown(comparison, lines),
+            "compare.html": render_page(comparison, lines),
+        }
     json_file, markdown, html = (write_page(Path(folder) / name, text) for name, text in content.items())
     return json_file, markdown, html
 

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from apical._atomic import atomic_file
 from apical._reading import regular
@@ -119,7 +120,10 @@ def _read(path: Path) -> Any:
             damaged = archive.testzip()
         if damaged is not None:
             raise _TornError(f"{path.name} is damaged (checksum of {damaged} is wrong)")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if any(_nbytes(leaf) > path.stat().st_size for leaf in pytree.tree_leaves(content)):
+            raise _TornError(f"{path.name} is torn (a tensor in it says to be larger than the file)")
+        return content
     except PermissionError as error:
         raise CheckpointError(f"cannot read {path}: {error}. Make it readable for you.") from error
     except _TornError:
@@ -132,6 +136,11 @@ def _read(path: Path) -> Any:
     except Exception as error:  # a file that was changed may raise anything
         reason = (str(error).splitlines() or [""])[0][:120]
         raise _TornError(f"{path.name} is torn ({type(error).__name__}: {reason})") from error
+
+
+def _nbytes(leaf: Any) -> int:
+    """What a tensor takes once each of its elements is written out; one number can be stored as all of them."""
+    return leaf.numel() * leaf.element_size() if isinstance(leaf, Tensor) and leaf.layout == torch.strided else 0
 
 
 def _recognise(payload: Any, path: Path) -> Checkpoint:

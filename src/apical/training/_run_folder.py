@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from apical._atomic import asides, atomic_file, make_folder, take_lock
+from apical._atomic import asides_in, atomic_file, make_folder, take_lock
 from apical._reading import read_object
 from apical.errors import ApicalError, CheckpointError, why_not_written
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
@@ -63,10 +63,10 @@ class RunFolder:
             ) from error
 
     def _sweep(self) -> None:
-        path = self.path
-        for name in (CURRENT, "config.json", "history.jsonl", "summary.json"):
-            for aside in asides(path / name):  # a killed process was writing it
-                remove_file(aside)
+        with writing(self.path):
+            left = asides_in(self.path)
+        for aside in left:  # a killed process was writing it: the loop, or who writes the report, pictures and the like
+            remove_file(aside)
 
     def holds_run(self) -> bool:
         """Whether a run was started here."""
