@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from apical import Structure, models, resize_, trace
-from apical.errors import ApicalError, ExportError
-from apical.export import export_onnx, export_pt2
+from apical.errors import ApicalError, ExportError, LoadError
+from apical.export import export_onnx, export_pt2, save
 from apical.export._portable import largest_difference
 from apical.quantize import QuantizedTensor
 from marks import quick
@@ -158,13 +158,27 @@ def test_a_file_that_cannot_be_read_back_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantized", "match"),
-    [({"none": QuantizedTensor(3, 0.5)}, "quantized names 'none', which is no parameter of this Linear"),
-     (3, "quantized must be a mapping such as")],
+    ("options", "match"),
+    [({"quantized": {"none": QuantizedTensor(3, 0.5)}}, "quantized names 'none', which the model does not have"),
+     ({"quantized": 3}, "quantized must have a QuantizedTensor by name"),
+     ({"quantized": {"weight": 3}}, "quantized must have a QuantizedTensor by name"),
+     ({"batch_dim": "0"}, "batch_dim must be the number of a dimension, or None, got '0'"),
+     ({"tolerance": "1"}, "tolerance must be a number, got '1'"),
+     ({"input_names": "x"}, "input_names must be a list of names, got 'x'"),
+     ({"input_names": ["x", "y"]}, "input_names has 2 names for 1 tensors"),
+     ({"output_names": [""]}, "output_names must be a list of names"),
+     ({"input_names": ["x"], "output_names": ["x"]}, "output_names names 'x', which names another tensor"),
+     ({"input_names": ["weight"]}, "input_names names 'weight', which names another tensor")],
 )  # fmt: skip
-def test_quantized_weights_that_are_not_there_are_named(quantized: Any, match: str, tmp_path: Path) -> None:
+def test_wrong_options_are_named(options: dict[str, Any], match: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=match):
-        export_onnx(nn.Linear(2, 3), torch.ones(1, 2), tmp_path / "net.onnx", quantized=quantized)
+        export_onnx(nn.Linear(2, 3), torch.ones(1, 2), tmp_path / "net.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_names_what_quantized_should_be(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="quantized must have a QuantizedTensor by name"):
+        save(nn.Linear(2, 3), tmp_path / "net", quantized=3)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 

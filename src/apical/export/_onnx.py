@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from apical._checks import shown
 from apical._optional import import_optional
 from apical.errors import ExportError
-from apical.export._portable import TOLERANCE, Equivalence, frozen_twin, trace_program, write_checked
+from apical.export._portable import TOLERANCE, Equivalence, check_options, frozen_twin, trace_program, write_checked
 from apical.quantize import QuantizedTensor
-from apical.quantize._packing import codes_of
+from apical.quantize._packing import check_quantized, codes_of
 from apical.resizing._install import lookup
 from apical.structure import Call, ExampleInputs
 from apical.structure._quiet import quiet
@@ -72,14 +72,16 @@ def export_onnx(
         ((1, 3), True)
     """
     runtime = _import_all()
+    check_options(batch_dim, tolerance)
     frozen, inputs = frozen_twin(model, example_inputs, batch_dim)
-    _check_quantized(quantized, frozen)
+    check_quantized(quantized, dict(frozen.named_parameters(remove_duplicate=False)), ExportError)
     program = trace_program(frozen, inputs, batch_dim)
-    num_inputs = len(inputs.tensors())
-    names = _default_names(inputs) if input_names is None else list(input_names)
-    if len(names) != num_inputs:
-        raise ExportError(f"input_names has {len(names)} names, the call has {num_inputs} tensors")
-    returned = _output_names(program) if output_names is None else list(output_names)
+    names, returned = _default_names(inputs), _output_names(program)
+    weights = set(frozen.state_dict())
+    if input_names is not None:
+        names = _checked(input_names, "input_names", len(names), weights)
+    if output_names is not None:
+        returned = _checked(output_names, "output_names", len(returned), {*weights, *names})
 
     def write(aside: Path) -> None:
         _convert(program, aside, names, returned, not quantized)
@@ -101,12 +103,16 @@ def export_onnx(
     )
 
 
-def _check_quantized(quantized: Any, model: nn.Module) -> None:
-    if not isinstance(quantized or {}, Mapping):
-        raise ExportError(f"quantized must be a mapping such as Grower.quantized, got {shown(quantized)}")
-    absent = [name for name in quantized or () if name not in dict(model.named_parameters(remove_duplicate=False))]
-    if absent:
-        raise ExportError(f"quantized names {shown(absent[0])}, which is no parameter of this {type(model).__name__}")
+def _checked(names: Any, what: str, number: int, taken: Container[str]) -> list[str]:
+    """Names for so many tensors, which nothing else in the file has."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
+        raise ExportError(f"{what} must be a list of names, got {shown(names)}")
+    if len(names) != number:
+        raise ExportError(f"{what} has {len(names)} names for {number} tensors")
+    again = next((name for i, name in enumerate(names) if name in names[:i] or name in taken), None)
+    if again is not None:
+        raise ExportError(f"{what} names {again!r}, which names another tensor of the file; choose another name")
+    return list(names)
 
 
 def _default_names(inputs: Call) -> list[str]:

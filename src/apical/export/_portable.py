@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from apical._atomic import atomic_file, make_folder
+from apical._checks import fits, shown
 from apical.errors import ExportError
 from apical.resizing._guards import refuse_wrapped
 from apical.structure import Call, ExampleInputs
@@ -92,6 +93,7 @@ def export_pt2(
         >>> report.batch_sizes, report.difference <= 1e-5
         ((1, 3), True)
     """
+    check_options(batch_dim, tolerance)
     frozen, inputs = frozen_twin(model, example_inputs, batch_dim)
     program = trace_program(frozen, inputs, batch_dim)
 
@@ -113,6 +115,14 @@ def _write_program(program: torch.export.ExportedProgram, path: Path) -> None:
     held = io.BytesIO()
     torch.export.save(program, held)
     path.write_bytes(held.getbuffer())
+
+
+def check_options(batch_dim: Any, tolerance: Any) -> None:
+    """Refuse what is no dimension, or no number that a difference can be compared with."""
+    if batch_dim is not None and not fits(batch_dim, int):
+        raise ExportError(f"batch_dim must be the number of a dimension, or None, got {shown(batch_dim)}")
+    if not fits(tolerance, float):
+        raise ExportError(f"tolerance must be a number, got {shown(tolerance)}")
 
 
 def frozen_twin(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int | None) -> tuple[nn.Module, Call]:

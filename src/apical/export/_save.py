@@ -17,6 +17,7 @@ from apical._atomic import asides, flush_to_disk, lock_file, make_folder, new_as
 from apical.errors import LoadError, ResizeError, SaveError, why_not_written
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
 from apical.quantize import QuantizedTensor, pack
+from apical.quantize._packing import check_quantized
 from apical.resizing._guards import refuse_wrapped
 from apical.resizing._stand_in import StandIn
 from apical.structure._analyse import tensor_specs
@@ -61,6 +62,7 @@ def save(
     """
     refuse_wrapped(model, ResizeError)
     architecture, tensors = describe(model)
+    check_quantized(quantized, tensors, LoadError)
     if quantized:
         architecture, tensors = _packed(architecture, tensors, quantized)
     path = Path(folder)
@@ -108,9 +110,6 @@ def describe(model: nn.Module) -> tuple[Architecture, dict[str, Tensor]]:
 def _packed(
     architecture: Architecture, tensors: dict[str, Tensor], quantized: Mapping[str, QuantizedTensor]
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    unknown = [name for name in quantized if name not in tensors]
-    if unknown:
-        raise LoadError(f"quantized names {', '.join(unknown[:5])}, which the model does not have")
     bits = {name: quantized[name].bits for name in tensors if name in quantized}
     return replace(architecture, quantized=bits), pack(tensors, quantized)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from apical.errors import LoadError
+from apical._checks import shown
+from apical.errors import ApicalError, LoadError
 
 CODES, SCALES = "codes", "scales"
 _KINDS = {"float": "F", "int": "I", "uint": "U", "bfloat": "BF", "bool": "BOOL", "complex": "C"}  # in safetensors
@@ -27,6 +29,23 @@ class QuantizedTensor:
 
     bits: int
     scale: float
+
+
+def check_quantized(quantized: Any, tensors: Container[str], error: type[ApicalError]) -> None:
+    """Refuse what does not say bits and scale of tensors of a model.
+
+    Args:
+        quantized: as ``Grower.quantized`` has it; None or empty: nothing is quantised.
+        tensors: names that the model has.
+        error: what is raised.
+    """
+    if quantized is None:
+        return
+    if not isinstance(quantized, Mapping) or not all(isinstance(q, QuantizedTensor) for q in quantized.values()):
+        raise error(f"quantized must have a QuantizedTensor by name, as Grower.quantized has, got {shown(quantized)}")
+    absent = [name for name in quantized if name not in tensors]
+    if absent:
+        raise error(f"quantized names {shown(absent[0])}, which the model does not have")
 
 
 def codes_of(weight: Tensor, quantized: QuantizedTensor) -> Tensor:
