@@ -179,7 +179,10 @@ def _free_shapes(model: nn.Module, inputs: Call, batch_dim: int) -> Any:
 
     if not inputs.kwargs:
         return pytree.tree_map(free, inputs.args)
-    named = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+    try:
+        named = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs).arguments
+    except TypeError as error:
+        raise ExportError(f"{type(model).__qualname__}.forward does not take these example_inputs: {error}") from error
     return {name: pytree.tree_map(free, value) for name, value in named.items()}
 
 
