@@ -159,6 +159,17 @@ def test_the_state_of_other_options_is_refused() -> None:
         begun("taylor-random", "plain").method.load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("rule", "divisor", "match"),
+    [(L1, 1, "rule must be a rule with its options"), (3, 1, "rule must be .*got 3"), (Taylor(), 0, "divisor .*got 0"),
+     (Taylor(), -1, "divisor .*got -1"), (L1(), "8", "divisor .*got '8'"), (L1(), 1.5, "divisor .*got 1.5")],
+)  # fmt: skip
+def test_a_rule_or_divisor_that_is_none_is_refused_in_words(rule: Any, divisor: Any, match: str) -> None:
+    """Below one, the choice of units went on for ever."""
+    with pytest.raises(ConfigError, match=match):
+        Comparator(rule, built("plain"), None, example("plain"), BUDGET, 4, divisor=divisor)
+
+
 @pytest.mark.parametrize("rule", [Slimming(), Taylor(), ISS()])
 def test_a_rule_that_acts_at_steps_needs_the_optimizer(rule: Rule) -> None:
     with pytest.raises(ConfigError, match="got None"):

@@ -89,6 +89,10 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "one slice in two groups": ({**GROUPS, "third": {"b.weight": 0, "b.bias": 0, "c.weight": 1}}, "two groups"),
     "empty": ({}, "nothing"),
+    "no mapping": (3, "groups must be tensors and their dimensions .*got 3"),
+    "no tensors": ({"g": 3}, "group 'g': expected a name .*got 3"),
+    "no name": ({3: {"b.weight": 0, "c.weight": 1}}, "group 3: expected a name"),
+    "a dimension in text": ({"g": {"b.weight": "0", "c.weight": 1}}, "dimension of b.weight is '0'"),
 }  # fmt: skip
 
 

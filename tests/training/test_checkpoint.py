@@ -19,6 +19,7 @@ from torch import nn
 from apical._atomic import atomic_file
 from apical.errors import CheckpointError
 from apical.training._checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from apical.training._restore import load_weights_
 from tiny_run import Recorder, assert_same_run, tiny_train
 
 
@@ -254,3 +255,15 @@ def test_a_torn_checkpoint_that_cannot_be_moved_aside_is_named(tmp_path: Path) -
     (tmp_path / "checkpoint.torn.pt").mkdir()
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt is torn, and cannot be moved aside.* Remove it"):
         load_checkpoint(tmp_path)
+
+
+def test_a_buffer_that_is_one_number_for_many_is_saved_and_resumed(tmp_path: Path) -> None:
+    def built(value: float) -> nn.Module:
+        model = nn.Linear(3, 4)
+        model.register_buffer("mask", torch.full((1, 1), value).expand(512, 512))
+        return model
+
+    save_checkpoint(tmp_path, Checkpoint(1, {}, {"model": built(2.0).state_dict()}))
+    model = built(1.0)
+    load_weights_(model, load_checkpoint(tmp_path).state["model"], "the model")
+    assert torch.equal(model.get_buffer("mask"), torch.full((512, 512), 2.0))

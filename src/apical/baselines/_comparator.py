@@ -108,7 +108,8 @@ class Comparator:
 
     Raises:
         BudgetError: the budget cannot be met; the model is unchanged.
-        ConfigError: there are too few epochs, no optimizer, or nothing that the rule could choose from.
+        ConfigError: there are too few epochs, no optimizer, or nothing that the rule could choose from; or the rule or
+            divisor is none.
         TraceError: the model cannot be analysed.
 
     Example:
@@ -135,6 +136,10 @@ class Comparator:
         limits = Budget.of(budget)
         if not fits(epochs, int) or epochs < 1:
             raise ConfigError(f"epochs must be a whole number of at least 1, got {shown(epochs)}")
+        if isinstance(rule, type) or not callable(getattr(rule, "last", None)):
+            raise ConfigError(f"rule must be a rule with its options, such as L1(prune_at=0.5), got {shown(rule)}")
+        if not fits(divisor, int) or divisor < 1:
+            raise ConfigError(f"divisor must be a whole number of at least 1, got {shown(divisor)}")
         self.rule = rule
         self._epoch, self._last = 0, rule.last(epochs)
         self.subject = Subject(model, optimizer, example_inputs, copies, structure)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from apical._checks import fits, shown
 from apical.errors import TraceError
 from apical.structure._analyse import tensor_specs
 from apical.structure._cost import CostTerm, SizeAxis
@@ -34,6 +35,8 @@ def describe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     Raises:
         TraceError: if a tensor does not exist, sizes within a group differ, or a group has no reader.
     """
+    if not isinstance(groups, Mapping):
+        raise TraceError(f"groups must be tensors and their dimensions by the name of a group, got {shown(groups)}")
     specs = tensor_specs(model)
     check_runs(model, args, kwargs)
     made = tuple(_group(name, members, specs) for name, members in groups.items())
@@ -77,10 +80,18 @@ def _covered(part: ParamSlice) -> int:
 def _group(
     name: str, members: Mapping[str, int] | Sequence[ParamSlice], specs: Mapping[str, TensorSpec]
 ) -> ChannelGroup:
+    listed = isinstance(members, Sequence) and all(isinstance(m, ParamSlice) for m in members)
+    if not isinstance(name, str) or not (listed or isinstance(members, Mapping)):
+        raise TraceError(
+            f"group {shown(name)}: expected a name with a dimension for each tensor, or a list of ParamSlice, got "
+            f"{shown(members)}"
+        )
     pairs = list(members.items()) if isinstance(members, Mapping) else [(m.tensor, m.dim) for m in members]
     for tensor, dim in pairs:
         if tensor not in specs:
             raise TraceError(f"group {name!r}: the model has no parameter or buffer {tensor!r}")
+        if not fits(dim, int):
+            raise TraceError(f"group {name!r}: the dimension of {tensor} is {shown(dim)}, expected a whole number")
         if not 0 <= dim < len(specs[tensor].shape):
             raise TraceError(f"group {name!r}: {tensor} has shape {specs[tensor].shape}, no dimension {dim}")
     if isinstance(members, Mapping):

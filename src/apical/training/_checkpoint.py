@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     path = folder / CURRENT
     try:
         with atomic_file(path, folder / PREVIOUS) as aside, aside.open("wb") as stream:
-            torch.save(payload, stream)
+            torch.save(pytree.tree_map(_written_out, payload), stream)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(
             f"cannot write {path}: {error}. The last whole checkpoint in {folder} is untouched; free space or make "
@@ -141,6 +141,15 @@ def _read(path: Path) -> Any:
 def _nbytes(leaf: Any) -> int:
     """What a tensor takes once each of its elements is written out; one number can be stored as all of them."""
     return leaf.numel() * leaf.element_size() if isinstance(leaf, Tensor) and leaf.layout == torch.strided else 0
+
+
+def _written_out(leaf: Any) -> Any:
+    return leaf.contiguous() if is_expanded(leaf) else leaf
+
+
+def is_expanded(leaf: Any) -> bool:
+    """Whether something is a tensor of which one stored number stands for several, as `Tensor.expand` makes them."""
+    return _nbytes(leaf) > 0 and _nbytes(leaf) > leaf.untyped_storage().nbytes()
 
 
 def _recognise(payload: Any, path: Path) -> Checkpoint:

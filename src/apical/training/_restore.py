@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical.errors import CheckpointError
+from apical.training._checkpoint import is_expanded
 from apical.training._tally import Partial
 
 _NUMBERS = frozenset(
@@ -51,6 +52,9 @@ def load_weights_(model: nn.Module, state: Any, whose: str) -> None:
         if not isinstance(found, Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
             what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)[:40]
             raise CheckpointError(f"{name} of {whose} is {what}, expected {tensor.dtype} {tuple(tensor.shape)}")
+    for buffer in model.buffers():
+        if is_expanded(buffer):  # nothing can be written into it
+            buffer.data = buffer.contiguous()
     model.load_state_dict(dict(state))
 
 
