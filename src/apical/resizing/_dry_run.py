@@ -211,7 +211,7 @@ def _search(differs: Callable[[Sequence[Part], Count], str | None], refuted: Ref
 
     # groups inside blocks with every block present, then the blocks, then all
     apart = [settled(groups, keep_half), settled(blocks, keep_half)]
-    return settled(parts, keep_odd) and all(apart)
+    return settled(parts, keep_half) and settled(parts, keep_odd) and all(apart)
 
 
 def _kinds(parts: Sequence[Part]) -> dict[str, list[Part]]:
