@@ -38,11 +38,11 @@ QUICK = (
     "own_lstm_lm_2",
     "own_lstm_lm_2_tied",
     "own_gpt",
-    "gru",
-    "lstm_bidirectional",
-    "pixel_shuffle",
-    "channel_shuffle",
-    "shared_conv",
+    "own_gru_lm_2",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "small_llama",
+    "stacked_experts",
 )
 
 INTRODUCTION = """\
