@@ -201,7 +201,8 @@ def write_checked(
     with _aside(path) as aside:
         write(aside)
         try:
-            run = load(aside)
+            with quiet():
+                run = load(aside)
         except OSError:
             raise
         except Exception as error:  # torch's and onnxruntime's readers raise anything, for odd names of files, too
