@@ -129,7 +129,6 @@ SETTINGS = {
     "resnet18-photos-quarter": photos(half_resnet18, 2, "25% macs", other="resnet18-photos-16-quarter"),
     "resnet18-photos-16-quarter": photos(half_resnet18, 8, "25% macs", other="resnet18-photos-quarter"),
     "resnet18-photos-16-quarter-long": photos(half_resnet18, 8, "25% macs", epochs=40),
-    "resnet18-photos-16-quarter-longest": photos(half_resnet18, 8, "25% macs", epochs=160),
     "vit-32": Setting(lambda: ViT(10, embedding_size=128, num_layers=6, num_heads=4), 1, 8, "50% macs", adam=True),
     "vit-32-patch8": Setting(
         lambda: ViT(10, patch_size=8, embedding_size=128, num_layers=6, num_heads=4), 1, 8, "50% macs", adam=True

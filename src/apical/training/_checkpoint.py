@@ -121,7 +121,8 @@ def _read(path: Path) -> Any:
         if damaged is not None:
             raise _TornError(f"{path.name} is damaged (checksum of {damaged} is wrong)")
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if any(_nbytes(leaf) > path.stat().st_size for leaf in pytree.tree_leaves(content)):
+        size = path.stat().st_size
+        if any(_nbytes(leaf) > size for leaf in pytree.tree_leaves(content)):
             raise _TornError(f"{path.name} is torn (a tensor in it says to be larger than the file)")
         return content
     except PermissionError as error:
