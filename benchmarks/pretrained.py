@@ -17,12 +17,18 @@ that the file has are not repeated. Methods:
 
 Images and settings are those of `learning.py`; the test images are not read. Training MACs do not count the dense
 training that all but ``nothing`` start from.
+
+Every network is kept as a file in ``--weights``. With ``--time`` nothing is trained: the networks of the file's runs
+that are there are timed in turns, and each run gets a line with its seconds as a share of the whole network's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
+import statistics
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +43,7 @@ from apical.baselines import L1, Comparator, Taylor
 
 METHODS = ("dense", "dense-on", "grown", "torch-pruning", "taylor", "l1", "nothing")
 RULES = {"taylor": Taylor(), "l1": L1()}
+KEY = ("setting", "method", "budget", "seed", "options", "dense_epochs", "tuned_epochs", "lr")  # names a run
 SHOWN = ("macs_fraction", "widths", "skipped", "loss")
 
 
@@ -75,26 +82,74 @@ def maker(method: str, setting: Setting, budget: str, epochs: int, seed: int, op
     return make
 
 
-def trained(method: str, setting: Setting, budget: str, seed: int, given: argparse.Namespace, data: Images,
-            options: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+def network_file(folder: Path, key: dict[str, Any]) -> Path:
+    """Where the final network of a run is kept; its name says all that the run's key does."""
+    options = [f"{name}={value}" for name, value in key["options"].items()]
+    text = "-".join(str(part) for part in [*(key[name] for name in KEY if name != "options"), *options])
+    return folder / f"{text.replace(' ', '').replace('%', '')}.network"
+
+
+def trained(key: dict[str, Any], setting: Setting, given: argparse.Namespace, data: Images) -> dict[str, Any]:
     """The record of one run."""
+    method, budget, seed, options = (key[name] for name in ("method", "budget", "seed", "options"))
     weights = given.weights / f"{given.setting}-{given.dense_epochs}-{seed}.pt"
     if method != "dense" and method != "nothing" and not weights.exists():
         raise SystemExit(f"{method} needs the dense run of the same seed first: {weights} does not exist")
     weights.parent.mkdir(parents=True, exist_ok=True)
     epochs = given.dense_epochs if method in ("dense", "nothing") else given.epochs
+    make, models = maker(method, setting, budget, epochs, seed, options), []
+
+    def kept(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> Any:
+        models.append(model)
+        return make(model, optimizer, example)
+
     outcome = run(
-        data, seed, epochs, maker(method, setting, budget, epochs, seed, options), augment=True, build=setting.build,
+        data, seed, epochs, kept, augment=True, build=setting.build,
         train=slice(setting.train), held_out=slice(-setting.held_out, None), amp=setting.amp, adam=setting.adam,
         peak=None if method in ("dense", "nothing") else given.lr,
         weights=None if method in ("dense", "nothing") else weights,
         save=weights if method == "dense" else None,
     )  # fmt: skip
+    torch.save(models[0].cpu(), network_file(given.weights, key))
     record = asdict(outcome)
     history = record.pop("history")
     trajectory = [{name: epoch[name] for name in SHOWN if name in epoch} for epoch in history]
     return record | {"epochs": epochs, "last": {"skipped": [], "widths": {}} | trajectory[-1], "trajectory": trajectory,
                      "versions": {"torch": torch.__version__, "apical": apical.__version__}}  # fmt: skip
+
+
+def time_in_turns(given: argparse.Namespace, data: Images, rounds: int = 20) -> None:
+    """Add a line for each run whose network was kept: its seconds for a batch, as a share of the whole network's.
+
+    Networks take turns, so that a machine which slows down slows all of them; the share is the median over rounds.
+    """
+    batch = data[0][:BATCH].contiguous()
+    for seed in given.seeds:
+        own = [line for line in finished(given.out) if (line["setting"], line["seed"]) == (given.setting, seed)]
+        found = [(key, network_file(given.weights, key)) for key in own if key["method"] != "dense-on"]
+        networks = [(key, torch.load(path, weights_only=False).eval()) for key, path in found if path.exists()]
+        if not networks or networks[0][0]["method"] != "dense":
+            raise SystemExit(f"seed {seed}: no kept networks in {given.weights}, or not that of the dense run")
+        seconds: list[list[float]] = [[] for _ in networks]
+        with torch.inference_mode():
+            for _ in range(rounds + 2):
+                for times, (_, network) in zip(seconds, networks, strict=True):
+                    start = time.perf_counter()
+                    network(batch)
+                    times.append(time.perf_counter() - start)
+        whole = seconds[0][2:]  # the first two turns warm up
+        for times, (key, _) in zip(seconds, networks, strict=True):
+            share = statistics.median(own / dense for own, dense in zip(times[2:], whole, strict=True))
+            measured = {"share_of_dense": share, "batch": BATCH, "threads": torch.get_num_threads(),
+                        "processor": platform.machine()}  # fmt: skip
+            with given.out.open("a") as file:
+                file.write(json.dumps({"kind": "seconds", **{name: key[name] for name in KEY}, **measured}) + "\n")
+            print(key["method"], key["budget"], seed, key["options"], f"{share:.2f} of the seconds", flush=True)
+
+
+def finished(path: Path) -> list[dict[str, Any]]:
+    """The trainings that a file has."""
+    return [line for line in read(path) if line.get("kind") != "seconds"]
 
 
 def main() -> None:
@@ -109,18 +164,22 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("runs/pretrained"), help="folder of the dense weights")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method; names it")
+    parser.add_argument("--time", action="store_true", help="time the kept networks of the file's runs in turns")
     given = parser.parse_args()
     setting, data = SETTINGS[given.setting], None
     options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.set)}
+    if given.time:
+        time_in_turns(given, images(setting))
+        return
     for seed in given.seeds:
         for method in given.methods:
             for budget in given.budgets if not method.startswith("dense") else ["100% macs"]:
                 key = {"setting": given.setting, "method": method, "budget": budget, "seed": seed, "options": options,
                        "dense_epochs": given.dense_epochs, "tuned_epochs": given.epochs, "lr": given.lr}  # fmt: skip
-                if any(all(line[k] == v for k, v in key.items()) for line in read(given.out)):
+                if any(all(line[k] == v for k, v in key.items()) for line in finished(given.out)):
                     continue
                 data = images(setting) if data is None else data
-                add(given.out, key | trained(method, setting, budget, seed, given, data, options))
+                add(given.out, key | trained(key, setting, given, data))
 
 
 if __name__ == "__main__":
