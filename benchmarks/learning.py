@@ -7,6 +7,7 @@ Methods:
 
     learned        `apical.Grower` with its defaults, restructured between steps
     random         the same with utilities that are drawn
+    probed         the same with utilities that are measured by switching units off (`probes.py`)
     one-ratio      the same with widths by one ratio and all blocks, from a seed that is small everywhere
     uniform        a fixed network, all widths by one ratio
     hand           a fixed network by the best rule we had before (decision 017): without early blocks, the rest by one
@@ -33,11 +34,13 @@ import json
 import math
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from probes import probed
 from torch import Tensor, nn
 from trial import BATCH, HELD_OUT, TRAIN, Fixed, Images, Make, load, run
 
@@ -137,6 +140,7 @@ SETTINGS = {
 GROWN: dict[str, dict[str, Any]] = {
     "learned": {},
     "random": {"utility": "random"},
+    "probed": {},
     "one-ratio": {"damping": 0.0, "grow_depth": False, "seed_style": "small"},
 }
 SAME_MACS = ("same-macs", "hand-same-macs", "other-images")
@@ -261,11 +265,13 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
             raise SystemExit(f"{method} needs the learned run of the same seed first: {source}")
         learned = found[1]["last"]
         epochs = max(2, round(found[0]["train_macs"] / found[0]["last"]["macs_fraction"]))
-    outcome = run(
-        data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
-        train=slice(setting.train), held_out=slice(-setting.held_out, None),
-        amp=setting.amp and key.get("dtype") != "float32", adam=setting.adam, test=test,
-    )  # fmt: skip
+    seen = (part[: setting.train] for part in data)
+    with probed(*seen) if method == "probed" else nullcontext():
+        outcome = run(
+            data, seed, epochs, maker(method, setting, seed, learned, options), augment=True, build=setting.build,
+            train=slice(setting.train), held_out=slice(-setting.held_out, None),
+            amp=setting.amp and key.get("dtype") != "float32", adam=setting.adam, test=test,
+        )  # fmt: skip
     record = dataclasses.asdict(outcome)
     history = record.pop("history")
     shown = ("macs_fraction", "widths", "skipped", "loss", "born", "returned", "died")
