@@ -147,6 +147,7 @@ SAME_MACS = ("same-macs", "hand-same-macs", "other-images")
 # what a record lacks unless it was asked for; some files have runs whose learning rate followed the cost ("lr")
 PLAIN = {"lr": None, "dtype": None}
 METHODS = [*GROWN, "scs", "uniform", "hand", *SAME_MACS, "dense"]
+DEFAULT = [method for method in METHODS if method not in ("probed", "other-images", "dense")]
 
 
 def fixed(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor, widths: dict[str, int],
@@ -218,12 +219,11 @@ def balanced_widths(structure: apical.Structure, budget: str) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--setting", choices=SETTINGS, required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS[:-2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of growth; names a variant")
-    parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16, for processors without it "
-                        "(one table has one of them)")  # fmt: skip
+    parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16, for processors without it")
     parser.add_argument("--test", action="store_true", help="judge the networks on the test images, too")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]

@@ -18,8 +18,9 @@ that the file has are not repeated. Methods:
 Images and settings are those of `learning.py`; the test images are not read. Training MACs do not count the dense
 training that all but ``nothing`` start from.
 
-Every network is kept as a file in ``--weights``. With ``--time`` nothing is trained: the networks of the file's runs
-that are there are timed in turns, and each run gets a line with its seconds as a share of the whole network's.
+Every network is kept as a file in ``--weights``. With ``--time`` nothing is trained: the kept networks of the file's
+runs are timed in turns (but ``dense-on``, which is the size of ``dense``), and each run gets a line with its seconds as
+a share of the whole network's; called again, it measures and adds lines again.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def trained(key: dict[str, Any], setting: Setting, given: argparse.Namespace, da
         weights=None if method in ("dense", "nothing") else weights,
         save=weights if method == "dense" else None,
     )  # fmt: skip
-    torch.save(models[0].cpu(), network_file(given.weights, key))
+    torch.save(models[0], network_file(given.weights, key))
     record = asdict(outcome)
     history = record.pop("history")
     trajectory = [{name: epoch[name] for name in SHOWN if name in epoch} for epoch in history]
@@ -127,7 +128,13 @@ def time_in_turns(given: argparse.Namespace, data: Images, rounds: int = 20) -> 
     for seed in given.seeds:
         own = [line for line in finished(given.out) if (line["setting"], line["seed"]) == (given.setting, seed)]
         found = [(key, network_file(given.weights, key)) for key in own if key["method"] != "dense-on"]
-        networks = [(key, torch.load(path, weights_only=False).eval()) for key, path in found if path.exists()]
+        found.sort(key=lambda run: run[0]["method"] != "dense")
+        # in one order of memory, which training may leave different
+        networks = [
+            (key, torch.load(path, weights_only=False).to(memory_format=torch.contiguous_format).eval())
+            for key, path in found
+            if path.exists()
+        ]
         if not networks or networks[0][0]["method"] != "dense":
             raise SystemExit(f"seed {seed}: no kept networks in {given.weights}, or not that of the dense run")
         seconds: list[list[float]] = [[] for _ in networks]
@@ -161,7 +168,7 @@ def main() -> None:
     parser.add_argument("--dense-epochs", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=8, help="from the trained weights to the final network")
     parser.add_argument("--lr", type=float, default=0.05, help="highest learning rate after the dense training")
-    parser.add_argument("--weights", type=Path, default=Path("runs/pretrained"), help="folder of the dense weights")
+    parser.add_argument("--weights", type=Path, default=Path("runs/pretrained"), help="folder of weights and networks")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method; names it")
     parser.add_argument("--time", action="store_true", help="time the kept networks of the file's runs in turns")

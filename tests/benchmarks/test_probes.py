@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,40 @@ def test_a_probe_is_the_loss_with_units_switched_off_less_the_loss_without() -> 
     assert error > 0
     assert float(probe.rise([])[0]) == 0.0, "what was switched off is on again"
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_least_useful_units_are_switched_off_and_one_more_is_worth_less_than_their_mean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[int]] = []
+
+    class Recorded:
+        def __init__(self, *_: Any) -> None: ...
+
+        def rise(self, entries: list[int]) -> tuple[float, float]:
+            asked.append(list(entries))
+            return 0.5 * len(entries), 0.0
+
+    monkeypatch.setattr(probes, "Probe", Recorded)
+    torch.manual_seed(0)
+    model = CifarResNet(depth=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with probes.probed(*images()):
+        grower = apical.Grower(model, optimizer, images()[0][:1], "50% macs", epochs=8)
+    method = grower._restructuring.method
+    c, present = method.components, grower._growing.selection
+    c.age += c.live * 5
+    c.values.copy_(torch.arange(len(c.values)))  # within a group, the first units are the least useful
+    method._counts = [len(present.keep[group.name]) for group in grower.structure.groups]
+    method._skip = ()
+    method._measure()
+    for i, group in enumerate(grower.structure.groups):
+        live = [c.offsets[i] + k for k in sorted(present.keep[group.name])]
+        off = next(entries for entries in asked if entries[0] in live)
+        assert sorted(off) == live[: len(off)]
+        assert 1 <= len(off) <= len(live) // 2
+        # a rise of ½ for each unit, and what is left of a / n at n − k
+        assert method._logs[group.name] == pytest.approx(math.log(0.5 * (len(live) - len(off)) / len(live)))
 
 
 def test_the_probed_method_grows_by_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
