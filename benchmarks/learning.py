@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from probes import probed
+from probes import ProbedController, probed
 from torch import Tensor, nn
 from trial import BATCH, HELD_OUT, TRAIN, Fixed, Images, Make, load, run
 
@@ -277,6 +277,7 @@ def trained(method: str, setting: Setting, seed: int, data: Images, lines: list[
     shown = ("macs_fraction", "widths", "skipped", "loss", "born", "returned", "died")
     return record | {
         "epochs": epochs,
+        "probe_seconds": ProbedController.seconds if method == "probed" else None,
         "last": {name: history[-1][name] for name in shown if name in history[-1]},
         "trajectory": [{name: epoch[name] for name in shown if name in epoch} for epoch in history],
         "versions": {"torch": torch.__version__, "python": platform.python_version(), "apical": apical.__version__},

@@ -76,7 +76,7 @@ class ProbedController(Controller):
     """The library's controller, with measured rises of the loss for its utilities."""
 
     data: ClassVar[tuple[Tensor, Tensor]]
-    seconds: ClassVar[float] = 0.0  # that were spent on probes
+    seconds: ClassVar[float] = 0.0  # that were spent on probes since `probed` began
 
     def __init__(self, model: nn.Module, *others: Any) -> None:
         super().__init__(model, *others)
@@ -137,6 +137,6 @@ class ProbedController(Controller):
 @contextmanager
 def probed(images: Tensor, labels: Tensor) -> Iterator[None]:
     """Growers that are made within measure on these images, those that training sees."""
-    ProbedController.data = (images, labels)
+    ProbedController.data, ProbedController.seconds = (images, labels), 0.0
     with patch.object(_plan, "Controller", ProbedController):
         yield

@@ -1,4 +1,4 @@
-"""Scripts of benchmarks/ as modules."""
+"""Scripts of benchmarks/ as modules, and images that take them seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -17,3 +21,9 @@ def script(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def random_images(_: Any = None) -> tuple[Tensor, Tensor]:
+    """Images of eight pixels and labels, in the place of a setting's."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(512, 3, 8, 8, generator=generator), torch.randint(10, (512,), generator=generator)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apical import GrowthConfig
 from apical.models import CifarResNet
-from benchmark_script import script
+from benchmark_script import random_images, script
 from growth.test_learning import branch_widths
 
 ablation, learning = script("ablation"), script("learning")
@@ -23,11 +22,6 @@ ablation, learning = script("ablation"), script("learning")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting of seconds, on random images."""
 
-    def images(_: Any) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(512, 3, 8, 8, generator=generator)
-        return x.contiguous(memory_format=torch.channels_last), torch.randint(10, (512,), generator=generator)
-
     def build() -> nn.Module:
         return CifarResNet(depth=8)
 
@@ -35,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         learning.SETTINGS["resnet20-32"], build=build, epochs=3, train=384, held_out=128, amp=False
     )
     monkeypatch.setitem(learning.SETTINGS, "resnet20-32", setting)
-    monkeypatch.setattr(ablation, "images", images)
+    monkeypatch.setattr(ablation, "images", random_images)
 
 
 def ablated(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> list[dict[str, Any]]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apical.models import CifarResNet
-from benchmark_script import script
+from benchmark_script import random_images, script
 
 pretrained = script("pretrained")
 
@@ -21,17 +21,13 @@ pretrained = script("pretrained")
 def ran(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> list[dict[str, Any]]:
     """The lines of the file after the command, on a setting of seconds and random images."""
 
-    def images(_: Any) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(512, 3, 8, 8, generator=generator), torch.randint(10, (512,), generator=generator)
-
     def build() -> nn.Module:
         return CifarResNet(depth=8)
 
     setting = pretrained.SETTINGS["resnet20-16"]
     tiny = dataclasses.replace(setting, build=build, train=384, held_out=128, amp=False)
     monkeypatch.setitem(pretrained.SETTINGS, "resnet20-16", tiny)
-    monkeypatch.setattr(pretrained, "images", images)
+    monkeypatch.setattr(pretrained, "images", random_images)
     shared = ["--dense-epochs", "2", "--epochs", "3", "--seeds", "10", "--budgets", "50% macs"]
     shared += ["--out", str(out), "--weights", str(out.parent / "weights")]
     monkeypatch.setattr(sys, "argv", ["pretrained.py", *shared, *arguments])
