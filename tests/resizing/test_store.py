@@ -12,7 +12,7 @@ from torch import nn, optim
 
 import apical
 from apical import DormantStore, Structure
-from apical.errors import ResizeError
+from apical.errors import CheckpointError, ResizeError
 from resizing.reference import equal_trees, train_steps
 from structure.contract import random_keep
 from structure.nets import image, tiny_resnet, tiny_structure
@@ -88,6 +88,12 @@ def test_saved_values_are_copies() -> None:
     for tensor in saved["full"].values():
         tensor.zero_()
     assert any(bool(t.any()) for t in other.state_dict()["full"].values())
+
+
+@pytest.mark.parametrize("state", [3, None, {}, {"order": 3}, {"order": {}, "full": [torch.zeros(2)], "other": {}}])
+def test_what_is_no_saved_store_is_refused_in_words(state: Any) -> None:
+    with pytest.raises(CheckpointError, match="the saved dormant store does not fit"):
+        DormantStore().load_state_dict(state)
 
 
 def test_a_store_can_be_copied_with_its_model() -> None:

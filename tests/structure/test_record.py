@@ -90,6 +90,20 @@ def test_unknown_names_are_named(resnet: Structure) -> None:
         resnet.group("1.conv7")
 
 
+@pytest.mark.parametrize("ask", ["macs", "num_params", "widths"])
+def test_what_is_no_choice_is_refused_in_words(resnet: Structure, ask: str) -> None:
+    price, group = getattr(resnet, ask), resnet.groups[0].name
+    for keep in (3, [group], group):
+        with pytest.raises(TypeError, match="keep must give, by group name"):
+            price(keep)
+    for kept in ("a", 1.5, None):
+        with pytest.raises(TypeError, match="positions or their number"):
+            price({group: kept})
+    for skip in (3, resnet.blocks[0].name):
+        with pytest.raises(TypeError, match="skip must be a list of block names"):
+            price(skip=skip)
+
+
 def test_skipping_counts_each_term_once(resnet: Structure) -> None:
     one, three = resnet.macs(skip=["1"]), resnet.macs(skip=["3"])
     assert resnet.macs(skip=["1", "3"]) == one + three - resnet.macs()

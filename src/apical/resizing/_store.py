@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from apical._checks import changed_since
 from apical.errors import ResizeError
 from apical.resizing._indexing import TensorIndex, scatter_
 from apical.resizing._selection import Selection
@@ -197,7 +198,12 @@ class DormantStore:
         Raises:
             ResizeError: a value has another shape than the tensor of the traced model that it belongs to, or what is
                 said of the optimizers' parameters are no names.
+            CheckpointError: this is no saved store.
         """
+        with changed_since("the saved dormant store", "Build model and store anew"):
+            self._load(state)
+
+    def _load(self, state: dict[str, Any]) -> None:
         if not all(isinstance(name, str) for names in state["order"].values() for name in names):
             raise ResizeError("the saved store's order of parameters holds something else than names")
         self._check_shapes(state["full"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
@@ -89,11 +89,11 @@ class Structure:
 
     def _price(self, model: CostModel, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> int:
         sizes = model.full_sizes.copy()
-        for name, kept in (keep or {}).items():
+        for name, kept in _kept(keep).items():
             if name not in self._group_order:
                 self.group(name)
             sizes[self._group_order[name]] = _count(kept)
-        return model.price(sizes, [self._block_index(name) for name in skip])
+        return model.price(sizes, [self._block_index(name) for name in _names(skip)])
 
     def _block_index(self, name: str) -> int:
         try:
@@ -110,7 +110,7 @@ class Structure:
             >>> apical.trace(layer, torch.randn(2, 5, 8)).left_out(["linear2"])
             ('linear1', 'linear2')
         """
-        return tuple(path for name in skip for path in self.blocks[self._block_index(name)].modules)
+        return tuple(path for name in _names(skip) for path in self.blocks[self._block_index(name)].modules)
 
     def widths(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> dict[str, int]:
         """Number of units of each group that is there; a group that lies wholly in blocks that are left out is not.
@@ -132,7 +132,7 @@ class Structure:
             names = (tensor, *self.tensors[tensor].aliases)
             return any(not any(lies_in(name, path) for path in gone) for name in names)
 
-        chosen = {self.group(name).name: _count(kept) for name, kept in (keep or {}).items()}
+        chosen = {self.group(name).name: _count(kept) for name, kept in _kept(keep).items()}
         return {
             group.name: chosen.get(group.name, group.size)
             for group in self.groups
@@ -225,8 +225,24 @@ class Structure:
         return as_html(_headline(self), _tables(self), self.notes)
 
 
+def _kept(keep: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if keep is not None and not isinstance(keep, Mapping):
+        raise TypeError(
+            f"keep must give, by group name, the kept positions or their number, as in {{'conv1': 8}}; got {keep!r}"
+        )
+    return keep or {}
+
+
+def _names(skip: Iterable[str]) -> Iterable[str]:
+    if isinstance(skip, str) or not isinstance(skip, Iterable):
+        raise TypeError(f"skip must be a list of block names, as in ['layer1.0']; got {skip!r}")
+    return skip
+
+
 def _count(kept: Any) -> int:
     """How many units are kept, told as positions or as their number."""
+    if isinstance(kept, str) or not isinstance(kept, Integral | Sized):
+        raise TypeError(f"keep must give positions or their number for a group, got {kept!r}")
     return int(kept) if isinstance(kept, Integral) else len(kept)
 
 
