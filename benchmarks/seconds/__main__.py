@@ -72,6 +72,7 @@ def main() -> int:
                         help="time this finished run too (cases training and latency); repeatable")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
+    parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16, for processors without it")
     parser.add_argument("--check", action="store_true", help="exit status 1 if a target is missed")
     given = parser.parse_args()
     names = list(CASES) if given.only is None else given.only.split(",")
@@ -81,7 +82,7 @@ def main() -> int:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
-    options = Options(resolve_device(given.device), given.quick, tuple(given.run))
+    options = Options(resolve_device(given.device), given.quick, tuple(given.run), given.float32)
     content = run(names, options, given.out, f"python -m benchmarks.seconds {shlex.join(sys.argv[1:])}")
     print(f"wrote {write(given.out)}")
     failed = print_verdicts(content)

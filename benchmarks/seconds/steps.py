@@ -24,12 +24,9 @@ from apical.structure import Structure
 from apical.timing._clock import synchronise
 from apical.training import TrainingConfig
 from apical.training._amp import assumed_amp
-from apical.training._learner import autocast
+from apical.training._learner import autocast, put_in_safe_order_
 from apical.training._optimizer import build_optimizer
 from benchmarks.seconds.spread import along_epochs
-
-FAST = ("amp=bfloat16", "channels_last=true", "batch_size=128")
-"""How training is timed where time is to follow MACs: settings of any recipe."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +37,23 @@ class Options:
         device: where.
         quick: smallest settings, to see that everything runs.
         runs: folders of finished runs whose growth is timed besides.
+        float32: no autocast to bfloat16, for processors without it.
     """
 
     device: torch.device
     quick: bool = False
     runs: tuple[Path, ...] = ()
+    float32: bool = False
+
+    @property
+    def fast(self) -> tuple[str, ...]:
+        """How training is timed where time is to follow MACs: settings of any recipe."""
+        return f"amp={'none' if self.float32 else 'bfloat16'}", "channels_last=true", "batch_size=128"
+
+    @property
+    def numbers(self) -> str:
+        """The same in words."""
+        return f"{'float32' if self.float32 else 'bfloat16 autocast'}, channels last where torch is safe in it"
 
     def seconds(self, limit: float) -> float:
         """A time limit: nothing beyond the least number of rounds in a quick run."""
@@ -73,8 +82,7 @@ def training_step(
     inputs = torch.randn(training.batch_size, *shape, generator=generator).to(device)
     labels = torch.randint(classes, (training.batch_size,), generator=generator).to(device)
     model.to(device).train()
-    if training.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if put_in_safe_order_(model, training).channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     stepped = optimizer or build_optimizer(model, training.optimizer)
 

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from apical._memory_format import has_channels_last
 from apical.errors import ConfigError
+from apical.recipes import apply_settings
 from benchmarks.seconds import check, report
 from benchmarks.seconds.cases import CASES
 from benchmarks.seconds.cases.loop import own_share
@@ -22,7 +24,7 @@ from benchmarks.seconds.cases.settings import settings
 from benchmarks.seconds.cases.training import saved_share
 from benchmarks.seconds.findings import Findings, NotAvailableError, Target, read
 from benchmarks.seconds.spread import along_epochs, exponent, ratio, spread, take_turns
-from benchmarks.seconds.steps import Growth, Options, distinct, recorded, simulated
+from benchmarks.seconds.steps import Growth, Options, distinct, recorded, simulated, training_step
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_EXAMPLES = ("spread", "report", "check", "steps", "cases.training", "cases.loop", "cases.staircase")
@@ -96,6 +98,20 @@ def check_networks(growth: Growth) -> None:
         network = growth.at(epoch)
         assert sum(p.numel() for p in network.parameters()) == growth.records[epoch]["num_params"]
     growth.step(network, torch.device("cpu"))()
+
+
+@pytest.mark.parametrize(("register", "channels_last"), [(8, False), (0, True)])
+def test_steps_are_timed_in_an_order_in_which_torch_is_safe(
+    growth: Growth, monkeypatch: pytest.MonkeyPatch, register: int, channels_last: bool
+) -> None:
+    monkeypatch.setattr("apical._memory_format.safe_channels", lambda: register)
+    options = Options(torch.device("cpu"), float32=True)
+    training = apply_settings(growth.config, [*options.fast, "batch_size=4"]).training
+    assert training.amp == "none"
+    assert training.channels_last
+    network = growth.dense()  # its shortcuts are 1x1 convolutions with a stride
+    training_step(network, training, growth.shape, growth.classes, options.device)  # a step would damage memory
+    assert has_channels_last(network) is channels_last
 
 
 def run_folder(folder: Path, growth: Growth, accuracy: float) -> Path:

@@ -14,7 +14,7 @@ from torch import multiprocessing, nn
 from apical.runs._plan import plan_recipe, price
 from apical.training import TrainingConfig
 from benchmarks.seconds.findings import Findings, NotAvailableError
-from benchmarks.seconds.steps import FAST, Growth, Options, distinct, simulated, training_step
+from benchmarks.seconds.steps import Growth, Options, distinct, simulated, training_step
 
 RECIPES = {"cifar10-resnet20": "50% macs", "cifar10-vgg16": "13.6% macs, 5% params"}
 MIB = 2**20
@@ -28,7 +28,7 @@ def memory(options: Options, found: Findings) -> None:
 
 
 def _one(recipe: str, budget: str, options: Options, found: Findings) -> None:
-    settings = [*FAST, f"budget={budget}", *(["batch_size=4"] if options.quick else [])]
+    settings = [*options.fast, f"budget={budget}", *(["batch_size=4"] if options.quick else [])]
     growth = simulated(recipe, settings, 4 if options.quick else 12)
     samples = growth.steps * growth.config.training.batch_size
     count = price(plan_recipe(growth.config, growth.facts), samples, memory=True)
@@ -50,7 +50,7 @@ def _one(recipe: str, budget: str, options: Options, found: Findings) -> None:
             "backward pass (seen by its hooks on each network). Measured: growth of the peak of resident memory over "
             "three steps in a fresh process (Linux), or what torch allocated at most (CUDA); without the dormant "
             "weights, with the kernels' own buffers and temporaries.")  # fmt: skip
-    found.table(f"{recipe}, {budget}, bfloat16, channels last", columns, rows, note)
+    found.table(f"{recipe}, {budget}, {options.numbers}", columns, rows, note)
 
 
 def peak_mib(growth: Growth, model: nn.Module, device: torch.device) -> float:

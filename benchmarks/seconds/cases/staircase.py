@@ -7,7 +7,7 @@ from torch import nn
 from apical.recipes import apply_settings, get_recipe
 from benchmarks.seconds.findings import Findings
 from benchmarks.seconds.spread import of, ratio, spread, take_turns
-from benchmarks.seconds.steps import FAST, Options, training_step
+from benchmarks.seconds.steps import Options, training_step
 
 LAYERS = {
     "cifar10-resnet20": ((16, 32), (32, 16), (64, 8)),
@@ -39,7 +39,7 @@ def widths(full: int, parts: int) -> list[int]:
 def staircase(options: Options, found: Findings) -> None:
     """A table line for each layer, the single widths folded away."""
     batch = ["batch_size=4"] if options.quick else []
-    training = apply_settings(get_recipe("cifar10-vgg16"), [*FAST, *batch]).training
+    training = apply_settings(get_recipe("cifar10-vgg16"), [*options.fast, *batch]).training
     summary, columns = [], [("width", "d"), ("ms", ".2f"), ("of full", ".3f"), ("MACs of full", ".3f")]
     for recipe, layers in LAYERS.items():
         large = recipe == "cifar10-wrn28-10"
@@ -61,7 +61,7 @@ def staircase(options: Options, found: Findings) -> None:
                 summary.append((name, of(rounds, full), shares.get(full // 4), shares[full // 2],
                                 shares.get(3 * full // 4), spread(more), spread(less)))  # fmt: skip
     note = (
-        "bfloat16 autocast, channels last, one step of SGD. Time as a share of the full width's; those of its MACs are "
+        f"{options.numbers}, one step of SGD. Time as a share of the full width's; those of its MACs are "
         "1/16, 1/4 and 9/16. The last columns: one channel more or less than a round width over that width; "
         "without a staircase these ratios lie a little above and below 1."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.seconds.findings import Findings
 from benchmarks.seconds.spread import Spread, of, ratio, spread, take_turns
-from benchmarks.seconds.steps import FAST, Growth, Options, distinct, recorded, simulated
+from benchmarks.seconds.steps import Growth, Options, distinct, recorded, simulated
 
 RECIPES = {
     "cifar10-resnet20": ("50% macs", 20, 6, 30),
@@ -44,7 +44,7 @@ def training(options: Options, found: Findings) -> None:
             judged = growth.config.recipe in JUDGED
             summary.append(_time(growth, options, found, 2 if options.quick else 8, 60, judged))
     note = (
-        "One step of every network, in turns, bfloat16 autocast, channels last, batch 128; epochs between two timed "
+        f"One step of every network, in turns, {options.numbers}, batch 128; epochs between two timed "
         "networks are interpolated. Restructuring is counted. The share of the saving is (1 - seconds ratio) / "
         "(1 - MACs ratio); data, augmentation and evaluation are not counted, see the case `loop`."
     )
@@ -54,7 +54,7 @@ def training(options: Options, found: Findings) -> None:
 
 def _settings(options: Options, recipe: str, budget: str | None = None) -> list[str]:
     batch = [f"batch_size={2 if recipe == 'cifar10-wrn28-10' else 4}"] if options.quick else []
-    return [*FAST, *batch, *([f"budget={budget}"] if budget else [])]
+    return [*options.fast, *batch, *([f"budget={budget}"] if budget else [])]
 
 
 def _time(
