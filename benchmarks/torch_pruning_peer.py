@@ -45,11 +45,13 @@ class TorchPruningConfig:
         prune_at: share of the epochs that learn sparsity; the rest fine-tunes.
         reg: weight of the group regularisation, the authors' for CIFAR.
         steps: into how many steps pruning everything would be divided.
+        global_pruning: rank the channels of all layers together; if not, all layers lose the same share.
     """
 
     prune_at: float = 0.5
     reg: float = 5e-4
     steps: int = 400
+    global_pruning: bool = True
 
 
 class TorchPruning:
@@ -69,7 +71,7 @@ class TorchPruning:
             model,
             example,
             importance=tp.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
-            global_pruning=True,
+            global_pruning=config.global_pruning,
             pruning_ratio=1.0,
             iterative_steps=config.steps,
             ignored_layers=[last],
