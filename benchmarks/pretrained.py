@@ -30,7 +30,7 @@ import json
 import platform
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def trained(key: dict[str, Any], setting: Setting, given: argparse.Namespace, da
     record = asdict(outcome)
     history = record.pop("history")
     trajectory = [{name: epoch[name] for name in SHOWN if name in epoch} for epoch in history]
+    record |= {"dtype": "bfloat16" if setting.amp else "float32"}
     return record | {"epochs": epochs, "last": {"skipped": [], "widths": {}} | trajectory[-1], "trajectory": trajectory,
                      "versions": {"torch": torch.__version__, "apical": apical.__version__}}  # fmt: skip
 
@@ -171,9 +172,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("runs/pretrained"), help="folder of weights and networks")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the method; names it")
+    parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16, for processors without it")
     parser.add_argument("--time", action="store_true", help="time the kept networks of the file's runs in turns")
     given = parser.parse_args()
     setting, data = SETTINGS[given.setting], None
+    setting = replace(setting, amp=setting.amp and not given.float32)
     options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.set)}
     if given.time:
         time_in_turns(given, images(setting))
