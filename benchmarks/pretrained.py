@@ -44,7 +44,8 @@ from apical.baselines import L1, Comparator, Taylor
 
 METHODS = ("dense", "dense-on", "grown", "torch-pruning", "taylor", "l1", "nothing")
 RULES = {"taylor": Taylor(), "l1": L1()}
-KEY = ("setting", "method", "budget", "seed", "options", "dense_epochs", "tuned_epochs", "lr")  # names a run
+# names a run; lines from before there was a "dtype" have none
+KEY = ("setting", "method", "budget", "seed", "options", "dense_epochs", "tuned_epochs", "lr", "dtype")
 SHOWN = ("macs_fraction", "widths", "skipped", "loss")
 
 
@@ -86,14 +87,16 @@ def maker(method: str, setting: Setting, budget: str, epochs: int, seed: int, op
 def network_file(folder: Path, key: dict[str, Any]) -> Path:
     """Where the final network of a run is kept; its name says all that the run's key does."""
     options = [f"{name}={value}" for name, value in key["options"].items()]
-    text = "-".join(str(part) for part in [*(key[name] for name in KEY if name != "options"), *options])
+    plain = (key.get(name) for name in KEY if name != "options")
+    text = "-".join([*(str(part) for part in plain if part is not None), *options])
     return folder / f"{text.replace(' ', '').replace('%', '')}.network"
 
 
 def trained(key: dict[str, Any], setting: Setting, given: argparse.Namespace, data: Images) -> dict[str, Any]:
     """The record of one run."""
     method, budget, seed, options = (key[name] for name in ("method", "budget", "seed", "options"))
-    weights = given.weights / f"{given.setting}-{given.dense_epochs}-{seed}.pt"
+    precise = "-float32" if given.float32 else ""
+    weights = given.weights / f"{given.setting}-{given.dense_epochs}-{seed}{precise}.pt"
     if method != "dense" and method != "nothing" and not weights.exists():
         raise SystemExit(f"{method} needs the dense run of the same seed first: {weights} does not exist")
     weights.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,6 @@ def trained(key: dict[str, Any], setting: Setting, given: argparse.Namespace, da
     record = asdict(outcome)
     history = record.pop("history")
     trajectory = [{name: epoch[name] for name in SHOWN if name in epoch} for epoch in history]
-    record |= {"dtype": "bfloat16" if setting.amp else "float32"}
     return record | {"epochs": epochs, "last": {"skipped": [], "widths": {}} | trajectory[-1], "trajectory": trajectory,
                      "versions": {"torch": torch.__version__, "apical": apical.__version__}}  # fmt: skip
 
@@ -151,7 +153,7 @@ def time_in_turns(given: argparse.Namespace, data: Images, rounds: int = 20) -> 
             measured = {"share_of_dense": share, "batch": BATCH, "threads": torch.get_num_threads(),
                         "processor": platform.machine()}  # fmt: skip
             with given.out.open("a") as file:
-                file.write(json.dumps({"kind": "seconds", **{name: key[name] for name in KEY}, **measured}) + "\n")
+                file.write(json.dumps({"kind": "seconds", **{name: key.get(name) for name in KEY}, **measured}) + "\n")
             print(key["method"], key["budget"], seed, key["options"], f"{share:.2f} of the seconds", flush=True)
 
 
@@ -185,8 +187,9 @@ def main() -> None:
         for method in given.methods:
             for budget in given.budgets if not method.startswith("dense") else ["100% macs"]:
                 key = {"setting": given.setting, "method": method, "budget": budget, "seed": seed, "options": options,
-                       "dense_epochs": given.dense_epochs, "tuned_epochs": given.epochs, "lr": given.lr}  # fmt: skip
-                if any(all(line[k] == v for k, v in key.items()) for line in finished(given.out)):
+                       "dense_epochs": given.dense_epochs, "tuned_epochs": given.epochs, "lr": given.lr,
+                       "dtype": "float32" if given.float32 else None}  # fmt: skip
+                if any(all(line.get(k) == v for k, v in key.items()) for line in finished(given.out)):
                     continue
                 data = images(setting) if data is None else data
                 add(given.out, key | trained(key, setting, given, data))

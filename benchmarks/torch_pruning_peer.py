@@ -6,7 +6,8 @@
 
 Everything but ``torch-pruning`` is as in `apical compare`, whose files it writes. The peer is the pruner that its
 authors report their best CIFAR results with (``group_sl`` in their benchmarks): GroupNormPruner, which learns group
-sparsity while it trains, ranks channels of all layers by group L2 norm, and prunes in small steps to the MACs.
+sparsity while it trains, ranks channels by group L2 norm, of all layers together (``global_pruning``) or layer by
+layer, and prunes in small steps to the MACs.
 
 Source: Fang, Ma, Song, Mi, Wang, *DepGraph: Towards Any Structural Pruning*, CVPR 2023; package torch-pruning 1.6.1.
 Deviations: nothing is pretrained; sparsity is learned in the epochs before pruning, the rest fine-tunes, under one

@@ -28,7 +28,7 @@ def changed_since(what: str, mend: str) -> Iterator[None]:
 
     Args:
         what: the state, in words.
-        mend: what to do, as what it was loaded into is half restored.
+        mend: what to do, and what state that leaves which it was loaded into.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def changed_since(what: str, mend: str) -> Iterator[None]:
     except Exception as error:
         raise CheckpointError(
             f"{what} does not fit ({type(error).__name__}: {error}): it was changed since it was saved, or written by "
-            f"another version. {mend}; these are half restored."
+            f"another version. {mend}."
         ) from error
 
 

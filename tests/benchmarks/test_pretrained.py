@@ -49,6 +49,10 @@ def test_runs_are_kept_and_their_networks_timed_in_turns(tmp_path: Path, monkeyp
     assert all(line["share_of_dense"] > 0 for line in timed)
     again = ran(monkeypatch, out, "--methods", "dense", "grown", "l1")
     assert again == first + timed, "lines of seconds are no runs"
+    *_, precise = ran(monkeypatch, out, "--methods", "dense", "--float32")
+    assert (precise["method"], precise["dtype"], first[0]["dtype"]) == ("dense", "float32", None)
+    assert len({path.name for path in (tmp_path / "weights").glob("*dense*.network")}) == 2
+    assert len(list((tmp_path / "weights").glob("*.pt"))) == 2
 
 
 def test_without_the_dense_run_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

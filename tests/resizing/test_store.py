@@ -90,10 +90,16 @@ def test_saved_values_are_copies() -> None:
     assert any(bool(t.any()) for t in other.state_dict()["full"].values())
 
 
-@pytest.mark.parametrize("state", [3, None, {}, {"order": 3}, {"order": {}, "full": [torch.zeros(2)], "other": {}}])
+@pytest.mark.parametrize(
+    "state", [3, None, {}, {"order": 3}, {"order": {}, "full": {"a": 3}}, {"order": {}, "full": {}}]
+)
 def test_what_is_no_saved_store_is_refused_in_words(state: Any) -> None:
-    with pytest.raises(CheckpointError, match="the saved dormant store does not fit"):
-        DormantStore().load_state_dict(state)
+    store = DormantStore()
+    store.load_state_dict({"full": {"a": torch.ones(2)}, "other": {}, "order": {"0": ["a"]}, "optimizers": {}})
+    before = store.state_dict()
+    with pytest.raises(CheckpointError, match=r"the saved dormant store does not fit .*Nothing was loaded"):
+        store.load_state_dict(state)
+    assert equal_trees(store.state_dict(), before)
 
 
 def test_a_store_can_be_copied_with_its_model() -> None:

@@ -96,12 +96,14 @@ def test_what_is_no_choice_is_refused_in_words(resnet: Structure, ask: str) -> N
     for keep in (3, [group], group):
         with pytest.raises(TypeError, match="keep must give, by group name"):
             price(keep)
-    for kept in ("a", 1.5, None):
+    for kept in ("3", 1.5, None, torch.tensor(3), nn.Linear(9, 9)):
         with pytest.raises(TypeError, match="positions or their number"):
             price({group: kept})
     for skip in (3, resnet.blocks[0].name):
         with pytest.raises(TypeError, match="skip must be a list of block names"):
             price(skip=skip)
+    with pytest.raises(KeyError, match="no block is called"):
+        price(skip=[["layer1"]])
 
 
 def test_skipping_counts_each_term_once(resnet: Structure) -> None:

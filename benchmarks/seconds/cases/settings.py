@@ -39,7 +39,7 @@ class Run:
         chosen = distinct(growth.records, 2 if options.quick else NETWORKS)
         for epoch in chosen:
             network = growth.at(epoch)
-            if growth.config.training.compile == "final" and epoch == chosen[-1]:
+            if growth.config.training.compile and epoch == chosen[-1]:
                 network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
             found[self.setting, epoch] = growth.step(network, options.device, growth.batch(epoch))
         return found
@@ -54,7 +54,7 @@ def settings(options: Options, found: Findings) -> None:
     """The given runs; those of one seed are timed in turns, and related to the setting that was given first."""
     if not options.runs:
         raise NotAvailableError("it compares finished runs; give two or more with --run")
-    runs = [_read(folder) for folder in options.runs]
+    runs = [_read(folder, options) for folder in options.runs]
     names = list(dict.fromkeys(run.setting for run in runs))
     by_seed = {seed: [run for run in runs if run.seed == seed] for seed in sorted({run.seed for run in runs})}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -82,8 +82,8 @@ def settings(options: Options, found: Findings) -> None:
     found.table("Final networks, float32", headings, [(*key, spread(ratios)) for key, ratios in latency.items()])
 
 
-def _read(folder: Path) -> Run:
-    growth = recorded(folder, [])
+def _read(folder: Path, options: Options) -> Run:
+    growth = recorded(folder, ["amp=none"] if options.float32 else [])
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     setting = folder.name.removesuffix(f"-seed{growth.config.training.seed}")
     return Run(setting, growth.config.training.seed, growth, summary)

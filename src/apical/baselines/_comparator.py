@@ -191,7 +191,8 @@ class Comparator:
             CheckpointError: the state belongs to another model, another rule or other options; or it was changed since
                 it was saved, and model and comparator are then to be made anew.
         """
-        with changed_since("the saved state of a comparator", "Build model, optimizer and comparator anew"):
+        mend = "Build model, optimizer and comparator anew; these are half restored"
+        with changed_since("the saved state of a comparator", mend):
             mine, saved = self.state_dict(), [state.get(name) for name in ("rule", "options")]
             if saved != [mine["rule"], mine["options"]]:
                 raise CheckpointError(

@@ -490,7 +490,7 @@ class Grower:
                 and Grower are then to be made anew.
         """
         self._growing.settle()
-        with changed_since("the saved growth state", "Build model, optimizer and Grower anew"):
+        with changed_since("the saved growth state", "Build model, optimizer and Grower anew; these are half restored"):
             # the saved divisor counts, not the one that was measured when this Grower was made
             config = self.config if self.divisor_choice is None else adopted_divisor(self.config, state)
             check_identity(self._identity(config), state, self._method.SAVED)

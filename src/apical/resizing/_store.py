@@ -198,19 +198,21 @@ class DormantStore:
         Raises:
             ResizeError: a value has another shape than the tensor of the traced model that it belongs to, or what is
                 said of the optimizers' parameters are no names.
-            CheckpointError: this is no saved store.
+            CheckpointError: this is no saved store, or a damaged one. Whatever is raised, nothing was loaded.
         """
-        with changed_since("the saved dormant store", "Build model and store anew"):
+        with changed_since("the saved dormant store", "Nothing was loaded"):
             self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
         if not all(isinstance(name, str) for names in state["order"].values() for name in names):
             raise ResizeError("the saved store's order of parameters holds something else than names")
         self._check_shapes(state["full"])
-        self._full = {k: v.to(self.device, copy=True) for k, v in state["full"].items()}
-        self._other = copy.deepcopy(state["other"])
-        self.order = {k: list(v) for k, v in state["order"].items()}
-        self._optimizers, self._classes = {}, dict(state.get("optimizers", {}))  # older states do not say
+        full = {k: v.to(self.device, copy=True) for k, v in state["full"].items()}
+        other = copy.deepcopy(state["other"])
+        order = {k: list(v) for k, v in state["order"].items()}
+        classes = dict(state.get("optimizers", {}))  # older states do not say
+        # only now that all could be read
+        self._full, self._other, self.order, self._optimizers, self._classes = full, other, order, {}, classes
 
     def _check_shapes(self, full: Mapping[str, Tensor]) -> None:
         if self._structure is None:

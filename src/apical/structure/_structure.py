@@ -10,7 +10,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeVar
 
-from apical._checks import in_per_cent
+from apical._checks import in_per_cent, shown
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._returned import Returned
 from apical.structure._table import Table, as_html, as_text
@@ -98,7 +98,7 @@ class Structure:
     def _block_index(self, name: str) -> int:
         try:
             return self._block_order[name]
-        except KeyError:
+        except (KeyError, TypeError):
             raise KeyError(unknown("block", name, self._block_order)) from None
 
     def left_out(self, skip: Iterable[str]) -> tuple[str, ...]:
@@ -118,6 +118,10 @@ class Structure:
         Args:
             keep: kept positions (or just their number) by group name; groups not named keep everything.
             skip: names of the blocks that are left out.
+
+        Raises:
+            KeyError: there is no group or block of that name; the nearest is named.
+            TypeError: ``keep`` or ``skip`` is none.
 
         Example:
             >>> import torch, apical
@@ -152,11 +156,15 @@ class Structure:
         Args:
             keep: kept positions (or just their number) by group name; groups not named keep everything.
             skip: names of the blocks that are left out.
+
+        Raises:
+            KeyError: there is no group or block of that name; the nearest is named.
+            TypeError: ``keep`` or ``skip`` is none.
         """
         return self._price(self._macs_model, keep, skip)
 
     def num_params(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> int:
-        """Number of parameter elements, shared parameters counted once, for a choice of ``keep`` and ``skip``."""
+        """Number of parameter elements, shared parameters counted once, for a choice as in `macs`."""
         return self._price(self._params_model, keep, skip)
 
     def to_dict(self) -> dict[str, Any]:
@@ -228,22 +236,24 @@ class Structure:
 def _kept(keep: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if keep is not None and not isinstance(keep, Mapping):
         raise TypeError(
-            f"keep must give, by group name, the kept positions or their number, as in {{'conv1': 8}}; got {keep!r}"
+            f"keep must give, by group name, kept positions or their number, as in {{'conv1': 8}}; got {shown(keep)}"
         )
     return keep or {}
 
 
 def _names(skip: Iterable[str]) -> Iterable[str]:
     if isinstance(skip, str) or not isinstance(skip, Iterable):
-        raise TypeError(f"skip must be a list of block names, as in ['layer1.0']; got {skip!r}")
+        raise TypeError(f"skip must be a list of block names, as in ['layer1.0']; got {shown(skip)}")
     return skip
 
 
 def _count(kept: Any) -> int:
     """How many units are kept, told as positions or as their number."""
-    if isinstance(kept, str) or not isinstance(kept, Integral | Sized):
-        raise TypeError(f"keep must give positions or their number for a group, got {kept!r}")
-    return int(kept) if isinstance(kept, Integral) else len(kept)
+    if isinstance(kept, Integral):
+        return int(kept)
+    if isinstance(kept, Sized) and not isinstance(kept, str) and getattr(kept, "ndim", None) != 0:
+        return len(kept)
+    raise TypeError(f"keep must give positions or their number for a group, got {shown(kept)}")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
@@ -295,5 +305,5 @@ def _tables(structure: Structure) -> list[Table]:
 
 def _sites(slices: Sequence[ParamSlice]) -> str:
     names = Counter(s.tensor for s in slices)
-    shown = list(names)[:3]
-    return ", ".join(shown) + (f" +{len(names) - 3}" if len(names) > 3 else "")
+    first = list(names)[:3]
+    return ", ".join(first) + (f" +{len(names) - 3}" if len(names) > 3 else "")
