@@ -97,7 +97,7 @@ def test_what_is_no_saved_store_is_refused_in_words(state: Any) -> None:
     store = DormantStore()
     store.load_state_dict({"full": {"a": torch.ones(2)}, "other": {}, "order": {"0": ["a"]}, "optimizers": {}})
     before = store.state_dict()
-    with pytest.raises(CheckpointError, match=r"the saved dormant store does not fit .*Nothing was loaded"):
+    with pytest.raises(CheckpointError, match=r"the saved dormant store does not fit .*Nothing of it was loaded"):
         store.load_state_dict(state)
     assert equal_trees(store.state_dict(), before)
 

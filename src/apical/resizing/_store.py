@@ -200,7 +200,8 @@ class DormantStore:
                 said of the optimizers' parameters are no names.
             CheckpointError: this is no saved store, or a damaged one. Whatever is raised, nothing was loaded.
         """
-        with changed_since("the saved dormant store", "Nothing was loaded"):
+        mend = "Nothing of it was loaded; build anew what was resized for it"
+        with changed_since("the saved dormant store", mend):
             self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:

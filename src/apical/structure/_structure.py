@@ -121,7 +121,7 @@ class Structure:
 
         Raises:
             KeyError: there is no group or block of that name; the nearest is named.
-            TypeError: ``keep`` or ``skip`` is none.
+            TypeError: ``keep`` is no mapping of positions or numbers, or ``skip`` no list of names.
 
         Example:
             >>> import torch, apical
@@ -159,7 +159,7 @@ class Structure:
 
         Raises:
             KeyError: there is no group or block of that name; the nearest is named.
-            TypeError: ``keep`` or ``skip`` is none.
+            TypeError: ``keep`` is no mapping of positions or numbers, or ``skip`` no list of names.
         """
         return self._price(self._macs_model, keep, skip)
 
