@@ -178,7 +178,8 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="time the kept networks of the file's runs in turns")
     given = parser.parse_args()
     setting, data = SETTINGS[given.setting], None
-    setting = replace(setting, amp=setting.amp and not given.float32)
+    if given.float32:
+        setting = replace(setting, amp=False)
     options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.set)}
     if given.time:
         time_in_turns(given, images(setting))

@@ -24,7 +24,7 @@ from apical.structure import Structure
 from apical.timing._clock import synchronise
 from apical.training import TrainingConfig
 from apical.training._amp import assumed_amp
-from apical.training._learner import autocast, put_in_safe_order_
+from apical.training._learner import autocast, in_memory_format, put_in_safe_order_
 from apical.training._optimizer import build_optimizer
 from benchmarks.seconds.spread import along_epochs
 
@@ -82,8 +82,7 @@ def training_step(
     inputs = torch.randn(training.batch_size, *shape, generator=generator).to(device)
     labels = torch.randint(classes, (training.batch_size,), generator=generator).to(device)
     model.to(device).train()
-    if put_in_safe_order_(model, training).channels_last:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs = in_memory_format(inputs, put_in_safe_order_(model, training))
     stepped = optimizer or build_optimizer(model, training.optimizer)
 
     def step() -> None:

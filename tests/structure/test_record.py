@@ -99,9 +99,9 @@ def test_what_is_no_choice_is_refused_in_words(resnet: Structure, ask: str) -> N
     for kept in ("3", 1.5, None, torch.tensor(3), nn.Linear(9, 9)):
         with pytest.raises(TypeError, match="positions or their number"):
             price({group: kept})
-    for skip in (3, resnet.blocks[0].name):
-        with pytest.raises(TypeError, match="skip must be a list of block names"):
-            price(skip=skip)
+    with pytest.raises(TypeError, match="skip must be a list of block names"):
+        price(skip=3)
+    assert price(skip="1") == price(skip=["1"]) != price(), "one name, as resize_ takes it"
     with pytest.raises(KeyError, match="no block is called"):
         price(skip=[["layer1"]])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apical.errors import ResizeError
 from apical.structure import ChannelGroup, Keep, Structure
-from apical.structure._structure import unknown
+from apical.structure._structure import block_names, unknown
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def check_selection(structure: Structure, keep: Keep, skip: Iterable[str]) -> Se
     problems += [unknown("group", name, names) for name in keep if name not in names]
     if not isinstance(skip, Iterable):
         raise ResizeError(f"skip must list block names, not be a {type(skip).__name__}")
-    skip = [skip] if isinstance(skip, str) else list(skip)
+    skip = block_names(skip)
     problems += [unknown("block", name, blocks) for name in skip if name not in blocks]
     chosen: dict[str, tuple[int, ...]] = {}
     for group in structure.groups:

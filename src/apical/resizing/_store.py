@@ -202,16 +202,13 @@ class DormantStore:
         """
         mend = "Nothing of it was loaded; build anew what was resized for it"
         with changed_since("the saved dormant store", mend):
-            self._load(state)
-
-    def _load(self, state: dict[str, Any]) -> None:
-        if not all(isinstance(name, str) for names in state["order"].values() for name in names):
-            raise ResizeError("the saved store's order of parameters holds something else than names")
-        self._check_shapes(state["full"])
-        full = {k: v.to(self.device, copy=True) for k, v in state["full"].items()}
-        other = copy.deepcopy(state["other"])
-        order = {k: list(v) for k, v in state["order"].items()}
-        classes = dict(state.get("optimizers", {}))  # older states do not say
+            if not all(isinstance(name, str) for names in state["order"].values() for name in names):
+                raise ResizeError("the saved store's order of parameters holds something else than names")
+            self._check_shapes(state["full"])
+            full = {k: v.to(self.device, copy=True) for k, v in state["full"].items()}
+            other = copy.deepcopy(state["other"])
+            order = {k: list(v) for k, v in state["order"].items()}
+            classes = dict(state.get("optimizers", {}))  # older states do not say
         # only now that all could be read
         self._full, self._other, self.order, self._optimizers, self._classes = full, other, order, {}, classes
 

@@ -93,7 +93,7 @@ class Structure:
             if name not in self._group_order:
                 self.group(name)
             sizes[self._group_order[name]] = _count(kept)
-        return model.price(sizes, [self._block_index(name) for name in _names(skip)])
+        return model.price(sizes, [self._block_index(name) for name in block_names(skip)])
 
     def _block_index(self, name: str) -> int:
         try:
@@ -110,7 +110,7 @@ class Structure:
             >>> apical.trace(layer, torch.randn(2, 5, 8)).left_out(["linear2"])
             ('linear1', 'linear2')
         """
-        return tuple(path for name in _names(skip) for path in self.blocks[self._block_index(name)].modules)
+        return tuple(path for name in block_names(skip) for path in self.blocks[self._block_index(name)].modules)
 
     def widths(self, keep: Mapping[str, Any] | None = None, skip: Iterable[str] = ()) -> dict[str, int]:
         """Number of units of each group that is there; a group that lies wholly in blocks that are left out is not.
@@ -241,10 +241,11 @@ def _kept(keep: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return keep or {}
 
 
-def _names(skip: Iterable[str]) -> Iterable[str]:
-    if isinstance(skip, str) or not isinstance(skip, Iterable):
+def block_names(skip: Iterable[str]) -> list[str]:
+    """The names in ``skip``; one name alone stands for itself, not for its letters."""
+    if not isinstance(skip, Iterable):
         raise TypeError(f"skip must be a list of block names, as in ['layer1.0']; got {shown(skip)}")
-    return skip
+    return [skip] if isinstance(skip, str) else list(skip)
 
 
 def _count(kept: Any) -> int:
