@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -53,8 +54,13 @@ def from_first(measure: Callable[[], T]) -> T:
     return found
 
 
-FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of a layer's widths, at which it is timed
-NETWORKS = (1.0, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15)  # of all widths: every other one calibrates, those between check
+# shares of a layer's widths at which it is timed: no halves and quarters, since multiples of 8 or 16 are faster than
+# the widths between them, which most networks have
+FRACTIONS = (0.15, 0.35, 0.65, 1.0)
+# whole networks, by the share of the widths in their first and in their second half: every other one calibrates what
+# lies between the layers, those between check it
+NETWORKS = ((1.0, 1.0), (0.8, 0.8), (0.55, 1.0), (0.55, 0.55), (1.0, 0.55), (0.3, 0.8), (0.65, 0.65), (0.8, 0.3),
+            (0.35, 0.35), (0.22, 0.22), (0.15, 0.15))  # fmt: skip
 
 
 def table_for(
@@ -84,28 +90,56 @@ def measure_latency_table(model: nn.Module, structure: Structure, example_inputs
     """
     call, device = Call.of(example_inputs), next(model.parameters()).device
     with quiet_rng():
-        tables = _layer_tables(model, structure, call)
-        raw = LatencyTable(structure, tables, 0.0, 1.0, 0.0, str(device))
-        points = []
-        for fraction in NETWORKS:
-            keep = {g.name: list(range(max(1, round(fraction * g.size)))) for g in structure.groups}
+        layers, outputs = _layer_tables(model, structure, call)
+        raw = [LatencyTable(structure, tables, 0.0, 1.0, 0.0, str(device)) for tables in (layers, outputs)]
+        middle, parts, measured = len(structure.groups) / 2, [], []
+        for first, second in NETWORKS:
+            shares = [first if i < middle else second for i in range(len(structure.groups))]
+            keep = {g.name: max(1, round(s * g.size)) for g, s in zip(structure.groups, shares, strict=True)}
             twin = copy.deepcopy(model)
-            resize_(twin, structure, keep, ())
-            points.append((raw.layers_ms(keep, ()), time_ms(partial(call.run, twin.eval()), device)))
-    x, y = (np.array(v) for v in zip(*points, strict=True))
-    flat = np.ptp(x[::2]) <= 1e-6 * np.max(x)  # the clock saw no difference between widths: no line to fit
-    scale, offset = (0.0, 0.0) if flat else np.polyfit(x[::2], y[::2], 1)
-    if offset < 0 or scale <= 0:  # noise: nothing costs less than its layers
-        scale, offset = float(np.median(y[::2] / x[::2])), 0.0
-    error = float(np.max(np.abs(offset + scale * x[1::2] - y[1::2]) / y[1::2]))
-    return LatencyTable(structure, tables, float(offset), float(scale), error, raw.device)
+            resize_(twin, structure, {name: list(range(size)) for name, size in keep.items()}, ())
+            parts.append([table.layers_ms(keep, ()) for table in raw])
+            measured.append(time_ms(partial(call.run, twin.eval()), device))
+    offset, scale, per_element = _calibrated(np.array(parts[::2]), np.array(measured[::2]))
+    # what an element costs once it is written is added to the layer that writes it
+    joined = tuple(
+        replace(layer, ms=_rows(np.array(layer.ms) + per_element / scale * np.array(written.ms)))
+        for layer, written in zip(layers, outputs, strict=True)
+    )
+    table = LatencyTable(structure, joined, offset, scale, 0.0, str(device))
+    predicted = offset + np.array(parts) @ np.array([scale, per_element])
+    return replace(table, error=float(np.max(np.abs(predicted / np.array(measured) - 1)[1::2])))
 
 
-def _layer_tables(model: nn.Module, structure: Structure, call: Call) -> tuple[LayerTable, ...]:
-    """One for every layer that can be timed; those that are alike are measured once."""
+def _calibrated(parts: np.ndarray, measured: np.ndarray) -> tuple[float, float, float]:
+    """Offset, factor of the layers' times and milliseconds per written element: least squares of relative errors, none
+    negative.
+
+    Normalisation, activations and sums cost by the element, not by the layer before them, so that a narrow network is
+    slower than its layers tell.
+
+    Args:
+        parts: of each network the layers' milliseconds and the elements that they write.  # (networks, 2)
+        measured: milliseconds.  # (networks,)
+    """
+    columns = np.column_stack([np.ones(len(measured)), parts]) / measured[:, None]
+    best, smallest = np.zeros(3), np.inf
+    for chosen in ([1], [0, 1], [1, 2], [0, 1, 2]):  # fewer first: more terms must earn it
+        found, *_ = np.linalg.lstsq(columns[:, chosen], np.ones(len(measured)), rcond=None)
+        missed = float(np.sum((columns[:, chosen] @ found - 1) ** 2))
+        if (found >= 0).all() and found[chosen.index(1)] > 0 and missed < smallest - 1e-12:
+            best, smallest = np.zeros(3), missed
+            best[chosen] = found
+    return float(best[0]), float(best[1]), float(best[2])
+
+
+def _layer_tables(
+    model: nn.Module, structure: Structure, call: Call
+) -> tuple[tuple[LayerTable, ...], tuple[LayerTable, ...]]:
+    """Milliseconds of every layer that can be timed, and the elements that it writes; of layers alike one is timed."""
     axes, channels_last = axes_of(structure), has_channels_last(model)
-    known: dict[tuple[object, ...], float] = {}
-    found = []
+    known: dict[tuple[object, ...], tuple[float, int]] = {}
+    layers, written = [], []
     for path, shape in layer_inputs(model, call, (_ConvNd, nn.Linear)).items():
         module = model.get_submodule(path)
         names = width_names(module)
@@ -114,24 +148,31 @@ def _layer_tables(model: nn.Module, structure: Structure, call: Call) -> tuple[L
             continue
         in_axis, out_axis = (axes.get(path, {}).get(n, SizeAxis(f)) for n, f in zip(names, full, strict=True))
         inputs, outputs = (_grid(f) if a.counts else (f,) for f, a in zip(full, (in_axis, out_axis), strict=True))
-        rows = [[_layer_ms(module, shape, i, o, channels_last, known) for o in outputs] for i in inputs]
-        ms = np.maximum.accumulate(np.maximum.accumulate(np.array(rows), 0), 1)  # noise must not make wider cheaper
-        found.append(LayerTable(path, inputs, outputs, tuple(map(tuple, ms.tolist())), in_axis, out_axis))
-    if not found:
+        grid = [[_measured(module, shape, i, o, channels_last, known) for o in outputs] for i in inputs]
+        values = np.array(grid)  # (inputs, outputs, 2)
+        ms = np.maximum.accumulate(np.maximum.accumulate(values[..., 0], 0), 1)  # noise must not make wider cheaper
+        layers.append(LayerTable(path, inputs, outputs, _rows(ms), in_axis, out_axis))
+        written.append(replace(layers[-1], ms=_rows(values[..., 1])))
+    if not layers:
         raise BudgetError(
             "no convolution or linear layer of this model can change its width, so its latency cannot be steered; "
             "give a budget in MACs or parameters, such as '50% macs'"
         )
-    return tuple(found)
+    return tuple(layers), tuple(written)
 
 
-def _layer_ms(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, channels_last: bool,
-              known: dict[tuple[object, ...], float]) -> float:  # fmt: skip
+def _rows(values: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, values.tolist()))
+
+
+def _measured(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, channels_last: bool,
+              known: dict[tuple[object, ...], tuple[float, int]]) -> tuple[float, int]:  # fmt: skip
+    """Milliseconds of a layer at these widths, and how many elements it writes."""
     outs = ins if getattr(module, "groups", 1) > 1 else outs
     key = (*alike(module, shape), ins, outs)
     if key not in known:
         layer, x = layer_of(module, shape, ins, outs, channels_last)
-        known[key] = time_ms(lambda: layer(x), x.device, repeats=3, at_least_s=0.003)
+        known[key] = time_ms(lambda: layer(x), x.device, repeats=3, at_least_s=0.003), layer(x).numel()
     return known[key]
 
 
