@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,23 @@ TINY = (
 
 def tiny(*settings: str) -> RunConfig:
     return apply_settings(get_recipe("digits"), [*TINY, *settings])
+
+
+def test_a_run_with_a_latency_budget_says_what_it_measured_and_what_it_ended_with(tmp_path: Path) -> None:
+    told = io.StringIO()
+    result = run(tiny("epochs=3", "budget=70% latency"), tmp_path / "run", progress=make_progress("plain", told))
+    assert 0.4 < result.summary["latency_fraction"] <= 0.702
+    assert result.history[-1]["latency_ms"] == result.summary["latency_ms"]
+    assert re.search(
+        r"the full model takes \S+ ms: one call on the example inputs, .* by at most \d+%", told.getvalue()
+    )
+    share = f"predicted latency {result.summary['latency_fraction']:.1%}".replace("%", " %")
+    assert share in told.getvalue().splitlines()[-1]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"{result.summary['latency_fraction']:.1%}".replace(
+        "%", " %"
+    ) + " of the full model's latency" in html.unescape(page)
+    assert "ms of a call, predicted" in page
 
 
 def do(config: RunConfig, out: Path, **options: Any) -> TrainingResult:

@@ -102,6 +102,9 @@ def test_a_latency_budget_is_met_as_predicted(counted: list[float]) -> None:
     widths = grower.history[-1]["widths"]
     assert grower.latency is not None
     predicted = grower.latency.predict_ms(widths) / grower.latency.predict_ms()
+    assert grower.history[-1]["latency_fraction"] == pytest.approx(predicted)
+    assert grower.history[-1]["latency_ms"] == pytest.approx(grower.latency.predict_ms(widths))
+    assert f"{predicted:.1%} of the latency" in repr(grower)
     assert 0.95 * 0.6 <= max(predicted, grower.history[-1]["macs_fraction"] / 0.9 * 0.6) <= 0.6 * 1.002
 
 

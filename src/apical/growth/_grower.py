@@ -221,7 +221,7 @@ class Grower:
         if not warn_of_another_optimizer(self.model, self._growing.optimizers, r.steps.count):
             self._warn_of_replaced()
         r.write_back()
-        record = epoch_record(self.structure, self._growing.selection, self.epoch, self.target_load)
+        record = self._record()
         record["bits"] = {} if self._bits is None else self._bits.bits()
         record["metrics"] = told
         if self._spent_steps:
@@ -429,12 +429,16 @@ class Grower:
         warn_of_replaced([n for n in names if n not in self._untrained])
         self._untrained.update(names)
 
+    def _record(self) -> EpochRecord:
+        now = self._growing.selection
+        return epoch_record(self.structure, now, self.epoch, self.target_load, self.latency)
+
     # ---- what a prompt and a notebook show ---------------------------------------------------------------------------
 
     def _now(self) -> EpochRecord | None:
         """The present network; once finished, that of the last epoch."""
         if self.store is not None:
-            return epoch_record(self.structure, self._growing.selection, self.epoch, self.target_load)
+            return self._record()
         return self.history[-1] if self.history else None
 
     def _words(self) -> str:

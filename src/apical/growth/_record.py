@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apical._checks import shown
+from apical.budget import LatencyTable
 from apical.errors import ConfigError
 from apical.reporting import RunRecord
 from apical.resizing._selection import Selection
@@ -26,7 +27,14 @@ class Changes(TypedDict):
     restructure_seconds: float
 
 
-class EpochRecord(Changes):
+class Predicted(TypedDict, total=False):
+    """What the measured table of a latency budget says of the network; without such a budget there is nothing."""
+
+    latency_ms: float
+    latency_fraction: float  # of what it says of the full model
+
+
+class EpochRecord(Changes, Predicted):
     """One epoch: the network that it trained (at its end), and what was restructured in it or after it.
 
     ``widths`` has the groups that are there, not those inside the blocks that are ``skipped``. ``mean_macs`` is the
@@ -70,7 +78,9 @@ def add_changes(a: Changes, b: Changes) -> Changes:
     )
 
 
-def epoch_record(structure: Structure, present: Selection, epoch: int, load: float) -> EpochRecord:
+def epoch_record(
+    structure: Structure, present: Selection, epoch: int, load: float, latency: LatencyTable | None = None
+) -> EpochRecord:
     """The record of an epoch that trained the present network, which is scheduled to cost ``load`` of the budget."""
     macs = structure.macs(present.keep, present.skip)
     params = structure.num_params(present.keep, present.skip)
@@ -90,7 +100,15 @@ def epoch_record(structure: Structure, present: Selection, epoch: int, load: flo
         scheduled_load=load,
         next_load=load,
         **no_changes(),
+        **_predicted(latency, present),
     )
+
+
+def _predicted(latency: LatencyTable | None, present: Selection) -> Predicted:
+    if latency is None:
+        return Predicted()
+    ms = latency.predict_ms(present.keep, present.skip)
+    return Predicted(latency_ms=ms, latency_fraction=ms / latency.predict_ms())
 
 
 def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
@@ -121,7 +139,8 @@ def template_record(structure: Structure) -> dict[str, Any]:
     }
 
 
-LAST = ("macs", "macs_fraction", "num_params", "params_fraction")  # of the final network, in a run's summary
+# of the final network, in a run's summary, as far as its record has them
+LAST = ("macs", "macs_fraction", "num_params", "params_fraction", "latency_ms", "latency_fraction")
 
 
 SHARES = ("acc", "iou", "f1", "precision", "recall")  # metrics in whose names these stand are shown in per cent
@@ -140,7 +159,7 @@ def run_record(structure: Structure, history: Sequence[EpochRecord], title: str,
     if len(history) >= epochs:
         last: Mapping[str, Any] = history[-1]
         spent = sum(record["mean_macs"] for record in history) / len(history)
-        summary = {name: last[name] for name in LAST}
+        summary = {name: last[name] for name in LAST if name in last}
         summary |= {"train_macs_fraction": spent / structure.macs(), "train_macs_vs_final": spent / last["macs"]}
     told = [{**record, **{f"eval_{name}": value for name, value in record["metrics"].items()}} for record in history]
     return RunRecord(Path(title), config, told, summary, template_record(structure))
@@ -154,6 +173,8 @@ def shown_in_words(structure: Structure, record: Mapping[str, Any] | None, epoch
     parts = [f"epoch {epoch} of {epochs}", f"budget {budget}"]
     if record is not None:
         there = f"{record['macs_fraction']:.1%} of the MACs, {record['params_fraction']:.1%} of the parameters"
+        timed = record.get("latency_fraction")
+        there += "" if timed is None else f", {timed:.1%} of the latency"
         parts += [there, f"{len(record['widths'])} of {len(structure.groups)} channel groups"]
         parts += [f"{record['blocks']} of {len(structure.blocks)} blocks"] if structure.blocks else []
     return "; ".join(parts)

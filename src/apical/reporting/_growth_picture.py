@@ -55,7 +55,7 @@ def frames(run: RunRecord) -> Frames | None:
 def _words(run: RunRecord, index: int, blocks: Sequence[str]) -> str:
     record = run.history[index]
     parts = [f"epoch {index + 1} of {max(run.epochs, len(run.history))}"]
-    for name, label in (("macs_fraction", "MACs"), ("params_fraction", "parameters")):
+    for name, label in (("macs_fraction", "MACs"), ("params_fraction", "parameters"), ("latency_fraction", "latency")):
         if isinstance(record.get(name), (int, float)):
             parts.append(f"{100 * record[name]:.1f} % of the {label}")
     if blocks:

@@ -88,7 +88,7 @@ def _headline(run: RunRecord) -> str:
         return ""
     shares = [
         f"{100 * source[key]:.1f} % of the full model's {what}"
-        for key, what in (("macs_fraction", "MACs"), ("params_fraction", "parameters"))
+        for key, what in (("macs_fraction", "MACs"), ("params_fraction", "parameters"), ("latency_fraction", "latency"))
         if isinstance(source.get(key), (int, float))
     ]
     with_what = f", with {' and '.join(shares)}" if shares else ""
@@ -100,6 +100,7 @@ _FIGURES: tuple[tuple[str, str, str], ...] = (
     ("peak_memory_mib", "MiB of memory at most", "{:,.0f}"),
     ("num_params", "parameters", "{:,.0f}"),
     ("macs", "MACs of an example", "{:,.0f}"),
+    ("latency_ms", "ms of a call, predicted", "{:,.3g}"),
 )
 
 

@@ -134,6 +134,9 @@ def _run(
     def watched(model: nn.Module, optimizer: Optimizer, copies: Sequence[nn.Module]) -> GrowthMethod:
         method = build(model, optimizer, copies)
         live.watch(model, method)
+        latency = getattr(method, "latency", None)
+        if latency is not None and not resume and processes().first:  # a resumed run goes by what it measured before
+            progress.message(f"the full model takes {latency.predict_ms():.3g} ms: {latency.measurement}")
         return method
 
     def write_files(result: TrainingResult) -> None:

@@ -139,6 +139,7 @@ def _closing_line(summary: Record, metric: Metric) -> str:
     for name, label, pattern, scale in (
         ("macs_fraction", "MACs", "{:.1f} %", 100),
         ("params_fraction", "params", "{:.1f} %", 100),
+        ("latency_fraction", "predicted latency", "{:.1f} %", 100),
         ("train_macs_fraction", "training MACs", "{:.1f} % of dense", 100),
         ("train_seconds", "training", "{:.1f} s", 1),
     ):

@@ -24,6 +24,8 @@ _NUMBERS = frozenset(
         "macs_fraction",
         "num_params",
         "params_fraction",
+        "latency_ms",
+        "latency_fraction",
         "train_macs",
         "blocks",
         "step_seconds",

@@ -131,6 +131,7 @@ def run_summary(
             "macs_fraction": last.get("macs_fraction"),
             "num_params": num_params,
             "params_fraction": last.get("params_fraction"),
+            **{name: last[name] for name in ("latency_ms", "latency_fraction") if name in last},
             **training_costs(history),
             "epochs": len(history),
             "seed": content["training"]["seed"],
