@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from apical.cli import main
-from apical.errors import CheckpointError, ConfigError
+from apical.errors import BudgetError, CheckpointError, ConfigError
 from apical.recipes import get_recipe
 from apical.recipes._settings import split_options
 from apical.runs import compare
@@ -57,6 +57,13 @@ def test_too_few_epochs_for_a_method_are_refused_before_the_first_run(tmp_path: 
     with pytest.raises(ConfigError, match="method slimming: got epochs=1; expected at least 2"):
         do(["dense", "slimming"], tmp_path, "epochs=1")
     assert not list(tmp_path.iterdir())
+
+
+def test_budgets_that_only_growth_can_meet_are_refused_before_the_first_run(tmp_path: Path) -> None:
+    for budget, odd in (("50% latency", "50% latency"), ("60% macs, 10% size", "10% size")):
+        with pytest.raises(BudgetError, match=f"method uniform goes by macs and params, got the budget {odd},"):
+            do(["grown", "dense", "uniform"], tmp_path / "all", f"budget={budget}")
+    assert not (tmp_path / "all").exists()
 
 
 def test_options_are_told_apart_from_settings_of_all_runs() -> None:

@@ -140,8 +140,8 @@ class BoundBudget:
             )
         if self._latency is None:
             raise BudgetError(
-                f"the budget {target} is in time, measured on this machine; pass "
-                "latency=apical.timing.measure_latency_table(...), or let apical.Grower do it"
+                f"the budget {target} is in time, which apical.Grower measures and this method does not: give it macs "
+                "or params (BoundBudget takes latency=apical.timing.measure_latency_table(...))"
             )
         return self._latency.predict_ms(keep, skip)
 

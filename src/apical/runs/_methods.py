@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from apical._checks import build, nearest
 from apical.baselines import ISS, L1, Comparator, Dense, Rule, Slimming, Taylor, Uniform
-from apical.errors import ConfigError
+from apical.budget import Budget
+from apical.errors import BudgetError, ConfigError
 from apical.growth import Grower, GrowthConfig, ScsConfig
 from apical.growth._options import changed
 from apical.recipes import RunConfig
@@ -180,6 +181,12 @@ def _rule(kind: type, config: RunConfig) -> Any:
         no_options(config)
     rule: Any = method_options(config, kind)
     rule.last(config.training.epochs)
+    odd = [target for target in Budget.of(config.budget).targets if target.kind not in ("macs", "params")]
+    if odd and kind is not Dense:
+        raise BudgetError(
+            f"method {config.method} goes by macs and params, got the budget {odd[0]}, which only growth can meet; "
+            "compare at macs or params (a comparison measures the seconds of all final networks)"
+        )
     return rule
 
 
