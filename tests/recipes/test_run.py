@@ -21,6 +21,7 @@ from apical.runs import load_run, methods, read_config, run
 from apical.training import Progress, TrainingResult, make_progress
 from apical.training._progress import SilentProgress
 from marks import slow
+from timing.test_latency_table import counted  # noqa: F401 - a fixture: a clock that does not depend on the machine
 from tiny_run import assert_same_run
 
 FILES = {
@@ -69,6 +70,7 @@ def tiny(*settings: str) -> RunConfig:
     return apply_settings(get_recipe("digits"), [*TINY, *settings])
 
 
+@pytest.mark.usefixtures("counted")
 def test_a_run_with_a_latency_budget_says_what_it_measured_and_what_it_ended_with(tmp_path: Path) -> None:
     told = io.StringIO()
     result = run(tiny("epochs=3", "budget=70% latency"), tmp_path / "run", progress=make_progress("plain", told))

@@ -19,7 +19,7 @@ from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.budget._latency import LayerTable
 from apical.errors import BudgetError
 from apical.structure import SizeAxis, SkippableBlock
-from apical.timing import _latency_table, measure_latency_table
+from apical.timing import _latency_table, _layers, measure_latency_table
 from apical.timing._clock import time_ms
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
@@ -108,8 +108,16 @@ def test_a_latency_budget_is_met_as_predicted(counted: list[float]) -> None:
     assert 0.95 * 0.6 <= max(predicted, grower.history[-1]["macs_fraction"] / 0.9 * 0.6) <= 0.6 * 1.002
 
 
-def test_what_outputs_cost_is_told_from_what_layers_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock for which a layer costs its weights, and whole networks twice that, what they write and a constant."""
+def test_what_lies_between_layers_has_a_price_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock for which a layer costs its weights, and whole networks twice that, a constant, and a costly pooling."""
+    monkeypatch.setattr(_layers, "synchronise", lambda _: None)
+    monkeypatch.setattr(_layers.time, "perf_counter", lambda: elapsed[0])
+    elapsed = [0.0]
+
+    class Pool(nn.AdaptiveAvgPool2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            elapsed[0] += 0.001 * x.shape[1]  # a millisecond for each channel
+            return super().forward(x)
 
     def weights(layers: list[nn.Module]) -> float:
         return 0.001 * sum(m.get_parameter("weight").numel() for m in layers)
@@ -117,21 +125,28 @@ def test_what_outputs_cost_is_told_from_what_layers_cost(monkeypatch: pytest.Mon
     def cost(run: Any, *_: Any, **__: Any) -> float:
         if not isinstance(run, partial):
             return weights([c.cell_contents for c in run.__closure__ if isinstance(c.cell_contents, nn.Module)])
-        layers, written = [m for m in run.args[0] if isinstance(m, (nn.Conv2d, nn.Linear))], []
-        handles = [m.register_forward_hook(lambda *args: written.append(args[2].numel())) for m in layers]
+        before = elapsed[0]
         run()
-        for handle in handles:
-            handle.remove()
-        return 3.0 + 2 * weights(layers) + 0.01 * sum(written)
+        layers = [m for m in run.args[0] if isinstance(m, (nn.Conv2d, nn.Linear))]
+        return 3.0 + 2 * weights(layers) + 1000 * (elapsed[0] - before)
 
     monkeypatch.setattr(_latency_table, "time_ms", cost)
     model = net()
+    model[7] = Pool(1)  # after "5", which writes 24 channels
     table = measured(model)
     assert table.error < 0.02  # widths between the grid's are interpolated
-    wide_then_narrow = {"0": 16, "5": 4}
-    layers = 2 * 0.001 * (3 * 16 * 9 + 16 * 9 + 16 * 4 * 9 + 4 * 5)
-    written = 0.01 * (64 * (16 + 16 + 4) + 5)
-    assert table.predict_ms(wide_then_narrow) == pytest.approx(3.0 + layers + written, rel=0.01)
+    for narrow, wide in ((4, 16), (24, 2)):
+        layers = 2 * 0.001 * (3 * wide * 9 + wide * 9 + wide * narrow * 9 + narrow * 5)
+        assert table.predict_ms({"0": wide, "5": narrow}) == pytest.approx(3.0 + layers + narrow, rel=0.02)
+
+
+def test_times_between_layers_are_those_of_the_full_model_in_eval_mode() -> None:
+    model = net()
+    found = _layers.times_between(model, EXAMPLE, (nn.Conv2d, nn.Linear), torch.device("cpu"))
+    assert set(found) == {"0", "3", "5", "9"}
+    assert all(0 < ms < 1000 for ms in found.values())
+    assert model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_a_calibration_has_no_negative_term() -> None:

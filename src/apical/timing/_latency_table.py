@@ -23,7 +23,7 @@ from apical.resizing import resize_
 from apical.structure import Call, ExampleInputs, SizeAxis, Structure
 from apical.structure._quiet import quiet_rng
 from apical.timing._clock import time_ms
-from apical.timing._layers import alike, axes_of, layer_inputs, layer_of, width_names
+from apical.timing._layers import alike, axes_of, layer_inputs, layer_of, times_between, width_names
 
 T = TypeVar("T")
 
@@ -54,6 +54,7 @@ def from_first(measure: Callable[[], T]) -> T:
     return found
 
 
+TIMED = (_ConvNd, nn.Linear)
 # shares of a layer's widths at which it is timed: no halves and quarters, since multiples of 8 or 16 are faster than
 # the widths between them, which most networks have
 FRACTIONS = (0.15, 0.35, 0.65, 1.0)
@@ -90,8 +91,8 @@ def measure_latency_table(model: nn.Module, structure: Structure, example_inputs
     """
     call, device = Call.of(example_inputs), next(model.parameters()).device
     with quiet_rng():
-        layers, outputs = _layer_tables(model, structure, call)
-        raw = [LatencyTable(structure, tables, 0.0, 1.0, 0.0, str(device)) for tables in (layers, outputs)]
+        layers, between = _layer_tables(model, structure, call)
+        raw = [LatencyTable(structure, tables, 0.0, 1.0, 0.0, str(device)) for tables in (layers, between)]
         middle, parts, measured = len(structure.groups) / 2, [], []
         for first, second in NETWORKS:
             shares = [first if i < middle else second for i in range(len(structure.groups))]
@@ -100,27 +101,23 @@ def measure_latency_table(model: nn.Module, structure: Structure, example_inputs
             resize_(twin, structure, {name: list(range(size)) for name, size in keep.items()}, ())
             parts.append([table.layers_ms(keep, ()) for table in raw])
             measured.append(time_ms(partial(call.run, twin.eval()), device))
-    offset, scale, per_element = _calibrated(np.array(parts[::2]), np.array(measured[::2]))
-    # what an element costs once it is written is added to the layer that writes it
+    offset, scale, rest = _calibrated(np.array(parts[::2]), np.array(measured[::2]))
+    # what is done with a layer's output is added to the layer
     joined = tuple(
-        replace(layer, ms=_rows(np.array(layer.ms) + per_element / scale * np.array(written.ms)))
-        for layer, written in zip(layers, outputs, strict=True)
+        replace(layer, ms=_rows(np.array(layer.ms) + rest / scale * np.array(then.ms)))
+        for layer, then in zip(layers, between, strict=True)
     )
     table = LatencyTable(structure, joined, offset, scale, 0.0, str(device))
-    predicted = offset + np.array(parts) @ np.array([scale, per_element])
+    predicted = offset + np.array(parts) @ np.array([scale, rest])
     return replace(table, error=float(np.max(np.abs(predicted / np.array(measured) - 1)[1::2])))
 
 
 def _calibrated(parts: np.ndarray, measured: np.ndarray) -> tuple[float, float, float]:
-    """Offset, factor of the layers' times and milliseconds per written element: least squares of relative errors, none
-    negative.
-
-    Normalisation, activations and sums cost by the element, not by the layer before them, so that a narrow network is
-    slower than its layers tell.
+    """Offset, and factors of the layers' times and of those between: least squares of relative errors, none negative.
 
     Args:
-        parts: of each network the layers' milliseconds and the elements that they write.  # (networks, 2)
-        measured: milliseconds.  # (networks,)
+        parts: milliseconds of each network's layers, and of what lies between them.  # (networks, 2)
+        measured: milliseconds of the whole.  # (networks,)
     """
     columns = np.column_stack([np.ones(len(measured)), parts]) / measured[:, None]
     best, smallest = np.zeros(3), np.inf
@@ -136,11 +133,15 @@ def _calibrated(parts: np.ndarray, measured: np.ndarray) -> tuple[float, float, 
 def _layer_tables(
     model: nn.Module, structure: Structure, call: Call
 ) -> tuple[tuple[LayerTable, ...], tuple[LayerTable, ...]]:
-    """Milliseconds of every layer that can be timed, and the elements that it writes; of layers alike one is timed."""
+    """Milliseconds of every layer that can be timed, and of what follows until the next, in proportion to its output.
+
+    Of layers that are alike one is timed.
+    """
     axes, channels_last = axes_of(structure), has_channels_last(model)
-    known: dict[tuple[object, ...], tuple[float, int]] = {}
-    layers, written = [], []
-    for path, shape in layer_inputs(model, call, (_ConvNd, nn.Linear)).items():
+    known: dict[tuple[object, ...], float] = {}
+    layers, between = [], []
+    then = times_between(model, call, TIMED, next(model.parameters()).device)
+    for path, shape in layer_inputs(model, call, TIMED).items():
         module = model.get_submodule(path)
         names = width_names(module)
         full = [int(getattr(module, name)) for name in names]
@@ -148,31 +149,30 @@ def _layer_tables(
             continue
         in_axis, out_axis = (axes.get(path, {}).get(n, SizeAxis(f)) for n, f in zip(names, full, strict=True))
         inputs, outputs = (_grid(f) if a.counts else (f,) for f, a in zip(full, (in_axis, out_axis), strict=True))
-        grid = [[_measured(module, shape, i, o, channels_last, known) for o in outputs] for i in inputs]
-        values = np.array(grid)  # (inputs, outputs, 2)
-        ms = np.maximum.accumulate(np.maximum.accumulate(values[..., 0], 0), 1)  # noise must not make wider cheaper
+        rows = [[_layer_ms(module, shape, i, o, channels_last, known) for o in outputs] for i in inputs]
+        ms = np.maximum.accumulate(np.maximum.accumulate(np.array(rows), 0), 1)  # noise must not make wider cheaper
         layers.append(LayerTable(path, inputs, outputs, _rows(ms), in_axis, out_axis))
-        written.append(replace(layers[-1], ms=_rows(values[..., 1])))
+        share = np.array(outputs) / full[1]
+        between.append(replace(layers[-1], ms=_rows(np.tile(then[path] * share, (len(inputs), 1)))))
     if not layers:
         raise BudgetError(
             "no convolution or linear layer of this model can change its width, so its latency cannot be steered; "
             "give a budget in MACs or parameters, such as '50% macs'"
         )
-    return tuple(layers), tuple(written)
+    return tuple(layers), tuple(between)
 
 
 def _rows(values: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, values.tolist()))
 
 
-def _measured(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, channels_last: bool,
-              known: dict[tuple[object, ...], tuple[float, int]]) -> tuple[float, int]:  # fmt: skip
-    """Milliseconds of a layer at these widths, and how many elements it writes."""
+def _layer_ms(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, channels_last: bool,
+              known: dict[tuple[object, ...], float]) -> float:  # fmt: skip
     outs = ins if getattr(module, "groups", 1) > 1 else outs
     key = (*alike(module, shape), ins, outs)
     if key not in known:
         layer, x = layer_of(module, shape, ins, outs, channels_last)
-        known[key] = time_ms(lambda: layer(x), x.device, repeats=3, at_least_s=0.003), layer(x).numel()
+        known[key] = time_ms(lambda: layer(x), x.device, repeats=3, at_least_s=0.003)
     return known[key]
 
 

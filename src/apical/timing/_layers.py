@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,31 +14,89 @@ from torch.nn.modules.conv import _ConvNd
 
 from apical._memory_format import unsafe_in_channels_last
 from apical.structure import Call, ExampleInputs, SizeAxis, Structure
+from apical.timing._clock import synchronise
+
+Kinds = tuple[type[nn.Module], ...]
+ROUNDS = 5  # over which a median is taken
 
 
-def layer_inputs(
-    model: nn.Module, example_inputs: ExampleInputs, kinds: tuple[type[nn.Module], ...]
-) -> dict[str, tuple[int, ...]]:
+def layer_inputs(model: nn.Module, example_inputs: ExampleInputs, kinds: Kinds) -> dict[str, tuple[int, ...]]:
     """Input shape of every layer of these kinds in one call, in eval mode."""
     shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(path: str, given: Sequence[Any]) -> None:
+        shapes[path] = tuple(given[0].shape)
+
+    with torch.no_grad(), _watched(model, kinds, note):
+        Call.of(example_inputs).run(model)
+    return shapes
+
+
+def times_between(model: nn.Module, example_inputs: ExampleInputs, kinds: Kinds, device: torch.device
+                  ) -> dict[str, float]:  # fmt: skip
+    """Milliseconds from the end of each layer of these kinds to the start of the next, or to the end of the call.
+
+    That is what normalisation, activations, pooling and sums take, whether they are modules or not. Of a layer that is
+    called several times the sum; in eval mode; medians of several calls.
+    """
+    call, found = Call.of(example_inputs), list[dict[str, float]]()
+    last: tuple[str, float] | None = None
+
+    def now() -> float:
+        synchronise(device)
+        return time.perf_counter()
+
+    def begin(*_: object) -> None:
+        nonlocal last
+        if last is not None:
+            path, ended = last
+            found[-1][path] = found[-1].get(path, 0.0) + 1000 * (now() - ended)
+        last = None
+
+    def end(path: str) -> None:
+        nonlocal last
+        last = path, now()
+
+    with torch.no_grad(), _watched(model, kinds, begin, end):
+        for _ in range(ROUNDS + 1):
+            found.append({})
+            call.run(model)
+            begin()
+    return {path: statistics.median(times[path] for times in found[1:]) for path in found[0]}  # the first warms up
+
+
+@contextmanager
+def _watched(
+    model: nn.Module,
+    kinds: Kinds,
+    before: Callable[[str, Sequence[Any]], None],
+    after: Callable[[str], None] | None = None,
+) -> Iterator[None]:
+    """Puts the model into eval mode, and tells of every call of its layers of these kinds: the path and the inputs."""
+    training = {module: module.training for module in model.modules()}
     handles = []
     for path, module in model.named_modules():
         if isinstance(module, kinds):
 
-            def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
-                shapes[path] = tuple(next(iter((*args, *kwargs.values()))).shape)
+            def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
+                before(path, (*args, *kwargs.values()))
 
-            handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
-    training = {module: module.training for module in model.modules()}
+            def end(_: nn.Module, __: object, ___: object, path: str = path) -> None:
+                if after is not None:
+                    after(path)
+
+            handles += [
+                module.register_forward_pre_hook(begin, with_kwargs=True),
+                module.register_forward_hook(end),
+            ]
     try:
-        with torch.no_grad():
-            Call.of(example_inputs).run(model.eval())
+        model.eval()
+        yield
     finally:
         for module, mode in training.items():
             module.training = mode
         for handle in handles:
             handle.remove()
-    return shapes
 
 
 def axes_of(structure: Structure) -> dict[str, dict[str, SizeAxis]]:
