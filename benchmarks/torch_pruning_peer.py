@@ -47,12 +47,14 @@ class TorchPruningConfig:
         reg: weight of the group regularisation, the authors' for CIFAR.
         steps: into how many steps pruning everything would be divided.
         global_pruning: rank the channels of all layers together; if not, all layers lose the same share.
+        round_to: keep widths at multiples of this number.
     """
 
     prune_at: float = 0.5
     reg: float = 5e-4
     steps: int = 400
     global_pruning: bool = True
+    round_to: int = 1
 
 
 class TorchPruning:
@@ -75,6 +77,7 @@ class TorchPruning:
             global_pruning=config.global_pruning,
             pruning_ratio=1.0,
             iterative_steps=config.steps,
+            round_to=config.round_to if config.round_to > 1 else None,
             ignored_layers=[last],
             reg=config.reg,
         )
