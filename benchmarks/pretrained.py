@@ -71,7 +71,9 @@ def maker(method: str, setting: Setting, budget: str, epochs: int, seed: int, op
 
     def make(model: nn.Module, optimizer: torch.optim.Optimizer, example: Tensor) -> Any:
         if method in ("grown", "nothing"):
-            if "latency" in budget:  # of a batch, as --time takes it
+            if any(
+                target.kind == "latency" for target in apical.Budget.of(budget).targets
+            ):  # of a batch, as --time takes it
                 example = example.repeat(BATCH, 1, 1, 1)
             trained = {"seed_style": "pretrained"} if method == "grown" else {}
             return apical.Grower(model, optimizer, (example,), budget, epochs, seed=seed,

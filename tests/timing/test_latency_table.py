@@ -149,15 +149,30 @@ def test_times_between_layers_are_those_of_the_full_model_in_eval_mode() -> None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_layers_within_layers_have_times_of_their_own() -> None:
+    class LowRank(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 6)
+            self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + self.up(self.down(x))
+
+    model = nn.Sequential(nn.Linear(3, 6), LowRank(), nn.ReLU(), nn.Linear(6, 2))
+    found = _layers.times_between(model, torch.zeros(1, 3), (nn.Linear,), torch.device("cpu"))
+    assert set(found) == {"0", "1", "1.down", "1.up", "3"}
+    assert measured(model, torch.zeros(1, 3)).predict_ms() > 0
+
+
 def test_a_calibration_has_no_negative_term() -> None:
     parts = np.array([[1.0, 10.0], [2.0, 11.0], [3.0, 12.0], [4.0, 13.0], [5.0, 20.0]])
     assert _latency_table._calibrated(parts, 2 * parts[:, 0]) == pytest.approx((0.0, 2.0, 0.0))
     assert _latency_table._calibrated(parts, 3 + parts @ [2.0, 0.5]) == pytest.approx((3.0, 2.0, 0.5))
     for measured_ms in (parts[:, 0] - 0.5, 3 * parts[:, 0] - 0.1 * parts[:, 1]):
-        offset, scale, per_element = _latency_table._calibrated(parts, measured_ms)
+        offset, scale, rest = _latency_table._calibrated(parts, measured_ms)
         assert offset >= 0
         assert scale > 0
-        assert per_element >= 0
+        assert rest >= 0
 
 
 def test_an_impossible_latency_is_refused_before_anything_changes(counted: list[float]) -> None:

@@ -21,7 +21,7 @@ class LayerTable:
     module: str  # module path
     inputs: tuple[int, ...]  # grid of input widths, ascending
     outputs: tuple[int, ...]  # grid of output widths, ascending
-    ms: tuple[tuple[float, ...], ...]  # measured medians, made monotone  # (inputs, outputs)
+    ms: tuple[tuple[float, ...], ...]  # of the layer, and of what is done with its output  # (inputs, outputs)
     in_axis: SizeAxis  # the input width as a function of group sizes
     out_axis: SizeAxis  # the output width
 
@@ -40,7 +40,7 @@ class LatencyTable:
         structure: the template.
         layers: one table per convolution and linear layer.
         offset: milliseconds that do not depend on the widths.
-        scale: what normalisation, activations and memory traffic add to the layers' own times.
+        scale: by how much layers in a network take longer than alone.
         error: largest relative error on whole networks that were measured but not fitted.
         device: where it was measured.
     """

@@ -58,8 +58,8 @@ TIMED = (_ConvNd, nn.Linear)
 # shares of a layer's widths at which it is timed: no halves and quarters, since multiples of 8 or 16 are faster than
 # the widths between them, which most networks have
 FRACTIONS = (0.15, 0.35, 0.65, 1.0)
-# whole networks, by the share of the widths in their first and in their second half: every other one calibrates what
-# lies between the layers, those between check it
+# whole networks, by the share of the widths in their first and in their second half: the factors are fitted on every
+# other one, those between check them
 NETWORKS = ((1.0, 1.0), (0.8, 0.8), (0.55, 1.0), (0.55, 0.55), (1.0, 0.55), (0.3, 0.8), (0.65, 0.65), (0.8, 0.3),
             (0.35, 0.35), (0.22, 0.22), (0.15, 0.15))  # fmt: skip
 

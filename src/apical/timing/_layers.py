@@ -55,6 +55,7 @@ def times_between(model: nn.Module, example_inputs: ExampleInputs, kinds: Kinds,
 
     def end(path: str) -> None:
         nonlocal last
+        begin()  # a layer within this one may have ended last
         last = path, now()
 
     with torch.no_grad(), _watched(model, kinds, begin, end):
@@ -62,15 +63,16 @@ def times_between(model: nn.Module, example_inputs: ExampleInputs, kinds: Kinds,
             found.append({})
             call.run(model)
             begin()
-    return {path: statistics.median(times[path] for times in found[1:]) for path in found[0]}  # the first warms up
+    # the first call warms up; a layer need not be called every time
+    return {path: statistics.median(times.get(path, 0.0) for times in found[1:]) for path in found[0]}
 
 
 @contextmanager
 def _watched(
     model: nn.Module,
     kinds: Kinds,
-    before: Callable[[str, Sequence[Any]], None],
-    after: Callable[[str], None] | None = None,
+    before: Callable[[str, Sequence[Any]], object],
+    after: Callable[[str], object] = lambda _: None,
 ) -> Iterator[None]:
     """Puts the model into eval mode, and tells of every call of its layers of these kinds: the path and the inputs."""
     training = {module: module.training for module in model.modules()}
@@ -82,8 +84,7 @@ def _watched(
                 before(path, (*args, *kwargs.values()))
 
             def end(_: nn.Module, __: object, ___: object, path: str = path) -> None:
-                if after is not None:
-                    after(path)
+                after(path)
 
             handles += [
                 module.register_forward_pre_hook(begin, with_kwargs=True),
