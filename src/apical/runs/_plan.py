@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from apical.runs._prices import Conditions, totals
 from apical.structure import Structure
 from apical.structure._analyse import propose
 from apical.structure._running import analysis_copy, make_traceable_
-from apical.timing._clock import batch_of, time_ms
+from apical.timing._clock import batch_of, seconds
 from apical.training._amp import assumed_amp
 from apical.training._learner import autocast, in_memory_format, put_in_safe_order_
 from apical.training._optimizer import build_optimizer
@@ -245,7 +246,8 @@ def _time_step(
         _loss(model, inputs, config).backward()
         optimizer.step()
 
-    return time_ms(step, device, repeats=5, at_least_s=0) / 1000
+    step()  # warms up
+    return statistics.median(seconds(step, device=device) for _ in range(5))
 
 
 def _loss(model: nn.Module, inputs: tuple[Tensor, ...], config: RunConfig) -> Tensor:

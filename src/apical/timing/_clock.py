@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any, TypeVar
 
@@ -24,12 +23,18 @@ def synchronise(device: torch.device) -> None:
 
 
 def time_ms(
-    run: Callable[[], object], device: torch.device = CPU, repeats: int = 7, at_least_s: float = AT_LEAST_S
+    run: Callable[[], object], device: torch.device = CPU, repeats: int = 2, at_least_s: float = AT_LEAST_S
 ) -> float:
-    """Median wall time of a call in milliseconds, after two calls to warm up."""
+    """Least wall time of a call in milliseconds, after two calls to warm up: what disturbs it only adds."""
     run()
     calls = max(1, int(at_least_s / seconds(run, 1, device)))
-    return statistics.median(1000 * seconds(run, calls, device) / calls for _ in range(repeats))
+    return min(1000 * seconds(run, calls, device) / calls for _ in range(repeats))
+
+
+def least(samples: Sequence[Mapping[Key, float]]) -> dict[Key, float]:
+    """The least of several times of the same things, some of which may be missing from some samples."""
+    keys = dict.fromkeys(key for sample in samples for key in sample)
+    return {key: min(sample[key] for sample in samples if key in sample) for key in keys}
 
 
 def time_step_ms(layer: nn.Module, x: Tensor, at_least_s: float = 0.003) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,10 +22,11 @@ from apical.errors import BudgetError
 from apical.resizing import resize_
 from apical.structure import Call, ExampleInputs, SizeAxis, Structure
 from apical.structure._quiet import quiet_rng
-from apical.timing._clock import time_ms
+from apical.timing._clock import least, time_ms
 from apical.timing._layers import alike, axes_of, layer_inputs, layer_of, times_between, width_names
 
 T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
 
 
 def from_first(measure: Callable[[], T]) -> T:
@@ -62,6 +63,7 @@ FRACTIONS = (0.15, 0.35, 0.65, 1.0)
 # other one, those between check them
 NETWORKS = ((1.0, 1.0), (0.8, 0.8), (0.55, 1.0), (0.55, 0.55), (1.0, 0.55), (0.3, 0.8), (0.65, 0.65), (0.8, 0.3),
             (0.35, 0.35), (0.22, 0.22), (0.15, 0.15))  # fmt: skip
+PASSES = 3  # over all that is timed: a slow spell of the machine does not meet the same place in each
 
 
 def table_for(
@@ -89,27 +91,44 @@ def measure_latency_table(model: nn.Module, structure: Structure, example_inputs
     Raises:
         BudgetError: if the model has no layer that can be timed.
     """
-    call, device = Call.of(example_inputs), next(model.parameters()).device
+    call = Call.of(example_inputs)
     with quiet_rng():
         layers, between = _layer_tables(model, structure, call)
-        raw = [LatencyTable(structure, tables, 0.0, 1.0, 0.0, str(device)) for tables in (layers, between)]
-        middle, parts, measured = len(structure.groups) / 2, [], []
-        for first, second in NETWORKS:
-            shares = [first if i < middle else second for i in range(len(structure.groups))]
-            keep = {g.name: max(1, round(s * g.size)) for g, s in zip(structure.groups, shares, strict=True)}
-            twin = copy.deepcopy(model)
-            resize_(twin, structure, {name: list(range(size)) for name, size in keep.items()}, ())
-            parts.append([table.layers_ms(keep, ()) for table in raw])
-            measured.append(time_ms(partial(call.run, twin.eval()), device))
-    offset, scale, rest = _calibrated(np.array(parts[::2]), np.array(measured[::2]))
+        whole = _fastest(partial(_network_times, model, structure, call))
+    device = str(next(model.parameters()).device)
+    raw = [LatencyTable(structure, tables, 0.0, 1.0, 0.0, device) for tables in (layers, between)]
+    parts = np.array([[t.layers_ms(_widths(structure, *shares), ()) for t in raw] for shares in NETWORKS])
+    measured = np.array([whole[shares] for shares in NETWORKS])
+    offset, scale, rest = _calibrated(parts[::2], measured[::2])
     # what is done with a layer's output is added to the layer
     joined = tuple(
         replace(layer, ms=_rows(np.array(layer.ms) + rest / scale * np.array(then.ms)))
         for layer, then in zip(layers, between, strict=True)
     )
-    table = LatencyTable(structure, joined, offset, scale, 0.0, str(device))
-    predicted = offset + np.array(parts) @ np.array([scale, rest])
-    return replace(table, error=float(np.max(np.abs(predicted / np.array(measured) - 1)[1::2])))
+    error = np.abs((offset + parts @ [scale, rest]) / measured - 1)[1::2]
+    return LatencyTable(structure, joined, offset, scale, float(np.max(error)), device)
+
+
+def _fastest(measure: Callable[[], dict[Key, float]]) -> dict[Key, float]:
+    """The least of several passes: what else the machine does only adds to a time."""
+    return least([measure() for _ in range(PASSES)])
+
+
+def _widths(structure: Structure, first: float, second: float) -> dict[str, int]:
+    """Widths of a network, by the share that its first and its second half keep."""
+    middle = len(structure.groups) / 2
+    return {g.name: max(1, round((first if i < middle else second) * g.size)) for i, g in enumerate(structure.groups)}
+
+
+def _network_times(model: nn.Module, structure: Structure, call: Call) -> dict[tuple[float, float], float]:
+    """Milliseconds of the whole networks that calibrate and check a table."""
+    found = {}
+    for shares in NETWORKS:
+        twin = copy.deepcopy(model)
+        keep = {name: list(range(size)) for name, size in _widths(structure, *shares).items()}
+        resize_(twin, structure, keep, ())
+        found[shares] = time_ms(partial(call.run, twin.eval()), next(model.parameters()).device)
+    return found
 
 
 def _calibrated(parts: np.ndarray, measured: np.ndarray) -> tuple[float, float, float]:
@@ -137,11 +156,8 @@ def _layer_tables(
 
     Of layers that are alike one is timed.
     """
-    axes, channels_last = axes_of(structure), has_channels_last(model)
-    known: dict[tuple[object, ...], float] = {}
-    layers, between = [], []
-    then = times_between(model, call, TIMED, next(model.parameters()).device)
-    for path, shape in layer_inputs(model, call, TIMED).items():
+    axes, shapes, tables = axes_of(structure), layer_inputs(model, call, TIMED), list[LayerTable]()
+    for path in shapes:
         module = model.get_submodule(path)
         names = width_names(module)
         full = [int(getattr(module, name)) for name in names]
@@ -149,17 +165,36 @@ def _layer_tables(
             continue
         in_axis, out_axis = (axes.get(path, {}).get(n, SizeAxis(f)) for n, f in zip(names, full, strict=True))
         inputs, outputs = (_grid(f) if a.counts else (f,) for f, a in zip(full, (in_axis, out_axis), strict=True))
-        rows = [[_layer_ms(module, shape, i, o, channels_last, known) for o in outputs] for i in inputs]
-        ms = np.maximum.accumulate(np.maximum.accumulate(np.array(rows), 0), 1)  # noise must not make wider cheaper
-        layers.append(LayerTable(path, inputs, outputs, _rows(ms), in_axis, out_axis))
-        share = np.array(outputs) / full[1]
-        between.append(replace(layers[-1], ms=_rows(np.tile(then[path] * share, (len(inputs), 1)))))
-    if not layers:
+        tables.append(LayerTable(path, inputs, outputs, (), in_axis, out_axis))
+    if not tables:
         raise BudgetError(
             "no convolution or linear layer of this model can change its width, so its latency cannot be steered; "
             "give a budget in MACs or parameters, such as '50% macs'"
         )
+    alone = _fastest(partial(_layer_times, model, shapes, tables))
+    then = _fastest(partial(times_between, model, call, TIMED, next(model.parameters()).device))
+    layers, between = [], []
+    for table in tables:
+        rows = np.array([[alone[table.module, i, o] for o in table.outputs] for i in table.inputs])
+        ms = np.maximum.accumulate(np.maximum.accumulate(rows, 0), 1)  # noise must not make wider cheaper
+        layers.append(replace(table, ms=_rows(ms)))
+        # what follows a layer goes with its output, whatever its input
+        share = np.array(table.outputs) / table.outputs[-1]
+        after = np.tile(then.get(table.module, 0.0) * share, (len(table.inputs), 1))
+        between.append(replace(table, ms=_rows(after)))
     return tuple(layers), tuple(between)
+
+
+def _layer_times(
+    model: nn.Module, shapes: dict[str, tuple[int, ...]], tables: list[LayerTable]
+) -> dict[tuple[str, int, int], float]:
+    """Milliseconds of every layer at every point of its grid, by path, input and output width; alike ones once."""
+    channels_last, known, found = has_channels_last(model), dict[tuple[object, ...], float](), {}
+    for table in tables:
+        module, shape = model.get_submodule(table.module), shapes[table.module]
+        for i, o in product(table.inputs, table.outputs):
+            found[table.module, i, o] = _layer_ms(module, shape, i, o, channels_last, known)
+    return found
 
 
 def _rows(values: np.ndarray) -> tuple[tuple[float, ...], ...]:
@@ -172,7 +207,7 @@ def _layer_ms(module: nn.Module, shape: tuple[int, ...], ins: int, outs: int, ch
     key = (*alike(module, shape), ins, outs)
     if key not in known:
         layer, x = layer_of(module, shape, ins, outs, channels_last)
-        known[key] = time_ms(lambda: layer(x), x.device, repeats=3, at_least_s=0.003)
+        known[key] = time_ms(lambda: layer(x), x.device, at_least_s=0.003)
     return known[key]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from apical._memory_format import unsafe_in_channels_last
 from apical.structure import Call, ExampleInputs, SizeAxis, Structure
-from apical.timing._clock import synchronise
+from apical.timing._clock import least, synchronise
 
 Kinds = tuple[type[nn.Module], ...]
-ROUNDS = 5  # over which a median is taken
+ROUNDS = 3  # of which the fastest counts
 
 
 def layer_inputs(model: nn.Module, example_inputs: ExampleInputs, kinds: Kinds) -> dict[str, tuple[int, ...]]:
@@ -37,7 +36,7 @@ def times_between(model: nn.Module, example_inputs: ExampleInputs, kinds: Kinds,
     """Milliseconds from the end of each layer of these kinds to the start of the next, or to the end of the call.
 
     That is what normalisation, activations, pooling and sums take, whether they are modules or not. Of a layer that is
-    called several times the sum; in eval mode; medians of several calls.
+    called several times the sum; in eval mode; the least of several calls.
     """
     call, found = Call.of(example_inputs), list[dict[str, float]]()
     last: tuple[str, float] | None = None
@@ -63,8 +62,7 @@ def times_between(model: nn.Module, example_inputs: ExampleInputs, kinds: Kinds,
             found.append({})
             call.run(model)
             begin()
-    # the first call warms up; a layer need not be called every time
-    return {path: statistics.median(times.get(path, 0.0) for times in found[1:]) for path in found[0]}
+    return least(found[1:])  # the first call warms up
 
 
 @contextmanager
