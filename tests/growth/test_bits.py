@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import apical
 from apical.errors import BudgetError, CheckpointError, ConfigError
@@ -268,3 +269,22 @@ def test_other_labels_lead_to_other_bits() -> None:
         grower.finish()
         found.append([quantized.bits for quantized in grower.quantized.values()])
     assert found[0] != found[1], found
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9])
+def test_a_moving_average_ends_as_the_same_integers(decay: float, tmp_path: Path) -> None:
+    """And with its own means of what is not quantised."""
+    training = Training("25% size")
+    average = AveragedModel(training.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    training.optimizer.register_step_post_hook(lambda *_: average.update_parameters(training.model))
+    training.grower.add_copy(average)
+    training.epochs(EPOCHS)
+    training.grower.finish()
+    quantized = training.grower.quantized
+    assert quantized
+    for name in quantized:
+        assert torch.equal(average.module.get_parameter(name), training.model.get_parameter(name)), name
+    assert not torch.equal(average.module.get_parameter("bn1.bias"), training.model.get_parameter("bn1.bias"))
+    apical.save(average.module, tmp_path / "average", quantized=quantized)
+    loaded = apical.load(build(), tmp_path / "average")
+    assert torch.equal(loaded.get_parameter("fc.weight"), average.module.get_parameter("fc.weight"))

@@ -22,12 +22,14 @@ from torch.optim import Optimizer
 from apical.budget import Budget
 from apical.errors import BudgetError, CheckpointError, ConfigError
 from apical.growth._components import checked
+from apical.growth._growing_model import GrowingModel
 from apical.growth._observer import StepWatch
 from apical.growth._options import check_options
 from apical.quantize import QuantizedTensor
 from apical.quantize._packing import packed_size
 from apical.quantize._planes import Rounded
 from apical.quantize._precision import BitPrices, choose_bits, soft_gates
+from apical.resizing._guards import unaveraged
 from apical.resizing._install import lookup
 from apical.resizing._selection import Selection
 from apical.structure import CostModel, Structure
@@ -97,10 +99,9 @@ class BitGrowth:
     """The bits of a model whose widths are final.
 
     Args:
-        model: plain; its weights become what its bit planes say.
-        optimizers: the user's.
+        growing: a plain model, whose weights become what its bit planes say, the user's optimizers, and copies, whose
+            weights become the integers of the model's once those are final.
         structure: of the template.
-        present: which part of it the model is.
         budget: limits of size and bit operations.
         full_bytes: of the template.
         config: the options.
@@ -117,25 +118,27 @@ class BitGrowth:
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: Sequence[Optimizer], structure: Structure, present: Selection,
-        budget: Budget, full_bytes: int, config: BitConfig, begin: float, epochs: int, steps_per_epoch: int | None,
+        self, growing: GrowingModel, structure: Structure, budget: Budget, full_bytes: int, config: BitConfig,
+        begin: float, epochs: int, steps_per_epoch: int | None,
     ) -> None:  # fmt: skip
-        self.config, self._model, self._optimizers = config, model, tuple(optimizers)
-        self._held = quantizable(model, optimizers, config.ignore)
+        self.config, self._growing, self._model, self._optimizers = config, growing, growing.model, growing.optimizers
+        model, device = growing.model, next(growing.model.parameters()).device
+        self._held = quantizable(model, self._optimizers, config.ignore)
         if not self._held:
             raise ConfigError(
                 "a budget of size or bitops needs weights to quantise: float32 weights of linear layers or "
                 "convolutions that an optimizer trains; this model has none"
             )
         self._names = list(self._held)
-        self._prices = _prices(model, self._names, structure, present, budget, full_bytes)
+        self._prices = _prices(model, self._names, structure, growing.selection, budget, full_bytes)
         self.most = self._prices.load([config.max_bits] * len(self._names))
         self._check(budget, final=begin > 0)
         self._begin, self._epoch, self._epochs = begin, int(begin), epochs
         self._per_epoch, self._count = steps_per_epoch, 0
         planes = config.max_bits - 1
         self._worth = np.zeros((len(self._names), planes))
-        self._squares = torch.zeros(len(self._names), planes, dtype=torch.float64, device="cpu")
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._squares = torch.zeros(len(self._names), planes, dtype=dtype, device=device)
         self._measured, self._chosen_at = 0, 0.0
         self._settled, self.quantized = False, dict[str, QuantizedTensor]()
         self._bits = {n: Rounded(lookup(model, n), planes) for n in self._names}
@@ -194,15 +197,15 @@ class BitGrowth:
 
     @torch.no_grad()
     def _observe(self, index: int, _optimizer: Optimizer) -> None:
-        """Gate products of all planes, before an optimizer steps."""
+        """Gate products of all planes, before an optimizer steps; those that are not finite do not count."""
         if self._settled:
             return
         for row, name in enumerate(self._names):
             gradient = lookup(self._model, name).grad if self._held[name] == index else None
             if gradient is not None:
-                products = (self._contents[name] * gradient).flatten(1).sum(1).double().cpu()
-                if bool(torch.isfinite(products).all()):
-                    self._squares[row] += products.square()
+                products = (self._contents[name] * gradient).flatten(1).sum(1)
+                squares = products.to(self._squares.dtype).square()
+                self._squares[row] += torch.where(torch.isfinite(squares).all(), squares, 0.0)
         self._measured += index == 0
 
     @torch.no_grad()
@@ -212,8 +215,7 @@ class BitGrowth:
         for name in names if not self.quantized else ():
             weight = lookup(self._model, name).detach().float()
             change = weight - self._last[name]
-            if bool(torch.isfinite(change).all()):
-                self._bits[name].follow_(change)
+            self._bits[name].follow_(torch.where(torch.isfinite(change).all(), change, 0.0))
         if index == 0:
             self._count += 1
             self._advance()
@@ -236,7 +238,7 @@ class BitGrowth:
 
     def _choose(self) -> None:
         """Take in what was measured, and let the planes that are worth most for their price have the budget."""
-        mean = (self._squares / self._measured).numpy()
+        mean = (self._squares / self._measured).double().cpu().numpy()
         self._worth = KEPT * self._worth + (1 - KEPT) * mean if self._worth.any() else mean
         self._squares.zero_()
         self._measured, self._chosen_at = 0, self.progress
@@ -266,9 +268,12 @@ class BitGrowth:
         found = {}
         for name in self._names:
             bits = self._bits[name]
-            scale = float(np.float32(bits.scale / 2**bits.planes))
+            scale = float(bits.scale / 2**bits.planes)
             self._last[name] = bits.codes().float() * scale
             found[name] = QuantizedTensor(bits.planes + 1, scale)
+            # a mean of past weights is no integer; it would be that of weights that stay, from now on
+            for copy in self._growing.copies:
+                lookup(unaveraged(copy), name).detach().copy_(self._last[name])
         self.quantized = found
         self._contents = {}
 
@@ -304,7 +309,7 @@ class BitGrowth:
             "config": _plain(self.config),
             "plain": {name: getattr(self, name) for name in self._PLAIN},
             "worth": torch.from_numpy(self._worth.copy()),
-            "squares": self._squares.clone(),
+            "squares": self._squares.to("cpu", torch.float64, copy=True),
             "gates": {n: g.clone() for n, g in self._gates.items()},
             "quantizers": {n: q.state_dict() for n, q in self._bits.items()},
             "hard": bool(self.quantized),
@@ -320,7 +325,7 @@ class BitGrowth:
             unknown = name == "_per_epoch" and value is None  # until an epoch is over, where the loop does not say
             setattr(self, name, None if unknown else checked(False if name == "_settled" else 0, value, name))
         self._worth = checked(torch.from_numpy(self._worth), state["worth"], "worth").double().cpu().numpy().copy()
-        self._squares = checked(self._squares, state["squares"], "squares").to("cpu", torch.float64, copy=True)
+        self._squares.copy_(checked(self._squares, state["squares"], "squares"))
         for name, quantizer in self._bits.items():
             quantizer.load_state_dict(state["quantizers"][name])
             if quantizer.planes >= self.config.max_bits:  # a code has a sign, too

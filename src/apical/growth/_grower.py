@@ -405,9 +405,8 @@ class Grower:
         if self._bit_budget is None or self._bits is not None or not self.frozen:
             return
         spent = self._spent_steps / self._steps_per_epoch if self._steps_per_epoch else 0.0
-        g = self._growing
         self._bits = BitGrowth(
-            g.model, g.optimizers, self.structure, g.selection, self._bit_budget, self._full_bytes, self._bit_config,
+            self._growing, self.structure, self._bit_budget, self._full_bytes, self._bit_config,
             self.epoch + spent, self.epochs, self._steps_per_epoch,
         )  # fmt: skip
 

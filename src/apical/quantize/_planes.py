@@ -30,7 +30,7 @@ def plane_values(planes: int) -> list[float]:
     return [2.0 ** -(k + 1) for k in range(planes)]
 
 
-def signed_digits(weight: Tensor, scale: float, planes: int) -> Tensor:
+def signed_digits(weight: Tensor, scale: Tensor | float, planes: int) -> Tensor:
     """Digits −1, 0, 1, each plane the nearest to what those above it left  # (planes, *weight.shape)
 
     So any number of leading planes is the weight rounded to their precision.
@@ -53,25 +53,21 @@ def signed_digits(weight: Tensor, scale: float, planes: int) -> Tensor:
     return torch.stack(digits) + 0.0  # no -0.0
 
 
-def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.dim() - 1))
-
-
-def _to_code(digits: Tensor) -> Tensor:
-    """Σ digit · 2^(planes − 1 − k)."""
-    powers = [2.0 ** (len(digits) - 1 - k) for k in range(len(digits))]
-    return (digits * _column(powers, digits)).sum(0).to(torch.int16)
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 class Rounded:
     """A weight behind the weight, rounded in every step, with gradients straight through the rounding.
+
+    Nothing in a step waits for the device.
 
     Args:
         weight: w, floating point; not all zero.
         planes: how many.
 
     Attributes:
-        scale: s, the weight's range.
+        scale: s, the weight's range  # ()
 
     Example:
         >>> Rounded(torch.tensor([0.5, -1.0, 0.1]), planes=2).codes()
@@ -81,12 +77,12 @@ class Rounded:
     def __init__(self, weight: Tensor, planes: int) -> None:
         self.weight = weight.detach().float().clone()
         self.scale = _range(self.weight)
-        self.planes = planes
+        self.keep_(planes)
 
     def contents(self) -> Tensor:
         """What every plane adds to the weight  # (planes, *weight.shape)"""
         digits = signed_digits(self.weight, self.scale, self.planes)
-        return digits * _column([self.scale * v for v in plane_values(self.planes)], digits)
+        return digits * _column(self.scale * self._values, digits)
 
     def follow_(self, change: Tensor) -> None:
         """Move the weight behind the weight as the optimizer asked."""
@@ -96,14 +92,16 @@ class Rounded:
     def keep_(self, planes: int) -> None:
         """Drop all planes but the first ones."""
         self.planes = planes
+        self._values = torch.tensor(plane_values(planes), device=self.weight.device)
 
     def codes(self) -> Tensor:
-        """The integers that the weight ends as  # (*weight.shape)"""
-        return _to_code(signed_digits(self.weight, self.scale, self.planes))
+        """The integers that the weight ends as, Σ digit · 2^(planes − 1 − k)  # (*weight.shape)"""
+        digits = signed_digits(self.weight, self.scale, self.planes)
+        return (digits * _column(self._values * 2**self.planes, digits)).sum(0).to(torch.int16)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers."""
-        return {"weight": self.weight.clone(), "scale": self.scale, "planes": self.planes}
+        return {"weight": self.weight.clone(), "scale": float(self.scale), "planes": self.planes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
@@ -113,8 +111,8 @@ class Rounded:
         if not isinstance(planes, int) or planes < 1:
             raise CheckpointError(f"a saved weight of {planes!r} planes, expected 1 or more")
         self.weight = weight.to(self.weight.device, copy=True)
-        self.scale = positive(state["scale"], "scale")
-        self.planes = planes
+        self.scale = torch.tensor(positive(state["scale"], "scale"), device=self.weight.device)
+        self.keep_(planes)
 
 
 def positive(value: Any, name: str) -> float:
@@ -124,6 +122,6 @@ def positive(value: Any, name: str) -> float:
     return value
 
 
-def _range(weight: Tensor) -> float:
-    """s: so many root mean squares."""
-    return max(RANGE * float(weight.square().mean().sqrt()), 1e-8)
+def _range(weight: Tensor) -> Tensor:
+    """s: so many root mean squares  # ()"""
+    return (RANGE * weight.square().mean().sqrt()).clamp_min(1e-8)
