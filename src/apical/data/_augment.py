@@ -81,7 +81,7 @@ class RandomCrop:
     def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Crop a batch  # (N, C, H, W)"""
         padding, (num_images, _, height, width) = self.padding, images.shape
-        offsets = _randint(2 * padding + 1, (2, num_images), generator).to(images.device)
+        offsets = _randint(2 * padding + 1, (2, num_images), generator).to(images.device, non_blocking=True)
         padded = F.pad(images, (padding,) * 4)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # view: (N, C, 2p + 1, 2p + 1, H, W)
         return windows[torch.arange(num_images, device=images.device), :, offsets[0], offsets[1]]
@@ -99,7 +99,7 @@ class RandomFlip:
 
     def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Flip a batch."""
-        flipped = (_rand((len(images),), generator) < self.probability).to(images.device)
+        flipped = (_rand((len(images),), generator) < self.probability).to(images.device, non_blocking=True)
         return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
@@ -145,7 +145,8 @@ class RandomResizedCrop:
 
     def _of_batch(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         num_images, channels, height, width = images.shape
-        boxes = _draw_boxes(num_images, height, width, generator, self.scale, self.ratio).to(images.device)
+        boxes = _draw_boxes(num_images, height, width, generator, self.scale, self.ratio)
+        boxes = boxes.to(images.device, non_blocking=True)
         left, top, box_width, box_height = boxes.unbind(1)
         theta = torch.zeros(num_images, 2, 3, device=images.device)
         theta[:, 0, 0], theta[:, 0, 2] = box_width / width, (2 * left + box_width) / width - 1

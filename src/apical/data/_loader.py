@@ -124,7 +124,7 @@ class ImageLoader(PlacedLoader):
         return order[position * global_size : (position + 1) * global_size][self.rank :: self.world_size]
 
     def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        index = index.to(self.arrays.images.device)
+        index = index.to(self.arrays.images.device, non_blocking=True)
         images, labels = self.arrays.images[index], self.arrays.labels[index]
         for change in self.augment:
             images = change(images, self._augment)

@@ -73,7 +73,7 @@ def gather(full: Tensor, index: TensorIndex) -> Tensor:
     """The kept part of a template tensor, as a tensor of its own."""
     result = full
     for dim, kept in index.items():
-        result = result.index_select(dim, kept.to(full.device))
+        result = result.index_select(dim, kept.to(full.device, non_blocking=True))
     return result.clone() if result is full else result
 
 
@@ -83,7 +83,7 @@ def scatter_(full: Tensor, index: TensorIndex, part: Tensor) -> None:
         full.copy_(part)
         return
     (dim, kept), *rest = index.items()
-    kept = kept.to(full.device)
+    kept = kept.to(full.device, non_blocking=True)
     if not rest:
         full.index_copy_(dim, kept, part.to(full.device, full.dtype))
         return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -98,6 +99,32 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
 
 
+class MovingAverage(AveragedModel):
+    """torch's, which asks the device in every step how many there were; this one asks until there was one."""
+
+    begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of a step."""
+        self.begun = self.begun or bool(self.n_averaged > 0)
+        if not self.begun or self.multi_avg_fn is None:
+            super().update_parameters(model)
+            return
+        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for own, new in zip(_tensors(self.module), _tensors(model), strict=True):
+            averages, values = by_dtype.setdefault(own.dtype, ([], []))
+            averages.append(own.detach())
+            values.append(new.detach())
+        for averages, values in by_dtype.values():
+            self.multi_avg_fn(averages, values, self.n_averaged)
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
+
+
 def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: TrainingConfig, task: Task) -> Learner:
     """A model on its device with an optimizer, an average and a method of its own."""
     device = resolve_device(config.device)
@@ -107,7 +134,7 @@ def prepare_learner(model: nn.Module, factory: MethodFactory | None, config: Tra
     optimizer = build_optimizer(model, config.optimizer)
     average = None
     if config.ema_decay is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        average = MovingAverage(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
     copies = [] if average is None else [average]
     method = PlainMethod(model) if factory is None else factory(model, optimizer, copies)
     apply_memory_format_(model, config)

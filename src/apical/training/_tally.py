@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -149,13 +149,13 @@ class Tally:
     def _read(self) -> None:
         """Read the pending losses from the device."""
         wrong: str | None = None
-        for loss, weight in self._pending:
+        losses, weights = zip(*self._pending, strict=True) if self._pending else ((), ())
+        for value, weight in zip(_numbers(losses), _numbers(weights), strict=True):
             self._seen += 1
-            value = float(loss)
             if not math.isfinite(value) and wrong is None:
                 wrong = f"{value} {self._where}, step {self._seen}"
-            self.loss += value * float(weight)
-            self.weight += float(weight)
+            self.loss += value * weight
+            self.weight += weight
         self._pending.clear()
         if any_of_all(int(wrong is not None)):  # all processes stop together: none waits for another in vain
             raise TrainingError(
@@ -172,3 +172,10 @@ class Tally:
         loss, weight, samples = sums.tolist()
         counts = summed(self.counts)
         return {"loss": loss, "weight": weight, "samples": int(samples), "counts": counts, "seen": self._seen}
+
+
+def _numbers(values: Sequence[Tensor | int]) -> list[float]:
+    """Numbers that may lie on the device, which is asked once."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else ())
+    return [float(next(read) if isinstance(v, Tensor) else v) for v in values]

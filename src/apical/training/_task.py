@@ -126,7 +126,7 @@ class Classification:
             loss = F.cross_entropy(outputs.float(), targets)
         hits = (outputs.detach().argmax(1) == targets).sum()
         size = targets.shape[0]
-        return BatchResult(loss, size, size, torch.stack([hits, hits.new_tensor(size)]))
+        return BatchResult(loss, size, size, torch.stack([hits, torch.full_like(hits, size)]))
 
     def results(self, _loss: float, counts: Tensor, /) -> dict[str, float]:
         """Hits over labels."""

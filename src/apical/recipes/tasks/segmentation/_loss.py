@@ -97,7 +97,10 @@ def confusion(predicted: Tensor, truth: Tensor, num_classes: int, ignore_label: 
                 [0, 0]])
     """
     cells = torch.where(truth == ignore_label, num_classes**2, truth * num_classes + predicted)
-    return torch.bincount(cells.reshape(-1), minlength=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
+    cells = cells.reshape(-1)
+    # not bincount, which waits for the device to find its length
+    counts = cells.new_zeros(num_classes**2 + 1).scatter_add_(0, cells, torch.ones_like(cells))
+    return counts[:-1].reshape(num_classes, num_classes)
 
 
 def class_iou(counts: Tensor) -> list[float | None]:
