@@ -170,9 +170,9 @@ def add_at_(total: Tensor, targets: Tensor, values: Tensor) -> Tensor:
     On CUDA `index_add_` adds in whatever order its threads come, so that processes which train one model together would
     get scores that differ in their last bits, and one day another network; accumulating `index_put_` sorts first.
     """
-    if total.is_cuda:
-        return total.index_put_((targets,), values, accumulate=True)
-    return total.index_add_(0, targets, values)
+    if total.device.type == "cpu":
+        return total.index_add_(0, targets, values)
+    return total.index_put_((targets,), values, accumulate=True)
 
 
 def _sum_to(product: Tensor, dim: int) -> Tensor:
