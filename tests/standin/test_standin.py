@@ -6,12 +6,13 @@ No GPU is needed: a device of device.cpp stands in for one, which takes a C++ co
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from fork_server import ForkServer
+from fork_server import ForkServer, fork_server
 from marks import quick, slow
 from standin import backend, cases
 
@@ -49,6 +50,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     if backend.COMPILER is None or sys.platform != "linux" or torch.__version__ < (2, 13):
         pytest.skip("needs Linux, a C++ compiler and PyTorch 2.13 or newer")
     return str(backend.build(tmp_path_factory.mktemp("standin")))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    """One of its own: in that of other tests torch may have computed gradients, and has counted the devices then."""
+    with fork_server() as running:
+        yield running
 
 
 def passes(server: ForkServer, folder: Path, function: str, *arguments: object) -> None:
