@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from apical.budget import Budget
 from apical.errors import BudgetError, CheckpointError, ConfigError
-from apical.growth._components import checked
+from apical.growth._components import checked, widest_float
 from apical.growth._growing_model import GrowingModel
 from apical.growth._observer import StepWatch
 from apical.growth._options import check_options
@@ -137,7 +137,7 @@ class BitGrowth:
         self._per_epoch, self._count = steps_per_epoch, 0
         planes = config.max_bits - 1
         self._worth = np.zeros((len(self._names), planes))
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = widest_float(device)
         self._squares = torch.zeros(len(self._names), planes, dtype=dtype, device=device)
         self._measured, self._chosen_at = 0, 0.0
         self._settled, self.quantized = False, dict[str, QuantizedTensor]()

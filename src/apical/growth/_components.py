@@ -79,6 +79,11 @@ class Components:
             own.copy_(checked(own, state[name], name))
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """What sums over many steps are kept in: float64, float32 on MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def checked(own: Any, value: Any, name: str) -> Any:
     """A saved value, if it can take the place of one's own: alike in kind and shape.
 

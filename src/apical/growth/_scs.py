@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from apical.growth._components import Components
+from apical.growth._components import Components, widest_float
 from apical.growth._method import Choice, Measurement, Method, Terms
 from apical.growth._observer import GateObserver
 from apical.growth._options import HasDivisor, check_options, wrong_times
@@ -235,7 +235,7 @@ class ScoreOptimizer(Measurement):
     def __init__(self, components: Components, beta: Tensor, learning_rate: float, momentum: float,
                  device: torch.device, observers: Sequence[GateObserver]) -> None:  # fmt: skip
         super().__init__(components, observers)
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = widest_float(device)
         self._scores = components.values.to(device, dtype, copy=True)
         self._velocity = components.buffer.to(device, dtype, copy=True)
         self._beta = beta.to(device, dtype, copy=True)

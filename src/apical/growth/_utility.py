@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apical.growth._components import Components
+from apical.growth._components import Components, widest_float
 from apical.growth._method import Measurement
 from apical.growth._observer import GateObserver
 
@@ -37,7 +37,7 @@ class UtilityMeter(Measurement):
 
     def __init__(self, components: Components, device: torch.device, observers: Sequence[GateObserver]) -> None:
         super().__init__(components, observers)
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = widest_float(device)
         self._squares = components.buffer.to(device, dtype, copy=True)
         self._steps = components.steps.to(device, dtype, copy=True)
 
