@@ -229,6 +229,8 @@ def can_tell(library: str) -> None:
         lambda: x + torch.ones(6),
         lambda: torch.cat([x, torch.ones(6)]),
         lambda: F.linear(x, torch.ones(2, 6)),
+        lambda: x.index_select(0, torch.tensor([0, 1])),
+        lambda: x.index_put_((torch.tensor([0, 1], device=device),), torch.ones(2)),
         lambda: F.conv1d(x.view(1, 1, 6), torch.ones(1, 1, 3)),
         lambda: F.batch_norm(x.view(3, 2), torch.zeros(2), torch.ones(2), training=True),
     ):

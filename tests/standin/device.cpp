@@ -200,23 +200,22 @@ const std::set<std::string> kWait = {"aten::nonzero", "aten::masked_select", "at
 
 void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto name = c10::toString(op.operator_name());
-  const bool indexing = name.rfind("aten::index", 0) == 0 || name.rfind("aten::_index_put", 0) == 0;
-  bool wait = kWait.count(name) > 0, first = true;
-  auto look = [&](const Tensor& x) {
+  // x[...] takes indices of the host, too, and copies them; index_select and the like do not
+  const bool indexing = name.rfind("aten::index.", 0) == 0 || name.rfind("aten::index_put", 0) == 0 ||
+                        name.rfind("aten::_index_put_impl_", 0) == 0;
+  bool wait = kWait.count(name) > 0;
+  auto look = [&](const Tensor& x, bool listed) {
     if (!x.defined()) return;
-    const bool index = indexing && !first;
-    first = false;
-    if (index && x.scalar_type() == at::kBool) wait = true;  // how many are true decides a shape
-    if (index && !is_here(x)) wait = true;  // indices may lie on the host, and are copied
+    const bool index = indexing && listed;
+    // how many are true decides a shape
+    if (index && (x.scalar_type() == at::kBool || !is_here(x))) wait = true;
     if (x.dim() > 0 && !index) check_here(x, name);  // numbers may lie anywhere
   };
   for (const auto& value : torch::jit::last(stack, op.schema().arguments().size())) {
-    if (value.isTensor()) look(value.toTensor());
-    if (value.isTensorList())
-      for (const auto& x : value.toTensorVector()) look(x);
+    if (value.isTensor()) look(value.toTensor(), false);
     else if (value.isList())
       for (const auto& x : value.toListRef())
-        if (x.isTensor()) look(x.toTensor());
+        if (x.isTensor()) look(x.toTensor(), true);
   }
   const auto before = waited + (wait ? 1 : 0);
   at::native::cpu_fallback(op, stack);
