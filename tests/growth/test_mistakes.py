@@ -283,6 +283,45 @@ def test_an_optimizer_that_is_known_not_to_be_resizable_is_refused_at_constructi
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True)), "nothing has shrunk"
 
 
+class SharpnessAware(Optimizer):
+    """As SAM is usually written: it moves the weights uphill, and steps through another optimizer from there."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(params, options)
+        self.base_optimizer = torch.optim.SGD(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["old_p"] = parameter.clone()
+            parameter.add_(parameter.grad, alpha=0.01)
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.copy_(self.state[parameter]["old_p"])
+        self.base_optimizer.step()
+
+
+def test_of_an_optimizer_that_steps_through_another_the_inner_one_is_asked_for() -> None:
+    model = built("mlp")
+    sam = SharpnessAware(model.parameters(), lr=0.05, momentum=0.9)
+    message = r"its base_optimizer \(SGD\).*optimizer=sharpnessaware\.base_optimizer"
+    with pytest.raises(ResizeError, match=message):
+        grown("mlp", model, sam)
+    with pytest.raises(ResizeError, match=message):
+        apical.resize_(model, apical.trace(model, torch.zeros(1, 6)), {}, optimizer=sam)
+    grower = grown("mlp", model, sam.base_optimizer)
+    for _ in range(3):
+        for take in (sam.first_step, sam.second_step):
+            sam.zero_grad()
+            model(torch.randn(4, 6)).square().mean().backward()
+            take()
+        assert grower.end_epoch()["worth"], "the gradients that the step used were read"
+        assert all("momentum_buffer" in sam.base_optimizer.state[p] for p in model.parameters())
+
+
 class RowMeans(Optimizer):
     """An optimizer that nobody knows, with state of another shape than its parameter's."""
 

@@ -49,8 +49,9 @@ def check_kinds(optimizers: Sequence[Optimizer]) -> None:
     """Raise for optimizers of which it is known before their first step that a resize cannot carry their state.
 
     Raises:
-        ResizeError: for LBFGS and Adafactor, whichever library they come from.
+        ResizeError: for LBFGS and Adafactor, whichever library they come from, and where `refuse_outer` does.
     """
+    refuse_outer(optimizers)
     for optimizer in optimizers:
         for kind in type(optimizer).__mro__:
             if kind.__name__ in UNFIT:
@@ -58,6 +59,26 @@ def check_kinds(optimizers: Sequence[Optimizer]) -> None:
                     f"{type(optimizer).__name__} keeps {UNFIT[kind.__name__]}, which does not follow the channels of a "
                     "parameter. Use an optimizer whose state is shaped like its parameter (SGD, Adam, AdamW, RMSprop, "
                     f"…){_OR_RESET}"
+                )
+
+
+def refuse_outer(optimizers: Sequence[Optimizer]) -> None:
+    """Raise for an optimizer that steps through another one, as SAM does, whose state would be left behind.
+
+    Raises:
+        ResizeError: if the inner one, with a state of its own for the same parameters, was not given.
+    """
+    for outer in optimizers:
+        held = {id(p) for group in outer.param_groups for p in group["params"]}
+        for attribute, inner in vars(outer).items():
+            if not isinstance(inner, Optimizer) or inner.state is outer.state or any(inner is o for o in optimizers):
+                continue
+            if any(id(p) in held for group in inner.param_groups for p in group["params"]):
+                name, kind = type(outer).__name__, type(inner).__name__
+                raise ResizeError(
+                    f"{name} steps through another optimizer, its {attribute} ({kind}), whose state a resize of "
+                    f"{name} would leave behind. Pass that one: optimizer={name.lower()}.{attribute}; your loop goes "
+                    f"on to use {name}."
                 )
 
 

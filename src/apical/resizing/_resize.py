@@ -17,7 +17,14 @@ from apical.errors import ResizeError
 from apical.resizing._guards import check_arguments, check_matches, check_parameters, refuse_wrapped, unaveraged
 from apical.resizing._indexing import TemplateMap, TensorIndex, gather, same_index, scatter_
 from apical.resizing._install import Installation, lookup, retire_, whole_or_nothing
-from apical.resizing._optimizer import check_histories, group_orders, rekey_, resized_state, restored_state
+from apical.resizing._optimizer import (
+    check_histories,
+    group_orders,
+    refuse_outer,
+    rekey_,
+    resized_state,
+    restored_state,
+)
 from apical.resizing._report import ResizeReport, TensorChange
 from apical.resizing._selection import Selection, check_selection
 from apical.resizing._shards import alike, is_sharded, whole
@@ -374,6 +381,7 @@ def _check_types(optimizer: Any, store: Any) -> list[Optimizer]:
     listed = [optimizer] if isinstance(optimizer, Optimizer) else optimizer if optimizer is not None else []
     if not isinstance(listed, (list, tuple)) or not all(isinstance(o, Optimizer) for o in listed):
         raise ResizeError(f"optimizer must be a torch optimizer or a list of them, got {type(optimizer).__name__}")
+    refuse_outer(listed)
     return list(listed)
 
 
