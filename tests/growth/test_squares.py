@@ -300,3 +300,30 @@ def test_a_step_that_calls_the_step_of_its_base_class_counts_once() -> None:
 
     expected = expected_after_three_steps()  # from now on the step of SGD has hooks too
     close(after_three_steps(lambda m: Own(m.parameters(), 0.05, momentum=0.9)), expected)
+
+
+class Spectral(nn.Module):
+    """Two products with complex weights, as in Fourier neural operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise = nn.Parameter(torch.randn(5, 12, dtype=torch.cfloat) / 3)
+        self.fall = nn.Parameter(torch.randn(12, 2, dtype=torch.cfloat) / 3)
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        rise = self.rise if gate is None else self.rise * gate
+        return ((x.to(torch.cfloat) @ rise) @ self.fall).abs()
+
+
+def test_of_complex_weights_the_derivative_by_the_gate_is_measured(recwarn: pytest.WarningsRecorder) -> None:
+    torch.manual_seed(0)
+    model, inputs = Spectral(), torch.randn(7, 5)
+    optimizer = SGD(model.parameters(), lr=0.0)
+    grower = Grower(model, optimizer, inputs[:1], "50% macs", epochs=4)
+    gate = torch.ones(model.rise.shape[1], requires_grad=True)
+    (expected,) = torch.autograd.grad(model(inputs, gate).square().mean(), gate)
+    model(inputs).square().mean().backward()
+    optimizer.step()
+    found = squares_of(grower)[list(grower.keep["rise"])]
+    torch.testing.assert_close(found, expected.double().square(), rtol=1e-4, atol=0)
+    assert not [w for w in recwarn.list if "discards the imaginary" in str(w.message)]

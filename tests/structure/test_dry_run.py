@@ -446,3 +446,21 @@ def test_training_mode_is_compared_where_images_are_small() -> None:
     structure = traced(net, (torch.randn(1, 3, 128, 128),))
     assert [g.name for g in structure.groups] == ["b"]
     assert "in training mode" in reasons_of(structure)["a"]
+
+
+class Complex(nn.Module):
+    """Complex weights, read as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise = nn.Parameter(torch.randn(8, 160, dtype=torch.cfloat) / 3)
+        self.fall = nn.Parameter(torch.randn(160, 3, dtype=torch.cfloat) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(torch.cfloat) @ self.rise @ self.fall).abs()
+
+
+def test_complex_weights_are_compared_in_twice_their_precision() -> None:
+    structure = apical.trace(Complex(), torch.randn(4, 8))
+    assert [group.size for group in structure.groups] == [160]
+    assert [part.size for part in structure.frozen] == [3], "the outputs"

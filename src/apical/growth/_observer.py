@@ -99,6 +99,8 @@ class GateObserver:
         grads = [t.grad if t.grad is not None else torch.zeros_like(t) for t in self._tensors]
         for i in self._rising:
             grads[i] = -grads[i]
+        # of complex numbers the inner product takes one factor conjugated, and its real part is the derivative
+        grads = [g.conj().resolve_conj() if g.is_complex() else g for g in grads]
         if self._sharded is None:
             parts = torch._foreach_mul([t.detach() for t in self._tensors], grads)
             found = torch.cat([_sum_to(p, d) for p, d in zip(parts, self._dims, strict=True)])
@@ -176,7 +178,8 @@ def add_at_(total: Tensor, targets: Tensor, values: Tensor) -> Tensor:
 
 
 def _sum_to(product: Tensor, dim: int) -> Tensor:
-    """Sum over all dimensions but one, in float32 at least  # (size of dim,)"""
+    """Sum over all dimensions but one, in float32 at least; of complex numbers the real part  # (size of dim,)"""
+    product = product.real if product.is_complex() else product
     dtype = torch.promote_types(product.dtype, torch.float32)
     if product.dim() <= 1:
         return product.reshape(-1).to(dtype)

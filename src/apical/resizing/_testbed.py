@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apical.resizing._copying import keep_apart_, sharing_copy, versions
-from apical.resizing._widened import NARROW, Widened
+from apical.resizing._widened import WIDE, Widened
 from apical.structure._quiet import quiet_rng
 from apical.structure._running import first_line, own
 from apical.structure._steady import steady_training
@@ -201,7 +201,7 @@ def _with_training(bed: Testbed) -> Testbed:
             return replace(bed, modes=(False, True), outputs=evaluated)
         problem = "its results differ from run to run"
     except Exception as error:  # noqa: BLE001 (whatever the user's forward pass raises in training mode)
-        if bed.example.widened and any(p.dtype in NARROW for p in bed.model.parameters()):
+        if bed.example.widened and any(p.dtype in WIDE for p in bed.model.parameters()):
             bed.model.double()  # it may be a parameter that is written into
             return _with_training(bed)
         problem = first_line(error)
@@ -269,15 +269,22 @@ def _cut(example: Example, side: int) -> Example:
 
 
 def _double(tree: Any) -> Any:
-    return torch.utils._pytree.tree_map(
-        lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
-    )
+    return _in_types(tree, torch.float64, torch.complex128)
 
 
 def _single(tree: Any) -> Any:
-    return torch.utils._pytree.tree_map(
-        lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, tree
-    )
+    return _in_types(tree, torch.float32, torch.complex64)
+
+
+def _in_types(tree: Any, real: torch.dtype, complex_: torch.dtype) -> Any:
+    """All tensors of real and of complex numbers in these types."""
+
+    def cast(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+            return value
+        return value.to(complex_ if value.is_complex() else real)
+
+    return torch.utils._pytree.tree_map(cast, tree)
 
 
 def _noisy(tree: Any) -> Any:

@@ -9,8 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+WIDE = {
+    torch.float32: torch.float64,
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.complex64: torch.complex128,
+}
+"""By each narrow type of real or complex numbers, what is computed in in its place."""
+_CASTS = {
+    Tensor.float: Tensor.double,
+    Tensor.half: Tensor.double,
+    Tensor.bfloat16: Tensor.double,
+    Tensor.cfloat: Tensor.cdouble,  # type: ignore[attr-defined]
+}
 _TURNED = ("T", "mT", "H", "mH")  # properties that are computed from the numbers of a parameter
 _WRITES = ("__set__", "__setitem__")
 # What is asked of the parameter itself; what ``detach`` and ``data`` give may be written into.
@@ -18,7 +29,8 @@ _ABOUT_ITSELF = (Tensor.detach, Tensor.size, Tensor.dim, Tensor.numel, Tensor.st
 
 
 class Widened(TorchFunctionMode):
-    """While entered, this thread's casts to a narrower float, and tensors made in one, are float64.
+    """While entered, this thread's casts to a narrower float, and tensors made in one, are float64; complex
+    ones are complex128.
 
     Norms, softmax and residual streams often insist on float32, so that in a model in float64 they are less exact than
     the rest, and a residual that is cast is no identity.
@@ -43,28 +55,28 @@ class Widened(TorchFunctionMode):
         if _is_narrow(args[0] if args else None):
             name = func.__name__
             if name == "__get__" and func.__self__.__name__ == "dtype":
-                return torch.float64
+                return WIDE[args[0].dtype]
             if func in _ABOUT_ITSELF or (name == "__get__" and func.__self__.__name__ not in _TURNED):
                 return func(*args, **kwargs)
             if name in _WRITES or (name.endswith("_") and not name.endswith("__")):
                 # no TypeError: for that Python would take ``w + 1`` instead of ``w += 1``
                 raise RuntimeError(f"{name} writes into a parameter that is kept in {args[0].dtype}")
         if func in _CASTS:
-            return args[0].double()
+            return _CASTS[func](args[0])
         if func is Tensor.view:  # with a type it reads the same bytes in another way
             return func(*map(_wide_tensor, args), **kwargs)
         return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
 
 
 def _is_narrow(value: Any) -> bool:
-    return isinstance(value, nn.Parameter) and value.dtype in NARROW
+    return isinstance(value, nn.Parameter) and value.dtype in WIDE
 
 
 def _wide_tensor(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(_wide_tensor, value))
-    return value.double() if _is_narrow(value) else value
+    return value.to(WIDE[value.dtype]) if _is_narrow(value) else value
 
 
 def _wide(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in NARROW else _wide_tensor(value)
+    return WIDE.get(value, value) if isinstance(value, torch.dtype) else _wide_tensor(value)
