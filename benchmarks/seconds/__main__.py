@@ -70,6 +70,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smallest settings, to see that everything runs")
     parser.add_argument("--run", type=Path, action="append", default=[], metavar="FOLDER",
                         help="time this finished run too (cases training and latency); repeatable")  # fmt: skip
+    parser.add_argument(
+        "--only-runs",
+        action="store_true",
+        help="leave out the recipes of the cases training and latency: only what --run gives",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
     parser.add_argument("--float32", action="store_true", help="no autocast to bfloat16, for processors without it")
@@ -79,10 +84,12 @@ def main() -> int:
     unknown = [name for name in names if name not in CASES]
     if unknown:
         parser.error(f"--only: there is no case {', '.join(unknown)}; the cases are {', '.join(CASES)}")
+    if given.only_runs and not given.run:
+        parser.error("--only-runs: no run is given; name the folder of a finished one with --run")
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
-    options = Options(resolve_device(given.device), given.quick, tuple(given.run), given.float32)
+    options = Options(resolve_device(given.device), given.quick, tuple(given.run), given.float32, given.only_runs)
     content = run(names, options, given.out, f"python -m benchmarks.seconds {shlex.join(sys.argv[1:])}")
     print(f"wrote {write(given.out)}")
     failed = print_verdicts(content)

@@ -38,17 +38,19 @@ class Options:
         quick: smallest settings, to see that everything runs.
         runs: folders of finished runs whose growth is timed besides.
         float32: no autocast to bfloat16, for processors without it.
+        only_runs: leave out the recipes where runs can be timed.
     """
 
     device: torch.device
     quick: bool = False
     runs: tuple[Path, ...] = ()
     float32: bool = False
+    only_runs: bool = False
 
     @property
     def fast(self) -> tuple[str, ...]:
         """How training is timed where time is to follow MACs: settings of any recipe."""
-        return f"amp={'none' if self.float32 else 'bfloat16'}", "channels_last=true", "batch_size=128"
+        return f"amp={'none' if self.float32 else 'bfloat16'}", "channels_last=true"
 
     @property
     def numbers(self) -> str:
@@ -66,7 +68,7 @@ class Options:
 
 def training_step(
     model: nn.Module, training: TrainingConfig, shape: Sequence[int], classes: int, device: torch.device,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | None = None, labelled: Sequence[int] = (),
 ) -> Callable[[], None]:  # fmt: skip
     """One step of plain PyTorch on a random batch, as a function.
 
@@ -77,10 +79,11 @@ def training_step(
         classes: of the labels.
         device: where.
         optimizer: of the model; a new one if None.
+        labelled: the positions of an image that have a label each; none: the image has one.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(training.batch_size, *shape, generator=generator).to(device)
-    labels = torch.randint(classes, (training.batch_size,), generator=generator).to(device)
+    labels = torch.randint(classes, (training.batch_size, *labelled), generator=generator).to(device)
     model.to(device).train()
     inputs = in_memory_format(inputs, put_in_safe_order_(model, training))
     stepped = optimizer or build_optimizer(model, training.optimizer)
@@ -89,7 +92,8 @@ def training_step(
         stepped.zero_grad(set_to_none=True)
         with autocast(assumed_amp(training, device), device):
             outputs = model(inputs)
-        F.cross_entropy(outputs.float(), labels).backward()
+        heads = outputs.values() if isinstance(outputs, Mapping) else (outputs,)
+        torch.stack([F.cross_entropy(head.float(), labels) for head in heads]).sum().backward()
         stepped.step()
         synchronise(device)
 
@@ -148,7 +152,8 @@ class Growth:
     def step(self, model: nn.Module, device: torch.device, batch: int | None = None) -> Callable[[], None]:
         """A training step of one of these networks, of the config's batch size or another one."""
         training = self.config.training if batch is None else replace(self.config.training, batch_size=batch)
-        return training_step(model, training, self.shape, self.classes, device)
+        labelled = self.shape[1:] if self.config.task == "segmentation" else ()
+        return training_step(model, training, self.shape, self.classes, device, labelled=labelled)
 
     def batch(self, epoch: int) -> int:
         """Examples of a step of an epoch (from 0)."""

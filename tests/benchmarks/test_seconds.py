@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from apical._memory_format import has_channels_last
 from apical.errors import ConfigError
-from apical.recipes import apply_settings
+from apical.recipes import apply_settings, get_recipe
 from benchmarks.seconds import check, report
+from benchmarks.seconds.__main__ import main
 from benchmarks.seconds.cases import CASES
 from benchmarks.seconds.cases.loop import own_share
 from benchmarks.seconds.cases.settings import settings
@@ -112,6 +114,32 @@ def test_steps_are_timed_in_an_order_in_which_torch_is_safe(
     network = growth.dense()  # its shortcuts are 1x1 convolutions with a stride
     training_step(network, training, growth.shape, growth.classes, options.device)  # a step would damage memory
     assert has_channels_last(network) is channels_last
+
+
+class Heads(nn.Module):
+    """Logits of every pixel by two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.aux = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.out(x), "aux": self.aux(x)}
+
+
+def test_a_step_of_a_segmentation_trains_every_head_on_every_pixel() -> None:
+    training = apply_settings(get_recipe("camvid-deeplabv3-small"), ["batch_size=2", "amp=none"]).training
+    model = Heads()
+    training_step(model, training, (3, 4, 6), 5, torch.device("cpu"), labelled=(4, 6))()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
+def test_only_runs_needs_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["seconds", "--out", str(tmp_path / "new"), "--only", "training", "--only-runs"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "name the folder of a finished one with --run" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def run_folder(folder: Path, growth: Growth, accuracy: float) -> Path:

@@ -35,7 +35,7 @@ def latency(options: Options, found: Findings) -> None:
     """The final networks of the simulated growths, and of the given runs."""
     rows: list[tuple[Any, ...]] = []
     sizes: list[tuple[Any, ...]] = []
-    for recipe, (budget, ways) in RECIPES.items():
+    for recipe, (budget, ways) in () if options.only_runs else RECIPES.items():
         with found.part(recipe):
             growth = simulated(recipe, [f"budget={budget}"], 4 if options.quick else 12)
             _one(growth, ways, options, found, rows, sizes)

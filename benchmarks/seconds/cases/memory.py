@@ -28,7 +28,7 @@ def memory(options: Options, found: Findings) -> None:
 
 
 def _one(recipe: str, budget: str, options: Options, found: Findings) -> None:
-    settings = [*options.fast, f"budget={budget}", *(["batch_size=4"] if options.quick else [])]
+    settings = [*options.fast, f"budget={budget}", f"batch_size={4 if options.quick else 128}"]
     growth = simulated(recipe, settings, 4 if options.quick else 12)
     samples = growth.steps * growth.config.training.batch_size
     count = price(plan_recipe(growth.config, growth.facts), samples, memory=True)

@@ -38,8 +38,8 @@ def widths(full: int, parts: int) -> list[int]:
 
 def staircase(options: Options, found: Findings) -> None:
     """A table line for each layer, the single widths folded away."""
-    batch = ["batch_size=4"] if options.quick else []
-    training = apply_settings(get_recipe("cifar10-vgg16"), [*options.fast, *batch]).training
+    settings = [*options.fast, f"batch_size={4 if options.quick else 128}"]
+    training = apply_settings(get_recipe("cifar10-vgg16"), settings).training
     summary, columns = [], [("width", "d"), ("ms", ".2f"), ("of full", ".3f"), ("MACs of full", ".3f")]
     for recipe, layers in LAYERS.items():
         large = recipe == "cifar10-wrn28-10"

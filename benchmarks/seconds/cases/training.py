@@ -13,6 +13,7 @@ RECIPES = {
 }
 """Budget, epochs of the simulated growth, networks that are timed, seconds to spend."""
 JUDGED = ("cifar10-vgg16", "cifar10-wrn28-10")  # those whose MACs are large enough to be worth the time
+BATCH = 128  # of the recipes
 LEAST_SHARE = 0.8  # of the saving in MACs that becomes a saving in seconds
 MAX_RESTRUCTURING = 0.01
 
@@ -34,27 +35,27 @@ def saved_share(seconds_ratio: float, macs_ratio: float) -> float:
 def training(options: Options, found: Findings) -> None:
     """The recipes of the paper's CIFAR-10 table, and the given runs."""
     summary: list[tuple[object, ...]] = []
-    for recipe, (budget, epochs, networks, limit) in RECIPES.items():
+    for recipe, (budget, epochs, networks, limit) in () if options.only_runs else RECIPES.items():
         with found.part(recipe):
             growth = simulated(recipe, _settings(options, recipe, budget), 4 if options.quick else epochs)
             summary.append(_time(growth, options, found, 2 if options.quick else networks, limit, recipe in JUDGED))
     for folder in options.runs:
         with found.part(folder.name):
-            growth = recorded(folder, _settings(options, ""))
+            growth = recorded(folder, [*options.fast, *(["batch_size=4"] if options.quick else [])])
             judged = growth.config.recipe in JUDGED
             summary.append(_time(growth, options, found, 2 if options.quick else 8, 60, judged))
     note = (
-        f"One step of every network, in turns, {options.numbers}, batch 128; epochs between two timed "
-        "networks are interpolated. Restructuring is counted. The share of the saving is (1 - seconds ratio) / "
+        f"One step of every network, in turns, {options.numbers}, batch {BATCH} or the run's own; epochs between two "
+        "timed networks are interpolated. Restructuring is counted. The share of the saving is (1 - seconds ratio) / "
         "(1 - MACs ratio); data, augmentation and evaluation are not counted, see the case `loop`."
     )
     found.table("Sums over the run", SUMMARY, summary, note)
     found.tables.insert(0, found.tables.pop())
 
 
-def _settings(options: Options, recipe: str, budget: str | None = None) -> list[str]:
-    batch = [f"batch_size={2 if recipe == 'cifar10-wrn28-10' else 4}"] if options.quick else []
-    return [*options.fast, *batch, *([f"budget={budget}"] if budget else [])]
+def _settings(options: Options, recipe: str, budget: str) -> list[str]:
+    quick = 2 if recipe == "cifar10-wrn28-10" else 4
+    return [*options.fast, f"batch_size={quick if options.quick else BATCH}", f"budget={budget}"]
 
 
 def _time(
