@@ -186,6 +186,13 @@ def test_an_impossible_budget_says_what_can_be_reached(tmp_path: Path) -> None:
     assert "the smallest that can be grown from this model costs" in result.stderr
 
 
+def test_overwrite_costs_nothing_if_the_new_run_cannot_start(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    for wrong in ("--budget=0.001% macs", "--from=nowhere.pt", "--set=data.path=/no/such/folder"):
+        assert apical("train", "digits", *TINY, wrong, "--out", finished, "--overwrite", "--quiet").exit_code == 2
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
 def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: Any, **__: Any) -> None:
         raise Interrupted("stopped by SIGTERM after epoch 1", "SIGTERM")

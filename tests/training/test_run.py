@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from apical.errors import CheckpointError, DataError, TrainingError
+from apical.errors import CheckpointError, ConfigError, DataError, TrainingError
 from apical.training import Interrupted, Loaders, OptimizerConfig, ScheduleConfig, TrainingConfig, TrainingResult, train
 from apical.training import _learner as learner_module
+from apical.training import _run_folder
 from apical.training._checkpoint import load_checkpoint
 from tiny_run import Recorder, TinyGrower, TinyLoader, assert_same_run, tiny_config, tiny_model, tiny_train
 
@@ -221,6 +222,30 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="already holds a run"):
         tiny_train(tmp_path)
     assert_same_run(first, tiny_train(tmp_path, overwrite=True))
+
+
+def test_an_earlier_run_goes_when_the_new_one_starts_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny_train(tmp_path, tiny_config(epochs=1))
+    for name in ("template.json", "architecture.json", "model.safetensors", "pictures/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "notes.txt").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def refuse(*_: Any) -> Any:
+        raise ConfigError("no method can do this")
+
+    with pytest.raises(ConfigError, match="no method"):
+        tiny_train(tmp_path, method=refuse, overwrite=True)
+    monkeypatch.setattr(_run_folder, "LOCK_PATIENCE_S", 0.0)
+    with _run_folder.RunFolder(tmp_path), pytest.raises(CheckpointError, match="another process is training"):
+        tiny_train(tmp_path, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert_same_run(first, tiny_train(tmp_path, tiny_config(epochs=1), overwrite=True))
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"config.json", "history.jsonl", "checkpoint.pt", "checkpoint.prev.pt", "summary.json", "notes.txt"}
 
 
 def test_what_a_killed_process_was_writing_is_swept_whatever_it_was(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from apical.training._amp import settle_amp
 from apical.training._config import resolve_device
 from apical.training._identity import check_same_run, run_identity
 from apical.training._processes import process_group
-from apical.training._run_folder import remove_file, write_text, writing
+from apical.training._run_folder import write_text, writing
 
 
 def run(
@@ -52,7 +51,7 @@ def run(
         out: the run folder.
         resume: go on from the folder's checkpoint; the config must be that of the folder (data folder and device may
             differ).
-        overwrite: remove an earlier run from the folder first.
+        overwrite: remove an earlier run from the folder when the new one starts.
         progress: what people see; a table on a terminal, plain lines elsewhere, if None.
         loggers: where the numbers go besides; see `logger_factory`.
         trust_code: with `resume`, whether the callable that builds the model may be called if it is neither apical's,
@@ -124,9 +123,6 @@ def _run(
             progress.message(chosen)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
-    if overwrite and processes().first:
-        shutil.rmtree(Path(out) / "pictures", ignore_errors=True)
-        remove_file(Path(out) / "template.json")
     # the method is made by the loop, which knows the optimizer; loggers look at the same objects
     live = LoggedProgress(progress, loggers, content)
     build = method_named(config.method).assemble(config, kind.example(data.facts, device), len(data.loaders.train))

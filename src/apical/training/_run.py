@@ -82,7 +82,7 @@ def train(
         run_config: the rest of the run's configuration (`recipe`, `method`, ...), kept in config.json and compared on
             resume, except for where and how verbosely it runs; see `run_identity`.
         resume: go on from the folder's checkpoint.
-        overwrite: remove an earlier run from the folder first.
+        overwrite: remove an earlier run from the folder when the new one starts.
         progress: what people see; `make_progress()` if None.
         on_finish: called with the result before summary.json is written, to add files such as the final weights.
         parts: with ``config.shard``, how a model that the method divides among the processes is saved and loaded.
@@ -114,8 +114,8 @@ def train(
         asked = run_identity(_content(config, run_config, task), loaders.contents())
         check_same_run({**asked, "resume": resume, "overwrite": overwrite})
         with first_before_others(team):
-            if not resume:
-                run_folder.claim(overwrite)
+            if not (resume or overwrite):
+                run_folder.refuse_run()
         progress = (progress or make_progress()) if team.first else SilentProgress()
         config, chosen = settle_amp(config, model, task, loaders.train, (run_folder.path,) if resume else ())
         if chosen:
@@ -166,6 +166,8 @@ class _Run:
         learner, progress = self.learner, self.progress
         with first_before_others(learner.replica.team):  # it may set a torn checkpoint aside
             found = self.find() if resume else None
+            if not resume:
+                self.folder.clear()  # nothing can be refused any more, so an earlier run may go
         if found is not None:
             self.take_up(found)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,11 @@ from apical.errors import ApicalError, CheckpointError, why_not_written
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
 from apical.training._parts import remove_parts
 
+FILES = (
+    *(CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"),
+    *("template.json", "architecture.json", "model.safetensors", "report.html"),  # by those who call the loop
+)
+FOLDERS = ("pictures",)
 LOCK_PATIENCE_S = 6.0  # a killed run's reading processes notice within five seconds that it is gone
 
 
@@ -72,21 +78,22 @@ class RunFolder:
         """Whether a run was started here."""
         return has_checkpoint(self.path) or (self.path / "summary.json").exists()
 
-    def claim(self, overwrite: bool) -> None:
-        """Make room for a new run."""
+    def refuse_run(self) -> None:
+        """Refuse a folder that holds a run, which a new one would replace unasked."""
         if self._writes and self.holds_run():
-            if not overwrite:
-                raise CheckpointError(
-                    f"{self.path} already holds a run. Resume it (resume=True), choose another folder, or remove it "
-                    "(overwrite=True)."
-                )
-            self.clear()
+            raise CheckpointError(
+                f"{self.path} already holds a run. Resume it (resume=True), choose another folder, or remove it "
+                "(overwrite=True)."
+            )
 
     def clear(self) -> None:
-        """Remove what an earlier run left, as far as the loop wrote it."""
-        for name in (CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"):
-            remove_file(self.path / name)
-        remove_parts(self.path)
+        """Remove what an earlier run left, if there is one, when a new one starts and not before."""
+        if self._writes and self.holds_run():
+            for name in FILES:
+                remove_file(self.path / name)
+            for name in FOLDERS:
+                remove_folder(self.path / name)
+            remove_parts(self.path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as readable JSON."""
@@ -132,6 +139,21 @@ def remove_file(path: Path) -> None:
         raise CheckpointError(
             f"cannot remove {path}: {why_not_written(path, error)}. Remove it by hand, or choose another folder."
         ) from error
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of a run with all that is in it, if it is there.
+
+    Raises:
+        CheckpointError: it cannot be removed.
+    """
+    if path.is_symlink() or not path.is_dir():
+        remove_file(path)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot remove {path}: {error}. Remove it by hand, or choose another folder.") from error
 
 
 @contextmanager
