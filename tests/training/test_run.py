@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from apical import _atomic
 from apical.errors import CheckpointError, ConfigError, DataError, TrainingError
 from apical.training import Interrupted, Loaders, OptimizerConfig, ScheduleConfig, TrainingConfig, TrainingResult, train
 from apical.training import _learner as learner_module
@@ -114,6 +117,36 @@ def test_killed_before_the_first_checkpoint_starts_from_the_beginning(tmp_path: 
     progress = Recorder()
     assert_same_run(whole, tiny_train(tmp_path / "run", resume=True, progress=progress))
     assert "starts from the beginning" in progress.messages[0]
+
+
+def test_a_run_without_its_checkpoints_is_not_trained_over(tmp_path: Path) -> None:
+    first = tiny_train(tmp_path, tiny_config(epochs=2))
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        (tmp_path / name).unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"had finished, and its checkpoints are gone: .*--overwrite"):
+        tiny_train(tmp_path, tiny_config(epochs=2), resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot go on: .*checkpoint\.pt and .* are gone.*--overwrite"):
+        tiny_train(tmp_path, tiny_config(epochs=2), resume=True)
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        tiny_train(tmp_path, tiny_config(epochs=2))
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+    assert_same_run(first, tiny_train(tmp_path, tiny_config(epochs=2), overwrite=True))
+
+
+def test_a_file_that_cannot_be_written_is_not_blamed_on_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_train(tmp_path, tiny_config(epochs=1))
+
+    def read_only(path: Path) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(_atomic, "new_aside", read_only)
+    with pytest.raises(CheckpointError, match=r"^cannot write .*history\.jsonl: .*Read-only file system"):
+        tiny_train(tmp_path, tiny_config(epochs=1), resume=True)
 
 
 def test_killed_while_writing_the_final_files(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from apical.training._progress import PacedProgress, Progress, SilentProgress, m
 from apical.training._protocols import Loader, MethodFactory
 from apical.training._restore import history_of, partial_of
 from apical.training._results import Loaders, TrainingResult, history_record, peak_memory_mib, run_summary, versions
-from apical.training._run_folder import RunFolder
+from apical.training._run_folder import RunFolder, refuse_lost
 from apical.training._tally import EvalStats, Partial, Tally
 from apical.training._task import Classification, Task, task_facts
 
@@ -272,11 +272,7 @@ class _Run:
         """The checkpoint to go on from. None if the run was killed before it wrote its first one."""
         path = self.folder.path
         if not has_checkpoint(path):
-            if not (path / "config.json").exists():
-                raise CheckpointError(
-                    f"nothing to resume in {path}: it has neither checkpoint.pt nor config.json. Give the folder of an "
-                    "earlier run, or start a new one."
-                )
+            refuse_lost(path)
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
             return None
         if self.parts is None or not self.learner.replica.team.first:  # which looked, and the others take what it takes
@@ -293,6 +289,7 @@ class _Run:
                 f"the checkpoint in {path} does not fit this run: {type(error).__name__}: {error}. It was changed, or "
                 "written by other versions (config.json names them). Start the run anew."
             ) from error
+        self.folder.write_history(self.history)
         if len(self.history) == epochs and (path / "summary.json").exists():
             self.progress.message(
                 f"this run had finished, all {epochs} epochs are done: nothing is left to train, its final network is "
@@ -322,7 +319,6 @@ class _Run:
         self.own = own_of(state["own"], learner.replica.team)
         if self.own is not None and self.own["stream"] is not None:
             self._try(self.own["stream"])
-        self.folder.write_history(self.history)
         set_random_state(state["random"] if self.own is None else self.own["random"])
 
     @torch.no_grad()

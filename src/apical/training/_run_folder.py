@@ -76,7 +76,7 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a run was started here."""
-        return has_checkpoint(self.path) or (self.path / "summary.json").exists()
+        return has_checkpoint(self.path) or (self.path / "summary.json").exists() or has_epochs(self.path)
 
     def refuse_run(self) -> None:
         """Refuse a folder that holds a run, which a new one would replace unasked."""
@@ -106,6 +106,40 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         if self._writes:
             write_text(self.path / name, text)
+
+
+def has_epochs(folder: Path) -> bool:
+    """Whether the history of a run folder has an epoch."""
+    try:
+        return (folder / "history.jsonl").stat().st_size > 0
+    except OSError:
+        return False
+
+
+def refuse_lost(folder: Path) -> None:
+    """Refuse to resume a run that has no checkpoint any more; one that was killed before its first starts anew.
+
+    Raises:
+        CheckpointError: there is nothing to go on from, and a result or epochs that starting anew would overwrite.
+    """
+    if has_checkpoint(folder):
+        return
+    anew = "To train it anew, remove it first (--overwrite; in Python overwrite=True)."
+    if (folder / "summary.json").exists():
+        raise CheckpointError(
+            f"the run in {folder} had finished, and its checkpoints are gone: nothing is left to train, and what is "
+            f"there stays as it is. {anew}"
+        )
+    if has_epochs(folder):
+        raise CheckpointError(
+            f"the run in {folder} cannot go on: epochs are in its history.jsonl, but {CURRENT} and {PREVIOUS} are gone. "
+            f"Bring one of them back. {anew}"
+        )
+    if not (folder / "config.json").exists():
+        raise CheckpointError(
+            f"nothing to resume in {folder}: it has neither {CURRENT} nor config.json. Give the folder of an earlier "
+            "run, or start a new one."
+        )
 
 
 def begun_with(folders: Iterable[Path], section: str, name: str) -> Iterator[Any]:
