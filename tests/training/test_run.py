@@ -18,8 +18,8 @@ from apical import _atomic
 from apical.errors import CheckpointError, ConfigError, DataError, TrainingError
 from apical.training import Interrupted, Loaders, OptimizerConfig, ScheduleConfig, TrainingConfig, TrainingResult, train
 from apical.training import _learner as learner_module
-from apical.training import _run_folder
 from apical.training._checkpoint import load_checkpoint
+from apical.training._run_folder import RunFolder, refuse_lost
 from tiny_run import Recorder, TinyGrower, TinyLoader, assert_same_run, tiny_config, tiny_model, tiny_train
 
 VARIANTS = {
@@ -272,8 +272,8 @@ def test_an_earlier_run_goes_when_the_new_one_starts_and_not_before(
 
     with pytest.raises(ConfigError, match="no method"):
         tiny_train(tmp_path, method=refuse, overwrite=True)
-    monkeypatch.setattr(_run_folder, "LOCK_PATIENCE_S", 0.0)
-    with _run_folder.RunFolder(tmp_path), pytest.raises(CheckpointError, match="another process is training"):
+    monkeypatch.setattr("apical.training._run_folder.LOCK_PATIENCE_S", 0.0)
+    with RunFolder(tmp_path), pytest.raises(CheckpointError, match="another process is training"):
         tiny_train(tmp_path, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert_same_run(first, tiny_train(tmp_path, tiny_config(epochs=1), overwrite=True))
@@ -316,6 +316,10 @@ def test_resuming_another_run_is_refused_with_the_differences(tmp_path: Path) ->
 def test_resuming_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
         tiny_train(tmp_path, resume=True)
+    for name in ("a" * 300, "a\0b"):
+        with pytest.raises(CheckpointError, match="nothing to resume"):
+            refuse_lost(tmp_path / name)
+        assert not RunFolder(tmp_path / name).holds_run()
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from apical._atomic import asides_in, atomic_file, make_folder, take_lock
-from apical._reading import read_object
+from apical._reading import is_regular, read_object
 from apical.errors import ApicalError, CheckpointError, why_not_written
 from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
 from apical.training._parts import remove_parts
@@ -76,7 +76,7 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a run was started here."""
-        return has_checkpoint(self.path) or (self.path / "summary.json").exists() or has_epochs(self.path)
+        return has_checkpoint(self.path) or is_regular(self.path / "summary.json") or has_epochs(self.path)
 
     def refuse_run(self) -> None:
         """Refuse a folder that holds a run, which a new one would replace unasked."""
@@ -112,7 +112,7 @@ def has_epochs(folder: Path) -> bool:
     """Whether the history of a run folder has an epoch."""
     try:
         return (folder / "history.jsonl").stat().st_size > 0
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -125,17 +125,17 @@ def refuse_lost(folder: Path) -> None:
     if has_checkpoint(folder):
         return
     anew = "To train it anew, remove it first (--overwrite; in Python overwrite=True)."
-    if (folder / "summary.json").exists():
+    if is_regular(folder / "summary.json"):
         raise CheckpointError(
             f"the run in {folder} had finished, and its checkpoints are gone: nothing is left to train, and what is "
             f"there stays as it is. {anew}"
         )
     if has_epochs(folder):
         raise CheckpointError(
-            f"the run in {folder} cannot go on: epochs are in its history.jsonl, but {CURRENT} and {PREVIOUS} are gone. "
-            f"Bring one of them back. {anew}"
+            f"the run in {folder} cannot go on: epochs are in its history.jsonl, but {CURRENT} and {PREVIOUS} are "
+            f"gone. Bring one of them back. {anew}"
         )
-    if not (folder / "config.json").exists():
+    if not is_regular(folder / "config.json"):
         raise CheckpointError(
             f"nothing to resume in {folder}: it has neither {CURRENT} nor config.json. Give the folder of an earlier "
             "run, or start a new one."
