@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from apical.errors import ConfigError
 from apical.export import save
 from apical.recipes import Prepared, RunConfig
 from apical.recipes._settings import reproducing_command
@@ -25,10 +27,11 @@ from apical.runs._weights import load_initial_weights_
 from apical.structure import Structure
 from apical.training import GrowthMethod, Progress, TrainingResult, make_progress, processes, seed_everything, train
 from apical.training._amp import settle_amp
+from apical.training._checkpoint import has_checkpoint
 from apical.training._config import resolve_device
 from apical.training._identity import check_same_run, run_identity
 from apical.training._processes import process_group
-from apical.training._run_folder import write_text, writing
+from apical.training._run_folder import refuse_lost, write_text, writing
 
 
 def run(
@@ -100,6 +103,8 @@ def _run(
     progress: Progress | None,
     loggers: Sequence[LoggerFactory],
 ) -> TrainingResult:
+    if resume:
+        refuse_lost(Path(out))
     device = resolve_device(config.training.device)
     kind = task_kind(config.task)
     # data, then the seed, then the model, so that its weights do not depend on what reading the data drew
@@ -109,9 +114,10 @@ def _run(
     progress = progress or make_progress()
     for remark in data.remarks if processes().first else ():
         progress.message(remark)
-    if config.model.initial_weights is not None:
+    if config.model.initial_weights is not None and not (resume and has_checkpoint(Path(out))):  # which holds them all
         classes = len(data.facts["classes"]) if "classes" in data.facts else None
-        notes = load_initial_weights_(model, config.model.initial_weights, classes)
+        with _needed_again(out, resume):
+            notes = load_initial_weights_(model, config.model.initial_weights, classes)
         for note in notes if processes().first else ():
             progress.message(note)
     # what is left to a measurement on this machine, or what the resumed run measured
@@ -161,6 +167,20 @@ def _run(
         on_finish=write_files,
         parts=PARTS if config.training.shard else None,
     )
+
+
+@contextmanager
+def _needed_again(out: str | Path, resume: bool) -> Iterator[None]:
+    """Weights that cannot be loaded are said to be needed because a resumed run begins with them again."""
+    try:
+        yield
+    except ConfigError as error:
+        if not resume:
+            raise
+        raise ConfigError(
+            f"{error}. The run in {out} was stopped before its first checkpoint, so it begins with these weights "
+            "again: put them back, or start a new run."
+        ) from error
 
 
 def _facts(config: RunConfig, data: Prepared, result: TrainingResult) -> dict[str, Any]:
