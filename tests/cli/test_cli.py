@@ -271,6 +271,25 @@ def test_a_disk_that_is_full_at_any_file_is_one_message(
     assert (tmp_path / "a" / "report.html").exists()
 
 
+@pytest.mark.parametrize("left", [None, "{"])
+def test_the_same_command_goes_on_without_a_config_and_writes_it_again(left: str | None, tmp_path: Path) -> None:
+    settings = ("--method=dense", "--set=amp=auto", "--epochs=1", "--quiet")
+    run = ("train", "digits", *TINY, *settings, "--out", tmp_path)
+    assert apical(*run).exit_code == 0
+    config = tmp_path / "config.json"
+    before = config.read_text()
+    config.unlink() if left is None else config.write_text(left)
+    if left is None:
+        lost = apical("train", "--resume", tmp_path)
+        assert (lost.exit_code, "if --auto-resume is added" in lost.stderr) == (2, True)
+    other = apical(*run, "--auto-resume", "--set", "lr=0.001")
+    assert (other.exit_code, "training.optimizer.lr" in other.stderr) == (2, True)
+    again = apical(*run, "--auto-resume")
+    assert again.exit_code == 0, again.output
+    assert "as measured before" in again.stderr
+    assert config.read_text() == before
+
+
 def test_a_programming_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError

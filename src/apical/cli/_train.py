@@ -149,7 +149,10 @@ def _found_again(out: Path, options: dict[str, Any]) -> bool:
     """Whether the folder holds a run that this command is to go on with."""
     if options["auto_resume"] and options["overwrite"]:
         raise ConfigError("--auto-resume goes on with the run that --overwrite would remove; leave out one of them")
-    return options["auto_resume"] and (out / "config.json").exists()
+    from apical._reading import is_regular
+    from apical.training._run_folder import RunFolder
+
+    return options["auto_resume"] and (is_regular(out / "config.json") or RunFolder(out).holds_run())
 
 
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
@@ -214,6 +217,7 @@ def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
                      "growth.seed_fraction=1"]  # fmt: skip
     return apply_settings(config, [*settings, *options["settings"]])
 
+    from apical._reading import is_regular
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
     from apical.runs import read_config
@@ -230,7 +234,15 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
         raise ConfigError(
             f"--resume goes on with the settings of {resume}; leave out {names}. Only --data and --device may differ."
         )
-    config = read_config(resume)
+    try:
+        config = read_config(resume)
+    except ConfigError as error:
+        if not has_checkpoint(resume) or is_regular(resume / "config.json"):
+            raise
+        raise ConfigError(
+            f"{error}. Its checkpoint is there: the command that started the run goes on with it if --auto-resume is "
+            "added, and writes config.json anew."
+        ) from error
     require_trusted(config, options["trust_code"], str(resume / "config.json"))
     if options["data"] is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=options["data"]))

@@ -170,12 +170,17 @@ class _Run:
                 self.folder.clear()  # nothing can be refused any more, so an earlier run may go
         if found is not None:
             self.take_up(found)
+            if not self.folder.has_config():  # it was lost, and these settings are those of the checkpoint
+                self._write_config(content)
         else:
             for doubt in doubts(learner.config, len(self.loaders.train)):
                 progress.message(doubt)
-            self.folder.write_json("config.json", {**content, "versions": versions()})
+            self._write_config(content)
             self.save()
         learner.replica.refresh("at the start")
+
+    def _write_config(self, content: Mapping[str, Any]) -> None:
+        self.folder.write_json("config.json", {**content, "versions": versions()})
 
     def one_epoch(self) -> None:
         """Train, evaluate, restructure and save."""

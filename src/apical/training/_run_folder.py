@@ -16,7 +16,7 @@ from torch import Tensor
 from apical._atomic import asides_in, atomic_file, make_folder, take_lock
 from apical._reading import is_regular, read_object
 from apical.errors import ApicalError, CheckpointError, why_not_written
-from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
+from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint, saved_identity
 from apical.training._parts import remove_parts
 
 FILES = (
@@ -96,6 +96,13 @@ class RunFolder:
             remove_parts(self.path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    def has_config(self) -> bool:
+        """Whether config.json is there and can be read."""
+        try:
+            return bool(_config(self.path))
+        except CheckpointError:
+            return False
+
         """Write a mapping as readable JSON."""
         self._write(name, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
@@ -145,10 +152,15 @@ def refuse_lost(folder: Path) -> None:
 def begun_with(folders: Iterable[Path], section: str, name: str) -> Iterator[Any]:
     """What the run folders that were begun say of a setting, one after the other."""
     for folder in folders:
-        try:
-            yield read_object(folder / "config.json", CheckpointError)[section][name]
-        except (CheckpointError, KeyError, TypeError):
-            continue
+        for content in (_config, saved_identity):
+            try:
+                yield content(folder)[section][name]
+            except (CheckpointError, KeyError, TypeError):
+                continue
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    return read_object(folder / "config.json", CheckpointError)
 
 
 def write_text(path: Path, text: str) -> None:
