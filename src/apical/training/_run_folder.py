@@ -22,8 +22,9 @@ from apical.training._parts import remove_parts
 FILES = (
     *(CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"),
     *("template.json", "architecture.json", "model.safetensors", "report.html"),  # by those who call the loop
+    *("metrics.csv", "trackers.json"),  # by loggers
 )
-FOLDERS = ("pictures",)
+FOLDERS = ("pictures", "tensorboard")
 LOCK_PATIENCE_S = 6.0  # a killed run's reading processes notice within five seconds that it is gone
 
 
@@ -95,7 +96,6 @@ class RunFolder:
                 remove_folder(self.path / name)
             remove_parts(self.path)
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
     def has_config(self) -> bool:
         """Whether config.json is there and can be read."""
         try:
@@ -103,6 +103,7 @@ class RunFolder:
         except CheckpointError:
             return False
 
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as readable JSON."""
         self._write(name, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
@@ -150,7 +151,7 @@ def refuse_lost(folder: Path) -> None:
 
 
 def begun_with(folders: Iterable[Path], section: str, name: str) -> Iterator[Any]:
-    """What the run folders that were begun say of a setting, one after the other."""
+    """What the run folders that were begun say of a setting, one after the other: in config.json, in the checkpoint."""
     for folder in folders:
         for content in (_config, saved_identity):
             try:
