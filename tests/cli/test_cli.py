@@ -19,6 +19,7 @@ import apical as package
 from apical import Grower, _atomic
 from apical.cli import main
 from apical.export import _save
+from apical.errors import CheckpointError, ProcessLostError
 from apical.models import resnet20
 from apical.training import Interrupted, _run
 from apical.training._checkpoint import Checkpoint, save_checkpoint
@@ -204,6 +205,29 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
 
 
 def test_ctrl_c_at_once_says_what_is_kept_and_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (Interrupted("stopped by SIGTERM", "SIGTERM"), "apical train --resume {}"),
+        (ProcessLostError("no sign of life of process 1"), "apical train --resume {}"),
+        (CheckpointError("it already holds a run"), "(apical train --resume {})"),
+        (None, "apical export {} --format onnx"),
+    ],
+)
+def test_commands_can_be_pasted_whatever_the_folder_is_called(
+    error: Exception | None, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("apical.runs.run", run)
+    shown = apical("train", "digits", "--out", tmp_path / "a & b")
+    assert command.format(f"'{tmp_path / 'a & b'}'") in shown.output
+    saved = apical("train", "digits", "--save-config", tmp_path / "a b.json")
+    assert f"apical train --config '{tmp_path / 'a b.json'}'" in saved.output
+
+
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 

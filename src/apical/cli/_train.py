@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,8 @@ def train_command(
         from apical.recipes import write_config_file
 
         write_config_file(config, options["save_config"])
-        click.echo(f"wrote {options['save_config']}; start it with: apical train --config {options['save_config']}")
+        written = options["save_config"]
+        click.echo(f"wrote {written}; start it with: apical train --config {shlex.quote(str(written))}")
         return
     loggers = [logger_factory(name) for name in logs]
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
@@ -135,14 +137,8 @@ def train_command(
         trust_code=resume is None or options["trust_code"],  # what the command line names is the caller's own
     )
     if not quiet and not as_json and processes().first:
-        click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
-
-
-def _again(config: RunConfig, out: Path) -> str:
-    """The command that goes on with a run."""
-    from apical.runs._stored import names_foreign_code
-
-    return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
+        export = f"apical export {shlex.quote(str(out))} --format onnx"
+        click.echo(f"\n{out / 'report.html'} shows the run; {export} writes the network.")
 
 
 def _found_again(out: Path, options: dict[str, Any]) -> bool:
@@ -157,25 +153,27 @@ def _found_again(out: Path, options: dict[str, Any]) -> bool:
 
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
     from apical.runs import run
+    from apical.runs._stored import resume_command
     from apical.training import Interrupted
     from apical.training._checkpoint import CURRENT
 
     try:
         run(config, out, **options)
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}\nGo on with: {_again(config, out)}", stopped.signal_name) from stopped
+        raise Interrupted(f"{stopped}\nGo on with: {resume_command(config, out)}", stopped.signal_name) from stopped
     except KeyboardInterrupt as stopped:
         if not (out / CURRENT).exists():
             raise
         raise Interrupted(
-            f"stopped at once; {out} holds the run as it was last saved.\nGo on with: {_again(config, out)}", "SIGINT"
+            f"stopped at once; {out} holds the run as it was last saved.\nGo on with: {resume_command(config, out)}",
+            "SIGINT",
         ) from stopped
     except ProcessLostError as lost:
-        raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {_again(config, out)}") from lost
+        raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {resume_command(config, out)}") from lost
     except CheckpointError as error:
         if "already holds a run" in str(error):
             raise CheckpointError(
-                f"{out} already holds a run. Go on with it (apical train --resume {out}), choose another folder with "
+                f"{out} already holds a run. Go on with it ({resume_command(config, out)}), choose another folder with "
                 "--out, remove it with --overwrite, or let the same command start it or go on (--auto-resume)."
             ) from error
         raise
@@ -217,11 +215,12 @@ def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
                      "growth.seed_fraction=1"]  # fmt: skip
     return apply_settings(config, [*settings, *options["settings"]])
 
-    from apical._reading import is_regular
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
+    from apical._reading import is_regular
     from apical.runs import read_config
     from apical.runs._stored import require_trusted
+    from apical.training._checkpoint import has_checkpoint
 
     spelt = {"settings": "set", "config_file": "config", "weights": "from"}
     given = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,6 +134,11 @@ def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
             "config.json says. If the run is yours, or you trust where it comes from, add --trust-code (in Python: "
             "trust_code=True)."
         )
+def resume_command(config: RunConfig, folder: str | Path) -> str:
+    """The command that goes on with a run, as a shell reads it."""
+    return f"apical train --resume {shlex.quote(str(folder))}{' --trust-code' if names_foreign_code(config) else ''}"
+
+
 
 
 def refuse_absurd(config: RunConfig, facts: Mapping[str, Any], where: str) -> None:
