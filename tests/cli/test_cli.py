@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ from torch import nn
 import apical as package
 from apical import Grower, _atomic
 from apical.cli import main
-from apical.export import _save
 from apical.errors import CheckpointError, ProcessLostError
+from apical.export import _save
 from apical.models import resnet20
 from apical.training import Interrupted, _run
 from apical.training._checkpoint import Checkpoint, save_checkpoint
@@ -204,7 +205,6 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
 
 
-def test_ctrl_c_at_once_says_what_is_kept_and_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "command"),
     [
@@ -228,6 +228,7 @@ def test_commands_can_be_pasted_whatever_the_folder_is_called(
     assert f"apical train --config '{tmp_path / 'a b.json'}'" in saved.output
 
 
+def test_ctrl_c_at_once_says_what_is_kept_and_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -270,6 +271,25 @@ def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path: Path, monke
     assert "leave out one of them" in both.stderr
 
 
+@pytest.mark.parametrize("left", [None, "{"])
+def test_the_same_command_goes_on_without_a_config_and_writes_it_again(left: str | None, tmp_path: Path) -> None:
+    settings = ("--method=dense", "--set=amp=auto", "--epochs=1", "--quiet")
+    run = ("train", "digits", *TINY, *settings, "--out", tmp_path)
+    assert apical(*run).exit_code == 0
+    config = tmp_path / "config.json"
+    before = config.read_text()
+    config.unlink() if left is None else config.write_text(left)
+    if left is None:
+        lost = apical("train", "--resume", tmp_path)
+        assert (lost.exit_code, "if --auto-resume is added" in lost.stderr) == (2, True)
+    other = apical(*run, "--auto-resume", "--set", "lr=0.001")
+    assert (other.exit_code, "training.optimizer.lr" in other.stderr) == (2, True)
+    again = apical(*run, "--auto-resume")
+    assert again.exit_code == 0, again.output
+    assert "as measured before" in again.stderr
+    assert config.read_text() == before
+
+
 @pytest.mark.parametrize("name", ["architecture.json", slow("summary.json"), slow("template.json"), "report.html"])
 def test_a_disk_that_is_full_at_any_file_is_one_message(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -293,25 +313,6 @@ def test_a_disk_that_is_full_at_any_file_is_one_message(
     again = apical("train", "--resume", tmp_path / "a", "--quiet")
     assert again.exit_code == 0, again.output
     assert (tmp_path / "a" / "report.html").exists()
-
-
-@pytest.mark.parametrize("left", [None, "{"])
-def test_the_same_command_goes_on_without_a_config_and_writes_it_again(left: str | None, tmp_path: Path) -> None:
-    settings = ("--method=dense", "--set=amp=auto", "--epochs=1", "--quiet")
-    run = ("train", "digits", *TINY, *settings, "--out", tmp_path)
-    assert apical(*run).exit_code == 0
-    config = tmp_path / "config.json"
-    before = config.read_text()
-    config.unlink() if left is None else config.write_text(left)
-    if left is None:
-        lost = apical("train", "--resume", tmp_path)
-        assert (lost.exit_code, "if --auto-resume is added" in lost.stderr) == (2, True)
-    other = apical(*run, "--auto-resume", "--set", "lr=0.001")
-    assert (other.exit_code, "training.optimizer.lr" in other.stderr) == (2, True)
-    again = apical(*run, "--auto-resume")
-    assert again.exit_code == 0, again.output
-    assert "as measured before" in again.stderr
-    assert config.read_text() == before
 
 
 def test_a_programming_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +373,27 @@ def test_export_refuses_an_unfinished_run(finished: Path, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
     result = apical("export", tmp_path, "--format", "pt2")
     assert result.exit_code == 2
+    assert "has not finished" in result.stderr
     assert "architecture.json does not exist" in result.stderr
+    assert f"Go on with it: apical train --resume {tmp_path}\n" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "model.safetensors"])
+def test_a_network_that_was_damaged_is_written_anew_by_its_checkpoint(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    folder, export = tmp_path / "run", ("export", tmp_path / "run", "--format", "pt2")
+    shutil.copytree(finished, folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+    result = apical(*export)
+    assert result.exit_code == 2
+    assert f". Its checkpoint writes it anew: apical train --resume {folder}\n" in result.stderr
+    assert apical("train", "--resume", folder, "--quiet").exit_code == 0
+    assert (folder / name).read_bytes() == (finished / name).read_bytes()
+    other = apical(*export, "--input", "1x1x8x8")
+    assert other.exit_code == 2
+    assert "the model itself does not run on inputs (1, 1, 8, 8) torch.float32" in other.stderr
+    assert "batch_dim" not in other.stderr
 
 
 def test_inspect_prints_a_table_or_json() -> None:

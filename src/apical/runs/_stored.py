@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical._reading import read_object
-from apical.errors import ConfigError
+from apical._reading import is_regular, read_object
+from apical.errors import ConfigError, LoadError
 from apical.export import load
 from apical.recipes import RunConfig, Serving
 from apical.recipes._task_kind import task_kind
+from apical.training._checkpoint import has_checkpoint
 
 # options that are gone, and what they were where nobody had set them
 RETIRED: dict[tuple[str, ...], Any] = {("growth", "freeze_at"): None, ("training", "schedule", "by_cost"): False}
@@ -69,7 +70,18 @@ def load_run(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module
     with _fitting_facts(path, config):
         example = kind.example(facts, torch.device("cpu"))
         model, full_model = (kind.template(config.model, facts) for _ in range(2))
-    return load(model, path).eval(), full_model, example
+    try:
+        return load(model, path).eval(), full_model, example
+    except LoadError as error:
+        if not is_regular(path / "summary.json"):
+            raise LoadError(
+                f"the run in {path} has not finished, and its network is written at the end ({error}). Go on with it: "
+                f"{resume_command(config, path)}"
+            ) from error
+        if not has_checkpoint(path):
+            raise
+        anew = resume_command(config, path)
+        raise LoadError(f"{str(error).rstrip('.')}. Its checkpoint writes it anew: {anew}") from error
 
 
 def load_serving(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, nn.Module, Serving]:
@@ -122,6 +134,11 @@ def names_foreign_code(config: RunConfig) -> bool:
     return bool(sign) and library not in LIBRARIES
 
 
+def resume_command(config: RunConfig, folder: str | Path) -> str:
+    """The command that goes on with a run, as a shell reads it."""
+    return f"apical train --resume {shlex.quote(str(folder))}{' --trust-code' if names_foreign_code(config) else ''}"
+
+
 def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
     """Refuse to call what a run folder's config names, unless somebody says that it may be called.
 
@@ -134,11 +151,6 @@ def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:
             "config.json says. If the run is yours, or you trust where it comes from, add --trust-code (in Python: "
             "trust_code=True)."
         )
-def resume_command(config: RunConfig, folder: str | Path) -> str:
-    """The command that goes on with a run, as a shell reads it."""
-    return f"apical train --resume {shlex.quote(str(folder))}{' --trust-code' if names_foreign_code(config) else ''}"
-
-
 
 
 def refuse_absurd(config: RunConfig, facts: Mapping[str, Any], where: str) -> None:
