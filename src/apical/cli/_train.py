@@ -68,7 +68,7 @@ _WITH_RESUME = ("data", "device", "trust_code")
 @click.option(
     "--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2); each holds a part."
 )
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder when this one starts.")
 @click.option(
     "--log",
     "logs",
