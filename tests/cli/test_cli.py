@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 import apical as package
 from apical import Grower, _atomic
 from apical.cli import main
+from apical.errors import CheckpointError, ProcessLostError
 from apical.export import _save
 from apical.models import resnet20
 from apical.training import Interrupted, _run
@@ -186,6 +188,13 @@ def test_an_impossible_budget_says_what_can_be_reached(tmp_path: Path) -> None:
     assert "the smallest that can be grown from this model costs" in result.stderr
 
 
+def test_overwrite_costs_nothing_if_the_new_run_cannot_start(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    for wrong in ("--budget=0.001% macs", "--from=nowhere.pt", "--set=data.path=/no/such/folder"):
+        assert apical("train", "digits", *TINY, wrong, "--out", finished, "--overwrite", "--quiet").exit_code == 2
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
 def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*_: Any, **__: Any) -> None:
         raise Interrupted("stopped by SIGTERM after epoch 1", "SIGTERM")
@@ -194,6 +203,29 @@ def test_a_signal_ends_with_75_and_the_command_to_go_on(tmp_path: Path, monkeypa
     result = apical("train", "digits", "--out", tmp_path / "a")
     assert result.exit_code == 75
     assert f"apical train --resume {tmp_path / 'a'}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (Interrupted("stopped by SIGTERM", "SIGTERM"), "apical train --resume {}"),
+        (ProcessLostError("no sign of life of process 1"), "apical train --resume {}"),
+        (CheckpointError("it already holds a run"), "(apical train --resume {})"),
+        (None, "apical export {} --format onnx"),
+    ],
+)
+def test_commands_can_be_pasted_whatever_the_folder_is_called(
+    error: Exception | None, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr("apical.runs.run", run)
+    shown = apical("train", "digits", "--out", tmp_path / "a & b")
+    assert command.format(f"'{tmp_path / 'a & b'}'") in shown.output
+    saved = apical("train", "digits", "--save-config", tmp_path / "a b.json")
+    assert f"apical train --config '{tmp_path / 'a b.json'}'" in saved.output
 
 
 def test_ctrl_c_at_once_says_what_is_kept_and_ends_with_75(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +269,25 @@ def test_the_same_command_starts_a_run_and_goes_on_with_it(tmp_path: Path, monke
     both = apical(*run, "--overwrite")
     assert both.exit_code == 2
     assert "leave out one of them" in both.stderr
+
+
+@pytest.mark.parametrize("left", [None, "{"])
+def test_the_same_command_goes_on_without_a_config_and_writes_it_again(left: str | None, tmp_path: Path) -> None:
+    settings = ("--method=dense", "--set=amp=auto", "--epochs=1", "--quiet")
+    run = ("train", "digits", *TINY, *settings, "--out", tmp_path)
+    assert apical(*run).exit_code == 0
+    config = tmp_path / "config.json"
+    before = config.read_text()
+    config.unlink() if left is None else config.write_text(left)
+    if left is None:
+        lost = apical("train", "--resume", tmp_path)
+        assert (lost.exit_code, "if --auto-resume is added" in lost.stderr) == (2, True)
+    other = apical(*run, "--auto-resume", "--set", "lr=0.001")
+    assert (other.exit_code, "training.optimizer.lr" in other.stderr) == (2, True)
+    again = apical(*run, "--auto-resume")
+    assert again.exit_code == 0, again.output
+    assert "as measured before" in again.stderr
+    assert config.read_text() == before
 
 
 @pytest.mark.parametrize("name", ["architecture.json", slow("summary.json"), slow("template.json"), "report.html"])
@@ -322,7 +373,27 @@ def test_export_refuses_an_unfinished_run(finished: Path, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
     result = apical("export", tmp_path, "--format", "pt2")
     assert result.exit_code == 2
+    assert "has not finished" in result.stderr
     assert "architecture.json does not exist" in result.stderr
+    assert f"Go on with it: apical train --resume {tmp_path}\n" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["architecture.json", "model.safetensors"])
+def test_a_network_that_was_damaged_is_written_anew_by_its_checkpoint(
+    name: str, finished: Path, tmp_path: Path
+) -> None:
+    folder, export = tmp_path / "run", ("export", tmp_path / "run", "--format", "pt2")
+    shutil.copytree(finished, folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+    result = apical(*export)
+    assert result.exit_code == 2
+    assert f". Its checkpoint writes it anew: apical train --resume {folder}\n" in result.stderr
+    assert apical("train", "--resume", folder, "--quiet").exit_code == 0
+    assert (folder / name).read_bytes() == (finished / name).read_bytes()
+    other = apical(*export, "--input", "1x1x8x8")
+    assert other.exit_code == 2
+    assert "the model itself does not run on inputs (1, 1, 8, 8) torch.float32" in other.stderr
+    assert "batch_dim" not in other.stderr
 
 
 def test_inspect_prints_a_table_or_json() -> None:

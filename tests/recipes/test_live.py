@@ -171,6 +171,24 @@ def test_csv_has_a_line_per_epoch_and_goes_on_after_a_resume(tmp_path: Path) -> 
     assert (tmp_path / "run" / "metrics.csv").read_text().splitlines() == ["epoch,train/loss", "1,2.0"]
 
 
+def test_a_new_run_does_not_go_on_in_what_loggers_kept_of_the_one_before(tmp_path: Path) -> None:
+    tiny_run(tmp_path, logger_factory("csv"))
+    table, names, events = tmp_path / "metrics.csv", tmp_path / "trackers.json", tmp_path / "tensorboard" / "events"
+    table.write_text("epoch,train/loss\n9,1.0\n")
+    names.write_text('{"wandb": "abc"}')
+    events.parent.mkdir()
+    events.touch()
+    tiny_run(tmp_path, logger_factory("csv"), overwrite=True)
+    assert [row["epoch"] for row in csv.DictReader(table.read_text().splitlines())] == ["1", "2"]
+    assert not names.exists()
+    assert not events.parent.exists()
+    for name in ("checkpoint.pt", "checkpoint.prev.pt", "history.jsonl", "summary.json"):
+        (tmp_path / name).unlink()
+    table.write_text("epoch,train/loss\n9,1.0\n")
+    tiny_run(tmp_path, logger_factory("csv"))  # whose history is there, but empty, when loggers are made
+    assert [row["epoch"] for row in csv.DictReader(table.read_text().splitlines())] == ["1", "2"]
+
+
 def test_a_pipe_is_no_table_to_go_on_in(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text("{}\n")
     os.mkfifo(tmp_path / "metrics.csv")

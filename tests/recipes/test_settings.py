@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
@@ -107,6 +108,26 @@ def test_epochs_move_the_schedule_and_seed_reaches_growth() -> None:
 def test_a_wrong_setting_is_named_with_what_was_expected(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         apply_settings(get_recipe("digits"), [setting])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data.memory_gb",
+        "training.optimizer.lr",
+        "training.optimizer.weight_decay",
+        "training.schedule.constant_epochs",
+        "training.clip_grad_norm",
+        "training.process_timeout_s",
+        "model.dropout",
+        "method.penalty",
+    ],
+)
+def test_what_no_file_can_hold_is_refused_when_it_is_given(name: str) -> None:
+    """The config of such a run could not be read back, so the run could not be resumed."""
+    stored = name.replace("model.", "model.options.").replace("method.", "method_options.")
+    with pytest.raises(ConfigError, match=rf"^{re.escape(stored)}=inf, expected a finite number$"):
+        apply_settings(get_recipe("digits"), [f"{name}=inf"])
 
 
 def test_an_unreadable_budget_is_refused_before_anything_starts() -> None:

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from apical.cli import main
 from apical.errors import ApicalError, ConfigError
-from apical.models import DeepLabV3, ResNet
+from apical.models import CifarResNet, DeepLabV3, ResNet
 from apical.recipes import RunConfig, apply_settings, get_recipe
 from apical.runs import run
 from apical.runs._weights import load_initial_weights_, read_weights
 from apical.training import TrainingResult, make_progress
+from apical.training._progress import SilentProgress
 from changed_tree import CHANGES, change
 from data.test_any_damage import DAMAGES, damage
+from tiny_run import assert_same_run
 
 
 def deeplab(classes: int = 4, aux: bool = True, width: int = 4) -> DeepLabV3:
@@ -126,6 +128,41 @@ def test_a_run_starts_from_the_file_and_says_so_in_its_command(tmp_path: Path) -
     parameters = dict(second.model.named_parameters())
     assert all(torch.allclose(value, parameters[name]) for name, value in first.model.named_parameters())
     assert f"--set model.initial_weights={weights}" in second.summary["command"]
+
+
+class Stopped(SilentProgress):
+    """Stops a run behind its first checkpoint, or the one of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.stop_at = epoch
+
+    def start(self, *_: Any) -> None:
+        if self.stop_at == 0:
+            raise KeyboardInterrupt
+
+    def epoch(self, record: Any) -> None:
+        if record["epoch"] == self.stop_at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_goes_on_without_the_weights_that_it_began_with(epoch: int, tmp_path: Path) -> None:
+    tiny = ["data.path=synthetic", "limit=32", "crop_padding=0", "batch_size=16", "epochs=2", "model.depth=8",
+            "model.width=8", "device=cpu"]  # fmt: skip
+    weights = tmp_path / "weights.pt"
+    torch.save(CifarResNet(depth=8, width=8, num_classes=10, in_channels=3).state_dict(), weights)
+    config = apply_settings(get_recipe("digits"), [*tiny, f"model.initial_weights={weights}",
+                            "growth.seed_style=pretrained", "growth.seed_fraction=1"])  # fmt: skip
+    whole = do(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "cut", progress=Stopped(epoch))
+    weights.unlink()
+    resumed = run(config, tmp_path / "cut", resume=True, progress=make_progress("quiet"))
+    assert_same_run(whole, resumed)
+    for name in ("checkpoint.pt", "checkpoint.prev.pt", "summary.json", "history.jsonl"):
+        (tmp_path / "cut" / name).unlink()
+    with pytest.raises(ConfigError, match=r"weights\.pt does not exist\. .*before its first checkpoint, so it begins"):
+        run(config, tmp_path / "cut", resume=True, progress=make_progress("quiet"))
 
 
 @pytest.mark.parametrize(

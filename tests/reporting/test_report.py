@@ -154,9 +154,9 @@ def test_the_page_holds_figures_charts_widths_reasons_and_the_command(tmp_path: 
 
 
 def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path: Path) -> None:
-    _, text = parsed(write_report(make_run(tmp_path / "run", epochs=1, finished=False)))
+    _, text = parsed(write_report(make_run(tmp_path / "my run", epochs=1, finished=False)))
     assert "Not finished: 1 of 3 epochs" in text
-    assert "apical train --resume run" in text
+    assert f"apical train --resume '{tmp_path / 'my run'}'" in text
     parsed(write_report(make_run(tmp_path / "empty", epochs=0, finished=False), tmp_path / "elsewhere.html"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from apical.errors import CheckpointError, DataError, TrainingError
+from apical import _atomic
+from apical.errors import CheckpointError, ConfigError, DataError, TrainingError
 from apical.training import Interrupted, Loaders, OptimizerConfig, ScheduleConfig, TrainingConfig, TrainingResult, train
 from apical.training import _learner as learner_module
 from apical.training._checkpoint import load_checkpoint
+from apical.training._run_folder import RunFolder, refuse_lost
 from tiny_run import Recorder, TinyGrower, TinyLoader, assert_same_run, tiny_config, tiny_model, tiny_train
 
 VARIANTS = {
@@ -113,6 +117,36 @@ def test_killed_before_the_first_checkpoint_starts_from_the_beginning(tmp_path: 
     progress = Recorder()
     assert_same_run(whole, tiny_train(tmp_path / "run", resume=True, progress=progress))
     assert "starts from the beginning" in progress.messages[0]
+
+
+def test_a_run_without_its_checkpoints_is_not_trained_over(tmp_path: Path) -> None:
+    first = tiny_train(tmp_path, tiny_config(epochs=2))
+    for name in ("checkpoint.pt", "checkpoint.prev.pt"):
+        (tmp_path / name).unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"had finished, and its checkpoints are gone: .*--overwrite"):
+        tiny_train(tmp_path, tiny_config(epochs=2), resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(CheckpointError, match=r"cannot go on: .*checkpoint\.pt and .* are gone.*--overwrite"):
+        tiny_train(tmp_path, tiny_config(epochs=2), resume=True)
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        tiny_train(tmp_path, tiny_config(epochs=2))
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+    assert_same_run(first, tiny_train(tmp_path, tiny_config(epochs=2), overwrite=True))
+
+
+def test_a_file_that_cannot_be_written_is_not_blamed_on_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_train(tmp_path, tiny_config(epochs=1))
+
+    def read_only(path: Path) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(_atomic, "new_aside", read_only)
+    with pytest.raises(CheckpointError, match=r"^cannot write .*history\.jsonl: .*Read-only file system"):
+        tiny_train(tmp_path, tiny_config(epochs=1), resume=True)
 
 
 def test_killed_while_writing_the_final_files(tmp_path: Path) -> None:
@@ -223,6 +257,30 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(tmp_path: Path) ->
     assert_same_run(first, tiny_train(tmp_path, overwrite=True))
 
 
+def test_an_earlier_run_goes_when_the_new_one_starts_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny_train(tmp_path, tiny_config(epochs=1))
+    for name in ("template.json", "architecture.json", "model.safetensors", "pictures/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "notes.txt").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def refuse(*_: Any) -> Any:
+        raise ConfigError("no method can do this")
+
+    with pytest.raises(ConfigError, match="no method"):
+        tiny_train(tmp_path, method=refuse, overwrite=True)
+    monkeypatch.setattr("apical.training._run_folder.LOCK_PATIENCE_S", 0.0)
+    with RunFolder(tmp_path), pytest.raises(CheckpointError, match="another process is training"):
+        tiny_train(tmp_path, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert_same_run(first, tiny_train(tmp_path, tiny_config(epochs=1), overwrite=True))
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"config.json", "history.jsonl", "checkpoint.pt", "checkpoint.prev.pt", "summary.json", "notes.txt"}
+
+
 def test_what_a_killed_process_was_writing_is_swept_whatever_it_was(tmp_path: Path) -> None:
     tiny_train(tmp_path, tiny_config(epochs=1))
     kept = [tmp_path / name for name in (".hidden", "notes.tmp", ".report.html.tmp")]
@@ -258,6 +316,10 @@ def test_resuming_another_run_is_refused_with_the_differences(tmp_path: Path) ->
 def test_resuming_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to resume"):
         tiny_train(tmp_path, resume=True)
+    for name in ("a" * 300, "a\0b"):
+        with pytest.raises(CheckpointError, match="nothing to resume"):
+            refuse_lost(tmp_path / name)
+        assert not RunFolder(tmp_path / name).holds_run()
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ _WITH_RESUME = ("data", "device", "trust_code")
 @click.option(
     "--shard", is_flag=True, help="Under torchrun: divide the model among the processes (FSDP2); each holds a part."
 )
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder first.")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run from the folder when this one starts.")
 @click.option(
     "--log",
     "logs",
@@ -118,7 +119,8 @@ def train_command(
         from apical.recipes import write_config_file
 
         write_config_file(config, options["save_config"])
-        click.echo(f"wrote {options['save_config']}; start it with: apical train --config {options['save_config']}")
+        written = options["save_config"]
+        click.echo(f"wrote {written}; start it with: apical train --config {shlex.quote(str(written))}")
         return
     loggers = [logger_factory(name) for name in logs]
     progress = make_progress("json" if as_json else "quiet" if quiet else "auto")
@@ -135,44 +137,43 @@ def train_command(
         trust_code=resume is None or options["trust_code"],  # what the command line names is the caller's own
     )
     if not quiet and not as_json and processes().first:
-        click.echo(f"\n{out / 'report.html'} shows the run; apical export {out} --format onnx writes the network.")
-
-
-def _again(config: RunConfig, out: Path) -> str:
-    """The command that goes on with a run."""
-    from apical.runs._stored import names_foreign_code
-
-    return f"apical train --resume {out}{' --trust-code' if names_foreign_code(config) else ''}"
+        export = f"apical export {shlex.quote(str(out))} --format onnx"
+        click.echo(f"\n{out / 'report.html'} shows the run; {export} writes the network.")
 
 
 def _found_again(out: Path, options: dict[str, Any]) -> bool:
     """Whether the folder holds a run that this command is to go on with."""
     if options["auto_resume"] and options["overwrite"]:
         raise ConfigError("--auto-resume goes on with the run that --overwrite would remove; leave out one of them")
-    return options["auto_resume"] and (out / "config.json").exists()
+    from apical._reading import is_regular
+    from apical.training._run_folder import RunFolder
+
+    return options["auto_resume"] and (is_regular(out / "config.json") or RunFolder(out).holds_run())
 
 
 def _run(config: RunConfig, out: Path, **options: Any) -> None:
     from apical.runs import run
+    from apical.runs._stored import resume_command
     from apical.training import Interrupted
     from apical.training._checkpoint import CURRENT
 
     try:
         run(config, out, **options)
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}\nGo on with: {_again(config, out)}", stopped.signal_name) from stopped
+        raise Interrupted(f"{stopped}\nGo on with: {resume_command(config, out)}", stopped.signal_name) from stopped
     except KeyboardInterrupt as stopped:
         if not (out / CURRENT).exists():
             raise
         raise Interrupted(
-            f"stopped at once; {out} holds the run as it was last saved.\nGo on with: {_again(config, out)}", "SIGINT"
+            f"stopped at once; {out} holds the run as it was last saved.\nGo on with: {resume_command(config, out)}",
+            "SIGINT",
         ) from stopped
     except ProcessLostError as lost:
-        raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {_again(config, out)}") from lost
+        raise ProcessLostError(f"{lost}\nGo on with (by torchrun as before): {resume_command(config, out)}") from lost
     except CheckpointError as error:
         if "already holds a run" in str(error):
             raise CheckpointError(
-                f"{out} already holds a run. Go on with it (apical train --resume {out}), choose another folder with "
+                f"{out} already holds a run. Go on with it ({resume_command(config, out)}), choose another folder with "
                 "--out, remove it with --overwrite, or let the same command start it or go on (--auto-resume)."
             ) from error
         raise
@@ -216,8 +217,10 @@ def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
 
 
 def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple[RunConfig, Path]:
+    from apical._reading import is_regular
     from apical.runs import read_config
     from apical.runs._stored import require_trusted
+    from apical.training._checkpoint import has_checkpoint
 
     spelt = {"settings": "set", "config_file": "config", "weights": "from"}
     given = [
@@ -230,7 +233,15 @@ def _resumed(recipe: str | None, resume: Path, options: dict[str, Any]) -> tuple
         raise ConfigError(
             f"--resume goes on with the settings of {resume}; leave out {names}. Only --data and --device may differ."
         )
-    config = read_config(resume)
+    try:
+        config = read_config(resume)
+    except ConfigError as error:
+        if not has_checkpoint(resume) or is_regular(resume / "config.json"):
+            raise
+        raise ConfigError(
+            f"{error}. Its checkpoint is there: the command that started the run goes on with it if --auto-resume is "
+            "added, and writes config.json anew."
+        ) from error
     require_trusted(config, options["trust_code"], str(resume / "config.json"))
     if options["data"] is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=options["data"]))

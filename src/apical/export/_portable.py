@@ -155,7 +155,7 @@ def frozen_twin(model: nn.Module, example_inputs: ExampleInputs, batch_dim: int 
 
 def trace_program(model: nn.Module, inputs: Call, batch_dim: int | None) -> torch.export.ExportedProgram:
     """The program of one call, with the batch dimension free if one is named."""
-    shapes = None
+    shapes, given = None, inputs
     if batch_dim is not None:  # a batch of one would be taken for a constant
         inputs = with_batch(inputs, 2, batch_dim)
         shapes = _free_shapes(model, inputs, batch_dim)
@@ -165,9 +165,22 @@ def trace_program(model: nn.Module, inputs: Call, batch_dim: int | None) -> torc
                 model, inputs.args, dict(inputs.kwargs) or None, dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
+        _outputs(model, given)  # a model that does not run itself is said to be just that
         raise ExportError(
             f"torch.export cannot export {type(model).__qualname__}: {_first_line(error)}. If it depends on the batch "
-            "size, pass batch_dim=None; if its code branches on values, it has no export."
+            "size, pass batch_dim=None in Python; if its code branches on values, it has no export."
+        ) from error
+
+
+def _outputs(model: nn.Module, inputs: Call) -> Any:
+    """What the model itself computes."""
+    try:
+        with torch.no_grad():
+            return inputs.run(model)
+    except Exception as error:
+        raise ExportError(
+            f"the model itself does not run on inputs {_described(inputs)}: {_first_line(error)}. Pass example inputs "
+            "(example_inputs, or --input) with which it runs on the CPU in eval mode."
         ) from error
 
 
@@ -225,20 +238,14 @@ def _require_close(kind: str, path: Path, difference: float, tolerance: float) -
 
 
 def _compare(kind: str, model: nn.Module, run: Callable[..., Any], inputs: Call) -> float:
+    expected = _outputs(model, inputs)
     with torch.no_grad():
-        try:
-            expected = inputs.run(model)
-        except Exception as error:
-            raise ExportError(
-                f"the model itself does not run on inputs {_described(inputs)}: {_first_line(error)}. Pass "
-                "example_inputs with which it runs on the CPU in eval mode."
-            ) from error
         try:
             got = inputs.run(run)
         except Exception as error:
             raise ExportError(
                 f"the {kind} file does not run on inputs {_described(inputs)}: "
-                f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None."
+                f"{_first_line(error)}. If the model cannot have a free batch size, pass batch_dim=None in Python."
             ) from error
     return largest_difference(expected, got)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
-from apical._checks import build, nearest
+from apical._checks import build, flattened, nearest
 from apical.budget import Budget
 from apical.errors import ConfigError
 from apical.growth import GrowthConfig
@@ -54,6 +54,14 @@ class RunConfig:
         kind = task_kind(self.task).data
         if not isinstance(self.data, kind):
             raise ConfigError(f"data: a {self.task} run needs a {kind.__name__}, got {type(self.data).__name__}")
+        problems = [
+            f"{name}={value}, expected a finite number"
+            for name, values in flattened(self.to_mapping())
+            for value in (values if isinstance(values, (list, tuple)) else [values])
+            if isinstance(value, float) and not isfinite(value)  # which JSON cannot hold, so no run could be resumed
+        ]
+        if problems:
+            raise ConfigError("; ".join(problems))
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain containers, ready for JSON."""

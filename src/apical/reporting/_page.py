@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -238,7 +239,7 @@ def _frozen(run: RunRecord) -> str:
 def _repeat(run: RunRecord) -> str:
     if "method" not in run.config:  # a loop of the user's own, which no command repeats
         return ""
-    command = run.summary.get("command") or f"apical train --resume {run.folder.name}"
+    command = run.summary.get("command") or f"apical train --resume {shlex.quote(str(run.folder))}"
     heading = "Repeat it" if run.summary else "Go on with it"
     return f'<h2>{heading}</h2><pre tabindex="0">{escape(str(command))}</pre>'
 

@@ -21,7 +21,7 @@ from apical.recipes._model import find_builder
 from apical.recipes._settings import reproducing_command
 from apical.reporting import RunRecord, read_run, write_report
 from apical.reporting._growth_picture import growth_pixels
-from apical.runs._stored import load_run, load_serving, names_foreign_code, read_config
+from apical.runs._stored import load_run, load_serving, names_foreign_code, read_config, resume_command
 
 MODEL = ("architecture.json", "model.safetensors", "config.json")
 RECORDS = ("summary.json", "history.jsonl", "template.json")
@@ -121,7 +121,7 @@ def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool
     missing = [name for name in (*MODEL, "summary.json") if not (source / name).is_file()]
     if missing:
         raise ConfigError(f"{source} holds no finished run: {', '.join(missing)} is missing. Finish it first: "
-                          f"apical train --resume {source}")  # fmt: skip
+                          f"{resume_command(config, source)}")  # fmt: skip
     found, (model, _, call) = read_run(source), load_serving(source, trust_code=trust_code)
     paths = (config.data.path, config.model.initial_weights, config.method_options.get("run"))
     folders = {str(path) for path in paths if path and Path(str(path)).name not in ("", str(path))}

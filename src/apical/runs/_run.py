@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from apical.errors import ConfigError
 from apical.export import save
 from apical.recipes import Prepared, RunConfig
 from apical.recipes._settings import reproducing_command
@@ -26,10 +27,11 @@ from apical.runs._weights import load_initial_weights_
 from apical.structure import Structure
 from apical.training import GrowthMethod, Progress, TrainingResult, make_progress, processes, seed_everything, train
 from apical.training._amp import settle_amp
+from apical.training._checkpoint import has_checkpoint
 from apical.training._config import resolve_device
 from apical.training._identity import check_same_run, run_identity
 from apical.training._processes import process_group
-from apical.training._run_folder import remove_file, write_text, writing
+from apical.training._run_folder import refuse_lost, write_text, writing
 
 
 def run(
@@ -52,7 +54,7 @@ def run(
         out: the run folder.
         resume: go on from the folder's checkpoint; the config must be that of the folder (data folder and device may
             differ).
-        overwrite: remove an earlier run from the folder first.
+        overwrite: remove an earlier run from the folder when the new one starts.
         progress: what people see; a table on a terminal, plain lines elsewhere, if None.
         loggers: where the numbers go besides; see `logger_factory`.
         trust_code: with `resume`, whether the callable that builds the model may be called if it is neither apical's,
@@ -101,6 +103,8 @@ def _run(
     progress: Progress | None,
     loggers: Sequence[LoggerFactory],
 ) -> TrainingResult:
+    if resume:
+        refuse_lost(Path(out))
     device = resolve_device(config.training.device)
     kind = task_kind(config.task)
     # data, then the seed, then the model, so that its weights do not depend on what reading the data drew
@@ -110,9 +114,10 @@ def _run(
     progress = progress or make_progress()
     for remark in data.remarks if processes().first else ():
         progress.message(remark)
-    if config.model.initial_weights is not None:
+    if config.model.initial_weights is not None and not (resume and has_checkpoint(Path(out))):  # which holds them all
         classes = len(data.facts["classes"]) if "classes" in data.facts else None
-        notes = load_initial_weights_(model, config.model.initial_weights, classes)
+        with _needed_again(out, resume):
+            notes = load_initial_weights_(model, config.model.initial_weights, classes)
         for note in notes if processes().first else ():
             progress.message(note)
     # what is left to a measurement on this machine, or what the resumed run measured
@@ -124,9 +129,6 @@ def _run(
             progress.message(chosen)
     content = {name: value for name, value in config.to_mapping().items() if name != "training"}
 
-    if overwrite and processes().first:
-        shutil.rmtree(Path(out) / "pictures", ignore_errors=True)
-        remove_file(Path(out) / "template.json")
     # the method is made by the loop, which knows the optimizer; loggers look at the same objects
     live = LoggedProgress(progress, loggers, content)
     build = method_named(config.method).assemble(config, kind.example(data.facts, device), len(data.loaders.train))
@@ -165,6 +167,20 @@ def _run(
         on_finish=write_files,
         parts=PARTS if config.training.shard else None,
     )
+
+
+@contextmanager
+def _needed_again(out: str | Path, resume: bool) -> Iterator[None]:
+    """Weights that cannot be loaded are said to be needed because a resumed run begins with them again."""
+    try:
+        yield
+    except ConfigError as error:
+        if not resume:
+            raise
+        raise ConfigError(
+            f"{error}. The run in {out} was stopped before its first checkpoint, so it begins with these weights "
+            "again: put them back, or start a new run."
+        ) from error
 
 
 def _facts(config: RunConfig, data: Prepared, result: TrainingResult) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apical._reading import read_object
-from apical.errors import ConfigError
+from apical._reading import is_regular, read_object
+from apical.errors import ConfigError, LoadError
 from apical.export import load
 from apical.recipes import RunConfig, Serving
 from apical.recipes._task_kind import task_kind
+from apical.training._checkpoint import has_checkpoint
 
 # options that are gone, and what they were where nobody had set them
 RETIRED: dict[tuple[str, ...], Any] = {("growth", "freeze_at"): None, ("training", "schedule", "by_cost"): False}
@@ -68,7 +70,18 @@ def load_run(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module
     with _fitting_facts(path, config):
         example = kind.example(facts, torch.device("cpu"))
         model, full_model = (kind.template(config.model, facts) for _ in range(2))
-    return load(model, path).eval(), full_model, example
+    try:
+        return load(model, path).eval(), full_model, example
+    except LoadError as error:
+        if not is_regular(path / "summary.json"):
+            raise LoadError(
+                f"the run in {path} has not finished, and its network is written at the end ({error}). Go on with it: "
+                f"{resume_command(config, path)}"
+            ) from error
+        if not has_checkpoint(path):
+            raise
+        anew = resume_command(config, path)
+        raise LoadError(f"{str(error).rstrip('.')}. Its checkpoint writes it anew: {anew}") from error
 
 
 def load_serving(folder: str | Path, *, trust_code: bool = False) -> tuple[nn.Module, nn.Module, Serving]:
@@ -119,6 +132,11 @@ def names_foreign_code(config: RunConfig) -> bool:
     """Whether the model is built by a callable that is neither apical's, torchvision's nor timm's."""
     library, sign, _ = config.model.name.partition(":")
     return bool(sign) and library not in LIBRARIES
+
+
+def resume_command(config: RunConfig, folder: str | Path) -> str:
+    """The command that goes on with a run, as a shell reads it."""
+    return f"apical train --resume {shlex.quote(str(folder))}{' --trust-code' if names_foreign_code(config) else ''}"
 
 
 def require_trusted(config: RunConfig, trust_code: bool, where: str) -> None:

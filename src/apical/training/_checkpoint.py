@@ -94,7 +94,20 @@ def load_checkpoint(
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether the folder holds a checkpoint, whole or torn."""
-    return (folder / CURRENT).exists() or (folder / PREVIOUS).exists()
+    try:
+        return (folder / CURRENT).exists() or (folder / PREVIOUS).exists()
+    except (OSError, ValueError):  # no folder can have this name, or it may not be entered
+        return False
+
+
+def saved_identity(folder: Path) -> Mapping[str, Any]:
+    """The identity that the newest whole checkpoint of a folder holds; empty if there is none. Nothing is changed."""
+    for name in (CURRENT, PREVIOUS):
+        try:
+            return _recognise(_read(folder / name), folder / name).identity
+        except (_TornError, CheckpointError):
+            continue
+    return {}
 
 
 def _set_aside(path: Path, torn: Path) -> None:

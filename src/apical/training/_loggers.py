@@ -18,7 +18,7 @@ from apical._checks import flattened
 from apical._optional import import_optional
 from apical._reading import read_object, regular
 from apical.errors import ConfigError
-from apical.training._run_folder import plain
+from apical.training._run_folder import has_epochs, plain
 
 Pixels = npt.NDArray[np.uint8]
 """An image  # (height, width, 3), 0 to 255."""
@@ -227,12 +227,12 @@ class MlflowLogger(Logger):
 
 def goes_on(folder: Path) -> bool:
     """Whether the run in this folder has epochs already, so that it is being resumed."""
-    return (folder / "history.jsonl").exists()
+    return has_epochs(folder)
 
 
 def kept_name(folder: Path, tracker: str) -> str | None:
-    """The name that a tracker gave a run that now goes on; None for a new one."""
-    name = _kept_names(folder).get(tracker) if goes_on(folder) else None
+    """The name that a tracker gave a run that now goes on; None for a new one, of which nothing is kept yet."""
+    name = _kept_names(folder).get(tracker)
     return name if isinstance(name, str) else None
 
 

@@ -38,7 +38,7 @@ from apical.training._progress import PacedProgress, Progress, SilentProgress, m
 from apical.training._protocols import Loader, MethodFactory
 from apical.training._restore import history_of, partial_of
 from apical.training._results import Loaders, TrainingResult, history_record, peak_memory_mib, run_summary, versions
-from apical.training._run_folder import RunFolder
+from apical.training._run_folder import RunFolder, refuse_lost
 from apical.training._tally import EvalStats, Partial, Tally
 from apical.training._task import Classification, Task, task_facts
 
@@ -82,7 +82,7 @@ def train(
         run_config: the rest of the run's configuration (`recipe`, `method`, ...), kept in config.json and compared on
             resume, except for where and how verbosely it runs; see `run_identity`.
         resume: go on from the folder's checkpoint.
-        overwrite: remove an earlier run from the folder first.
+        overwrite: remove an earlier run from the folder when the new one starts.
         progress: what people see; `make_progress()` if None.
         on_finish: called with the result before summary.json is written, to add files such as the final weights.
         parts: with ``config.shard``, how a model that the method divides among the processes is saved and loaded.
@@ -114,8 +114,8 @@ def train(
         asked = run_identity(_content(config, run_config, task), loaders.contents())
         check_same_run({**asked, "resume": resume, "overwrite": overwrite})
         with first_before_others(team):
-            if not resume:
-                run_folder.claim(overwrite)
+            if not (resume or overwrite):
+                run_folder.refuse_run()
         progress = (progress or make_progress()) if team.first else SilentProgress()
         config, chosen = settle_amp(config, model, task, loaders.train, (run_folder.path,) if resume else ())
         if chosen:
@@ -166,14 +166,21 @@ class _Run:
         learner, progress = self.learner, self.progress
         with first_before_others(learner.replica.team):  # it may set a torn checkpoint aside
             found = self.find() if resume else None
+            if not resume:
+                self.folder.clear()  # nothing can be refused any more, so an earlier run may go
         if found is not None:
             self.take_up(found)
+            if not self.folder.has_config():  # it was lost, and these settings are those of the checkpoint
+                self._write_config(content)
         else:
             for doubt in doubts(learner.config, len(self.loaders.train)):
                 progress.message(doubt)
-            self.folder.write_json("config.json", {**content, "versions": versions()})
+            self._write_config(content)
             self.save()
         learner.replica.refresh("at the start")
+
+    def _write_config(self, content: Mapping[str, Any]) -> None:
+        self.folder.write_json("config.json", {**content, "versions": versions()})
 
     def one_epoch(self) -> None:
         """Train, evaluate, restructure and save."""
@@ -270,11 +277,7 @@ class _Run:
         """The checkpoint to go on from. None if the run was killed before it wrote its first one."""
         path = self.folder.path
         if not has_checkpoint(path):
-            if not (path / "config.json").exists():
-                raise CheckpointError(
-                    f"nothing to resume in {path}: it has neither checkpoint.pt nor config.json. Give the folder of an "
-                    "earlier run, or start a new one."
-                )
+            refuse_lost(path)
             self.progress.message("the run was stopped before its first checkpoint; it starts from the beginning")
             return None
         if self.parts is None or not self.learner.replica.team.first:  # which looked, and the others take what it takes
@@ -291,6 +294,7 @@ class _Run:
                 f"the checkpoint in {path} does not fit this run: {type(error).__name__}: {error}. It was changed, or "
                 "written by other versions (config.json names them). Start the run anew."
             ) from error
+        self.folder.write_history(self.history)
         if len(self.history) == epochs and (path / "summary.json").exists():
             self.progress.message(
                 f"this run had finished, all {epochs} epochs are done: nothing is left to train, its final network is "
@@ -320,7 +324,6 @@ class _Run:
         self.own = own_of(state["own"], learner.replica.team)
         if self.own is not None and self.own["stream"] is not None:
             self._try(self.own["stream"])
-        self.folder.write_history(self.history)
         set_random_state(state["random"] if self.own is None else self.own["random"])
 
     @torch.no_grad()

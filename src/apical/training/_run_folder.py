@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,17 @@ from typing import Any
 from torch import Tensor
 
 from apical._atomic import asides_in, atomic_file, make_folder, take_lock
-from apical._reading import read_object
+from apical._reading import is_regular, read_object
 from apical.errors import ApicalError, CheckpointError, why_not_written
-from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint
+from apical.training._checkpoint import CURRENT, PREVIOUS, TORN, has_checkpoint, saved_identity
 from apical.training._parts import remove_parts
 
+FILES = (
+    *(CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"),
+    *("template.json", "architecture.json", "model.safetensors", "report.html"),  # by those who call the loop
+    *("metrics.csv", "trackers.json"),  # by loggers
+)
+FOLDERS = ("pictures", "tensorboard")
 LOCK_PATIENCE_S = 6.0  # a killed run's reading processes notice within five seconds that it is gone
 
 
@@ -70,23 +77,31 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a run was started here."""
-        return has_checkpoint(self.path) or (self.path / "summary.json").exists()
+        return has_checkpoint(self.path) or is_regular(self.path / "summary.json") or has_epochs(self.path)
 
-    def claim(self, overwrite: bool) -> None:
-        """Make room for a new run."""
+    def refuse_run(self) -> None:
+        """Refuse a folder that holds a run, which a new one would replace unasked."""
         if self._writes and self.holds_run():
-            if not overwrite:
-                raise CheckpointError(
-                    f"{self.path} already holds a run. Resume it (resume=True), choose another folder, or remove it "
-                    "(overwrite=True)."
-                )
-            self.clear()
+            raise CheckpointError(
+                f"{self.path} already holds a run. Resume it (resume=True), choose another folder, or remove it "
+                "(overwrite=True)."
+            )
 
     def clear(self) -> None:
-        """Remove what an earlier run left, as far as the loop wrote it."""
-        for name in (CURRENT, PREVIOUS, TORN, "history.jsonl", "summary.json", "config.json"):
-            remove_file(self.path / name)
-        remove_parts(self.path)
+        """Remove what an earlier run left, if there is one, when a new one starts and not before."""
+        if self._writes and self.holds_run():
+            for name in FILES:
+                remove_file(self.path / name)
+            for name in FOLDERS:
+                remove_folder(self.path / name)
+            remove_parts(self.path)
+
+    def has_config(self) -> bool:
+        """Whether config.json is there and can be read."""
+        try:
+            return bool(_config(self.path))
+        except CheckpointError:
+            return False
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as readable JSON."""
@@ -101,13 +116,52 @@ class RunFolder:
             write_text(self.path / name, text)
 
 
+def has_epochs(folder: Path) -> bool:
+    """Whether the history of a run folder has an epoch."""
+    try:
+        return (folder / "history.jsonl").stat().st_size > 0
+    except (OSError, ValueError):
+        return False
+
+
+def refuse_lost(folder: Path) -> None:
+    """Refuse to resume a run that has no checkpoint any more; one that was killed before its first starts anew.
+
+    Raises:
+        CheckpointError: there is nothing to go on from, and a result or epochs that starting anew would overwrite.
+    """
+    if has_checkpoint(folder):
+        return
+    anew = "To train it anew, remove it first (--overwrite; in Python overwrite=True)."
+    if is_regular(folder / "summary.json"):
+        raise CheckpointError(
+            f"the run in {folder} had finished, and its checkpoints are gone: nothing is left to train, and what is "
+            f"there stays as it is. {anew}"
+        )
+    if has_epochs(folder):
+        raise CheckpointError(
+            f"the run in {folder} cannot go on: epochs are in its history.jsonl, but {CURRENT} and {PREVIOUS} are "
+            f"gone. Bring one of them back. {anew}"
+        )
+    if not is_regular(folder / "config.json"):
+        raise CheckpointError(
+            f"nothing to resume in {folder}: it has neither {CURRENT} nor config.json. Give the folder of an earlier "
+            "run, or start a new one."
+        )
+
+
 def begun_with(folders: Iterable[Path], section: str, name: str) -> Iterator[Any]:
-    """What the run folders that were begun say of a setting, one after the other."""
+    """What the run folders that were begun say of a setting, one after the other: in config.json, in the checkpoint."""
     for folder in folders:
-        try:
-            yield read_object(folder / "config.json", CheckpointError)[section][name]
-        except (CheckpointError, KeyError, TypeError):
-            continue
+        for content in (_config, saved_identity):
+            try:
+                yield content(folder)[section][name]
+            except (CheckpointError, KeyError, TypeError):
+                continue
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    return read_object(folder / "config.json", CheckpointError)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -132,6 +186,21 @@ def remove_file(path: Path) -> None:
         raise CheckpointError(
             f"cannot remove {path}: {why_not_written(path, error)}. Remove it by hand, or choose another folder."
         ) from error
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of a run with all that is in it, if it is there.
+
+    Raises:
+        CheckpointError: it cannot be removed.
+    """
+    if path.is_symlink() or not path.is_dir():
+        remove_file(path)
+        return
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot remove {path}: {error}. Remove it by hand, or choose another folder.") from error
 
 
 @contextmanager
