@@ -263,7 +263,7 @@ class Grower:
                 self._start_bits()
         self._step += 1
         self._spent_steps += 1
-        self._spent_macs += self.structure.macs(before.keep, before.skip)
+        self._spent_macs += self.structure.macs(before.counts, before.skip)
         after = self._growing.selection
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
 
