@@ -96,9 +96,9 @@ class Grower:
 
     Raises:
         BudgetError: if no reachable network meets the budget, before anything changes.
-        TraceError: if the model cannot be analysed.
+        TraceError: if the model cannot be analysed, or does not run on the example inputs.
         ResizeError: if ``structure`` is not one of this model, before anything changes: a smaller copy of it fails.
-        ConfigError: if an option is unknown or out of range.
+        ConfigError: if an option is unknown or out of range, or ``shard`` fails on the whole model.
 
     Example:
         >>> import torch, apical
