@@ -113,7 +113,9 @@ def test_a_decimal_comma_is_told_as_such(text: str, meant: str) -> None:
         Budget(text)
 
 
-@pytest.mark.parametrize("text", ["10 mb macs", "2 ms macs", "1.2.3M macs", "5000 size macs", "0.5 macs params", "50% macs per image", "99"])
+@pytest.mark.parametrize(
+    "text", ["10 mb macs", "2 ms macs", "1.2.3M macs", "5000 size macs", "0.5 macs params", "50% macs per image", "99"]
+)
 def test_nothing_is_suggested_that_cannot_be(text: str) -> None:
     with pytest.raises(BudgetError) as caught:
         Budget(text)

@@ -16,7 +16,7 @@ from torch import nn
 
 import apical
 from apical import Structure
-from apical.errors import ResizeError
+from apical.errors import CheckpointError, ResizeError
 from apical.structure import Frozen
 from structure.contract import counted_macs, random_keep
 from structure.nets import (
@@ -255,3 +255,10 @@ def test_a_notebook_shows_the_table(resnet: Structure) -> None:
 def test_names_in_the_notebook_table_are_escaped(resnet: Structure) -> None:
     odd = dataclasses.replace(resnet, notes=("<script>alert(1)</script>",))
     assert "<script>" not in odd._repr_html_()
+
+
+def test_what_is_no_saved_structure_is_said_in_words(resnet: Structure) -> None:
+    good = resnet.to_dict()
+    for data in (None, 3, "x", [], {}, {**good, "groups": 3}, {**good, "groups": [{}]}, {**good, "terms": None}):
+        with pytest.raises(CheckpointError, match="the saved structure does not fit"):
+            Structure.from_dict(data)  # type: ignore[arg-type]

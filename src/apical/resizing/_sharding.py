@@ -118,8 +118,8 @@ class Sharding:
         divided = False
         try:
             self._shard(model)
-            found = [(module, leaf, p, module._parameters[leaf]) for module, leaf, p in slots]
-            _check_divided([twin for *_, twin in found if twin is not None and is_sharded(twin)])
+            twins: list[Tensor | None] = [module._parameters[leaf] for module, leaf, _ in slots]
+            _check_divided([twin for twin in twins if twin is not None and is_sharded(twin)])
             divided = True
         except ApicalError:
             raise
@@ -134,7 +134,7 @@ class Sharding:
                 module._parameters[leaf] = p
             if not divided:
                 self._undo()
-        return found
+        return [(*slot, twin) for slot, twin in zip(slots, twins, strict=True)]
 
 
 def _check_divided(divided: Sequence[Tensor]) -> None:

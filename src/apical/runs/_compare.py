@@ -254,6 +254,8 @@ def _command(
     program: str, config: RunConfig, methods: Sequence[str], seeds: Sequence[int], out: Path, options: Options
 ) -> str:
     shared = replace(config, method="grown").with_seed(0)
-    own = [f"--set {shlex.quote(f'{m}.{k}={as_free_text(v)}')}" for m, values in options.items() for k, v in values.items()]
+    own = [
+        f"--set {shlex.quote(f'{m}.{k}={as_free_text(v)}')}" for m, values in options.items() for k, v in values.items()
+    ]
     command = reproducing_command(shared, out).replace("apical train", program, 1)
     return " ".join([command, *own, "--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))])

@@ -10,7 +10,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeVar
 
-from apical._checks import in_per_cent, shown
+from apical._checks import changed_since, in_per_cent, shown
 from apical.errors import ResizeError
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
 from apical.structure._positions import checked_positions
@@ -177,8 +177,13 @@ class Structure:
         return asdict(self) | {"tensors": {k: asdict(v) for k, v in self.tensors.items()}}
 
     @staticmethod
+    @changed_since("the saved structure", "Trace the model again with apical.trace")
     def from_dict(data: Mapping[str, Any]) -> Structure:
-        """The inverse of `to_dict`, also after a round trip through JSON."""
+        """The inverse of `to_dict`, also after a round trip through JSON.
+
+        Raises:
+            CheckpointError: ``data`` is something else.
+        """
 
         def slices(items: Any) -> tuple[ParamSlice, ...]:
             return tuple(ParamSlice(s["tensor"], s["dim"], tuple(tuple(p) for p in s["positions"])) for s in items)
@@ -255,7 +260,7 @@ def block_names(skip: Iterable[str]) -> list[str]:
 
 def _count(group: ChannelGroup, kept: Any) -> int:
     """How many units of a group are kept, told as positions or as their number (0 prices the rest)."""
-    if isinstance(kept, Integral) and not isinstance(kept, bool):
+    if not isinstance(kept, bool) and isinstance(kept, Integral):
         number = int(kept)
         if not 0 <= number <= group.size:
             raise ResizeError(f"group {group.name!r} has {group.size} units, got {shown(number)} of them to keep")
