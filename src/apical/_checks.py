@@ -7,6 +7,8 @@ import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from apical.errors import ApicalError, CheckpointError, ConfigError
@@ -118,6 +120,22 @@ def shown(value: Any) -> str:
     text = repr(value)
     kind = type(value).__name__
     return text if len(text) <= 60 and "\n" not in text else f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+
+
+def as_path(value: Any, what: str, error: type[ApicalError]) -> Path:
+    """The path that an argument names.
+
+    Raises:
+        ApicalError: (of the class ``error``) it is neither a text nor a path.
+
+    Example:
+        >>> as_path(3, "folder", ConfigError)
+        Traceback (most recent call last):
+        apical.errors.ConfigError: folder must be a path, such as 'runs/a', got 3
+    """
+    if not isinstance(value, (str, PathLike)) or not isinstance(fspath(value), str):
+        raise error(f"{what} must be a path, such as 'runs/a', got {shown(value)}")
+    return Path(value)
 
 
 def in_words(hint: Any) -> str:

@@ -104,7 +104,18 @@ def test_a_count_without_a_word_is_asked_back() -> None:
         Budget("20M")
 
 
-@pytest.mark.parametrize("text", ["1.2.3M macs", "5000 size macs", "0.5 macs params", "50% macs per image", "99"])
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("1,5% macs", "1.5% macs"), ("2,5 ms", "2.5 ms"), ("50% macs, 0,25 MB", "50% macs, 0.25 MB"), ("0,5", "0.5")],
+)
+def test_a_decimal_comma_is_told_as_such(text: str, meant: str) -> None:
+    with pytest.raises(BudgetError, match=f"numbers take a decimal point: write '{meant}', not '{text}'"):
+        Budget(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["10 mb macs", "2 ms macs", "1.2.3M macs", "5000 size macs", "0.5 macs params", "50% macs per image", "99"]
+)
 def test_nothing_is_suggested_that_cannot_be(text: str) -> None:
     with pytest.raises(BudgetError) as caught:
         Budget(text)

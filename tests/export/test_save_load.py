@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import apical
-from apical.errors import LoadError, ResizeError, TraceError
+from apical.errors import LoadError, ResizeError, SaveError, TraceError
 from export.folders import ARCHITECTURE, NETS, WEIGHTS, assert_same_model, compact, fresh
 from marks import quick
 from resizing.reference import assert_unchanged, snapshot
@@ -180,3 +181,24 @@ def test_an_average_is_refused_as_by_trace(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=message):
         apical.load(AveragedModel(tiny_resnet()), tmp_path)
     assert_same_model(apical.load(tiny_resnet(), tmp_path), average.module, image())
+
+
+@pytest.mark.parametrize("path", [3, None, b"x", []])
+def test_what_is_no_path_is_refused_in_words(path: Any) -> None:
+    model = tiny_resnet()
+    structure = apical.trace(model, image())
+    for call, error in (
+        (lambda: apical.save(model, path), SaveError),
+        (lambda: apical.load(model, path), LoadError),
+        (lambda: apical.save_structure(structure, path), SaveError),
+        (lambda: apical.load_structure(path, model), LoadError),
+    ):
+        with pytest.raises(error, match="must be a path, such as 'runs/a', got"):
+            call()
+
+
+def test_names_that_no_folder_can_have_hold_no_model(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="null"):
+        apical.load(tiny_resnet(), "a\0b")
+    with pytest.raises(SaveError, match=r"structure must be the Structure .* got 3"):
+        apical.save_structure(3, tmp_path / "a.json")  # type: ignore[arg-type]

@@ -203,6 +203,7 @@ def refused(folder: str) -> int:
             lambda: apical.trace(fully_shard(network()), EXAMPLE),
             lambda: apical.resize_(fully_shard(network()), STRUCTURE, {}),
             lambda: made_with(lambda model: None),
+            lambda: made_with(half_sharded),
             lambda: made_with(fully_shard, copies=[network()]),
             lambda: load_sharded(Path(folder) / "nothing", *made("whole")[:0:-1]),
         ):
@@ -217,7 +218,18 @@ def refused(folder: str) -> int:
 def made_with(how: Any, **options: Any) -> None:
     model = network()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    apical.Grower(model, sgd, EXAMPLE, "50% macs", EPOCHS, structure=STRUCTURE, shard=how, **options)
+    before = [(type(m), set(vars(m))) for m in model.modules()]
+    try:
+        apical.Grower(model, sgd, EXAMPLE, "50% macs", EPOCHS, structure=STRUCTURE, shard=how, **options)
+    finally:  # all that are refused leave a plain model of full size
+        assert [(type(m), set(vars(m))) for m in model.modules()] == before
+        assert all(p is q for p, q in zip(model.parameters(), sgd.param_groups[0]["params"], strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), network().parameters(), strict=True))
+
+
+def half_sharded(model: nn.Module) -> None:
+    fully_shard(model.blocks)
+    raise RuntimeError("half of it is sharded")
 
 
 def counted(folder: str) -> int:

@@ -16,7 +16,7 @@ from torch.optim import SGD, Optimizer
 import apical
 from apical import Grower
 from apical.baselines import L1, Comparator, Taylor, Uniform
-from apical.errors import CheckpointError, ConfigError, ResizeError, TrainingError
+from apical.errors import CheckpointError, ConfigError, DataError, ResizeError, TrainingError
 from apical.growth import ScsConfig
 from apical.resizing._undisturbed import undisturbed
 from growth.cases import begun, built, example, grown, loss_of, run, sgd, step, structure_of
@@ -561,3 +561,18 @@ def test_weights_that_are_not_loaded_after_the_state_are_told(loaded: bool) -> N
         step(other, others, "mlp", 0)
     assert told[0].filename.endswith("cases.py"), "the line that steps is shown"
     step(other, others, "mlp", 1)  # told once
+
+
+@pytest.mark.parametrize("path", [3, None, b"x"])
+def test_a_report_is_written_to_a_path(path: Any) -> None:
+    with pytest.raises(DataError, match="path must be a path, such as 'runs/a', got"):
+        begun("mlp")[2].report(path)
+
+
+@pytest.mark.parametrize("changed", [{"epoch": 3}, {"history": {}}, {"history": [{}]}, {"epoch": "0"}])
+def test_a_state_without_a_record_of_each_epoch_changes_nothing(changed: dict[str, Any]) -> None:
+    model, _, grower = begun("mlp")
+    before = weights(model)
+    with pytest.raises(CheckpointError, match="no list of one record for each of its epochs"):
+        grower.load_state_dict(grower.state_dict() | changed)
+    assert same(weights(model), before)

@@ -120,10 +120,11 @@ def test_a_damaged_checkpoint_is_refused_by_all_in_the_same_words(server: ForkSe
 
 def test_what_is_refused(server: ForkServer, tmp_path: Path) -> None:
     for state in states(server, tmp_path, "refused", count=2):
-        sharded, again, nothing, copies, missing = state["said"]
+        sharded, again, nothing, half, copies, missing = state["said"]
         assert "shard=fully_shard" in sharded
         assert "shard=fully_shard" in again
         assert "did not shard anything" in nothing
+        assert "shard failed (RuntimeError: half of it is sharded)" in half
         assert "copies" in copies
         assert "no checkpoint" in missing
 

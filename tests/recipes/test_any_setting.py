@@ -27,7 +27,7 @@ VALUES = [
     "", "none", "true", "0", "-1", "1", "3", "0.5", "1e-3", "1e400", "nan", "-inf",
     "1_000", "²", "9" * 5000, "1,2,", "3,1", "(1", "auto", "50% macs", "2 ms", "10% size", "steps", "sgd", "adamw",
     "cosine", "bf16", "cpu", "resnet20", "torchvision:resnet18", "os:mkdir", "synthetic", "\0", "\udcff", "a=b",
-    "x,y", *methods(),
+    "x,y", "[200]", '["a"]', '"7"', '{"a": [1]}', "[" * 5000, "[NaN]", *methods(),
 ]  # fmt: skip
 SETTING = st.tuples(
     st.sampled_from(KEYS) | st.text(max_size=8), st.sampled_from(VALUES) | st.text(max_size=8) | st.floats().map(str)

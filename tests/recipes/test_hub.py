@@ -146,11 +146,16 @@ def test_a_hub_that_refuses_is_quoted(error: Exception, finished: Path, server: 
         push_to_hub(finished, "me/digits")
 
 
-@pytest.mark.parametrize("repo", ["digits", "me/", "/digits", "https://hub/me/digits", " /digits"])
-def test_what_is_no_name_of_a_repository_is_refused_at_once(repo: str, finished: Path, server: Server) -> None:
+@pytest.mark.parametrize("repo", ["digits", "me/", "/digits", "https://hub/me/digits", " /digits", "a b/c", "a b/c/d"])
+def test_what_is_no_name_of_a_repository_is_refused_at_once(
+    repo: str, finished: Path, server: Server, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=f"repo must be user/name, got '{repo}'"):
         push_to_hub(finished, repo)
     assert not server.calls
+    looked = command(finished, repo, "--out", tmp_path / "look")
+    assert (looked.exit_code, (tmp_path / "look").exists()) == (2, False)
+    assert "repo must be user/name" in looked.output
 
 
 def rewritten(run_folder: Path, name: str, **changes: Any) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from apical.errors import ApicalError, BudgetError, ConfigError
 from apical.recipes import RunConfig, apply_settings, get_recipe, recipes, register_recipe
-from apical.recipes._settings import reproducing_command, setting_types
+from apical.recipes._settings import reproducing_command, setting_types, split_options
 from apical.runs import register_method
+from apical.runs._compare import _command
 
 NAMES = {
     "digits",
@@ -163,6 +168,31 @@ def test_the_reproducing_command_gives_the_config_back() -> None:
     assert words[-2:] == ["--out", "a folder"]
     again = [word for flag, word in pairwise(words) if flag == "--set"]
     assert apply_settings(get_recipe("digits"), again) == config
+
+
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6)
+    | st.sampled_from(["7", "007", "1e3", "none", "True", "1,2", "[1]", '"', " a ", "", "nan", "it's"])
+)  # fmt: skip
+JSON = st.recursive(PLAIN, lambda item: st.lists(item, max_size=3) | st.dictionaries(st.text(max_size=3), item))
+
+
+@given(value=JSON)
+@example(value=[200])
+@example(value=[1, 2])
+@example(value=[])
+@example(value=["a", "b"])
+def test_every_option_is_in_the_command_with_its_type(value: Any) -> None:
+    digits = get_recipe("digits")
+    options = dataclasses.replace(digits.model, options={**digits.model.options, "free": value})
+    config = dataclasses.replace(digits, model=options, method="slimming", method_options={"free": value})
+    again = [w for flag, w in pairwise(shlex.split(reproducing_command(config, "x"))) if flag == "--set"]
+    found = apply_settings(digits, again)
+    for own in (found.model.options["free"], found.method_options["free"]):
+        assert repr(own) == repr(value)
+    compared = shlex.split(_command("apical compare", digits, ["l1"], [0], Path("x"), {"l1": {"free": value}}))
+    _, options_of = split_options([w for flag, w in pairwise(compared) if flag == "--set"], ["l1"])
+    assert repr(options_of) == repr({"l1": {"free": value}})
 
 
 def test_the_reproducing_command_holds_nothing_that_follows_from_the_length() -> None:

@@ -12,7 +12,7 @@ from torch import nn, optim
 
 import apical
 from apical import DormantStore, Structure
-from apical.errors import CheckpointError, ResizeError
+from apical.errors import CheckpointError, ConfigError, ResizeError
 from resizing.reference import equal_trees, train_steps
 from structure.contract import random_keep
 from structure.nets import image, tiny_resnet, tiny_structure
@@ -272,3 +272,14 @@ def test_modules_that_wait_do_not_train_and_do_not_count() -> None:
     train_steps(run.model, run.optimizer, 2, SHAPE, seed=0)
     assert equal_trees(dict(before), dict(waiting.state_dict()))
     assert not {id(p) for p in waiting.parameters()} & {id(p) for g in run.optimizer.param_groups for p in g["params"]}
+
+
+@pytest.mark.parametrize("device", ["gpux", "cuda:-1", 3, [1], 1.5, "meta", torch.device("meta")])
+def test_a_store_waits_on_a_device_with_values(device: Any) -> None:
+    with pytest.raises(ConfigError, match="device must be one that holds values"):
+        DormantStore(device)
+
+
+def test_a_store_knows_the_state_of_structures_only() -> None:
+    with pytest.raises(ResizeError, match=r"structure must be the Structure .* got 3"):
+        DormantStore().current(3)  # type: ignore[arg-type]

@@ -196,3 +196,14 @@ def test_registration_returns_the_function() -> None:
 
     assert register_op("apicaltest::halve")(rule) is rule
     assert register_module(Mixer)(restate) is restate
+
+
+def test_what_is_no_operation_or_module_type_is_refused_at_the_call() -> None:
+    for ops in ((3,), (None,), ()):
+        with pytest.raises(TypeError, match="register_op takes names of operations, such as 'aten::relu', got"):
+            register_op(*ops)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the same operation twice"):
+        register_op("apicaltest::x", "apicaltest::x")
+    for kind in (3, None, "x", int, nn.Linear(1, 1)):
+        with pytest.raises(TypeError, match="register_module takes a class of modules"):
+            register_module(kind)  # type: ignore[arg-type]

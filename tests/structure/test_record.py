@@ -16,6 +16,7 @@ from torch import nn
 
 import apical
 from apical import Structure
+from apical.errors import CheckpointError, ResizeError
 from apical.structure import Frozen
 from structure.contract import counted_macs, random_keep
 from structure.nets import (
@@ -96,7 +97,7 @@ def test_what_is_no_choice_is_refused_in_words(resnet: Structure, ask: str) -> N
     for keep in (3, [group], group):
         with pytest.raises(TypeError, match="keep must give, by group name"):
             price(keep)
-    for kept in ("3", 1.5, None, torch.tensor(3), nn.Linear(9, 9)):
+    for kept in ("3", 1.5, None, True, torch.tensor(3), nn.Linear(9, 9)):
         with pytest.raises(TypeError, match="positions or their number"):
             price({group: kept})
     with pytest.raises(TypeError, match="skip must be a list of block names"):
@@ -104,6 +105,27 @@ def test_what_is_no_choice_is_refused_in_words(resnet: Structure, ask: str) -> N
     assert price(skip="1") == price(skip=["1"]) != price(), "one name, as resize_ takes it"
     with pytest.raises(KeyError, match="no block is called"):
         price(skip=[["layer1"]])
+
+
+@pytest.mark.parametrize("ask", ["macs", "num_params", "widths"])
+def test_what_no_resize_could_keep_has_no_price(resnet: Structure, ask: str) -> None:
+    price, group = getattr(resnet, ask), resnet.groups[0]
+    for kept in (-1, group.size + 1, 10**30, np.int64(99)):
+        with pytest.raises(ResizeError, match=f"has {group.size} units, got"):
+            price({group.name: kept})
+    for positions, problem in (
+        ([99, 99], "position 99 is outside"),
+        ([1, 1], "repeated"),
+        ([True], "must be integers"),
+        (torch.ones(group.size, dtype=torch.bool), "from a mask"),
+        (nn.Sequential(nn.ReLU()), "must be integers"),
+    ):
+        with pytest.raises(ResizeError, match=problem):
+            price({group.name: positions})
+    assert price({group.name: 2}) == price({group.name: torch.tensor([0, 1])}) == price({group.name: range(2)})
+    assert price({group.name: group.size}) == price()
+    with pytest.raises(KeyError, match="no group is called"):
+        resnet.group(["1"])  # type: ignore[arg-type]
 
 
 def test_skipping_counts_each_term_once(resnet: Structure) -> None:
@@ -233,3 +255,10 @@ def test_a_notebook_shows_the_table(resnet: Structure) -> None:
 def test_names_in_the_notebook_table_are_escaped(resnet: Structure) -> None:
     odd = dataclasses.replace(resnet, notes=("<script>alert(1)</script>",))
     assert "<script>" not in odd._repr_html_()
+
+
+def test_what_is_no_saved_structure_is_said_in_words(resnet: Structure) -> None:
+    good = resnet.to_dict()
+    for data in (None, 3, "x", [], {}, {**good, "groups": 3}, {**good, "groups": [{}]}, {**good, "terms": None}):
+        with pytest.raises(CheckpointError, match="the saved structure does not fit"):
+            Structure.from_dict(data)  # type: ignore[arg-type]

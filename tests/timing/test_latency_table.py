@@ -17,7 +17,7 @@ from torch import nn
 from apical import Grower, trace
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.budget._latency import LayerTable
-from apical.errors import BudgetError
+from apical.errors import BudgetError, ResizeError
 from apical.structure import SizeAxis, SkippableBlock
 from apical.timing import _clock, _latency_table, _layers, measure_latency_table
 from apical.timing._clock import time_ms
@@ -262,6 +262,14 @@ def test_nothing_to_measure_is_an_error() -> None:
 
     with pytest.raises(BudgetError, match="give a budget in MACs or parameters"):
         measure_latency_table(Scale(), trace(net(), EXAMPLE), (torch.zeros(1, 3),))
+
+
+def test_other_arguments_are_refused_in_words() -> None:
+    model = net()
+    with pytest.raises(ResizeError, match=r"expected a torch\.nn\.Module, got int"):
+        measure_latency_table(3, trace(model, EXAMPLE), EXAMPLE)  # type: ignore[arg-type]
+    with pytest.raises(ResizeError, match=r"structure must be the Structure .* got 3"):
+        measure_latency_table(model, 3, EXAMPLE)  # type: ignore[arg-type]
 
 
 def test_the_fastest_of_several_calls_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ _PATTERN = re.compile(
 )
 _SECONDS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+_DECIMAL_COMMA = re.compile(r"(?<=\d),(?!\d{3})(?=\d)")  # not that of 300,000
 _BARE = re.compile(r"^\s*(\d*\.?\d+)\s*(%?)\s*$")
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?[kmgbt])\s*$", re.I)
 _NUMBERED = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[kmgbt](?![a-z]))?\s*((?:[a-z-]+\s*)+)", re.I)  # then words
@@ -164,6 +165,9 @@ def _parts(text: str) -> list[str]:
     """Split at commas that separate limits (not those in ``300,000 params``)."""
     if not isinstance(text, str):
         raise BudgetError(f"a budget is a text, got {_kind(text)}; {FORMS}")
+    if _DECIMAL_COMMA.search(text):
+        meant = _DECIMAL_COMMA.sub(".", text).strip()
+        raise BudgetError(f"numbers take a decimal point: write {meant!r}, not {text.strip()!r}; {FORMS}")
     return [p for p in re.split(r"[;+]|(?<!\d),|,(?!\d{3})|\band\b", text.replace("_", "")) if p.strip()]
 
 
@@ -206,6 +210,10 @@ def _nearest(text: str) -> str:
         for number, unit, words in _NUMBERED.findall(text)
         for word in words.split()
     ]
+    for *_, words in _NUMBERED.findall(text):  # '10 mb macs': a unit and a kind cannot both have the number
+        kinds = {*words.lower().split()}
+        if len(kinds) > 1 and kinds & {*_BYTES, *_SECONDS}:
+            return ""
     suggestion = ", ".join(dict.fromkeys(meant))
     if not meant or _NUMBERED.sub("", text).strip() or not all(map(_PATTERN.match, meant)):
         return ""  # something was not understood

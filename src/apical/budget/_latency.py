@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -60,7 +59,7 @@ class LatencyTable:
 
     def layers_ms(self, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> float:
         """Sum of the layers' interpolated times."""
-        sizes = [_size((keep or {}).get(g.name, g.size)) for g in self.structure.groups]
+        sizes = [*self.structure.widths(keep).values()]
         gone = self.structure.left_out(skip)
         return sum(t.predict_ms(sizes) for t in self.layers if not any(lies_in(t.module, path) for path in gone))
 
@@ -98,7 +97,3 @@ class LatencyTable:
             for d in data["layers"]
         )
         return LatencyTable(structure, layers, data["offset"], data["scale"], data["error"], data["device"])
-
-
-def _size(kept: Any) -> int:
-    return int(kept) if isinstance(kept, Integral) else len(kept)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from apical._atomic import asides
+from apical._checks import as_path
 from apical.errors import LoadError
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, read_architecture
 from apical.quantize import QuantizedTensor, unpack
@@ -68,7 +69,7 @@ def load(model: M, folder: str | os.PathLike[str]) -> M:
         Linear(in_features=3, out_features=2, bias=True)
     """
     refuse_wrapped(model, LoadError)
-    path = Path(folder)
+    path = as_path(folder, "folder", LoadError)
     architecture, values = _read_folder(model, path)
     install = Installation()
     size = sum(p.numel() for p in model.parameters())
@@ -116,7 +117,7 @@ def _state(path: Path) -> list[tuple[int, ...] | None]:
 def _version(path: Path) -> tuple[int, ...] | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # no file can have some names
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
 

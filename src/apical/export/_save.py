@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apical._atomic import asides, flush_to_disk, lock_file, make_folder, new_aside
+from apical._checks import as_path
 from apical.errors import LoadError, ResizeError, SaveError, why_not_written
 from apical.export._format import ARCHITECTURE, WEIGHTS, Architecture, SavedTensor, file_digest, size_attributes
 from apical.quantize import QuantizedTensor, pack
@@ -60,12 +61,12 @@ def save(
         >>> torch.equal(copy.weight, net.weight)
         True
     """
+    path = as_path(folder, "folder", SaveError)
     refuse_wrapped(model, ResizeError)
     architecture, tensors = describe(model)
     check_quantized(quantized, tensors, LoadError)
     if quantized:
         architecture, tensors = _packed(architecture, tensors, quantized)
-    path = Path(folder)
     try:
         make_folder(path)
         with lock_file(path / LOCK, LOCK_PATIENCE_S) as locked:

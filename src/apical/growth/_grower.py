@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from apical._checks import changed_since, shown
+from apical._checks import as_path, changed_since, shown
 from apical.budget import BoundBudget, Budget, LatencyTable
 from apical.budget._budget import BIT_KINDS, Kind
 from apical.budget._rounding import warn_of_idle_divisor
-from apical.errors import ConfigError
+from apical.errors import CheckpointError, ConfigError, DataError
 from apical.growth._bits import BitConfig, BitGrowth, model_bytes, refuse_impossible_size
 from apical.growth._checks import (
     refuse_inference,
@@ -96,9 +96,9 @@ class Grower:
 
     Raises:
         BudgetError: if no reachable network meets the budget, before anything changes.
-        TraceError: if the model cannot be analysed.
+        TraceError: if the model cannot be analysed, or does not run on the example inputs.
         ResizeError: if ``structure`` is not one of this model, before anything changes: a smaller copy of it fails.
-        ConfigError: if an option is unknown or out of range.
+        ConfigError: if an option is unknown or out of range, or ``shard`` fails on the whole model.
 
     Example:
         >>> import torch, apical
@@ -263,7 +263,7 @@ class Grower:
                 self._start_bits()
         self._step += 1
         self._spent_steps += 1
-        self._spent_macs += self.structure.macs(before.keep, before.skip)
+        self._spent_macs += self.structure.macs(before.counts, before.skip)
         after = self._growing.selection
         return state if after is before else resize_state(state, self.structure, before.keep, after.keep)
 
@@ -317,6 +317,7 @@ class Grower:
         Raises:
             DataError: it cannot be written.
         """
+        path = as_path(path, "path", DataError)
         title = type(self.model).__name__
         return write_report(run_record(self.structure, self.history, title, str(self.budget), self.epochs), path)
 
@@ -502,6 +503,11 @@ class Grower:
 
     def _take_up(self, state: Mapping[str, Any], config: GrowthConfig | ScsConfig) -> None:
         """Become what a state says, which is one of this Grower's."""
+        if not isinstance(state["history"], list) or len(state["history"]) != state["epoch"]:
+            raise CheckpointError(
+                "the history of the saved growth state is no list of one record for each of its epochs, expected "
+                f"{shown(state['epoch'])}: it was changed since it was saved. Nothing has changed."
+            )
         self.config = config
         self._restructuring.load_state_dict(state, config)
         counts = [int(n) for n in checked([0] * 4, [state["epoch"], state["step"], *state["spent"]], "epoch or step")]

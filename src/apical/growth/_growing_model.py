@@ -49,6 +49,8 @@ class GrowingModel:
         self._structure = structure
         self._template = TemplateMap(structure)
         self._sharding = None if shard is None else Sharding(shard)
+        if self._sharding is not None:
+            self._sharding.try_out(model)
 
     # ---- what there is ---------------------------------------------------------------------------------------------
 

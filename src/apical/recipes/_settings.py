@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import types
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -119,9 +121,23 @@ def as_texts(config: RunConfig) -> dict[str, str]:
         for part in name.split("."):
             value = value[part]
         found[name] = _as_text(value)
-    found |= {f"model.{name}": _as_text(value) for name, value in content["model"]["options"].items()}
-    options = content["method_options"].items()  # those that hold no single value follow from those that do
-    return found | {f"method.{k}": _as_text(v) for k, v in options if not isinstance(v, (Mapping, list, tuple))}
+    found |= {f"model.{name}": as_free_text(value) for name, value in content["model"]["options"].items()}
+    options = content["method_options"]
+    if "run" in options:  # a network that is repeated follows from its run
+        options = {k: v for k, v in options.items() if not isinstance(v, (Mapping, list, tuple))}
+    return found | {f"method.{name}": as_free_text(value) for name, value in options.items()}
+
+
+def as_free_text(value: Any) -> str:
+    """The text that `parse_freely` reads as this value, of the same type: JSON, where the plain one is another.
+
+    Example:
+        >>> [as_free_text(value) for value in (None, 0.1, "gelu", [200], ["a"], "7")]
+        ['none', '0.1', 'gelu', '[200]', '["a"]', '"7"']
+    """
+    text = _as_text(value) if value is None or isinstance(value, bool) else str(value)
+    # as texts: 1, 1.0 and True are equal, and nan is not equal to itself
+    return text if repr(parse_freely(text.strip())) == repr(value) else json.dumps(value, default=str)
 
 
 def _as_text(value: Any) -> str:
@@ -202,10 +218,17 @@ _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 def parse_freely(text: str) -> Any:
     """A value of a field whose type nobody knows: the narrowest of none, bool, int, float, list of numbers and str.
 
+    Lists, mappings and quoted texts may be JSON.
+
     Example:
         >>> [parse_freely(text) for text in ("none", "true", "1", "1e-3", "gelu", "200,100", "200,")]
         [None, True, 1, 0.001, 'gelu', [200, 100], [200]]
+        >>> [parse_freely(text) for text in ("[200]", '["a", "b"]', '"7"')]
+        [[200], ['a', 'b'], '7']
     """
+    if text.startswith(("[", "{", '"')):
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
     lowered = text.strip().lower()
     if lowered in ("none", "null", "true", "false"):
         return {"true": True, "false": False}.get(lowered)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from apical.errors import ResizeError
-from apical.structure import ChannelGroup, Keep, Structure
+from apical.structure import Keep, Structure
+from apical.structure._positions import checked_positions
 from apical.structure._structure import block_names, unknown
 
 
@@ -34,6 +34,11 @@ class Selection:
             mask[list(self.keep[group])] = False
             self._gone[group] = mask
         return self._gone[group]
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of units by group name: priced as ``keep`` is, without a look at each position."""
+        return {name: len(kept) for name, kept in self.keep.items()}
 
     @cached_property
     def _gone(self) -> dict[str, Tensor]:
@@ -68,7 +73,7 @@ def check_selection(structure: Structure, keep: Keep, skip: Iterable[str]) -> Se
         if positions is None:
             chosen[group.name] = tuple(range(group.size))
         else:
-            found = _positions(group, positions)
+            found = checked_positions(group, positions)
             if isinstance(found, str):
                 problems.append(found)
             else:
@@ -89,36 +94,3 @@ def first_units(rankings: Mapping[str, Sequence[int]], counts: Mapping[str, int]
         Kept positions by group name.
     """
     return {name: sorted(rankings[name][:n]) for name, n in counts.items()}
-
-
-def _positions(group: ChannelGroup, positions: Any) -> tuple[int, ...] | str:
-    """Checked positions, or what is wrong with them."""
-    where = f"group {group.name!r}"
-    if isinstance(positions, Tensor):
-        if positions.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8) or positions.dim() != 1:
-            return (f"{where}: positions must be a 1-d integer tensor, got {positions.dtype} of shape "
-                    f"{tuple(positions.shape)}; from a mask use mask.nonzero().flatten()")  # fmt: skip
-        positions = positions.tolist()
-    elif isinstance(positions, (str, bytes)) or not isinstance(positions, (Sequence, range)):
-        try:
-            positions = list(positions)
-        except TypeError:
-            return f"{where}: expected a sequence of positions, got {type(positions).__name__} {positions!r}"
-    wrong = [p for p in positions if isinstance(p, bool) or not _is_integer(p)]
-    if wrong:
-        return f"{where}: positions must be integers, got {type(wrong[0]).__name__} {wrong[0]!r}"
-    positions = [int(p) for p in positions]
-    if not positions:
-        return f"{where}: at least one of its {group.size} units must stay"
-    outside = [p for p in positions if not 0 <= p < group.size]
-    if outside:
-        return f"{where}: position {outside[0]} is outside 0…{group.size - 1}"
-    if len(set(positions)) < len(positions):
-        return f"{where}: position {next(p for p in positions if positions.count(p) > 1)} is repeated"
-    if sorted(positions) != positions:
-        return f"{where}: positions must be in ascending order"
-    return tuple(positions)
-
-
-def _is_integer(value: Any) -> bool:
-    return hasattr(value, "__index__")

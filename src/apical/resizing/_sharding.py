@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from apical._checks import shown
-from apical.errors import ConfigError
+from apical.errors import ApicalError, ConfigError
 from apical.resizing._shards import alike, is_sharded, sharded_dims, whole
 from apical.resizing._store import DormantStore
 
@@ -82,39 +82,69 @@ class Sharding:
             _forget(module)
         self._changed = []
 
+    def try_out(self, model: nn.Module) -> None:
+        """Call the function on a plain model, and take that back: what fails is told before anything changes.
+
+        Raises:
+            ConfigError: it fails, or divides nothing, or along another dimension than the first.
+        """
+        self._call(model)
+        self._undo()
+
     def _apply(self, model: nn.Module, optimizers: Sequence[Optimizer], store: DormantStore) -> None:
-        modules = list(model.modules())
-        before = [(type(m), frozenset(vars(m))) for m in modules]
-        old = {id(p): p for p in model.parameters()}
-        empty = {
-            key: nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad)
-            for key, p in old.items()
-        }
-        slots = [(m, leaf, p) for m in modules for leaf, p in m._parameters.items() if p is not None]
-        for module, leaf, p in slots:
-            module._parameters[leaf] = empty[id(p)]
-        try:
-            self._shard(model)
-        finally:
-            self._changed = [
-                (m, kind, frozenset(vars(m)) - names) for m, (kind, names) in zip(modules, before, strict=True)
-            ]
-            new: dict[int, nn.Parameter] = {}
-            for module, leaf, p in slots:
-                if id(p) not in new:
-                    new[id(p)] = _divided(p, module._parameters[leaf])
-                module._parameters[leaf] = new[id(p)]
-        divided = [p for p in new.values() if is_sharded(p)]
-        if not divided:
-            raise ConfigError("shard did not shard anything: it is to call torch.distributed.fsdp.fully_shard")
-        if any(set(sharded_dims(p).values()) != {0} for p in divided):
-            raise ConfigError(
-                "shard divides a parameter along another dimension than the first, which fully_shard allows for even "
-                "sizes only; leave shard_placement_fn out"
-            )
+        old, new = {id(p): p for p in model.parameters()}, dict[int, nn.Parameter]()
+        for module, leaf, p, twin in self._call(model):
+            if id(p) not in new:
+                new[id(p)] = _divided(p, twin)
+            module._parameters[leaf] = new[id(p)]
         for optimizer in optimizers:
             _swap(optimizer, old, new)
-        store.divide(divided[0])
+        store.divide(next(p for p in new.values() if is_sharded(p)))
+
+    def _call(self, model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter, Tensor | None]]:
+        """Call the function on the model with empty parameters in place of its own, which are put back.
+
+        Returns:
+            Module, name, parameter, and its empty twin, which is divided as the parameter is to be.
+        """
+        modules = [(m, type(m), frozenset(vars(m))) for m in model.modules()]
+        empty = {
+            id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta"), requires_grad=p.requires_grad)
+            for p in model.parameters()
+        }
+        slots = [(m, leaf, p) for m, _, _ in modules for leaf, p in m._parameters.items() if p is not None]
+        for module, leaf, p in slots:
+            module._parameters[leaf] = empty[id(p)]
+        divided = False
+        try:
+            self._shard(model)
+            twins: list[Tensor | None] = [module._parameters[leaf] for module, leaf, _ in slots]
+            _check_divided([twin for twin in twins if twin is not None and is_sharded(twin)])
+            divided = True
+        except ApicalError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"shard failed ({type(error).__name__}: {error}): it is called with the model, whose parameters are on "
+                "the meta device meanwhile, and is to call torch.distributed.fsdp.fully_shard on it"
+            ) from error
+        finally:
+            self._changed = [(m, kind, frozenset(vars(m)) - names) for m, kind, names in modules]
+            for module, leaf, p in slots:
+                module._parameters[leaf] = p
+            if not divided:
+                self._undo()
+        return [(*slot, twin) for slot, twin in zip(slots, twins, strict=True)]
+
+
+def _check_divided(divided: Sequence[Tensor]) -> None:
+    if not divided:
+        raise ConfigError("shard did not shard anything: it is to call torch.distributed.fsdp.fully_shard")
+    if any(set(sharded_dims(p).values()) != {0} for p in divided):
+        raise ConfigError(
+            "shard divides a parameter along another dimension than the first, which fully_shard allows for even "
+            "sizes only; leave shard_placement_fn out"
+        )
 
 
 def _divided(parameter: nn.Parameter, like: Tensor | None) -> nn.Parameter:

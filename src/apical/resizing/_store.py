@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from apical._checks import changed_since
-from apical.errors import ResizeError
+from apical._checks import changed_since, shown
+from apical.errors import ConfigError, ResizeError
 from apical.resizing._indexing import TensorIndex, scatter_
 from apical.resizing._selection import Selection
 from apical.resizing._shards import alike, is_sharded, whole
@@ -37,6 +37,9 @@ class DormantStore:
     Attributes:
         selection: what is present in the model now; None before the first resize.
 
+    Raises:
+        ConfigError: there is no such device, or it holds no values.
+
     Example:
         >>> import torch, apical
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
@@ -52,7 +55,7 @@ class DormantStore:
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        self.device = None if device is None else torch.device(device)
+        self.device = _device(device)
         self.selection: Selection | None = None
         self.dtype: torch.dtype | None = None
         self._structure: Structure | None = None
@@ -66,6 +69,8 @@ class DormantStore:
 
     def current(self, structure: Structure) -> Selection:
         """What the model holds now, in terms of ``structure``."""
+        if not isinstance(structure, Structure):
+            raise ResizeError(f"structure must be the Structure that apical.trace returned, got {shown(structure)}")
         if self._structure is not None and self._structure is not structure and self._structure != structure:
             raise ResizeError("this DormantStore belongs to another structure; use one store per traced model")
         return self.selection if self.selection is not None else Selection.full(structure)
@@ -220,3 +225,13 @@ class DormantStore:
             if spec is None or tuple(value.shape) != tuple(spec.shape):
                 expected = "a tensor of the traced model" if spec is None else f"{tuple(spec.shape)}"
                 raise ResizeError(f"{key} of the saved store has shape {tuple(value.shape)}, expected {expected}")
+
+
+def _device(given: Any) -> torch.device | None:
+    if given is None:
+        return None
+    with suppress(RuntimeError, TypeError):
+        device = torch.device(given)
+        if device.type != "meta" and not isinstance(given, int):
+            return device
+    raise ConfigError(f"device must be one that holds values, such as 'cpu', or None; got {shown(given)}")

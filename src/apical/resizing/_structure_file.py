@@ -8,13 +8,12 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from os import PathLike
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
 from apical._atomic import atomic_file
-from apical._checks import fits, in_words, shown
+from apical._checks import as_path, fits, in_words, shown
 from apical._reading import read_record
 from apical.errors import LoadError, SaveError, why_not_written
 from apical.resizing._guards import misfits
@@ -48,9 +47,11 @@ def save_structure(structure: Structure, path: str | PathLike[str]) -> None:
         >>> apical.load_structure(file, net).groups
         (<ChannelGroup '0': 8 units, inner, 3 slices>,)
     """
+    if not isinstance(structure, Structure):
+        raise SaveError(f"structure must be the Structure that apical.trace returned, got {shown(structure)}")
+    path = as_path(path, "path", SaveError)
     content = structure.to_dict()
     data = {"format": FORMAT, "version": VERSION, "sha256": _digest(content), "structure": content}
-    path = Path(path)
     try:
         with atomic_file(path) as aside:
             aside.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
@@ -73,7 +74,7 @@ def load_structure(path: str | PathLike[str], model: nn.Module) -> Structure:
     Raises:
         LoadError: the file is missing, damaged, of another format, or belongs to another model.
     """
-    path = Path(path)
+    path = as_path(path, "path", LoadError)
     data = read_record(path, MAX_BYTES, FORMAT, "a file that apical.save_structure wrote")
     if data.get("version") != VERSION:
         raise LoadError(

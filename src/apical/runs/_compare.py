@@ -15,7 +15,7 @@ from apical._checks import flattened
 from apical.errors import CheckpointError, ConfigError
 from apical.growth._options import changed
 from apical.recipes import Prepared, RunConfig
-from apical.recipes._settings import reproducing_command
+from apical.recipes._settings import as_free_text, reproducing_command
 from apical.recipes._task_kind import task_kind
 from apical.reporting import Comparison, Latency, Run, read_run, write_comparison
 from apical.runs._divisor import settle_divisor, to_be_measured, with_divisor
@@ -254,6 +254,8 @@ def _command(
     program: str, config: RunConfig, methods: Sequence[str], seeds: Sequence[int], out: Path, options: Options
 ) -> str:
     shared = replace(config, method="grown").with_seed(0)
-    own = [f"--set {shlex.quote(f'{m}.{k}={v}')}" for m, values in options.items() for k, v in values.items()]
+    own = [
+        f"--set {shlex.quote(f'{m}.{k}={as_free_text(v)}')}" for m, values in options.items() for k, v in values.items()
+    ]
     command = reproducing_command(shared, out).replace("apical train", program, 1)
     return " ".join([command, *own, "--methods", ",".join(methods), "--seeds", ",".join(map(str, seeds))])

@@ -50,8 +50,6 @@ def push_to_hub(run: str | Path, repo: str, *, private: bool = False, trust_code
         SaveError: the Hub does not take it.
     """
     client = _require("huggingface_hub")
-    if not all(part.strip() for part in repo.split("/")) or repo.count("/") != 1:
-        raise ConfigError(f"repo must be user/name, got {repo!r}")
     with tempfile.TemporaryDirectory(prefix="apical-push-") as aside:
         folder = write_share(run, aside, repo, trust_code=trust_code)
         try:
@@ -112,10 +110,12 @@ def write_share(run: str | Path, out: str | Path, repo: str, *, trust_code: bool
     """Write what `push_to_hub` uploads into a folder.
 
     Raises:
-        ConfigError: the folder holds no finished run.
+        ConfigError: the folder holds no finished run, or the name is wrong.
         DataError: a record of it is damaged.
         SaveError: it cannot be written.
     """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ConfigError(f"repo must be user/name, got {repo!r}")
     source, target = Path(run), Path(out)
     config = read_config(source)
     missing = [name for name in (*MODEL, "summary.json") if not (source / name).is_file()]

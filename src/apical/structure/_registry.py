@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from apical._checks import shown
+
 OpRule = Callable[..., Any]
 ModuleRefresh = Callable[[Any], None]
 
@@ -26,7 +28,8 @@ def register_op(*ops: str) -> Callable[[OpRule], OpRule]:
         ops: names as ``"namespace::name"``, without the overload (``"aten::relu"``, ``"mylib::fused_norm"``).
 
     Raises:
-        ValueError: if an operation has a rule already.
+        ValueError: if an operation has a rule already, or two are the same.
+        TypeError: if a name is none.
 
     Example:
         >>> from apical.structure import register_op
@@ -34,6 +37,11 @@ def register_op(*ops: str) -> Callable[[OpRule], OpRule]:
         ... def scaled_relu(walk, x, scale):
         ...     return x  # same shape, same channels, and zero where x is zero
     """
+
+    if not ops or not all(isinstance(op, str) for op in ops):
+        raise TypeError(f"register_op takes names of operations, such as 'aten::relu', got {shown(ops)}")
+    if len(set(ops)) < len(ops):
+        raise ValueError(f"register_op was given the same operation twice: {', '.join(ops)}")
 
     def decorate(rule: OpRule) -> OpRule:
         for op in ops:
@@ -54,6 +62,7 @@ def register_module(module_type: type[nn.Module]) -> Callable[[ModuleRefresh], M
 
     Raises:
         ValueError: if the type is registered already.
+        TypeError: if it is no class of modules.
 
     Example:
         >>> from torch import nn
@@ -66,6 +75,9 @@ def register_module(module_type: type[nn.Module]) -> Callable[[ModuleRefresh], M
         ... def refresh_mixer(module):
         ...     module.slots = module.up.weight.shape[0]
     """
+
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise TypeError(f"register_module takes a class of modules, such as MyLayer, got {shown(module_type)}")
 
     def decorate(refresh: ModuleRefresh) -> ModuleRefresh:
         if module_type in _MODULE_REFRESH:

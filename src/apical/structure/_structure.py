@@ -10,8 +10,10 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any, TypeVar
 
-from apical._checks import in_per_cent, shown
+from apical._checks import changed_since, in_per_cent, shown
+from apical.errors import ResizeError
 from apical.structure._cost import CostModel, CostTerm, SizeAxis, lies_in
+from apical.structure._positions import checked_positions
 from apical.structure._returned import Returned
 from apical.structure._table import Table, as_html, as_text
 from apical.structure._types import (
@@ -64,7 +66,7 @@ class Structure:
         """The group called ``name``; `KeyError` names the nearest, or all, if there is none."""
         try:
             return self._group_index[name]
-        except KeyError:
+        except (KeyError, TypeError):  # a list cannot be a key
             raise KeyError(unknown("group", name, self._group_index)) from None
 
     @cached_property
@@ -89,11 +91,12 @@ class Structure:
 
     def _price(self, model: CostModel, keep: Mapping[str, Any] | None, skip: Iterable[str]) -> int:
         sizes = model.full_sizes.copy()
-        for name, kept in _kept(keep).items():
-            if name not in self._group_order:
-                self.group(name)
-            sizes[self._group_order[name]] = _count(kept)
+        for name, count in self._counts(keep).items():
+            sizes[self._group_order[name]] = count
         return model.price(sizes, [self._block_index(name) for name in block_names(skip)])
+
+    def _counts(self, keep: Mapping[str, Any] | None) -> dict[str, int]:
+        return {name: _count(self.group(name), kept) for name, kept in _kept(keep).items()}
 
     def _block_index(self, name: str) -> int:
         try:
@@ -122,6 +125,7 @@ class Structure:
         Raises:
             KeyError: there is no group or block of that name; the nearest is named.
             TypeError: ``keep`` is no mapping of positions or numbers, or ``skip`` no list of names.
+            ResizeError: a group does not have these positions, or so many units.
 
         Example:
             >>> import torch, apical
@@ -136,7 +140,7 @@ class Structure:
             names = (tensor, *self.tensors[tensor].aliases)
             return any(not any(lies_in(name, path) for path in gone) for name in names)
 
-        chosen = {self.group(name).name: _count(kept) for name, kept in _kept(keep).items()}
+        chosen = self._counts(keep)
         return {
             group.name: chosen.get(group.name, group.size)
             for group in self.groups
@@ -160,6 +164,7 @@ class Structure:
         Raises:
             KeyError: there is no group or block of that name; the nearest is named.
             TypeError: ``keep`` is no mapping of positions or numbers, or ``skip`` no list of names.
+            ResizeError: a group does not have these positions, or so many units.
         """
         return self._price(self._macs_model, keep, skip)
 
@@ -172,8 +177,13 @@ class Structure:
         return asdict(self) | {"tensors": {k: asdict(v) for k, v in self.tensors.items()}}
 
     @staticmethod
+    @changed_since("the saved structure", "Trace the model again with apical.trace")
     def from_dict(data: Mapping[str, Any]) -> Structure:
-        """The inverse of `to_dict`, also after a round trip through JSON."""
+        """The inverse of `to_dict`, also after a round trip through JSON.
+
+        Raises:
+            CheckpointError: ``data`` is something else.
+        """
 
         def slices(items: Any) -> tuple[ParamSlice, ...]:
             return tuple(ParamSlice(s["tensor"], s["dim"], tuple(tuple(p) for p in s["positions"])) for s in items)
@@ -248,12 +258,18 @@ def block_names(skip: Iterable[str]) -> list[str]:
     return [skip] if isinstance(skip, str) else list(skip)
 
 
-def _count(kept: Any) -> int:
-    """How many units are kept, told as positions or as their number."""
-    if isinstance(kept, Integral):
-        return int(kept)
+def _count(group: ChannelGroup, kept: Any) -> int:
+    """How many units of a group are kept, told as positions or as their number (0 prices the rest)."""
+    if not isinstance(kept, bool) and isinstance(kept, Integral):
+        number = int(kept)
+        if not 0 <= number <= group.size:
+            raise ResizeError(f"group {group.name!r} has {group.size} units, got {shown(number)} of them to keep")
+        return number
     if isinstance(kept, Sized) and not isinstance(kept, str) and getattr(kept, "ndim", None) != 0:
-        return len(kept)
+        found = checked_positions(group, kept)
+        if isinstance(found, str):
+            raise ResizeError(f"{found}; keep gives positions, or their number")
+        return len(found)
     raise TypeError(f"keep must give positions or their number for a group, got {shown(kept)}")
 
 

@@ -18,8 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 from apical._memory_format import has_channels_last
 from apical.budget import Budget, LatencyTable
 from apical.budget._latency import LayerTable
-from apical.errors import BudgetError
+from apical.errors import BudgetError, ResizeError
 from apical.resizing import resize_
+from apical.resizing._guards import check_arguments, refuse_wrapped
 from apical.structure import Call, ExampleInputs, SizeAxis, Structure
 from apical.structure._quiet import quiet_rng
 from apical.timing._clock import least, time_ms
@@ -90,8 +91,12 @@ def measure_latency_table(model: nn.Module, structure: Structure, example_inputs
 
     Raises:
         BudgetError: if the model has no layer that can be timed.
+        ResizeError: the model is wrapped, or no module, or the structure is none.
+        TraceError: what is given as inputs is no call.
     """
     call = Call.of(example_inputs)
+    refuse_wrapped(model, ResizeError)
+    check_arguments(structure, (), ResizeError)
     with quiet_rng():
         layers, between = _layer_tables(model, structure, call)
         whole = _fastest(partial(_network_times, model, structure, call))
