@@ -1,4 +1,4 @@
-"""Births where channels are read without a weight as well."""
+"""Births where channels are read without a weight as well, or by the weight that writes them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,19 @@ def dots(m: Net, i: Tensor) -> Any:
     return m.top(torch.cat([u, v, (u * v).sum(1, keepdim=True)], 1))
 
 
+def tied(m: Net, a: Tensor, b: Tensor) -> Tensor:
+    return F.linear(F.relu(m.a(a)), m.a.weight.t(), m.d)
+
+
+def tied_twice(m: Net, a: Tensor, b: Tensor) -> Tensor:
+    h = F.relu(F.linear(F.relu(m.b(F.relu(m.a(a)))), m.b.weight.t(), m.c))
+    return F.linear(h, m.a.weight.t(), m.d)
+
+
+def zeros(n: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(n))
+
+
 Case = tuple[Callable[[], Net], tuple[Tensor, ...]]
 SILENT: dict[str, Case] = {
     "towers": (lambda: Net(towers, u=tower(), v=tower(), classes=nn.Linear(10, 3)), VECTORS),
@@ -56,6 +69,20 @@ SILENT: dict[str, Case] = {
     "dots": (lambda: Net(dots, u=nn.Embedding(10, 6), v=nn.Embedding(10, 6), top=nn.Linear(13, 1)), INDICES),
     "deep": (lambda: Net(deep, e=nn.Embedding(10, 8), deep=nn.Sequential(nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, 1))),
              INDICES),
+    "tied sigmoid": (lambda: Net(lambda m, a, b: F.linear(torch.sigmoid(m.a(a)), m.a.weight.t()), a=nn.Linear(8, 12)),
+                     VECTORS),
+}  # fmt: skip
+SMALL: dict[str, Case] = {
+    "tied": (lambda: Net(tied, a=nn.Linear(8, 24), d=zeros(8)), VECTORS),
+    "tied twice": (lambda: Net(tied_twice, a=nn.Linear(8, 24), b=nn.Linear(24, 12), c=zeros(24), d=zeros(8)), VECTORS),
+    "tied tanh": (lambda: Net(lambda m, a, b: F.linear(torch.tanh(m.a(a)), m.a.weight.t()), a=nn.Linear(8, 12)),
+                  VECTORS),
+    "squares": (lambda: Net(lambda m, i: squares(m.e(i)), e=nn.Embedding(10, 8)), INDICES),
+    "twins": (lambda: Net(lambda m, a, b: m.u(a) @ m.u(b.flip(0)).t(), u=tower()), VECTORS),
+    "towers of ReLUs": (lambda: Net(towers, u=nn.Sequential(tower(), nn.ReLU()), v=nn.Sequential(tower(), nn.ReLU()),
+                                    classes=nn.Linear(10, 3)), VECTORS),
+    "fixed projection": (lambda: Net(lambda m, a, b: F.relu(m.a(a)) @ m.p, a=nn.Linear(8, 12), p=torch.randn(12, 3)),
+                         VECTORS),
 }  # fmt: skip
 
 
@@ -104,4 +131,33 @@ def moved(model: nn.Module, structure: Structure, inputs: tuple[Tensor, ...]) ->
 def test_a_birth_is_silent_where_channels_are_read_without_a_weight_too(name: str) -> None:
     model, structure, jump = half_born(SILENT[name])
     assert jump <= 1e-10
+    assert all(group.silent for group in structure.groups)
     assert all(map(all, moved(model, structure, SILENT[name][1]).values()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_newborn_that_zeros_would_hold_for_ever_begins_small(name: str) -> None:
+    """Nearly as many move as if they began with their weights as they are: a ReLU may be off for the whole batch."""
+    model, structure, jump = half_born(SMALL[name])
+    other, _, full_jump = half_born(SMALL[name], preserving=False)
+    assert not all(group.silent for group in structure.groups)
+    assert 0 < jump < 0.2 * full_jump
+    small, full = (moved(m, structure, SMALL[name][1]) for m in (model, other))
+    few, many = (sum(map(sum, found.values())) for found in (small, full))
+    assert few >= 0.9 * many > 0
+    assert Structure.from_dict(structure.to_dict()).groups == structure.groups
+
+
+def test_no_unit_of_a_tied_autoencoder_stays_dead() -> None:
+    torch.manual_seed(0)
+    model = Net(tied, a=nn.Linear(8, 64), d=zeros(8))
+    x = torch.randn(256, 8)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    grower = apical.Grower(model, optimizer, (x[:1], x[:1]), "60% macs", epochs=4)
+    for _ in range(4):
+        for _ in range(10):
+            optimizer.zero_grad()
+            F.mse_loss(model(x, x), x).backward()
+            optimizer.step()
+        assert bool((model.get_parameter("a.weight") != 0).any(1).all())
+        grower.end_epoch()
