@@ -17,9 +17,11 @@ from apical.resizing._guards import check_arguments, check_copy, check_matches, 
 from apical.resizing._indexing import TemplateMap
 from apical.resizing._selection import Selection
 from apical.resizing._sharding import Sharding
-from apical.resizing._shards import fill_
+from apical.resizing._shards import fill_, scale_
 from apical.structure import ChannelGroup, Keep, Structure
 from apical.structure._cost import lies_in
+
+SMALL = 0.1  # what newborns are multiplied with that cannot begin as zero; one that is multiplied with itself, twice
 
 
 class GrowingModel:
@@ -166,12 +168,15 @@ def prepare_births_(
         if born.get(group.name):
             _forget_momentum_(store, group, born[group.name])
         if preserving and first_time.get(group.name):
-            for part in group.readers or group.gate_site:
+            for part in (group.readers or group.gate_site) if group.silent else group.members:
                 if _within(structure, part.tensor, unborn) or _is_fixed(structure, part.tensor, fixed):
                     continue
                 index = part.index[list(first_time[group.name])].reshape(-1)
                 for full in store.named(part.tensor):
-                    fill_(full, part.dim, index, 0)
+                    if group.silent:
+                        fill_(full, part.dim, index, 0)
+                    elif structure.tensors[part.tensor].is_parameter:
+                        scale_(full, part.dim, index, SMALL)
     if preserving:
         for block in structure.blocks:
             if block.name in unborn:

@@ -23,6 +23,7 @@ from apical.resizing._disagreement import FAILS, disagreement, keep_half, kind_o
 from apical.resizing._dry_run import bound, confirm, screen
 from apical.resizing._gates import gated_copy
 from apical.resizing._local_sizes import FullSizes, Kind, LocalSize, local_sizes, quotients
+from apical.resizing._newborns import with_births
 from apical.resizing._resize import resize_
 from apical.resizing._testbed import Testbed, difference, other_shapes
 from apical.structure import AttributeAxis, ChannelGroup, SizeAxis, Structure
@@ -255,7 +256,7 @@ def settled(proposed: Structure, bed: Testbed, quick: Testbed | None) -> Structu
     frozen = [
         replace(f, reason=told.get(f.name) or f.reason) if f.reason.startswith(FAILS) else f for f in confirmed.frozen
     ]
-    return replace(confirmed, frozen=tuple(frozen))
+    return with_births(replace(confirmed, frozen=tuple(frozen)), quick or bed)
 
 
 def _following(

@@ -75,11 +75,24 @@ def start_of_part(tensor: Tensor, dim: int) -> int:
 @torch.no_grad()
 def fill_(tensor: Tensor, dim: int, index: Tensor, value: float) -> None:
     """``tensor.index_fill_(dim, index, value)``, also on a divided tensor, whose parts are filled where they lie."""
+    part, index = _own_index(tensor, dim, index)
+    part.index_fill_(dim, index, value)
+
+
+@torch.no_grad()
+def scale_(tensor: Tensor, dim: int, index: Tensor, factor: float) -> None:
+    """Multiply what lies at these positions of a tensor along a dimension, as `fill_` fills it."""
+    part, index = _own_index(tensor, dim, index)
+    part.index_copy_(dim, index, part.index_select(dim, index) * factor)
+
+
+def _own_index(tensor: Tensor, dim: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    """This process' part of a tensor, and where in it those of some positions along a dimension are that it has."""
     part, start = own_part(tensor), start_of_part(tensor, dim)
     index = index.to(part.device) - start
     if is_sharded(tensor):
         index = index[(index >= 0) & (index < part.shape[dim])]
-    part.index_fill_(dim, index, value)
+    return part, index
 
 
 def are_finite(tensors: Sequence[Tensor]) -> list[bool]:

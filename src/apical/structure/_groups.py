@@ -218,8 +218,11 @@ def _group(
     taken[path] += 1
     name = path if taken[path] == 1 else f"{path}:{taken[path]}"
     stream = len(writers) > 1 and any(u in summed for u in units)
-    # a normed writer is itself zero at first, so that those who read it need not be
-    readers = () if normed else tuple(slices[k] for k in walk.columns if k in slices)
+    # a normed writer is itself zero at first, so that those who read it need not be; where every writer is a reader as
+    # well (tied weights), both would be zero
+    apart = not normed and not walk.columns.keys() >= set(writers)
+    # (a buffer that reads them, a fixed projection, would stay zero for ever)
+    readers = tuple(slices[k] for k in walk.columns if k in slices and walk.is_parameter(k[0])) if apart else ()
     return ChannelGroup(name, len(units), "stream" if stream else "inner", tuple(slices.values()), gate, readers)
 
 

@@ -201,6 +201,7 @@ class Structure:
                     slices(g["gate_site"]),
                     slices(g["readers"]),
                     g.get("exact", True),
+                    g.get("silent", True),
                 )
                 for g in data["groups"]
             ),

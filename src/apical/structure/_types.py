@@ -54,6 +54,8 @@ class ChannelGroup:
             are zero, a newborn unit leaves the function unchanged. Empty where units are read without a weight.
         exact: whether a gate of zero equals the unit's absence. False for channels under LayerNorm or RMSNorm (only
             with ``trace(…, streams="resize")``): the others are then normalised without it, and the outputs change.
+        silent: whether a newborn unit can leave the function unchanged. False where it would never get a gradient
+            then, as one that is multiplied with itself: it begins small.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ChannelGroup:
     gate_site: tuple[ParamSlice, ...]
     readers: tuple[ParamSlice, ...] = ()
     exact: bool = True
+    silent: bool = True
 
     def __repr__(self) -> str:
         return f"<ChannelGroup {self.name!r}: {self.size} units, {self.role}, {len(self.members)} slices>"
