@@ -212,6 +212,10 @@ def _within(structure: Structure, tensor: str, blocks: Sequence[str]) -> bool:
 
 
 def _forget_momentum_(store: DormantStore, group: ChannelGroup, units: Sequence[int]) -> None:
+    """Zero what optimizers know of units.
+
+    Of Adam's mean of squares, too, so that newborns take steps of several learning rates at first, and catch up.
+    """
     for part in group.members:
         index = part.index[list(units)].reshape(-1)
         for full in store.moments(part.tensor):
