@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apical.errors import TraceError
 from apical.resizing._follow import settled
 from apical.resizing._guards import refuse_wrapped
-from apical.resizing._testbed import Example, testbeds
+from apical.resizing._testbed import DIFFERS, Example, Testbed, is_random, testbeds
 from apical.structure import Call, ExampleInputs, HandGroups, Structure
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
@@ -28,6 +28,10 @@ from apical.structure._types import by_reason, reason_in_words
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
 LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)
+RANDOM = (
+    "the model's output is random in eval mode (two calls with the same inputs differ), so that nothing can be "
+    "compared: draw random numbers only if self.training, which F.dropout takes as training=self.training"
+)
 # Code between a user's line and `trace`: of this package, and of what decorates `trace`.
 OWN = (str(Path(__file__).parents[1]), str(contextmanager.__code__.co_filename))
 
@@ -127,7 +131,22 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
     else:
         structure = describe(twin, call.args, call.kwargs, groups)
     structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
-    return settled(structure, *testbeds(twin, Example(call.args, call.kwargs, states)))
+    bed, quick = testbeds(twin, Example(call.args, call.kwargs, states))
+    return _chance_named(settled(structure, bed, quick), quick or bed)
+
+
+def _chance_named(structure: Structure, bed: Testbed) -> Structure:
+    """The structure with chance as the reason of what the dry run refuted, where eval mode is random."""
+    told = (*(part.reason for part in structure.frozen), *structure.notes)
+    if not any(DIFFERS in said for said in told) or not is_random(bed):
+        return structure
+
+    def named(said: str) -> str:
+        before, differs, _ = said.partition(DIFFERS)
+        return before + RANDOM if differs else said
+
+    frozen = tuple(replace(part, reason=named(part.reason)) for part in structure.frozen)
+    return replace(structure, frozen=frozen, notes=tuple(map(named, structure.notes)))
 
 
 def _warn_of_unread(structure: Structure) -> None:
