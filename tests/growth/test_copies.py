@@ -115,3 +115,23 @@ def test_finishing_twice_is_finishing_once(started: Started, recwarn: pytest.War
     grower.finish()
     assert not recwarn.list
     assert grower.history[-1]["widths"] == present
+
+
+def test_a_target_network_inside_of_a_model_follows_the_online_one() -> None:
+    """As in BYOL and mean teachers."""
+    online = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    model = nn.ModuleDict({"online": online, "target": copy.deepcopy(online).requires_grad_(False)})
+    optimizer = torch.optim.SGD(model["online"].parameters(), lr=0.1)
+    x = torch.randn(8, 8)
+    grower = Grower(model["online"], optimizer, x[:1], "50% macs", 4, copies=[model["target"]])
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model["online"](x), model["target"](x)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(model["target"].parameters(), model["online"].parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+        grower.end_epoch()
+    shapes = [[tuple(p.shape) for p in model[name].parameters()] for name in ("online", "target")]
+    assert shapes[0] == shapes[1]
+    assert shapes[0][0] == (8, 8)

@@ -223,6 +223,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:the example call does not read spare")
 @pytest.mark.parametrize("name", CASES)
 def test_groups_and_frozen_parts(name: str) -> None:
     build, inputs, groups, frozen = CASES[name]

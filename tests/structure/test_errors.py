@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import UserDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,25 @@ def with_lost_weights() -> nn.Module:
 def packed(m: Any, x: Tensor) -> Tensor:
     sequence = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([5, 3]), batch_first=True)
     return m.fc(nn.utils.rnn.pad_packed_sequence(m.rnn(sequence)[0], batch_first=True)[0])
+
+
+@dataclass
+class Scores:
+    values: Tensor
+
+
+@dataclass
+class Batch:
+    x: Tensor
+
+
+def masks_in_place(m: Any, x: Tensor) -> Tensor:
+    m.a.weight.data *= m.mask
+    return m.b(m.a(x))
+
+
+def with_chance() -> nn.Module:
+    return Net(lambda m, x: m.b(nn.functional.dropout(m.a(x).relu(), 0.3)), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
 
 
 X = torch.zeros(2, 3)
@@ -86,6 +106,21 @@ BAD: dict[str, Bad] = {
     "packed sequence": (
         lambda: Net(packed, rnn=nn.LSTM(3, 4, batch_first=True), fc=nn.Linear(4, 2)), vectors(2, 5, 3),
         "packed sequences",
+    ),
+    "an output of a class of its own": (
+        lambda: Net(lambda m, x: Scores(m.a(x)), a=mlp()), X,
+        r"If Scores is a dataclass, call torch.export.register_dataclass\(Scores\) .* tuple or dict\.$",
+    ),
+    "an input of a class of its own": (
+        lambda: Net(lambda m, batch: m.a(batch.x), a=mlp()), (Batch(X),),
+        r"If Batch is a dataclass, call torch.export.register_dataclass\(Batch\) .* let forward take its tensors\.$",
+    ),
+    "a weight that is masked in place": (
+        lambda: Net(masks_in_place, a=nn.Linear(3, 8), b=nn.Linear(8, 2), mask=torch.ones(8, 3)), X,
+        r"multiply in the call instead, as in F\.conv2d\(x, self\.weight \* self\.mask",
+    ),
+    "random in eval mode": (
+        with_chance, X + 1, r"a \(8\): the model's output is random in eval mode .*self\.training; b",
     ),
 }  # fmt: skip
 

@@ -14,6 +14,9 @@ from marks import quick, slow
 from structure.expectations import groups_of, members_of, reasons_of, traced
 from structure.nets import Net, vectors
 
+# of all that the networks here have, each reads a part
+pytestmark = pytest.mark.filterwarnings("ignore:the example call does not read")
+
 WIDTH, TOKENS, INPUTS = 4, 5, vectors(2, 5, 16)
 
 

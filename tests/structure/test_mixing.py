@@ -68,6 +68,7 @@ MESSAGES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:the example call does not read g")
 @pytest.mark.parametrize("name", MESSAGES)
 def test_message_passing(name: str) -> None:
     net = Net(lambda m, x: m.o(MESSAGES[name](m, F.relu(m.f(x)))), f=nn.Linear(4, 16), g=nn.Linear(16, 16),

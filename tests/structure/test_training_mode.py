@@ -236,6 +236,49 @@ def test_parameters_that_neither_mode_reads_do_not_matter_where_training_mode_is
         return m.last(torch.relu(m.a(x)))
 
     net = Net(forward, a=nn.Linear(4, 6), last=nn.Linear(6, 2), never=nn.Linear(6, 2))
-    structure = apical.trace(net, vectors(2, 4))
+    with pytest.warns(UserWarning, match="the example call does not read never.weight, never.bias"):
+        structure = apical.trace(net, vectors(2, 4))
     assert [(g.name, g.size) for g in structure.groups] == [("a", 6)]
     assert [note for note in structure.notes if "training mode was not followed" in note]
+
+
+# ---- what the example call does not read -----------------------------------------------------------------------------
+
+
+def two_heads(m: Any, x: Tensor, task: str | None = "a") -> Any:
+    y = m.body(x)
+    return [head(y) for head in m.heads.values()] if task is None else m.heads[task](y)
+
+
+def of_two_tasks() -> nn.Module:
+    body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU())
+    return Net(two_heads, body=body, heads=nn.ModuleDict({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)}))
+
+
+def test_what_the_example_call_does_not_read_is_said_at_the_line_that_traces() -> None:
+    with pytest.warns(UserWarning, match=r"does not read heads\.b\.weight, heads\.b\.bias: .*groups=") as caught:
+        structure = apical.trace(of_two_tasks(), vectors(2, 4))
+    assert [warning.filename for warning in caught] == [__file__]
+    assert "does not read heads.b.weight" in str(structure)
+
+
+BY_HAND: dict[str, dict[str, dict[str, int]]] = {
+    "body.0": {"a": {"body.0.weight": 0, "body.0.bias": 0, "body.2.weight": 1}},
+    "body.2": {"a": {"body.2.weight": 0, "body.2.bias": 0, "heads.a.weight": 1, "heads.b.weight": 1}},
+}
+
+
+@pytest.mark.parametrize("name", ["one call reads all", *BY_HAND])
+def test_the_ways_out_that_the_warning_names_keep_every_call_running(name: str) -> None:
+    model, x = of_two_tasks(), vectors(2, 4)[0]
+    structure = apical.trace(model, (x,), groups=BY_HAND[name]) if name in BY_HAND else apical.trace(model, (x, None))
+    apical.resize_(model, structure, {g.name: range(2) for g in structure.groups})
+    assert structure.groups
+    assert [tuple(model(x, task).shape) for task in ("a", "b")] == [(2, 2), (2, 3)]
+
+
+def test_a_weight_that_is_read_by_another_name_is_read() -> None:
+    net = Net(lambda m, x: m.b(m.a(x)) @ m.a.weight, tied=nn.Linear(4, 6, bias=False), a=nn.Linear(4, 6, bias=False),
+              b=nn.Linear(6, 6), count=nn.Parameter(torch.zeros(1)))  # fmt: skip
+    net.tied.weight = net.a.weight
+    assert apical.trace(net, vectors(2, 4)).notes == ()

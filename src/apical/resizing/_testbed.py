@@ -22,6 +22,7 @@ from apical.structure._steady import steady_training
 SMALL_SIDES = (64, 96)
 ROUGH = 1e-5  # in float32, relative; equal networks of 50 layers differed by 4e-7
 NEAR = 1e-3  # in float32, relative: what differs by more is not equal
+DIFFERS = "a gate of zero does not equal its absence"
 NOISE = 100_003  # numbers that are drawn for one tensor; larger ones repeat them
 
 
@@ -209,6 +210,16 @@ def _with_training(bed: Testbed) -> Testbed:
     return replace(bed, note=note)
 
 
+def is_random(bed: Testbed) -> bool:
+    """Whether chance decides what the model computes in eval mode: with other random numbers, outputs are others."""
+
+    def run(seed: int) -> list[Tensor]:
+        return bed.example.run(sharing_copy(bed.model), seed=seed)
+
+    first = run(0)
+    return difference(first, run(0), ROUGH) is None and difference(first, run(1), ROUGH) is not None
+
+
 def _smaller(example: Example) -> Iterator[Example]:
     """The example with images cut to each of `SMALL_SIDES`, if they are much larger.
 
@@ -343,5 +354,5 @@ def difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: f
         scale = a.abs().max().item() if a.numel() else 0.0
         error = (a - b).abs().max().item() if a.numel() else 0.0
         if not error <= tolerance * max(scale, 1e-30):
-            return f"a gate of zero does not equal its absence (relative difference {error / max(scale, 1e-30):.1g})"
+            return f"{DIFFERS} (relative difference {error / max(scale, 1e-30):.1g})"
     return None

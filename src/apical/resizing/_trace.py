@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,16 +17,23 @@ from torch import Tensor, nn
 from apical.errors import TraceError
 from apical.resizing._follow import settled
 from apical.resizing._guards import refuse_wrapped
-from apical.resizing._testbed import Example, testbeds
+from apical.resizing._testbed import DIFFERS, Example, Testbed, is_random, testbeds
 from apical.structure import Call, ExampleInputs, HandGroups, Structure
 from apical.structure._analyse import OUTPUT, propose
 from apical.structure._manual import describe
 from apical.structure._quiet import quiet_rng
 from apical.structure._running import analysis_copy, make_traceable_
+from apical.structure._training import UNREAD
 from apical.structure._types import by_reason, reason_in_words
 
 # Reasons that follow from an architecture; all others can often be mended, and are told before them.
 LAST = ("no later layer reads", "no layer that can shrink", "all its channels must go together", OUTPUT)
+RANDOM = (
+    "the model's output is random in eval mode (two calls with the same inputs differ), so that nothing can be "
+    "compared: draw random numbers only if self.training, which F.dropout takes as training=self.training"
+)
+# Code between a user's line and `trace`: of this package, and of what decorates `trace`.
+OWN = (str(Path(__file__).parents[1]), str(contextmanager.__code__.co_filename))
 
 
 @contextmanager
@@ -108,6 +118,7 @@ def trace(
     if not structure.groups and not structure.blocks:
         _refuse_lost_outputs(analysis_copy(model), call)  # the twin holds its weights in float64 by now
         raise TraceError(f"nothing in {type(model).__name__} can be grown or removed. {_reasons(structure)}")
+    _warn_of_unread(structure)
     return structure
 
 
@@ -120,7 +131,32 @@ def _confirmed(twin: nn.Module, call: Call, states: tuple[int | str, ...], group
     else:
         structure = describe(twin, call.args, call.kwargs, groups)
     structure = replace(structure, notes=(*structure.notes, *(f"traced with {setting}" for setting in changed)))
-    return settled(structure, *testbeds(twin, Example(call.args, call.kwargs, states)))
+    bed, quick = testbeds(twin, Example(call.args, call.kwargs, states))
+    return _chance_named(settled(structure, bed, quick), quick or bed)
+
+
+def _chance_named(structure: Structure, bed: Testbed) -> Structure:
+    """The structure with chance as the reason of what the dry run refuted, where eval mode is random."""
+    told = (*(part.reason for part in structure.frozen), *structure.notes)
+    if not any(DIFFERS in said for said in told) or not is_random(bed):
+        return structure
+
+    def named(said: str) -> str:
+        before, differs, _ = said.partition(DIFFERS)
+        return before + RANDOM if differs else said
+
+    frozen = tuple(replace(part, reason=named(part.reason)) for part in structure.frozen)
+    return replace(structure, frozen=frozen, notes=tuple(map(named, structure.notes)))
+
+
+def _warn_of_unread(structure: Structure) -> None:
+    """Warn, at the user's line, of parameters of which the example call does not tell what feeds them."""
+    for note in structure.notes if structure.groups else ():
+        if note.startswith(UNREAD):
+            frame, level = sys._getframe(), 1
+            while frame.f_back is not None and frame.f_code.co_filename.startswith(OWN):
+                frame, level = frame.f_back, level + 1
+            warnings.warn(note, stacklevel=level)
 
 
 def _refuse_lost_outputs(twin: nn.Module, call: Call) -> None:

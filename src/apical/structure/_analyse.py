@@ -27,7 +27,7 @@ from apical.structure._rectangles import resolve_rectangles
 from apical.structure._running import export_graph
 from apical.structure._states import state_slices, unit_dim
 from apical.structure._structure import Structure
-from apical.structure._training import training_graph
+from apical.structure._training import note_of_unread, training_graph
 from apical.structure._types import TensorSpec
 from apical.structure._values import AnyValue, Value
 from apical.structure._walk import Walk
@@ -75,6 +75,7 @@ def propose(
     if isinstance(training, ExportedProgram):
         settle_sizes_(training, args, kwargs)
     names = {alias: name for name, spec in tensors.items() for alias in (name, *spec.aliases)}
+    unread = note_of_unread([program, *([training] if isinstance(training, ExportedProgram) else [])], tensors)
 
     def walked(turned: frozenset[str]) -> tuple[Walk, list[AnyValue | None]]:
         walk = Walk(model, names, resize_streams, turned)
@@ -108,7 +109,7 @@ def propose(
         attributes=assembly.attributes,
         terms=assembly.terms,
         param_axes=assembly.param_axes,
-        notes=tuple(walk.notes),
+        notes=(*walk.notes, *([unread] if unread else [])),
         states=tuple(state_slices(walk, assembly.groups, states)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -95,10 +96,27 @@ def export_graph(
     except Exception as problem:
         check_runs(model, args, kwargs)
         raise TraceError(
-            f"torch.export cannot trace {type(model).__name__}: {first_line(problem)}. Branches that "
-            "depend on tensor values and packed sequences are the usual causes. Trace a variant without them, or "
-            "describe the channels by hand: apical.trace(model, example_inputs, groups={name: {tensor: dim}})."
+            f"torch.export cannot trace {type(model).__name__}: {first_line(problem)}. {_way_out(problem)}"
         ) from problem
+
+
+def _way_out(problem: Exception) -> str:
+    """What to do about a forward pass that torch cannot export."""
+    text = str(problem)
+    container = re.search(r"(?:Found|Unsupported input type) <class '(?:.*[.>])?(\w+)'>", text)
+    if container:
+        name = container[1]
+        plain = "return its tensors in a tuple or dict" if "in output" in text else "let forward take its tensors"
+        return f"If {name} is a dataclass, call torch.export.register_dataclass({name}) before tracing; else {plain}."
+    if "fake tensor in the exported program constant" in text:
+        return (
+            "A write to a weight's .data in the forward pass (self.weight.data *= self.mask) is the usual cause: "
+            "multiply in the call instead, as in F.conv2d(x, self.weight * self.mask, self.bias)."
+        )
+    return (
+        "Branches that depend on tensor values and packed sequences are the usual causes. Trace a variant without "
+        "them, or describe the channels by hand: apical.trace(model, example_inputs, groups={name: {tensor: dim}})."
+    )
 
 
 @contextmanager

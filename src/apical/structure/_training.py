@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from apical.errors import TraceError
 from apical.structure._quiet import quiet_rng
 from apical.structure._running import check_runs, export_graph, first_line, own
 from apical.structure._steady import steady, steady_training
+from apical.structure._types import TensorSpec
 
 MAX_NAMES = 8
+FEW = 3  # parameters by name in a note
+UNREAD = "the example call does not read"
 Operation = tuple[str, tuple[Any, ...]]
 
 
@@ -52,22 +55,47 @@ def training_graph(
         check_runs(model, args, kwargs)
         first = str(error) if isinstance(error, TraceError) else first_line(error)
         read = {name for _, operands in (operations or ())[:-1] for name, _ in operands}  # the last are the outputs
-        unread = [name for name in _unread(program) if operations is None or name in read]
-        if not unread:
+        only = [name for name in unread(program) if operations is None or name in read]
+        if not only:
             return f"training mode was not followed, only eval mode: {first}"
-        more = f" and {len(unread) - MAX_NAMES} more" if len(unread) > MAX_NAMES else ""
+        more = f" and {len(only) - MAX_NAMES} more" if len(only) > MAX_NAMES else ""
         raise TraceError(
-            f"in eval mode the model never reads {', '.join(unread[:MAX_NAMES])}{more}, and its training mode cannot "
+            f"in eval mode the model never reads {', '.join(only[:MAX_NAMES])}{more}, and its training mode cannot "
             f"be followed ({first}), so that what these parameters read is unknown. Pass inputs with which the model "
             "also runs in training mode, or trace it without the branch that they belong to."
         ) from error
 
 
-def _unread(program: ExportedProgram) -> list[str]:
+def unread(program: ExportedProgram) -> list[str]:
     """Parameters that the graph does not use."""
     used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     specs = program.graph_signature.input_specs
     return [str(s.target) for s in specs if s.kind is InputKind.PARAMETER and s.arg.name not in used]
+
+
+def note_of_unread(programs: Sequence[ExportedProgram], tensors: Mapping[str, TensorSpec]) -> str | None:
+    """What is said of parameters that no graph uses; None if there are none.
+
+    What feeds them cannot be seen: they may be used by nobody, or by calls of another kind than the example.
+
+    Args:
+        programs: the graphs of eval and, where it is another, of training mode.
+        tensors: every parameter with its other names, of which one may be read; single numbers fit any size.
+    """
+    of_each = [set(unread(program)) for program in programs]
+    never = set.intersection(*of_each)
+    left = [
+        name
+        for name, spec in tensors.items()
+        if spec.is_parameter and max(spec.shape, default=1) > 1 and {name, *spec.aliases} <= never
+    ]
+    if not left:
+        return None
+    shown = ", ".join(left[:FEW]) + (f" and {len(left) - FEW} more" if len(left) > FEW else "")
+    return (
+        f"{UNREAD} {shown}: they keep their sizes, so that a call which reads them may fail once the network has "
+        "changed. If any does, trace with inputs with which one call reads all, or name the groups by hand (groups=)."
+    )
 
 
 class _Recorder(TorchDispatchMode):
