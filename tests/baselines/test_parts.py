@@ -112,9 +112,8 @@ def test_filter_norms_are_those_of_the_rows() -> None:
 def test_gate_products_are_the_derivative_to_explicit_gates(name: str) -> None:
     model = built(name).double()
     structure = structure_of(name)
-    subject = Subject(model, None, example(name), structure=structure)
-    inputs = example(name)
-    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    inputs = example(name, model)
+    subject = Subject(model, None, inputs, structure=structure)
 
     def loss(net: nn.Module) -> Tensor:
         out = torch.func.functional_call(net, dict(net.named_parameters()), (inputs,))

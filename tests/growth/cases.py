@@ -73,9 +73,10 @@ def structure_of(name: str) -> Structure:
         return trace(case.make(), example(name), state_outputs=case.state_outputs)
 
 
-def example(name: str) -> Tensor:
-    """One batch of inputs."""
-    return CASES[name].inputs(0)
+def example(name: str, model: nn.Module | None = None) -> Tensor:
+    """One batch of inputs, in the type of a model."""
+    inputs = CASES[name].inputs(0)
+    return inputs if model is None or not inputs.is_floating_point() else inputs.to(next(model.parameters()).dtype)
 
 
 def built(name: str, seed: int = 0) -> nn.Module:
@@ -112,7 +113,8 @@ def adamw(model: nn.Module, **options: Any) -> Optimizer:
 def grown(name: str, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], epochs: int = 6,
           budget: str = "50% macs", **options: Any) -> Grower:  # fmt: skip
     """A Grower of a case with its cached structure."""
-    return Grower(model, optimizer, example(name), budget, epochs, **{"structure": structure_of(name), **options})
+    options = {"structure": structure_of(name), **options}
+    return Grower(model, optimizer, example(name, model), budget, epochs, **options)
 
 
 def begun(name: str, maker: Callable[..., Optimizer] = sgd, **options: Any) -> tuple[Any, Optimizer, Grower]:
