@@ -458,6 +458,25 @@ def test_inspect_takes_a_model_of_the_current_folder(tmp_path: Path, monkeypatch
     assert [group["size"] for group in json.loads(result.stdout)["groups"]] == [6]
 
 
+class TwoHeads(nn.Module):
+    """Of two heads a call reads one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.a(self.body(x).relu())
+
+
+def test_inspect_says_once_what_the_call_does_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "two_heads_xyz.py").write_text(f"import torch\nfrom torch import nn\n{_source(TwoHeads)}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    result = apical("inspect", "two_heads_xyz:TwoHeads", "--input", "1x3")  # warnings are errors in tests
+    assert result.output.count("the example call does not read b.weight, b.bias") == 1
+
+
 def _source(kind: type) -> str:
     import inspect
 

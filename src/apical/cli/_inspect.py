@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,13 +56,15 @@ def inspect_command(
     from apical.errors import ConfigError
     from apical.recipes import recipes
     from apical.resizing import trace
+    from apical.structure._training import UNREAD
 
     if target in recipes():
         raise ConfigError(f"{target} is a recipe, not a model; apical plan {target} shows its model's cost and what is "
                           f"frozen, apical train {target} --list-settings names the model")  # fmt: skip
     torch.manual_seed(0)
     model, example = built(target, kwargs, inputs)
-    with waiting(f"tracing {target}"):
+    with waiting(f"tracing {target}"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", UNREAD)  # a note that is printed with the others
         structure = trace(model, example)
     if page is not None:
         from apical.reporting import write_architecture
