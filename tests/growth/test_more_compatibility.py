@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from apical import DormantStore, Grower, resize_
+from apical import DormantStore, Grower, resize_, trace
 from apical.growth._growing_model import prepare_births_
 from growth.cases import begun, built, grown, loss_of, sgd, squares_of
 from marks import slow
@@ -140,3 +140,42 @@ def test_normed_weights_grow_and_newborn_units_leave_the_function_as_it_was() ->
     prepare_births_(store, structure, born, born, (), preserving=True)
     resize_(twin, structure, {}, store=store)
     torch.testing.assert_close(twin(x), before)
+
+
+class Caching(nn.Module):
+    """A residual block that hands on what the next call is to go on with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise, self.fall = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h = self.rise(x) if cache is None else self.rise(x) + 0 * cache
+        return x + self.fall(h.relu()), h
+
+
+class Stack(nn.Module):
+    """Two of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(Caching() for _ in range(2)), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, caches: list[Any] | None = None, with_caches: bool = False) -> Any:
+        kept = []
+        for block, cache in zip(self.blocks, caches or [None, None], strict=True):
+            x, cache = block(x, cache)
+            kept.append(cache)
+        return (self.head(x), kept) if with_caches else self.head(x)
+
+
+def test_a_block_that_is_left_out_has_no_cache_and_a_frozen_one_comes_back_as_it_left() -> None:
+    model, x = Stack(), torch.randn(3, 6)
+    structure, store = trace(model, x), DormantStore()
+    resize_(model, structure, {}, ["blocks.0"], store=store)
+    outputs, caches = model(x, None, True)
+    assert caches[0] is None
+    assert torch.equal(model(x, caches), outputs)
+    model.requires_grad_(False)
+    resize_(model, structure, {}, (), store=store)
+    assert [p.requires_grad for p in model.parameters()] == [True] * 4 + [False] * 6
