@@ -143,6 +143,7 @@ class Block(nn.Module):
         return x + self.down(relu(self.up(seen)))
 
 
+@pytest.mark.filterwarnings("ignore:the example call does not read")
 @pytest.mark.parametrize("blind", [slow((0, 1)), (1, 3), slow((2, 3))])
 def test_blocks_that_cannot_help_are_the_ones_that_leave_wherever_they_are(blind: tuple[int, ...]) -> None:
     inputs, labels = teacher(0)

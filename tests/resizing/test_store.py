@@ -161,10 +161,9 @@ def test_the_store_follows_its_tensors() -> None:
     store.load_state_dict(store.state_dict())
     assert store.hold("a", (3,), there).device.type == "meta"
     assert store.hold("a", (3,), there).dtype == torch.float32
-    fixed = DormantStore(device="meta")
+    fixed = DormantStore(device="cpu")
     fixed.load_state_dict({"full": {"a": here}, "other": {}, "order": {}})
-    assert fixed.state_dict()["full"]["a"].device.type == "meta"
-    assert fixed.hold("a", (2,), here).device.type == "meta"
+    assert fixed.hold("a", (2,), there).device.type == "cpu"
 
 
 @pytest.mark.gpu

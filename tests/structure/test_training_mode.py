@@ -87,9 +87,7 @@ def test_code_of_training_mode_that_depends_on_a_width_freezes() -> None:
         y = m.a(x)
         return m.last(y * y.shape[1] if m.training else y * 8)
 
-    structure = apical.trace(
-        Net(forward, a=unit(3, 8), b=unit(3, 4), last=nn.Sequential(unit(8, 5), conv(5, 2))), image()
-    )
+    structure = apical.trace(Net(forward, a=unit(3, 8), last=nn.Sequential(unit(8, 5), conv(5, 2))), image())
     assert [g.name for g in structure.groups] == ["last.0.0"]
     assert "in training mode a gate of zero does not equal its absence" in reasons_of(structure)["a.0"]
 
