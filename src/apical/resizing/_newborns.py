@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from apical.resizing._disagreement import chosen, keep_half
 from apical.resizing._gates import gated_copy
 from apical.resizing._install import lookup
+from apical.resizing._seen import projection
 from apical.resizing._testbed import Testbed, difference
 from apical.structure import ChannelGroup, Structure
 
@@ -88,12 +89,10 @@ def _awake(structure: Structure, bed: Testbed, model: nn.Module, keep: dict[str,
     """Names of the groups of which the units that are left out get a gradient from a weighted sum of all outputs."""
     names = {p.tensor for g in structure.groups for p in g.members if structure.tensors[p.tensor].is_parameter}
     parameters = {n: p.requires_grad_() for n in sorted(names) if (p := lookup(model, n)).is_floating_point()}
-    outputs = [o for o in bed.example.run(model, grad=True) if o.requires_grad]
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64, device="cpu").to(o) for o in outputs]
+    total = projection(bed.example.run(model, grad=True))
     found: Sequence[Tensor | None] = ()
-    if outputs:
-        found = torch.autograd.grad(outputs, list(parameters.values()), weights, allow_unused=True)
+    if total is not None:
+        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     gradients = dict(zip(parameters, found, strict=False))
     awake = set()
     for group in structure.groups:

@@ -89,14 +89,14 @@ def _effects(gated: nn.Module, bed: Testbed, training: bool, sites: Collection[S
     for name in {name for name, _ in sites}:
         gate = lookup(gated, name).requires_grad_()
         gate.register_post_accumulate_grad_hook(partial(take, name=name))
-    loss = _projection(bed.example.run(gated, training, grad=True))
+    loss = projection(bed.example.run(gated, training, grad=True))
     if loss is None:
         return None
     loss.backward()
     return found
 
 
-def _projection(outputs: Sequence[Tensor]) -> Tensor | None:
+def projection(outputs: Sequence[Tensor]) -> Tensor | None:
     """A weighted sum of all outputs that have a gradient, with weights from N(0, 1/n); None if none has."""
     generator = torch.Generator().manual_seed(0)
     terms: list[Tensor] = []
